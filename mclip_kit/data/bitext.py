@@ -1,0 +1,103 @@
+"""Parallel sentences of a fairseq-binarised folder."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+from mclip_kit.data import fairseq_io
+from mclip_kit.data.sequences import Lines
+from mclip_kit.data.tokenizer import UNK
+from mclip_kit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Side:
+    """One language of a pair.
+
+    Attributes:
+        language: its code.
+        tokens: ids, `<s> ... </s>`, int32 (T,) each, memory-mapped.
+        texts: the raw lines; where the folder keeps none, the text of the ids.
+    """
+
+    language: str
+    tokens: fairseq_io.Sentences
+    texts: Sequence[str]
+
+
+class Decoded(Sequence[str]):
+    """The text of binarised SentencePiece ids, for folders without the raw text."""
+
+    def __init__(self, tokens: fairseq_io.Sentences, pieces: list[str]) -> None:
+        self._tokens, self._pieces = tokens, pieces
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        pieces = (self._pieces[i - UNK - 1] for i in self._tokens[index] if i > UNK)
+        return "".join(pieces).replace("\u2581", " ").strip()
+
+
+@dataclass(frozen=True)
+class Bitext:
+    """A folder of `SPLIT.SRC-TGT.LANG.bin/.idx` and `dict.LANG.txt`, as `fairseq-preprocess` writes it."""
+
+    folder: Path
+
+    def pairs(self, split: str) -> list[tuple[str, str]]:
+        """The (source, target) languages that the folder holds in a split."""
+        pattern = re.compile(rf"{re.escape(split)}\.([^.-]+)-([^.-]+)\.\1\.idx")
+        matches = (pattern.fullmatch(path.name) for path in sorted(self.folder.glob(f"{split}.*.idx")))
+        return [(match[1], match[2]) for match in matches if match]
+
+    def read(self, split: str, source: str, target: str, max_tokens: int | None = None) -> tuple[Side, Side]:
+        """Both sides of a pair.
+
+        Raises:
+            DataError: a side is missing or damaged, or the sides do not line up.
+        """
+        name = f"{split}.{source}-{target}"
+        left, right = (self._side(name, language, max_tokens) for language in (source, target))
+        if len(left.tokens) != len(right.tokens):
+            raise DataError(
+                f"{self.folder / name}: {len(left.tokens)} {source} lines against {len(right.tokens)} {target} lines"
+            )
+        return left, right
+
+    def _side(self, name: str, language: str, max_tokens: int | None) -> Side:
+        prefix = self.folder / f"{name}.{language}"
+        tokens = fairseq_io.Sentences(prefix, max_tokens)
+        texts: Sequence[str]
+        raw = raw_text(prefix)
+        if raw.is_file():
+            texts = Lines(raw)
+            if len(texts) != len(tokens):
+                raise DataError(f"{raw}: {len(texts)} lines of text against {len(tokens)} binarised ones")
+        else:
+            texts = Decoded(fairseq_io.Sentences(prefix), self.pieces(language))
+        return Side(language, tokens, texts)
+
+    def pieces(self, language: str) -> list[str]:
+        """The pieces of a language's dictionary after the four specials."""
+        return fairseq_io.read_dictionary(self.folder / f"dict.{language}.txt")
+
+
+def raw_text(prefix: Path) -> Path:
+    """Where the raw text of a binarised side lies; fairseq would take a file without suffix for the data itself."""
+    return prefix.with_name(f"{prefix.name}.txt")
+
+
+def open_bitext(folder: str | Path) -> Bitext:
+    """Open a binarised folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not any(Path(folder).glob("*.idx")):
+        raise DataError(f"{folder}: no binarised sentences; run mclip-kit prepare or fairseq-preprocess")
+    return Bitext(Path(folder))
+
+

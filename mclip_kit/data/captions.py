@@ -1,0 +1,111 @@
+"""Image-caption pairs of a prepared folder."""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mclip_kit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The tables of a prepared folder.
+
+    Attributes:
+        folder: where they are.
+        pixels: uint8 (N, S, S, 3), memory-mapped.
+        names: a name per picture.
+        groups: int64 (N,); pictures with the same number look the same.
+        strata: a label per picture.
+        images, languages, splits, texts: columns of the caption table; `images` are rows of `pixels`.
+    """
+
+    folder: Path
+    pixels: np.ndarray
+    names: list[str]
+    groups: np.ndarray
+    strata: np.ndarray
+    images: np.ndarray
+    languages: np.ndarray
+    splits: np.ndarray
+    texts: np.ndarray
+
+    def select(self, split: str, languages: Sequence[str] | str = "all") -> np.ndarray:
+        """Rows of the caption table in a split and languages, int64.
+
+        Raises:
+            DataError: a language or the split has no caption; the message lists those that have.
+        """
+        known = sorted(set(self.languages))
+        wanted = known if languages == "all" else list(languages)
+        missing = [language for language in wanted if language not in known]
+        if missing:
+            raise DataError(f"{self.folder}: no captions in {', '.join(missing)}; there are {', '.join(known)}")
+        rows = np.flatnonzero((self.splits == split) & np.isin(self.languages, wanted))
+        if not len(rows):
+            raise DataError(f"{self.folder}: no captions in split {split!r}; there are {', '.join(set(self.splits))}")
+        return rows
+
+    def image_key(self, image: int) -> str:
+        """A picture's content, hashed."""
+        return self._keys[image]
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        return [hashlib.blake2b(np.ascontiguousarray(p), digest_size=16).hexdigest() for p in self.pixels]
+
+
+def read_captions(folder: str | Path) -> Captions:
+    """Open a prepared folder.
+
+    Raises:
+        DataError: it is missing, damaged, or its tables do not fit together; file and row are named.
+    """
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file():
+        raise DataError(f"{folder}: not a prepared corpus (no manifest.json); run mclip-kit prepare")
+    images = _read_table(folder / "images.tsv", ("image", "group", "stratum"))
+    captions = _read_table(folder / "captions.tsv", ("image", "language", "split", "caption"))
+    try:
+        pixels = np.load(folder / "images.npy", mmap_mode="r")
+        groups = np.array([int(row[1]) for row in images], dtype=np.int64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: damaged ({error}); prepare it again") from None
+    if len(pixels) != len(images):
+        raise DataError(f"{folder}: images.npy has {len(pixels)} pictures, images.tsv {len(images)}; prepare it again")
+    row_of = {row[0]: number for number, row in enumerate(images)}
+    unknown = next((line for line, row in enumerate(captions, 2) if row[0] not in row_of), None)
+    if unknown:
+        raise DataError(f"{folder / 'captions.tsv'} line {unknown}: its image is not in images.tsv")
+    return Captions(
+        folder=folder,
+        pixels=pixels,
+        names=[row[0] for row in images],
+        groups=groups,
+        strata=np.array([row[2] for row in images]),
+        images=np.array([row_of[row[0]] for row in captions], dtype=np.int64),
+        languages=np.array([row[1] for row in captions]),
+        splits=np.array([row[2] for row in captions]),
+        texts=np.array([row[3] for row in captions], dtype=object),
+    )
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> list[list[str]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            header, *rows = csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; prepare the corpus again") from None
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: not a UTF-8 table ({error}); prepare the corpus again") from None
+    if tuple(header) != columns:
+        raise DataError(f"{path} line 1: columns are {', '.join(header)}, not {', '.join(columns)}")
+    wrong = next((line for line, row in enumerate(rows, 2) if len(row) != len(columns)), None)
+    if wrong:
+        raise DataError(f"{path} line {wrong}: {len(rows[wrong - 2])} columns, not {len(columns)}")
+    return rows

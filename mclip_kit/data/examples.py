@@ -1,0 +1,164 @@
+"""The rows of a stage, as columns: what a batch is a gather from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mclip_kit.data.bitext import Bitext, Side
+from mclip_kit.data.captions import Captions
+from mclip_kit.data.sequences import Chain
+from mclip_kit.errors import DataError
+
+Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
+MISSING = -1
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N rows. A row may lack its image or its teacher text; then the edges to them are dropped for that row.
+
+    Attributes:
+        languages: codes; `languages_N` numbers them.
+        tokens: the student's ids a row, `<s> ... </s>`.
+        texts: the student's text a row.
+        lengths_N: tokens a row.
+        teacher_texts: the teacher's text a row; empty where there is none.
+        images_N: a row of the captions folder's pictures, or MISSING.
+        groups_N: rows with the same number are right answers for each other.
+    """
+
+    languages: list[str]
+    languages_N: np.ndarray
+    tokens: Sequence[np.ndarray]
+    texts: Sequence[str]
+    lengths_N: np.ndarray
+    teacher_texts: Sequence[str]
+    images_N: np.ndarray
+    groups_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.languages_N)
+
+
+def from_captions(
+    captions: Captions, split: str, languages: Sequence[str] | str, teacher_language: str, tokenize: Tokenize
+) -> Examples:
+    """One row a caption. A caption in the teacher's language is also its own teacher text."""
+    rows = captions.select(split, languages)
+    texts = [str(text) for text in captions.texts[rows]]
+    codes, numbers = np.unique(captions.languages[rows], return_inverse=True)
+    tokens = tokenize(texts)
+    spoken = captions.languages[rows] == teacher_language
+    return Examples(
+        languages=[str(code) for code in codes],
+        languages_N=numbers,
+        tokens=tokens,
+        texts=texts,
+        lengths_N=np.array([len(ids) for ids in tokens]),
+        teacher_texts=[text if known else "" for text, known in zip(texts, spoken, strict=True)],
+        images_N=captions.images[rows],
+        groups_N=captions.groups[captions.images[rows]],
+    )
+
+
+def from_bitext(
+    bitext: Bitext,
+    split: str,
+    languages: Sequence[str] | str,
+    teacher_language: str,
+    include_teacher_language: bool,
+    max_tokens: int,
+    tokenize: Tokenize,
+    pieces: list[str],
+) -> Examples:
+    """One row a sentence pair that has a side in the teacher's language; the other side is the student's.
+
+    Rows with the same teacher text are right answers for each other.
+
+    Args:
+        include_teacher_language: add rows whose two sides are both the teacher's sentence, once each (AltCLIP).
+        tokenize, pieces: of the student's encoder. A folder that was binarised with other pieces is tokenised anew
+            from its text.
+    Raises:
+        DataError: a wanted language has no pair with the teacher's.
+    """
+    sides = _sides(bitext, split, languages, teacher_language, max_tokens)
+    rows = [(left, right) for left, right in sides if languages == "all" or right.language in languages]
+    if include_teacher_language:
+        rows += [(left, left) for left, _ in sides]
+    if not rows:
+        raise DataError(f"{bitext.folder}: nothing to train on in {languages}")
+    same = all(bitext.pieces(side.language) == pieces for side in {s.language: s for r in rows for s in r}.values())
+    students = [right for _, right in rows]
+    tokens: Sequence[Any]
+    if same:
+        tokens = Chain([side.tokens for side in students])
+        lengths = np.concatenate([side.tokens.lengths for side in students])
+    else:
+        tokens = Chain([tokenize(side.texts) for side in students])
+        lengths = np.array([len(ids) for ids in tokens])
+    codes = list(dict.fromkeys(side.language for side in students))
+    teacher_texts = Chain([left.texts for left, _ in rows])
+    number: dict[str, int] = {}
+    columns = Examples(
+        languages=codes,
+        languages_N=np.repeat([codes.index(s.language) for s in students], [len(s.tokens) for s in students]),
+        tokens=tokens,
+        texts=Chain([side.texts for side in students]),
+        lengths_N=lengths,
+        teacher_texts=teacher_texts,
+        images_N=np.full(len(lengths), MISSING),
+        groups_N=np.array([number.setdefault(text, len(number)) for text in teacher_texts]),
+    )
+    return _once(columns, teacher_language)
+
+
+def _sides(
+    bitext: Bitext, split: str, languages: Sequence[str] | str, teacher: str, max_tokens: int
+) -> list[tuple[Side, Side]]:
+    pairs = bitext.pairs(split)
+    found = {(set(pair) - {teacher} or {teacher}).pop(): pair for pair in pairs if teacher in pair}
+    wanted = list(found) if languages == "all" else [language for language in languages if language != teacher]
+    missing = [language for language in wanted if language not in found]
+    if missing:
+        have = ", ".join("-".join(pair) for pair in pairs) or "none"
+        raise DataError(f"{bitext.folder}: no {split} pair of {teacher} with {', '.join(missing)}; there are {have}")
+    sides = []
+    for language in wanted or list(found):
+        left, right = bitext.read(split, *found[language], max_tokens)
+        sides.append((left, right) if left.language == teacher else (right, left))
+    return sides
+
+
+def _once(examples: Examples, language: str) -> Examples:
+    """Keep each sentence of the teacher's own language once: it stands in every pair."""
+    if language not in examples.languages:
+        return examples
+    own = np.flatnonzero(examples.languages_N == examples.languages.index(language))
+    first = {examples.texts[row]: row for row in own[::-1]}
+    keep = np.sort(np.concatenate([np.setdiff1d(np.arange(len(examples)), own), np.array(list(first.values()), int)]))
+    return Examples(
+        languages=examples.languages,
+        languages_N=examples.languages_N[keep],
+        tokens=Picked(examples.tokens, keep),
+        texts=Picked(examples.texts, keep),
+        lengths_N=examples.lengths_N[keep],
+        teacher_texts=Picked(examples.teacher_texts, keep),
+        images_N=examples.images_N[keep],
+        groups_N=examples.groups_N[keep],
+    )
+
+
+class Picked(Sequence[Any]):
+    """Some rows of a sequence, in a given order."""
+
+    def __init__(self, source: Sequence[Any], rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._source[self._rows[index]]

@@ -1,0 +1,88 @@
+"""fairseq's own files: Dictionary, binarised sentences. The only module that imports fairseq.
+
+A folder of parallel sentences holds, as `fairseq-preprocess` writes it, `dict.LANG.txt` per language and
+`SPLIT.SRC-TGT.LANG.bin/.idx` per side. A stored sentence ends with `</s>` and has no `<s>`.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mclip_kit.data.tokenizer import BOS
+from mclip_kit.errors import DataError
+from mclip_kit.files import write_whole
+
+# When it is imported, fairseq sets the root logger to DEBUG and advertises a package for speech.
+_root = logging.getLogger()
+_before = _root.level, list(_root.handlers)
+logging.getLogger("fairseq.tasks").setLevel(logging.ERROR)
+from fairseq.data import Dictionary, indexed_dataset  # noqa: E402
+
+_root.setLevel(_before[0])
+_root.handlers[:] = _before[1]
+
+
+def write_dictionary(pieces: Sequence[str], path: Path) -> None:
+    """Write dict.txt: one `piece count` line a piece, in order (the specials are fairseq's own)."""
+    dictionary = Dictionary()
+    for piece in pieces:
+        dictionary.add_symbol(piece)
+    with write_whole(path) as temporary:
+        dictionary.save(str(temporary))
+
+
+def read_dictionary(path: Path) -> list[str]:
+    """The pieces of a dict.txt after the four specials, in order."""
+    try:
+        dictionary = Dictionary.load(str(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: not a readable fairseq dictionary ({error})") from None
+    return list(dictionary.symbols[dictionary.nspecial :])
+
+
+def write_sentences(sentences: Sequence[np.ndarray], prefix: Path, vocabulary: int) -> None:
+    """Write `prefix.bin` and `prefix.idx`.
+
+    Args:
+        sentences: ids with `</s>` at the end and without `<s>`.
+        vocabulary: number of ids; it decides the integer type, as in fairseq.
+    """
+    dtype = indexed_dataset.best_fitting_int_dtype(vocabulary)
+    tokens = np.concatenate([np.zeros(0, dtype), *sentences]).astype(dtype)
+    with write_whole(prefix.with_name(prefix.name + ".bin")) as temporary:
+        tokens.tofile(temporary)
+    with write_whole(prefix.with_name(prefix.name + ".idx")) as temporary:
+        with indexed_dataset.MMapIndexedDataset.Index.writer(str(temporary), dtype) as index:
+            index.write([len(sentence) for sentence in sentences])
+
+
+class Sentences(Sequence[np.ndarray]):
+    """Binarised sentences, memory-mapped; an item is int32 (T,), `<s> ... </s>`."""
+
+    def __init__(self, prefix: Path, max_tokens: int | None = None) -> None:
+        if not indexed_dataset.dataset_exists(str(prefix), impl="mmap"):
+            raise DataError(f"{prefix}.idx: missing; run mclip-kit prepare or fairseq-preprocess")
+        try:
+            self._data = indexed_dataset.make_dataset(str(prefix), impl=indexed_dataset.infer_dataset_impl(str(prefix)))
+            self.sizes = np.asarray(self._data.sizes, dtype=np.int64)
+        except (OSError, AssertionError, ValueError) as error:
+            raise DataError(f"{prefix}.idx: damaged ({error or 'wrong header'}); prepare the corpus again") from None
+        self._check_whole(prefix)
+        self._room = None if max_tokens is None else max_tokens - 2
+        kept = self.sizes if self._room is None else np.minimum(self.sizes, self._room + 1)
+        self.lengths = kept + 1  # with <s>
+
+    def _check_whole(self, prefix: Path) -> None:
+        expected = int(self.sizes.sum()) * np.dtype(getattr(self._data, "_index", self._data).dtype).itemsize
+        found = Path(f"{prefix}.bin").stat().st_size
+        if found != expected:
+            raise DataError(f"{prefix}.bin: {found} bytes where its index says {expected}; prepare the corpus again")
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        ids = self._data[int(index)].numpy()
+        return np.concatenate(([BOS], ids[:-1][: self._room], ids[-1:])).astype(np.int32)

@@ -1,0 +1,46 @@
+"""Pictures as tensors: the teacher's own transform, and small changes for training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def to_pixels(pictures_NSSC: np.ndarray, transform: Transform, preprocess: dict[str, Any]) -> Tensor:
+    """Pictures uint8 (N, S, S, 3) to normalised pixels (N, 3, s, s), as the teacher's transform makes them.
+
+    Pictures that already have the teacher's size only need normalising, which is done for all at once.
+    """
+    size = preprocess["size"]
+    wanted = (size, size) if isinstance(size, int) else tuple(size)
+    if pictures_NSSC.shape[1:3] == wanted:
+        scaled_NCHW = torch.from_numpy(np.ascontiguousarray(pictures_NSSC)).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
+        return (scaled_NCHW - mean) / std
+    return torch.stack([transform(Image.fromarray(np.asarray(picture))) for picture in pictures_NSSC])
+
+
+def augment(pixels_BCHW: Tensor, shift: int, colour: float) -> Tensor:
+    """Shift each picture by up to `shift` pixels (edges repeat) and change brightness and contrast by up to `colour`.
+
+    Draws from torch's default generator. Pixels are normalised: brightness moves them by `colour` of a standard
+    deviation, contrast scales them about their mean.
+    """
+    B, _, H, W = pixels_BCHW.shape
+    if shift:
+        dy_B, dx_B = torch.randint(-shift, shift + 1, (2, B), device=pixels_BCHW.device)
+        rows_BH = (torch.arange(H, device=pixels_BCHW.device) + dy_B[:, None]).clamp(0, H - 1)
+        columns_BW = (torch.arange(W, device=pixels_BCHW.device) + dx_B[:, None]).clamp(0, W - 1)
+        batch_B11 = torch.arange(B, device=pixels_BCHW.device)[:, None, None]
+        pixels_BCHW = pixels_BCHW.permute(0, 2, 3, 1)[batch_B11, rows_BH[:, :, None], columns_BW[:, None, :]]
+        pixels_BCHW = pixels_BCHW.permute(0, 3, 1, 2)
+    if colour:
+        change_2B = (torch.rand(2, B, 1, 1, 1, device=pixels_BCHW.device) * 2 - 1) * colour
+        mean_B111 = pixels_BCHW.mean((1, 2, 3), keepdim=True)
+        pixels_BCHW = (pixels_BCHW - mean_B111) * (1 + change_2B[0]) + mean_B111 + change_2B[1]
+    return pixels_BCHW

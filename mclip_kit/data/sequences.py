@@ -1,0 +1,51 @@
+"""Long columns that stay on disk: lines of a text file, and several columns read as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mclip_kit.errors import DataError
+
+
+class Lines(Sequence[str]):
+    """The lines of a UTF-8 file, memory-mapped; only the line starts are held."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise DataError(f"{path}: missing; prepare the corpus again")
+        self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        ends = np.flatnonzero(self._bytes == ord("\n"))
+        if len(self._bytes) and (not len(ends) or ends[-1] != len(self._bytes) - 1):
+            ends = np.append(ends, len(self._bytes))
+        self._starts = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        line = self._bytes[self._starts[index] : self._ends[index]]
+        try:
+            return line.tobytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{self.path} line {int(index) + 1}: not UTF-8") from None
+
+
+class Chain(Sequence[Any]):
+    """Several sequences, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self.parts = list(parts)
+        self._stops = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._stops[-1]) if len(self._stops) else 0
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        part = int(np.searchsorted(self._stops, index, side="right"))
+        if part == len(self.parts):
+            raise IndexError(index)
+        return self.parts[part][int(index - (self._stops[part - 1] if part else 0))]

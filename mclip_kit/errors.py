@@ -1,0 +1,21 @@
+"""Mistakes that a user can mend.
+
+Every message is one line that names the file, the row or the key, and says what to do next. The command line
+prints it and exits with code 2; a library user catches `MclipError`.
+"""
+
+
+class MclipError(Exception):
+    """The base of all errors below: something the user can mend."""
+
+
+class RecipeError(MclipError):
+    """A recipe, a corpus declaration or a command-line option is wrong."""
+
+
+class DataError(MclipError):
+    """A corpus or a prepared folder is missing, damaged or does not fit the recipe."""
+
+
+class CheckpointError(MclipError):
+    """Weights, a run folder or a model folder are missing, damaged or do not fit together."""

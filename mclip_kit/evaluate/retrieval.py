@@ -1,0 +1,175 @@
+"""Image-text retrieval: metrics of arrays, and the evaluation of a model in many languages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from mclip_kit.data.captions import Captions
+from mclip_kit.features.feed import Frozen
+from mclip_kit.features.store import Store
+from mclip_kit.recipe import Stage
+from mclip_kit.towers.mode import evaluating
+from mclip_kit.towers.model import MultilingualClip
+
+KS = (1, 5, 10)
+
+
+def ranks(
+    queries_QD: np.ndarray, gallery_GD: np.ndarray, query_groups_Q: np.ndarray, gallery_groups_G: np.ndarray
+) -> np.ndarray:
+    """Rank of each query's best right answer, 1 is first; int64 (Q,).
+
+    Right is every gallery item of the query's group. A wrong item with an equal score comes before it, so that
+    constant embeddings score chance or worse. The gallery is compared in blocks of queries.
+    """
+    out = np.empty(len(queries_QD), dtype=np.int64)
+    for start in range(0, len(queries_QD), 1024):
+        block = slice(start, start + 1024)
+        scores_BG = queries_QD[block] @ gallery_GD.T
+        right_BG = query_groups_Q[block, None] == gallery_groups_G[None, :]
+        best_B = np.where(right_BG, scores_BG, -np.inf).max(1)
+        out[block] = 1 + ((scores_BG >= best_B[:, None]) & ~right_BG).sum(1)
+    return out
+
+
+def recall(ranks_Q: np.ndarray) -> dict[str, float]:
+    """R@1, R@5 and R@10 in percent."""
+    return {f"r{k}": float((ranks_Q <= k).mean() * 100) for k in KS}
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Ranks of one tower in one language.
+
+    Attributes:
+        t2i_Q: rank of the right picture of each caption.
+        i2t_G: rank of the right caption of each picture.
+        strata_Q, strata_G: label of each caption's picture, and of each picture.
+    """
+
+    t2i_Q: np.ndarray
+    i2t_G: np.ndarray
+    strata_Q: np.ndarray
+    strata_G: np.ndarray
+
+    def scores(self, stratum: str | None = None) -> dict[str, float]:
+        """Recalls both ways in percent and their mean; of one stratum's queries, if given."""
+        kept_Q = slice(None) if stratum is None else self.strata_Q == stratum
+        kept_G = slice(None) if stratum is None else self.strata_G == stratum
+        both = {"t2i": recall(self.t2i_Q[kept_Q]), "i2t": recall(self.i2t_G[kept_G])}
+        flat = {f"{way}_{name}": value for way, values in both.items() for name, value in values.items()}
+        return {**flat, "mean_recall": float(np.mean(list(flat.values())))}
+
+
+def score(
+    image_GD: np.ndarray, text_QD: np.ndarray, image_groups_G: np.ndarray, text_images_Q: np.ndarray, strata_G: np.ndarray
+) -> Retrieval:
+    """Both directions.
+
+    Args:
+        image_GD, text_QD: L2-normalised embeddings.
+        image_groups_G: pictures with the same number are the same answer.
+        text_images_Q: the picture of each caption, a row of image_GD.
+        strata_G: label of each picture.
+    """
+    text_groups_Q = image_groups_G[text_images_Q]
+    return Retrieval(
+        t2i_Q=ranks(text_QD, image_GD, text_groups_Q, image_groups_G),
+        i2t_G=ranks(image_GD, text_QD, image_groups_G, text_groups_Q),
+        strata_Q=strata_G[text_images_Q],
+        strata_G=strata_G,
+    )
+
+
+def evaluate(
+    model: MultilingualClip,
+    captions: Captions,
+    split: str,
+    languages: Sequence[str] | str = "all",
+    teacher_language: str | None = "en",
+    store: Store | None = None,
+) -> dict[str, Retrieval]:
+    """Retrieval among a split's pictures, by language; the teacher's own text tower comes as `teacher`.
+
+    Args:
+        teacher_language: the language of the teacher's line; None leaves it out.
+        store: features that are already known and stay valid.
+    """
+    rows = captions.select(split, languages)
+    images, text_images_Q = np.unique(captions.images[rows], return_inverse=True)
+    texts, spoken = captions.texts[rows], captions.languages[rows]
+    embed = Embedder(model, store or Store())
+    image_GD = embed.images(captions, images)
+    groups_G, strata_G = captions.groups[images], captions.strata[images]
+    student_QD = embed.student(list(texts))
+    order = [language for language in ("en", *sorted(set(spoken) - {"en"})) if language in set(spoken)]
+    wanted = order if languages == "all" else list(languages)
+    results = {}
+    for language in wanted:
+        own = spoken == language
+        results[str(language)] = score(image_GD, student_QD[own], groups_G, text_images_Q[own], strata_G)
+    if teacher_language in set(captions.languages):
+        own_rows = captions.select(split, [str(teacher_language)])
+        place = {int(image): row for row, image in enumerate(images)}
+        known = [row for row in own_rows if int(captions.images[row]) in place]
+        text_images = np.array([place[int(captions.images[row])] for row in known])
+        teacher_QD = embed.teacher([str(captions.texts[row]) for row in known])
+        results = {"teacher": score(image_GD, teacher_QD, groups_G, text_images, strata_G), **results}
+    return results
+
+
+class Embedder:
+    """Normalised embeddings of a model as arrays; what frozen towers gave before is read from the store."""
+
+    def __init__(self, model: MultilingualClip, store: Store) -> None:
+        self._model = model
+        self._frozen = Frozen(model, store)
+
+    def images(self, captions: Captions, images: np.ndarray) -> np.ndarray:
+        """Image embeddings, float32 (N, D)."""
+        return self._project("clip_projector", *self._frozen.images(captions, images))
+
+    def teacher(self, texts: list[str]) -> np.ndarray:
+        """The teacher's text embeddings, float32 (N, D)."""
+        return self._project("clip_projector", *self._frozen.teacher_texts(texts))
+
+    def student(self, texts: list[str]) -> np.ndarray:
+        """Student embeddings, float32 (N, D)."""
+        if self._model.projector.blocks is not None:
+            return self._model.encode_text(texts).numpy()
+        tokens = self._model.student_tokens(texts)
+        return self._project("projector.head", *self._frozen.pooled(texts, tokens))
+
+    def _project(self, name: str, values: Tensor, rows: Tensor) -> np.ndarray:
+        module = self._model.get_submodule(name)
+        with evaluating(module):
+            embeddings = F.normalize(module(values[rows].to(self._model.device)).float(), dim=-1)
+        return np.asarray(embeddings.cpu().numpy())
+
+
+def summary(results: dict[str, Retrieval]) -> dict[str, float]:
+    """Flat numbers for a log: the teacher's line, the mean over languages, each language's T2I R@1."""
+    students = {language: result.scores() for language, result in results.items() if language != "teacher"}
+    flat = {f"{language}_t2i_r1": scores["t2i_r1"] for language, scores in students.items()}
+    names = next(iter(students.values()), {})
+    means = {f"mean_{name}": float(np.mean([scores[name] for scores in students.values()])) for name in names}
+    teacher = {f"teacher_{k}": v for k, v in results["teacher"].scores().items()} if "teacher" in results else {}
+    return {**means, **teacher, **flat}
+
+
+def evaluator(captions: Captions, split: str, languages: Sequence[str] | str) -> Any:
+    """What a run calls while training: (model, store, stage) -> numbers for the log.
+
+    `score` is what the stage is about: the student's mean T2I R@1 if it trains the student, else the teacher's.
+    """
+
+    def score_stage(model: MultilingualClip, store: Store, stage: Stage) -> dict[str, float]:
+        values = summary(evaluate(model, captions, split, languages, store=store))
+        student = any("student_text" in edge for edge in stage.edges)
+        return {"score": values["mean_t2i_r1" if student else "teacher_t2i_r1"], **values}
+
+    return score_stage

@@ -1,0 +1,92 @@
+"""Losses on the edges of the triangle: pure functions of embeddings, each with its source.
+
+Shapes: B rows of this process, N rows of all processes, D embedding width.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from open_clip.loss import gather_features
+from torch import Tensor
+
+MAX_SCALE = 100.0  # CLIP clamps exp(logit_scale) here (Radford et al. 2021, section 2.5)
+
+
+def mse(
+    student_BD: Tensor,
+    teacher_BD: Tensor,
+    normalize: Literal["none", "both"] = "none",
+    keep_B: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error over rows and dimensions: teacher learning (AltCLIP, arXiv 2211.06679, section 3.1).
+
+    Args:
+        normalize: `both` L2-normalises the two sides first, so that the loss is (2 - 2 cosine) / D.
+        keep_B: bool; the other rows take no part. If none is left, the loss is 0.
+    """
+    if keep_B is not None:
+        student_BD, teacher_BD = student_BD[keep_B], teacher_BD[keep_B]
+        if not len(student_BD):
+            return student_BD.sum()
+    if normalize == "both":
+        student_BD, teacher_BD = F.normalize(student_BD, dim=-1), F.normalize(teacher_BD, dim=-1)
+    return F.mse_loss(student_BD, teacher_BD)
+
+
+def contrastive(
+    a_BD: Tensor,
+    b_BD: Tensor,
+    scale: Tensor | float,
+    groups_B: Tensor | None = None,
+    keep_B: Tensor | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE over the rows of all processes (CLIP, arXiv 2103.00020, figure 3).
+
+    Without groups, or with groups that are all different, it equals open_clip's ClipLoss. With groups, every pair of
+    rows of the same group is right, and the log-probability is averaged over a row's right answers (SupCon,
+    arXiv 2004.11362, equation 2).
+
+    Args:
+        a_BD, b_BD: embeddings; they are L2-normalised here.
+        scale: factor of the cosines, one over the temperature.
+        groups_B: int64; rows with the same number are positives of each other, and never negatives.
+        keep_B: bool; the other rows take no part, neither as questions nor as answers. If none is left, the loss is 0.
+    """
+    a_ND, b_ND = _gather(F.normalize(a_BD, dim=-1), F.normalize(b_BD, dim=-1))
+    groups_N = None if groups_B is None else _gather_rows(groups_B)
+    if keep_B is not None:
+        keep_N = _gather_rows(keep_B)
+        a_ND, b_ND = a_ND[keep_N], b_ND[keep_N]
+        groups_N = None if groups_N is None else groups_N[keep_N]
+        if not len(a_ND):
+            return a_ND.sum()
+    logits_NN = scale * a_ND @ b_ND.T
+    if groups_N is None:
+        right_NN = torch.eye(len(logits_NN), device=logits_NN.device, dtype=logits_NN.dtype)
+    else:
+        right_NN = (groups_N[:, None] == groups_N[None, :]).to(logits_NN.dtype)
+    right_NN = right_NN / right_NN.sum(1, keepdim=True)
+    return (F.cross_entropy(logits_NN, right_NN) + F.cross_entropy(logits_NN.T, right_NN)) / 2
+
+
+def _processes() -> int:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
+def _gather(a_BD: Tensor, b_BD: Tensor) -> tuple[Tensor, Tensor]:
+    if _processes() == 1:
+        return a_BD, b_BD
+    both: tuple[Tensor, Tensor] = gather_features(
+        a_BD.contiguous(), b_BD.contiguous(), gather_with_grad=True, world_size=_processes()
+    )
+    return both
+
+
+def _gather_rows(column_B: Tensor) -> Tensor:
+    if _processes() == 1:
+        return column_B
+    gathered = [torch.empty_like(column_B) for _ in range(_processes())]
+    torch.distributed.all_gather(gathered, column_B)
+    return torch.cat(gathered)

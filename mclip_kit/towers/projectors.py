@@ -1,0 +1,124 @@
+"""What turns token states into the student embedding.
+
+Shapes: B batch, T tokens, H encoder width, D embedding. Every projector is blocks -> pool -> head; only mCLIP's has
+blocks. So whatever has none can be trained on pooled states alone.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
+
+Pool = Literal["eos", "cls", "mean"]
+
+
+def pool(states_BTH: Tensor, mask_BT: Tensor, how: Pool) -> Tensor:
+    """One state a sentence, (B, H): the `</s>` (last real token), the `<s>`, or the mean over real tokens."""
+    if how == "cls":
+        return states_BTH[:, 0]
+    if how == "eos":
+        last_B = mask_BT.sum(1) - 1
+        return states_BTH[torch.arange(len(states_BTH), device=states_BTH.device), last_B]
+    weights_BT1 = mask_BT.unsqueeze(-1).to(states_BTH.dtype)
+    return (states_BTH * weights_BT1).sum(1) / weights_BT1.sum(1)
+
+
+class Projector(nn.Module):
+    """Token states (B, T, H) and mask (B, T) to student embeddings (B, D)."""
+
+    def __init__(self, how: Pool, head: nn.Module, blocks: nn.Module | None = None) -> None:
+        super().__init__()
+        self.how = how
+        self.blocks = blocks
+        self.head = head
+
+    def pool(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        """Pooled states (B, H)."""
+        if self.blocks is not None:
+            states_BTH = self.blocks(states_BTH, mask_BT)
+        return pool(states_BTH, mask_BT, self.how)
+
+    def forward(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        """Student embeddings (B, D), not normalised."""
+        embedding: Tensor = self.head(self.pool(states_BTH, mask_BT))
+        return embedding
+
+
+class Blocks(nn.Module):
+    """mCLIP's X-projector: more of XLM-R's own post-norm layers over all token states (ACL 2023, section 3.2)."""
+
+    def __init__(self, config: Any, layers: int, dropout: float) -> None:
+        super().__init__()
+        config = type(config)(**{**config.to_dict(), "hidden_dropout_prob": dropout})
+        config._attn_implementation = "sdpa"
+        self.layers = nn.ModuleList(XLMRobertaLayer(config) for _ in range(layers))
+        for name, weight in self.named_parameters():
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=config.initializer_range)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
+
+    def forward(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        """States (B, T, H)."""
+        mask_B11T = mask_BT[:, None, None, :].bool().expand(-1, 1, mask_BT.shape[1], -1)
+        for layer in self.layers:
+            out = layer(states_BTH, mask_B11T)
+            states_BTH = out[0] if isinstance(out, tuple) else out
+        return states_BTH
+
+
+class Noise(nn.Module):
+    """Standardise pooled states by running statistics and, in training, blur them a little.
+
+    On a frozen encoder the states of other languages lie near those of the trained ones, not on them: a projector
+    that is trained with noise is smooth where they lie.
+    """
+
+    def __init__(self, width: int, std: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.std = std
+
+    def forward(self, pooled_BH: Tensor) -> Tensor:
+        """Standardised states (B, H)."""
+        pooled_BH = self.norm(pooled_BH)
+        return pooled_BH + self.std * torch.randn_like(pooled_BH) if self.training else pooled_BH
+
+
+def build_projector(
+    kind: Literal["linear", "mlp", "altclip", "transformer"],
+    pool: Pool,
+    config: Any,
+    width: int,
+    layers: int = 2,
+    hidden: int | None = None,
+    dropout: float = 0.0,
+    noise: float = 0.0,
+) -> Projector:
+    """A projector by kind.
+
+    Args:
+        kind: `linear` and `mlp` (H -> hidden -> D, GELU); `altclip` (LayerNorm, linear, bias-free projection:
+            arXiv 2211.06679); `transformer` (mCLIP's X-projector, then a linear map only where H differs from D).
+        pool: which states become the embedding.
+        config: the encoder's transformers config; its hidden_size is H.
+        width: D.
+        layers: transformer only.
+        hidden: mlp: default 4 H; altclip: default D.
+        dropout: mlp and transformer.
+        noise: linear and mlp, see `Noise`; 0 leaves it out.
+    """
+    H = int(config.hidden_size)
+    if kind == "transformer":
+        head = nn.Identity() if H == width else nn.Linear(H, width, bias=False)
+        return Projector(pool, head, Blocks(config, layers, dropout))
+    if kind == "altclip":
+        inner = hidden or width
+        return Projector(pool, nn.Sequential(nn.LayerNorm(H), nn.Linear(H, inner), nn.Linear(inner, width, bias=False)))
+    before: list[nn.Module] = [Noise(H, noise)] if noise else []
+    if kind == "linear":
+        return Projector(pool, nn.Sequential(*before, nn.Linear(H, width)))
+    inner = hidden or 4 * H
+    layers_ = [nn.Linear(H, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width)]
+    return Projector(pool, nn.Sequential(*before, *layers_))

@@ -1,0 +1,90 @@
+"""From a recipe to the parts of a run."""
+
+from pathlib import Path
+
+import torch
+
+from mclip_kit.data.bitext import open_bitext
+from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.examples import Examples, from_bitext, from_captions
+from mclip_kit.data.tokenizer import XlmrTokenizer
+from mclip_kit.errors import DataError
+from mclip_kit.features.feed import Needs
+from mclip_kit.recipe import NewEncoder, Recipe, Stage
+from mclip_kit.towers.clip import build_clip
+from mclip_kit.towers.model import MultilingualClip, load
+from mclip_kit.towers.xlmr import Encoder, new_encoder, pretrained_encoder
+from mclip_kit.triangle import EdgeLoss
+
+TEACHER_LANGUAGE = "en"  # CLIP speaks English
+
+
+def build_model(recipe: Recipe) -> MultilingualClip:
+    """The recipe's towers; random weights depend on the seed alone."""
+    torch.manual_seed(recipe.seed)
+    if recipe.start:
+        return load(recipe.start)
+    assert recipe.teacher and recipe.encoder and recipe.projector  # the recipe has seen to it
+    encoder = build_encoder(recipe.encoder, recipe.data.bitext)
+    clip = build_clip(recipe.teacher.model, recipe.teacher.weights)
+    model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
+    named = isinstance(recipe.encoder, str)
+    model.made_from = recipe.encoder if named else f"a new encoder of {encoder.config.num_hidden_layers} layers"
+    return model
+
+
+def build_encoder(wanted: str | NewEncoder, bitext: str | None) -> Encoder:
+    """A pretrained encoder by name, or a new one with the vocabulary of the bitext folder."""
+    if isinstance(wanted, str):
+        return pretrained_encoder(wanted.removeprefix("hf:"))
+    tokenizer = XlmrTokenizer(Path(str(bitext)))
+    return new_encoder(**wanted.model_dump(exclude={"weights"}), tokenizer=tokenizer)
+
+
+def check_data(recipe: Recipe) -> Captions | None:
+    """Open the recipe's folders before any weight is loaded; DataError if one is missing."""
+    if recipe.data.bitext:
+        open_bitext(recipe.data.bitext)
+    return read_captions(recipe.data.captions) if recipe.data.captions else None
+
+
+def build_examples(stage: Stage, recipe: Recipe, model: MultilingualClip, captions: Captions | None) -> Examples:
+    """The training rows of a stage."""
+    cut = min(stage.max_tokens, model.encoder.positions)
+    tokenize = lambda texts: model.student_tokens(texts, cut)  # noqa: E731
+    if stage.data == "captions":
+        assert captions is not None
+        examples = from_captions(captions, "train", stage.languages, TEACHER_LANGUAGE, tokenize)
+    else:
+        examples = from_bitext(
+            open_bitext(str(recipe.data.bitext)),
+            "train",
+            stage.languages,
+            TEACHER_LANGUAGE,
+            stage.include_english,
+            cut,
+            tokenize,
+            model.encoder.tokenizer.pieces(),
+        )
+    if len(examples) < stage.batch_size:
+        raise DataError(f"stage {stage.name}: {len(examples)} rows make no batch of {stage.batch_size}")
+    return examples
+
+
+def needs(stage: Stage, trained: set[str]) -> Needs:
+    """What a stage asks for; `trained` are names of parameters."""
+    live = {name.split(".")[0] for name in trained}
+    if stage.augment:
+        live.add("image")
+    return Needs(
+        vertices=frozenset(vertex for edge in stage.edges for vertex in edge.split("-")),
+        live=frozenset(live),
+        templates=tuple(stage.templates) if "teacher_text" in live else (),
+        shift=stage.augment.shift if stage.augment else 0,
+        colour=stage.augment.colour if stage.augment else 0.0,
+    )
+
+
+def edge_losses(stage: Stage) -> dict[str, EdgeLoss]:
+    """The stage's edges, as the triangle takes them."""
+    return {name: EdgeLoss(**edge.model_dump()) for name, edge in stage.edges.items()}

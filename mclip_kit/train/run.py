@@ -1,0 +1,228 @@
+"""A recipe's run, stage by stage.
+
+    RUN/recipe.yaml             the resolved recipe
+    RUN/metrics.jsonl           loss terms and evaluations, one row each; the same in RUN/tensorboard
+    RUN/checkpoints/last.pt     where it stands;  best.pt: the stage's best weights
+    RUN/model/                  what it was for
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from mclip_kit.data.batching import Plan
+from mclip_kit.errors import CheckpointError, MclipError
+from mclip_kit.features.feed import Feed, Frozen
+from mclip_kit.features.store import Store
+from mclip_kit.files import write_text
+from mclip_kit.recipe import Recipe, Stage, dump
+from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.train import checkpoint
+from mclip_kit.train.build import build_examples, build_model, check_data, edge_losses, needs
+from mclip_kit.train.checkpoint import State
+from mclip_kit.train.logging import Log
+from mclip_kit.train.loop import Loop, stop_requests, train
+from mclip_kit.train.optim import build_optimizer, learning_rate, trainable
+from mclip_kit.triangle import Triangle
+
+LOG_EVERY = 10  # steps between rows of metrics.jsonl
+
+Evaluator = Callable[[MultilingualClip, Store, Stage], dict[str, float]]
+"""(model, features that are valid, stage) -> numbers for the log; `score` among them decides which is best."""
+
+
+class Interrupted(MclipError):
+    """Ctrl-C: the step in flight was finished and everything is saved."""
+
+
+class Run:
+    """One run of a recipe.
+
+    Args:
+        recipe: the experiment.
+        folder: where everything is written.
+        evaluator: called at step 0, every `evaluation.every_epochs`, and at each stage's end.
+        resume: go on where the folder's checkpoint stands; without one, start.
+    Raises:
+        CheckpointError: the folder holds a run already, or one of another recipe.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, evaluator: Evaluator | None = None, resume: bool = False
+    ) -> None:
+        self.recipe, self.folder, self.evaluator = recipe, folder, evaluator
+        self.last, self.best = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
+        _check_folder(folder, recipe, resume)
+        self.captions = check_data(recipe)
+        self.accelerator = Accelerator(mixed_precision=_precision(recipe.precision))
+        self.model = build_model(recipe).to(self.accelerator.device)
+        self.trained = [trainable(self.model, stage.train) for stage in recipe.stages]
+        self.store = Store()
+
+    def describe(self) -> str:
+        """The towers, their parameters, and what each stage trains."""
+        lines = [f"{self.folder} on {self.accelerator.device}, {self.accelerator.mixed_precision} mixed precision"]
+        sizes = {name: p.numel() for name, p in self.model.named_parameters()}
+        for tower in ("image", "teacher_text", "encoder", "projector", "clip_projector"):
+            own = {name for name in sizes if name.startswith(f"{tower}.")}
+            count = sum(sizes[name] for name in own)
+            shares = [f"{stage.name} {_share(own & trained, sizes, count)}"
+                      for stage, trained in zip(self.recipe.stages, self.trained, strict=True)]
+            lines.append(f"  {tower:15}{count / 1e6:9.2f}M  " + "  ".join(shares if count else ["(identity)"]))
+        return "\n".join(lines)
+
+    def go(self) -> Path:
+        """Train all stages; write and return the model folder."""
+        state = checkpoint.read(self.last) if self.last.is_file() else State(0, 0, {})
+        self._load(state.model)
+        self.model.trained_languages = sorted({*self.model.trained_languages, *state.languages})
+        if self.accelerator.is_main_process:
+            write_text(self.folder / "recipe.yaml", dump(self.recipe))
+            self.log = Log(self.folder, state.stage, state.step)
+        for index in range(state.stage, len(self.recipe.stages)):
+            self._stage(index, state)
+            state = State(index + 1, 0, {})
+        out = self.folder / "model"
+        if self.accelerator.is_main_process:
+            self.log.close()
+            if not (out / "config.json").is_file():
+                self.model.save(out)
+        return out
+
+    def _stage(self, index: int, state: State) -> None:
+        """Train one stage from a state on; it ends with its best weights or its last, as the recipe says."""
+        stage, best = self.recipe.stages[index], state.best
+        triangle = Triangle(self.model, edge_losses(stage), self.trained[index])
+        loop = self._loop(index, triangle)
+        if state.optimizer is not None:
+            loop.optimizer.load_state_dict(state.optimizer)
+            triangle.scales.load_state_dict(state.scales)
+        if state.step == 0:
+            best = self._evaluate(index, 0, best)
+        with stop_requests() as asked:
+            for step, values in train(self.accelerator, loop, state.step):
+                end = step == loop.steps
+                if step % LOG_EVERY == 0 or end:
+                    self._write(index, step, values)
+                if end or self._evaluates(step, loop):
+                    best = self._evaluate(index, step, best)
+                if not end and (asked or step % self.recipe.checkpoint_every == 0):
+                    scales, moments = triangle.scales.state_dict(), loop.optimizer.state_dict()
+                    self._save(State(index, step, {}, dict(scales), moments, best), self.last)
+                if asked and not end:
+                    raise Interrupted(f"stage {stage.name}: stopped after step {step} of {loop.steps}; it is saved")
+        if best and self.recipe.evaluation and self.recipe.evaluation.keep == "best":
+            self._load(checkpoint.read(self.best).model)
+        self._keep_temperature(triangle)
+        self._forget(index)
+        self._save(State(index + 1, 0, {}), self.last)
+
+    def _loop(self, index: int, triangle: Triangle) -> Loop:
+        stage, seed = self.recipe.stages[index], self.recipe.seed + index
+        examples = build_examples(stage, self.recipe, self.model, self.captions)
+        if any("student_text" in edge for edge in stage.edges):
+            self.model.trained_languages = sorted({*self.model.trained_languages, *examples.languages})
+        feed = Feed(Frozen(self.model, self.store), examples, needs(stage, self.trained[index]), self.captions)
+        columns = examples.languages_N, examples.lengths_N
+        plan = Plan(*columns, stage.batch_size, stage.language_temperature, stage.monolingual, seed)
+        optimizer = build_optimizer(triangle, stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps)
+        wrapped, optimizer = self.accelerator.prepare(triangle, optimizer)
+        wrapped.train()
+        total = len(plan.epoch(0)) * stage.epochs
+        return Loop(
+            name=f"stage {index + 1}/{len(self.recipe.stages)} {stage.name}",
+            triangle=wrapped,
+            optimizer=optimizer,
+            batches=plan.epoch,
+            fetch=feed.batch,
+            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, total),
+            epochs=stage.epochs,
+            clip_norm=stage.clip_norm,
+            seed=seed,
+        )
+
+    def _evaluates(self, step: int, loop: Loop) -> bool:
+        every = self.recipe.evaluation.every_epochs if self.recipe.evaluation else loop.epochs
+        return step % (every * loop.steps // loop.epochs) == 0
+
+    def _evaluate(self, index: int, step: int, best: dict[str, float] | None) -> dict[str, float] | None:
+        """Evaluate on the main process; the best weights so far are kept in best.pt."""
+        if self.evaluator is None or not self.accelerator.is_main_process:
+            return best
+        self._forget(index)
+        values = self.evaluator(self.model, self.store, self.recipe.stages[index])
+        self._forget(index)
+        self._write(index, step, values)
+        tqdm.write(f"  step {step}: " + "  ".join(f"{k} {v:.1f}" for k, v in values.items() if k.startswith("mean_t2i")
+                                                  or k in ("score", "teacher_t2i_r1")))
+        if best is None or values["score"] > best["score"]:
+            best = {"score": values["score"], "step": step}
+            self._save(State(index, step, {}, best=best), self.best)
+        return best
+
+    def _forget(self, index: int) -> None:
+        for tower in {name.split(".")[0] for name in self.trained[index]}:
+            self.store.forget(tower)
+
+    def _keep_temperature(self, triangle: Triangle) -> None:
+        """A teacher that was trained keeps its learned temperature."""
+        if "image-teacher_text" in triangle.scales:
+            scale = self.model.clip[0].model.get_parameter("logit_scale")
+            scale.data.copy_(triangle.scales["image-teacher_text"].detach())
+
+    def _write(self, index: int, step: int, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.log.write(index, self.recipe.stages[index].name, step, values)
+
+    def _save(self, state: State, path: Path) -> None:
+        """Write a checkpoint with every tensor that a stage up to the state's has trained, and the buffers."""
+        if self.accelerator.is_main_process:
+            trained = set().union(*self.trained[: state.stage + 1])
+            parameters = {name for name, _ in self.model.named_parameters()}
+            tensors = self.model.state_dict()
+            state.languages = self.model.trained_languages
+            state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}
+            checkpoint.save(state, path)
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        _, unexpected = self.model.load_state_dict(tensors, strict=False)
+        if unexpected:
+            raise CheckpointError(f"{self.last}: does not fit the recipe's model: {unexpected[0]}; remove it")
+
+
+def _share(trained: set[str], sizes: dict[str, int], count: int) -> str:
+    share = sum(sizes[name] for name in trained) / max(1, count)
+    return "frozen" if not share else "trained" if share == 1 else f"{share:.0%} trained"
+
+
+def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    written = folder / "recipe.yaml"
+    if not written.is_file():
+        return
+    if not resume:
+        raise CheckpointError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
+    before, now = _flat(yaml.safe_load(written.read_text(encoding="utf-8"))), _flat(yaml.safe_load(dump(recipe)))
+    changed = sorted(key for key in before | now if before.get(key) != now.get(key))
+    if changed:
+        raise CheckpointError(
+            f"{folder}: was started with another recipe; what differs: {', '.join(changed)}; choose another --out"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    if not isinstance(tree, dict | list):
+        return {prefix: tree}
+    return {k: v for key, part in items for k, v in _flat(part, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _precision(wanted: str) -> str:
+    if wanted == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return {"fp32": "no"}.get(wanted, wanted)

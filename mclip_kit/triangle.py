@@ -1,0 +1,122 @@
+"""The triangle: a stage and a batch give named loss terms.
+
+Three vertices - image, teacher_text, student_text - and on each edge that a stage names, a loss. CLIP from scratch,
+AltCLIP's two stages, mCLIP's TriKD and fine-tuning differ only in edges and in what is trainable.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mclip_kit import losses
+from mclip_kit.towers.model import MultilingualClip
+
+
+@dataclass
+class Batch:
+    """What a step sees of its rows; a vertex comes as its frozen tower's features, or as the live tower's input.
+
+    B rows, T tokens, E CLIP width, H encoder width. A vertex that no edge needs is None.
+    """
+
+    languages_B: Tensor
+    groups_B: Tensor
+    pixels_BCHW: Tensor | None = None
+    image_BE: Tensor | None = None
+    teacher_ids_BT: Tensor | None = None
+    teacher_BE: Tensor | None = None
+    has_teacher_B: Tensor | None = None
+    ids_BT: Tensor | None = None
+    mask_BT: Tensor | None = None
+    pooled_BH: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+
+
+@dataclass(frozen=True)
+class EdgeLoss:
+    """One edge's loss; the fields are those of the recipe's Edge."""
+
+    loss: Literal["contrastive", "mse"]
+    weight: float = 1.0
+    temperature: float = 0.07
+    learned: bool = False
+    positives: Literal["image", "pair"] = "image"
+    normalize: Literal["none", "both"] = "none"
+
+
+class Triangle(nn.Module):
+    """A model under the edges of one stage.
+
+    Args:
+        model: the three towers.
+        edges: edge name -> its loss.
+        train: names of the parameters that this stage trains; all others are frozen.
+    """
+
+    def __init__(self, model: MultilingualClip, edges: dict[str, EdgeLoss], train: set[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.edges = edges
+        self.scales = nn.ParameterDict(
+            {name: torch.tensor(math.log(1 / edge.temperature)) for name, edge in edges.items() if edge.learned}
+        )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in train)
+
+    def train(self, mode: bool = True) -> "Triangle":
+        """Frozen towers stay in eval mode: no dropout, no running statistics."""
+        super().train(mode)
+        for tower in self.model.children():
+            tower.train(mode and any(parameter.requires_grad for parameter in tower.parameters()))
+        return self
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms by edge, unweighted, and `loss`, their weighted sum."""
+        needed = {vertex for edge in self.edges for vertex in edge.split("-")}
+        vertices = {vertex: getattr(self, vertex)(batch) for vertex in sorted(needed)}
+        terms = {name: self._term(name, vertices, batch) for name in self.edges}
+        total = sum((self.edges[name].weight * term for name, term in terms.items()), torch.zeros(()))
+        return {**terms, "loss": total}
+
+    def image(self, batch: Batch) -> Tensor:
+        """Image embeddings (B, D)."""
+        features = self.model.image(batch.pixels_BCHW) if batch.image_BE is None else batch.image_BE
+        projected: Tensor = self.model.clip_projector(features)
+        return projected
+
+    def teacher_text(self, batch: Batch) -> Tensor:
+        """Teacher text embeddings (B, D); rows without a teacher text hold anything."""
+        features = self.model.teacher_text(batch.teacher_ids_BT) if batch.teacher_BE is None else batch.teacher_BE
+        projected: Tensor = self.model.clip_projector(features)
+        return projected
+
+    def student_text(self, batch: Batch) -> Tensor:
+        """Student embeddings (B, D)."""
+        if batch.pooled_BH is not None:
+            head: Tensor = self.model.projector.head(batch.pooled_BH)
+            return head
+        assert batch.mask_BT is not None
+        embedding: Tensor = self.model.projector(self.model.encoder(batch.ids_BT, batch.mask_BT), batch.mask_BT)
+        return embedding
+
+    def scale(self, name: str) -> Tensor | float:
+        """One over the temperature of a contrastive edge."""
+        if name in self.scales:
+            return self.scales[name].exp().clamp(max=losses.MAX_SCALE)
+        return 1 / self.edges[name].temperature
+
+    def _term(self, name: str, vertices: dict[str, Tensor], batch: Batch) -> Tensor:
+        edge = self.edges[name]
+        left, right = (vertices[vertex].float() for vertex in name.split("-"))
+        keep_B = batch.has_teacher_B if "teacher_text" in name else None
+        if edge.loss == "mse":
+            return losses.mse(right, left, edge.normalize, keep_B)
+        groups_B = batch.groups_B if edge.positives == "image" else None
+        return losses.contrastive(left, right, self.scale(name), groups_B, keep_B)

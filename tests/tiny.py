@@ -1,0 +1,117 @@
+"""Small real things that tests share: a corpus of coloured squares, and a recipe of tiny towers for it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mclip_kit.data.corpora import Caption, Content, Corpus
+from mclip_kit.data.prepare import write
+
+COLOURS = {
+    "red": ((220, 30, 30), "rot", "rouge"),
+    "green": ((30, 200, 30), "grün", "vert"),
+    "blue": ((30, 30, 220), "blau", "bleu"),
+    "yellow": ((230, 220, 40), "gelb", "jaune"),
+    "black": ((10, 10, 10), "schwarz", "noir"),
+    "grey": ((128, 128, 128), "grau", "gris"),
+}
+PLACES = {"left": ("links", "gauche"), "right": ("rechts", "droite"), "above": ("oben", "haut"), "below": ("unten", "bas")}
+SIZE = 16
+
+
+def content() -> Content:
+    """96 pictures: a coloured square in a place, on a light ground of four shades; en de fr captions."""
+    names, pixels, captions = [], [], []
+    for colour, (rgb, *colour_names) in COLOURS.items():
+        for place, place_names in PLACES.items():
+            for shade in range(4):
+                picture = np.full((SIZE, SIZE, 3), 255 - 8 * shade, np.uint8)
+                rows = slice(0, 8) if place == "above" else slice(8, 16) if place == "below" else slice(0, 16)
+                columns = slice(0, 8) if place == "left" else slice(8, 16) if place == "right" else slice(0, 16)
+                picture[rows, columns] = rgb
+                image = len(names)
+                names.append(f"{colour}-{place}-{shade}")
+                pixels.append(picture)
+                captions.append(Caption(image, "en", f"{colour} square {place}, shade {shade}"))
+                captions.append(Caption(image, "de", f"Quadrat {colour_names[0]} {place_names[0]}, Ton {shade}"))
+                captions.append(Caption(image, "fr", f"carré {colour_names[1]} {place_names[1]}, nuance {shade}"))
+    splits = ["test" if i % 8 == 7 else "valid" if i % 8 == 3 else "train" for i in range(len(names))]
+    strata = ["even" if i % 2 else "odd" for i in range(len(names))]
+    return Content(names, splits, list(range(len(names))), strata, np.stack(pixels), captions)
+
+
+def declaration() -> Corpus:
+    """The declaration of that corpus."""
+    return Corpus.model_validate(
+        {
+            "about": "coloured squares",
+            "reader": "none",
+            "languages": ["en", "de", "fr"],
+            "licences": [{"what": "all", "licence": "none needed", "by": "these tests"}],
+            "obtain": "made by tests/tiny.py",
+            "vocabulary": {"pieces": 120, "coverage": 1.0},
+        }
+    )
+
+
+def corpus(folder: Path) -> Path:
+    """Write the corpus as a prepared folder."""
+    write(content(), declaration(), folder)
+    return folder
+
+
+TEACHER: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 12, "width": 16, "heads": 2, "layers": 1},
+}
+ENCODER = {"layers": 1, "width": 16, "heads": 2, "ffn": 32, "dropout": 0.1, "positions": 32}
+
+
+def recipe(data: Path) -> dict[str, Any]:
+    """A tree of all three kinds of stage: teacher from scratch, teacher learning, contrastive."""
+    common = {"epochs": 2, "batch_size": 24, "lr": 2e-3}
+    return {
+        "about": "tiny",
+        "teacher": {"model": TEACHER, "weights": "train"},
+        "encoder": ENCODER,
+        "projector": {"kind": "altclip", "pool": "cls"},
+        "data": {"captions": str(data), "bitext": str(data / "bitext")},
+        "evaluation": {"split": "valid", "languages": ["en", "de", "fr"], "keep": "best"},
+        "precision": "fp32",
+        "checkpoint_every": 2,
+        "stages": [
+            {
+                "name": "teacher",
+                "train": ["image", "teacher_text"],
+                "edges": {"image-teacher_text": {"loss": "contrastive", "learned": True}},
+                "data": "captions",
+                "languages": ["en"],
+                "templates": ["{}", "a {}"],
+                "augment": {"shift": 1, "colour": 0.1},
+                **common,
+            },
+            {
+                "name": "distill",
+                "train": ["student"],
+                "edges": {"teacher_text-student_text": {"loss": "mse"}},
+                "data": "bitext",
+                **common,
+            },
+            {
+                "name": "contrast",
+                "train": ["student"],
+                "edges": {"image-student_text": {"loss": "contrastive"}},
+                "data": "captions",
+                **common,
+            },
+        ],
+    }
+
+
+def write_recipe(tree: dict[str, Any], path: Path) -> Path:
+    """Write a recipe tree as YAML."""
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    return path
