@@ -82,7 +82,9 @@ def spread(values: list[float]) -> str:
 def means(seeds: list[Scores], road: str, stage: str, when: str, names: list[str], column: str, part: str = "") -> str:
     """Mean over languages, then over seeds."""
     path = (road, stage, when, "strata", part) if part else (road, stage, when, "scores")
-    return spread([mean(column_values) for column_values in zip(*(over(seeds, *path, n, column) for n in names), strict=True)])
+    return spread(
+        [mean(column_values) for column_values in zip(*(over(seeds, *path, n, column) for n in names), strict=True)]
+    )
 
 
 def quickstart_table(seeds: list[Scores]) -> list[str]:
@@ -90,13 +92,23 @@ def quickstart_table(seeds: list[Scores]) -> list[str]:
     end = ("quickstart", "contrast", "end", "scores")
     names = [name for name in seeds[0]["quickstart"]["contrast"]["end"]["scores"] if name != TEACHER]
     lines = ["| T2I | R@1 after MSE | R@1 after contrast | R@5 | R@10 |", "| --- | --- | --- | --- | --- |"]
-    lines.append("| teacher, English | " + " | ".join(["", *(spread(over(seeds, *end, TEACHER, f"t2i_r{k}")) for k in (1, 5, 10))]) + " |")
+    lines.append(
+        "| teacher, English | "
+        + " | ".join(["", *(spread(over(seeds, *end, TEACHER, f"t2i_r{k}")) for k in (1, 5, 10))])
+        + " |"
+    )
     for name in names:
         after_mse = spread(over(seeds, "quickstart", "distill", "end", "scores", name, "t2i_r1"))
-        lines.append(f"| {name} | {after_mse} | " + " | ".join(spread(over(seeds, *end, name, f"t2i_r{k}")) for k in (1, 5, 10)) + " |")
+        lines.append(
+            f"| {name} | {after_mse} | "
+            + " | ".join(spread(over(seeds, *end, name, f"t2i_r{k}")) for k in (1, 5, 10))
+            + " |"
+        )
     for part in ("", *STRATA):
-        cells = [means(seeds, "quickstart", stage, "end", names, column, part)
-                 for stage, column in (("distill", "t2i_r1"), *(("contrast", f"t2i_r{k}") for k in (1, 5, 10)))]
+        cells = [
+            means(seeds, "quickstart", stage, "end", names, column, part)
+            for stage, column in (("distill", "t2i_r1"), *(("contrast", f"t2i_r{k}") for k in (1, 5, 10)))
+        ]
         lines.append(f"| {part or '**mean of ten**'} | " + " | ".join(cells) + " |")
     return lines
 
@@ -104,9 +116,16 @@ def quickstart_table(seeds: list[Scores]) -> list[str]:
 def trikd_table(seeds: list[Scores], trained: list[str]) -> list[str]:
     """The projector road: trained and never-trained languages, before and after."""
     names = [name for name in seeds[0]["quickstart_trikd"]["trikd"]["end"]["scores"] if name != TEACHER]
-    groups = {f"{len(trained)} trained": trained, f"{len(names) - len(trained)} never trained": [n for n in names if n not in trained]}
+    groups = {
+        f"{len(trained)} trained": trained,
+        f"{len(names) - len(trained)} never trained": [n for n in names if n not in trained],
+    }
     lines = ["| T2I | R@1 | R@5 | R@10 |", "| --- | --- | --- | --- |"]
-    for label, stage, when in (("untrained projector", "align", "start"), ("after MSE", "align", "end"), ("after TriKD", "trikd", "end")):
+    for label, stage, when in (
+        ("untrained projector", "align", "start"),
+        ("after MSE", "align", "end"),
+        ("after TriKD", "trikd", "end"),
+    ):
         for group, members in groups.items():
             cells = [means(seeds, "quickstart_trikd", stage, when, members, f"t2i_r{k}") for k in (1, 5, 10)]
             lines.append(f"| {label}, mean of {group} | " + " | ".join(cells) + " |")
@@ -115,7 +134,9 @@ def trikd_table(seeds: list[Scores], trained: list[str]) -> list[str]:
             cells = [means(seeds, "quickstart_trikd", "trikd", "end", members, f"t2i_r{k}", part) for k in (1, 5, 10)]
             lines.append(f"| {part}, {group} | " + " | ".join(cells) + " |")
     for name in names:
-        cells = [spread(over(seeds, "quickstart_trikd", "trikd", "end", "scores", name, f"t2i_r{k}")) for k in (1, 5, 10)]
+        cells = [
+            spread(over(seeds, "quickstart_trikd", "trikd", "end", "scores", name, f"t2i_r{k}")) for k in (1, 5, 10)
+        ]
         lines.append(f"| {name}{' (trained)' if name in trained else ''} | " + " | ".join(cells) + " |")
     return lines
 
@@ -123,36 +144,39 @@ def trikd_table(seeds: list[Scores], trained: list[str]) -> list[str]:
 def page(seeds: list[Scores], numbers: list[int]) -> str:
     """docs/results.md."""
     some = seeds[0]["quickstart"]["contrast"]["end"]
-    minutes = {f"{road}, {stage}": spread(over(seeds, road, stage, "minutes"))
-               for road in seeds[0] for stage in seeds[0][road]}
+    minutes = {
+        f"{road}, {stage}": spread(over(seeds, road, stage, "minutes")) for road in seeds[0] for stage in seeds[0][road]
+    }
     trained = [str(language) for language in load("quickstart_trikd").stages[0].languages]
-    return "\n".join([
-        "# Results",
-        "",
-        "Written by `make results` (benchmarks/results.py). Percent on the embedded corpus's test split: "
-        f"{some['images']} pictures that no stage has seen, {len(numbers)} seeds, mean ± standard deviation. "
-        f"Chance R@1 is {100 / some['images']:.2f}. A hit is any picture that looks the same; ties count against us.",
-        "",
-        "## quickstart: a CLIP from scratch, then AltCLIP's two stages, ten languages",
-        "",
-        *quickstart_table(seeds),
-        "",
-        "## quickstart_trikd: projectors on a frozen multilingual-e5-small",
-        "",
-        "The projector sees pictures and text in three languages only.",
-        "",
-        *trikd_table(seeds, trained),
-        "",
-        "## Minutes",
-        "",
-        f"On {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}, "
-        "evaluations included; a shared machine, so take them as upper bounds.",
-        "",
-        "| stage | minutes |",
-        "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in minutes.items()),
-        "",
-    ])
+    return "\n".join(
+        [
+            "# Results",
+            "",
+            "Written by `make results` (benchmarks/results.py). Percent on the embedded corpus's test split: "
+            f"{some['images']} pictures that no stage has seen, {len(numbers)} seeds, mean ± standard deviation. "
+            f"Chance R@1 is {100 / some['images']:.2f}. A hit is any picture that looks the same; ties count against.",
+            "",
+            "## quickstart: a CLIP from scratch, then AltCLIP's two stages, ten languages",
+            "",
+            *quickstart_table(seeds),
+            "",
+            "## quickstart_trikd: projectors on a frozen multilingual-e5-small",
+            "",
+            "The projector sees pictures and text in three languages only.",
+            "",
+            *trikd_table(seeds, trained),
+            "",
+            "## Minutes",
+            "",
+            f"On {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}, "
+            "evaluations included; a shared machine, so take them as upper bounds.",
+            "",
+            "| stage | minutes |",
+            "| --- | --- |",
+            *(f"| {name} | {value} |" for name, value in minutes.items()),
+            "",
+        ]
+    )
 
 
 def main() -> None:
@@ -172,9 +196,7 @@ def main() -> None:
     end = ("quickstart", "contrast", "end", "scores")
     names = [name for name in seeds[0]["quickstart"]["contrast"]["end"]["scores"] if name != TEACHER]
     weakest = min(min(over(seeds, *end, name, "t2i_r1")) for name in names)
-    ratio = min(
-        mean(over(seeds, *end, name, "t2i_r1")) / mean(over(seeds, *end, TEACHER, "t2i_r1")) for name in names
-    )
+    ratio = min(mean(over(seeds, *end, name, "t2i_r1")) / mean(over(seeds, *end, TEACHER, "t2i_r1")) for name in names)
     print(f"weakest language, any seed: R@1 {weakest:.1f}")
     print(f"results ratio={ratio:.2f} goal={GOAL}")
 

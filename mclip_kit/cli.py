@@ -21,20 +21,23 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except MclipError as error:
-            raise _failure(str(error)) from None
+            raise Mistake(str(error)) from None
         except OSError as error:
             if error.filename is None:
                 raise
-            raise _failure(f"{error.filename}: {error.strerror}") from None
+            raise Mistake(f"{error.filename}: {error.strerror}") from None
         except KeyboardInterrupt:
             click.echo("\nstopped; what was written whole stays (a run goes on with --resume)", err=True)
             sys.exit(130)
 
 
-def _failure(message: str) -> click.ClickException:
-    failure = click.ClickException(" ".join(message.split()))
-    failure.exit_code = 2
-    return failure
+class Mistake(click.ClickException):
+    """Something the user can mend, as one line."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -53,13 +56,15 @@ def prepare(corpus: str, out: Path | None, spm: Path | None) -> None:
     from mclip_kit.data.prepare import prepare
 
     declared = declaration(corpus)
-    for licence in declared.licences:
-        click.echo(f"{licence.what}: {licence.licence}, {licence.by}")
     folder = out or Path("data", Path(corpus).stem)
     counts = prepare(declared, folder, spm)["counts"]
     splits = ", ".join(f"{count} {split}" for split, count in counts["splits"].items())
-    click.echo(f"{folder}: {counts['images']} pictures ({splits}), captions in {len(counts['captions'])} languages, "
-               f"{counts['sentence_pairs']} sentence pairs")
+    click.echo(
+        f"{folder}: {counts['images']} pictures ({splits}), captions in {len(counts['captions'])} languages, "
+        f"{counts['sentence_pairs']} sentence pairs"
+    )
+    for licence in declared.licences:
+        click.echo(f"{licence.what}: {licence.licence}, {licence.by}")
 
 
 @cli.command()
@@ -78,8 +83,10 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
-    asked = checked.evaluation
-    scored = asked and evaluator(read_captions(str(checked.data.captions)), asked.split, asked.languages)
+    scored = None
+    if checked.evaluation:
+        captions = read_captions(str(checked.data.captions))
+        scored = evaluator(captions, checked.evaluation.split, checked.evaluation.languages)
     try:
         run = Run(checked, folder, scored, resume)
         click.echo(run.describe())
@@ -113,7 +120,9 @@ def evaluate(models: tuple[Path, ...], data: Path, split: str, langs: str | None
         model = load(name)
         results = evaluate(model, captions, split, languages)
         written[str(name)] = report.as_json(results, model.trained_languages, captions, split)
-        click.echo("\n" + report.table(results, model.trained_languages, f"{name} ({model.made_from}), {split} of {data}"))
+        click.echo(
+            "\n" + report.table(results, model.trained_languages, f"{name} ({model.made_from}), {split} of {data}")
+        )
     write_json(folder / "results.json", written)
     shown = [language for language in results if language != report.TEACHER]
     rows = report.picture_rows(model, captions, split, shown)
@@ -152,11 +161,14 @@ def recipes() -> None:
 
 
 def _quiet() -> None:
-    """transformers draws progress bars and reports for folders of ours that are whole."""
-    from transformers.utils import logging
+    """Libraries log what this program says itself, in one line, or not at all."""
+    import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger().setLevel(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def main() -> None:

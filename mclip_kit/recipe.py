@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from mclip_kit.errors import RecipeError
 
@@ -74,6 +74,15 @@ class NewEncoder(Section):
         return self
 
 
+def _kind_of_encoder(value: Any) -> str:
+    return "a-name" if isinstance(value, str) else "sizes"
+
+
+AnyEncoder = Annotated[
+    Annotated[str, Tag("a-name")] | Annotated[NewEncoder, Tag("sizes")], Discriminator(_kind_of_encoder)
+]
+
+
 class Projector(Section):
     """What turns the encoder's token states into one student embedding."""
 
@@ -86,7 +95,8 @@ class Projector(Section):
     hidden: Count | None = Field(None, description="mlp: hidden width; altclip: inner width (default: the output's).")
     dropout: Fraction = Field(0.0, description="mlp and transformer: dropout while training.")
     noise: NonNegative = Field(
-        0.0, description="linear and mlp: standard deviation of Gaussian noise on standardised pooled states in training."
+        0.0,
+        description="linear and mlp: standard deviation of Gaussian noise on standardised pooled states in training.",
     )
 
 
@@ -127,7 +137,9 @@ class Stage(Section):
     edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(description="Edge of the triangle: its loss.")
     data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
     languages: list[str] | Literal["all"] = Field("all", description="Languages of the student's side.")
-    include_english: bool = Field(True, description="bitext: add English->English rows (the collapse without: AltCLIP).")
+    include_english: bool = Field(
+        True, description="bitext: add English->English rows (the collapse without: AltCLIP)."
+    )
     language_temperature: Annotated[float, Field(ge=1)] = Field(
         1.0, description="Sampling of languages: probability ~ rows^(1/temperature)."
     )
@@ -139,7 +151,9 @@ class Stage(Section):
     max_tokens: Count = Field(77, description="Longest student text in tokens, special tokens included; cut beyond.")
     optimizer: Literal["adamw", "lamb"] = Field("adamw", description="AdamW (torch) or LAMB (timm).")
     lr: Positive = Field(description="Peak learning rate.")
-    weight_decay: NonNegative = Field(0.01, description="Decoupled weight decay of matrices (not biases, norms, scales).")
+    weight_decay: NonNegative = Field(
+        0.01, description="Decoupled weight decay of matrices (not biases, norms, scales)."
+    )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Adam's moment decays.")
     eps: Positive = Field(1e-8, description="Adam's epsilon.")
     schedule: Literal["cosine", "inverse_sqrt", "constant"] = Field("cosine", description="Shape after the warm-up.")
@@ -185,7 +199,7 @@ class Recipe(Section):
         None, description="A model folder to go on from; it brings teacher, encoder and projectors, so leave these out."
     )
     teacher: Teacher | None = None
-    encoder: str | NewEncoder | None = Field(
+    encoder: AnyEncoder | None = Field(
         None, description="`hf:NAME_OR_DIR` of a transformers encoder, or a new one's sizes."
     )
     projector: Projector | None = None
@@ -226,7 +240,9 @@ class Recipe(Section):
             yield from self._tower_problems()
 
     def _tower_problems(self) -> Iterator[str]:
-        assert self.teacher and self.encoder and self.projector
+        assert self.teacher
+        assert self.encoder
+        assert self.projector
         if self.teacher.weights == "train" and not any(stage.trains("teacher_text") for stage in self.stages):
             yield "teacher.weights is train, but no stage trains teacher_text"
         if isinstance(self.encoder, str) and not re.match(r"hf:.", self.encoder):
@@ -259,7 +275,7 @@ def find(name: str | Path, kind: Literal["recipes", "data_prep"] = "recipes") ->
     if candidate.is_file() and known:
         return candidate
     names = sorted(path.stem for path in shipped(kind).glob("*.yaml"))
-    raise RecipeError(f"{name}: no such file, and none of that name is shipped{_suggest(candidate.stem, names)}")
+    raise RecipeError(f"{name}: no such file, and none of that name is shipped{suggest(candidate.stem, names)}")
 
 
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -326,7 +342,7 @@ def _explain(item: Any, schema: type[BaseModel]) -> str:
     location = [str(part) for part in item["loc"] if not _is_union_tag(str(part))]
     key = ".".join(location) or "recipe"
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggest(location[-1], _keys(schema, location[:-1]))}"
+        return f"{key}: unknown key{suggest(location[-1], _keys(schema, location[:-1]))}"
     if item["type"] == "missing":
         return f"{key}: is missing"
     message = item["msg"].removeprefix("Value error, ")
@@ -336,7 +352,7 @@ def _explain(item: Any, schema: type[BaseModel]) -> str:
 
 def _is_union_tag(part: str) -> bool:
     """pydantic puts the tried member of a union into the path; a reader has no use for it."""
-    return bool(re.fullmatch(r"str|dict\[.*\]|list\[.*\]|literal\[.*\]|\[key\]|NewEncoder|.*constrained.*", part))
+    return bool(re.fullmatch(r"a-name|sizes|str|dict\[.*\]|list\[.*\]|literal\[.*\]|\[key\]", part))
 
 
 def _keys(schema: Any, location: list[str]) -> list[str]:
@@ -355,7 +371,8 @@ def _section(annotation: Any) -> Any:
     return next((section for section in inner if section is not None), None)
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
+def suggest(word: str, known: Sequence[str]) -> str:
+    """What to append to a message about an unknown word: the nearest known one, or all of them."""
     near = difflib.get_close_matches(word, known, n=1)
     if near:
         return f"; did you mean {near[0]}?"

@@ -1,5 +1,6 @@
 """Small real things that tests share: a corpus of coloured squares, and a recipe of tiny towers for it."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ COLOURS = {
     "black": ((10, 10, 10), "schwarz", "noir"),
     "grey": ((128, 128, 128), "grau", "gris"),
 }
-PLACES = {"left": ("links", "gauche"), "right": ("rechts", "droite"), "above": ("oben", "haut"), "below": ("unten", "bas")}
+PLACES = {
+    "left": ("links", "gauche"),
+    "right": ("rechts", "droite"),
+    "above": ("oben", "haut"),
+    "below": ("unten", "bas"),
+}
 SIZE = 16
 
 
@@ -72,11 +78,11 @@ ENCODER = {"layers": 1, "width": 16, "heads": 2, "ffn": 32, "dropout": 0.1, "pos
 
 def recipe(data: Path) -> dict[str, Any]:
     """A tree of all three kinds of stage: teacher from scratch, teacher learning, contrastive."""
-    common = {"epochs": 2, "batch_size": 24, "lr": 2e-3}
+    common: dict[str, Any] = {"epochs": 2, "batch_size": 24, "lr": 2e-3}
     return {
         "about": "tiny",
-        "teacher": {"model": TEACHER, "weights": "train"},
-        "encoder": ENCODER,
+        "teacher": {"model": deepcopy(TEACHER), "weights": "train"},
+        "encoder": dict(ENCODER),
         "projector": {"kind": "altclip", "pool": "cls"},
         "data": {"captions": str(data), "bitext": str(data / "bitext")},
         "evaluation": {"split": "valid", "languages": ["en", "de", "fr"], "keep": "best"},

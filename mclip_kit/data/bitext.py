@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from mclip_kit.data import fairseq_io
 from mclip_kit.data.sequences import Lines
 from mclip_kit.data.tokenizer import UNK
@@ -99,5 +98,3 @@ def open_bitext(folder: str | Path) -> Bitext:
     if not any(Path(folder).glob("*.idx")):
         raise DataError(f"{folder}: no binarised sentences; run mclip-kit prepare or fairseq-preprocess")
     return Bitext(Path(folder))
-
-

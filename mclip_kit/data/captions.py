@@ -57,7 +57,7 @@ class Captions:
 
     @cached_property
     def _keys(self) -> list[str]:
-        return [hashlib.blake2b(np.ascontiguousarray(p), digest_size=16).hexdigest() for p in self.pixels]
+        return [hashlib.blake2b(p.tobytes(), digest_size=16).hexdigest() for p in self.pixels]
 
 
 def read_captions(folder: str | Path) -> Captions:

@@ -53,9 +53,9 @@ def write_sentences(sentences: Sequence[np.ndarray], prefix: Path, vocabulary: i
     tokens = np.concatenate([np.zeros(0, dtype), *sentences]).astype(dtype)
     with write_whole(prefix.with_name(prefix.name + ".bin")) as temporary:
         tokens.tofile(temporary)
-    with write_whole(prefix.with_name(prefix.name + ".idx")) as temporary:
-        with indexed_dataset.MMapIndexedDataset.Index.writer(str(temporary), dtype) as index:
-            index.write([len(sentence) for sentence in sentences])
+    writer = indexed_dataset.MMapIndexedDataset.Index.writer
+    with write_whole(prefix.with_name(prefix.name + ".idx")) as temporary, writer(str(temporary), dtype) as index:
+        index.write([len(sentence) for sentence in sentences])
 
 
 class Sentences(Sequence[np.ndarray]):

@@ -1,11 +1,11 @@
 """A corpus becomes a prepared folder.
 
-    manifest.json               counts, hashes, licences, tool version
-    images.npy                  uint8 (N, S, S, 3)
-    images.tsv                  image, group, stratum; row order is that of images.npy
-    captions.tsv                image, language, split, caption; one row a caption
-    bitext/                     fairseq-binarised parallel sentences: sentencepiece.bpe.model, dict.LANG.txt,
-                                SPLIT.en-LANG.LANG.bin/.idx and the raw text beside, .txt
+manifest.json               counts, hashes, licences, tool version
+images.npy                  uint8 (N, S, S, 3)
+images.tsv                  image, group, stratum; row order is that of images.npy
+captions.tsv                image, language, split, caption; one row a caption
+bitext/                     fairseq-binarised parallel sentences: sentencepiece.bpe.model, dict.LANG.txt,
+                            SPLIT.en-LANG.LANG.bin/.idx and the raw text beside, .txt
 """
 
 import csv
@@ -46,6 +46,8 @@ def prepare(corpus: Corpus, out: Path, spm: Path | None = None) -> dict[str, Any
     """
     if out.exists():
         return _already_prepared(out, _wanted(corpus, spm))
+    if spm:
+        XlmrTokenizer(spm)  # a wrong file is refused before the work begins
     return write(reader(corpus)(corpus), corpus, out, spm)
 
 
@@ -150,8 +152,10 @@ def _counts(content: Content, bitext: Bitext) -> dict[str, Any]:
     return {
         "images": len(content.names),
         "splits": dict(Counter(content.splits)),
-        "strata": {split: dict(Counter(s for s, p in zip(content.strata, content.splits, strict=True) if p == split))
-                   for split in dict.fromkeys(content.splits)},
+        "strata": {
+            split: dict(Counter(s for s, p in zip(content.strata, content.splits, strict=True) if p == split))
+            for split in dict.fromkeys(content.splits)
+        },
         "captions": dict(Counter(caption.language for caption in content.captions)),
         "sentence_pairs": sum(len(left) for left, _ in bitext.values()),
     }

@@ -37,7 +37,7 @@ LANGUAGES = dict(
     lv=Latvian mi=Maori mk=Macedonian mn=Mongolian mr=Marathi ms=Malay my=Burmese nb=Norwegian nl=Dutch no=Norwegian
     pl=Polish pt=Portuguese quz=Quechua ro=Romanian ru=Russian sk=Slovak sl=Slovenian sq=Albanian sr=Serbian
     sv=Swedish sw=Swahili ta=Tamil te=Telugu th=Thai tr=Turkish uk=Ukrainian ur=Urdu vi=Vietnamese zh=Chinese
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

@@ -49,14 +49,18 @@ def table(results: Results, trained: Sequence[str], title: str) -> str:
     lines = [title, f"{'':26}" + "".join(f"{head:>8}" for head in HEADS)]
     if TEACHER in results:
         lines.append(_line("teacher's own text, en", results[TEACHER].scores()))
-    lines += [_line(f"  {name}{'' if name in trained else '  never trained'}", results[name].scores())
-              for name in [*seen, *unseen]]
+    lines += [
+        _line(f"  {name}{'' if name in trained else '  never trained'}", results[name].scores())
+        for name in [*seen, *unseen]
+    ]
     for label, group in (("trained", seen), ("never trained", unseen)):
         if group:
             lines.append(_line(f"mean of {len(group)} {label}", mean_scores(results, group)))
             strata = np.unique(results[group[0]].strata_G)
-            lines += [_line(f"    {s} ({np.sum(results[group[0]].strata_G == s)})", mean_scores(results, group, str(s)))
-                      for s in (strata if len(strata) > 1 else ())]
+            lines += [
+                _line(f"    {s} ({np.sum(results[group[0]].strata_G == s)})", mean_scores(results, group, str(s)))
+                for s in (strata if len(strata) > 1 else ())
+            ]
     chance = 100 / len(next(iter(results.values())).i2t_G)
     return "\n".join([*lines, f"percent; chance @1 is {chance:.2f}"])
 

@@ -66,7 +66,11 @@ class Retrieval:
 
 
 def score(
-    image_GD: np.ndarray, text_QD: np.ndarray, image_groups_G: np.ndarray, text_images_Q: np.ndarray, strata_G: np.ndarray
+    image_GD: np.ndarray,
+    text_QD: np.ndarray,
+    image_groups_G: np.ndarray,
+    text_images_Q: np.ndarray,
+    strata_G: np.ndarray,
 ) -> Retrieval:
     """Both directions.
 

@@ -56,8 +56,17 @@ class Store:
         if sizes is not None:
             todo.sort(key=lambda position: int(sizes[position]))
         parts = [table.values] if len(table.values) else []
-        with tqdm(total=len(todo), desc=f"{tower} features", unit="row", leave=False, dynamic_ncols=True,
-                  disable=len(todo) < batch_size) as bar, torch.no_grad():
+        with (
+            tqdm(
+                total=len(todo),
+                desc=f"{tower} features",
+                unit="row",
+                leave=False,
+                dynamic_ncols=True,
+                disable=len(todo) < batch_size,
+            ) as bar,
+            torch.no_grad(),
+        ):
             for start in range(0, len(todo), batch_size):
                 batch = todo[start : start + batch_size]
                 parts.append(compute(batch).float().cpu())

@@ -37,7 +37,7 @@ from sentencepiece import sentencepiece_model_pb2 as pb
 from mclip_kit.errors import CheckpointError
 from mclip_kit.files import write_json, write_text, write_whole
 
-ModelProto = pb.ModelProto  # type: ignore[attr-defined]  # protobuf makes the class while it is imported
+ModelProto = pb.ModelProto  # protobuf makes the class while it is imported
 
 WIDTH, LAYERS, HEADS, INNER, POSITIONS, TYPES, EPS, BLOCK = 384, 12, 12, 1536, 512, 2, 1e-12, 32
 WORD_ROWS = 250037  # 35 rows beyond the last piece that no text reaches

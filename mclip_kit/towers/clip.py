@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mclip_kit.errors import CheckpointError, RecipeError
 from mclip_kit.files import write_json, write_whole
+from mclip_kit.recipe import suggest
+from mclip_kit.towers.hub import MissingWeights, look
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
@@ -104,22 +106,20 @@ def _from_name(name: str, weights: str | None) -> Clip:
     hub = name.startswith("hf-hub:")
     config = None if hub else get_model_config(name.replace("/", "-"))
     if not hub and config is None:
-        from mclip_kit.recipe import _suggest
-
-        raise RecipeError(f"teacher.model: open_clip knows no {name!r}{_suggest(name, open_clip.list_models())}")
+        raise RecipeError(f"teacher.model: open_clip knows no {name!r}{suggest(name, open_clip.list_models())}")
     known = open_clip.list_pretrained_tags_by_model(name)
     if weights and weights not in known and not os.path.isfile(weights):
         raise RecipeError(f"teacher.weights: {weights!r} is no file, and no tag of {name}; tags: {', '.join(known)}")
+    look()
     quick = bool(weights and (get_pretrained_cfg(name, weights) or {}).get("quick_gelu"))
     try:
         model = open_clip.create_model(name, pretrained=weights, force_custom_text=True, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"teacher {name} ({weights or 'hub'}): its weights are not in the local cache and the hub does not answer. "
-            f"Give a local path (teacher.weights: FILE, or teacher.model: local-dir:DIR), or point HF_HOME to a cache "
-            f"that holds them [{_first_line(error)}]"
-        ) from None
+        if weights and os.path.isfile(weights):
+            raise CheckpointError(f"{weights}: open_clip cannot load it into {name}: {_first_line(error)}") from None
+        what = f"teacher {name} ({weights})" if weights else f"teacher {name}"
+        raise MissingWeights((what, "teacher.weights: FILE, or teacher.model: local-dir:DIR")) from None
     return Clip(model, {**(config or {"embed_dim": _width(model)}), "quick_gelu": quick}, tokenizer)
 
 

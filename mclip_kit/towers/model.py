@@ -1,9 +1,9 @@
 """The whole model, and the folder it lives in.
 
-    config.json                what follows, and how the parts fit together
-    clip/                      an open_clip folder: image tower, teacher's text tower, preprocessing
-    encoder/                   a transformers folder with its SentencePiece model
-    projector.safetensors      projector and clip projector
+config.json                what follows, and how the parts fit together
+clip/                      an open_clip folder: image tower, teacher's text tower, preprocessing
+encoder/                   a transformers folder with its SentencePiece model
+projector.safetensors      projector and clip projector
 """
 
 import json
@@ -111,7 +111,9 @@ class MultilingualClip(nn.Module):
         with write_whole(folder / "projector.safetensors") as temporary:
             save_file(state, temporary, {"format": "pt"})
         facts = {"trained_languages": self.trained_languages, "made_from": self.made_from}
-        write_json(folder / "config.json", {"format": FORMAT, "tool": f"mclip_kit {__version__}", **self.settings, **facts})
+        write_json(
+            folder / "config.json", {"format": FORMAT, "tool": f"mclip_kit {__version__}", **self.settings, **facts}
+        )
 
 
 def load(folder: str | Path) -> MultilingualClip:

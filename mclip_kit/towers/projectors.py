@@ -111,7 +111,7 @@ def build_projector(
     """
     H = int(config.hidden_size)
     if kind == "transformer":
-        head = nn.Identity() if H == width else nn.Linear(H, width, bias=False)
+        head = nn.Identity() if width == H else nn.Linear(H, width, bias=False)
         return Projector(pool, head, Blocks(config, layers, dropout))
     if kind == "altclip":
         inner = hidden or width

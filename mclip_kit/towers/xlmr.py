@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import AutoConfig, AutoModel, XLMRobertaConfig, XLMRobertaModel
+from transformers.utils import cached_file
 
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError
+from mclip_kit.towers.hub import MissingWeights, look
+
+WITH_POOLER = ("xlm-roberta", "xlm-roberta-xl", "roberta", "bert", "camembert")  # one that nothing here reads
 
 
 class Encoder(nn.Module):
@@ -78,38 +83,18 @@ def pretrained_encoder(name: str) -> Encoder:
     Raises:
         CheckpointError: it is neither here nor to be had, or it brings no SentencePiece model.
     """
+    local = Path(name).is_dir()
+    if not local:
+        look()
     try:
-        model = AutoModel.from_pretrained(name, dtype=torch.float32, **_without_pooler(name))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(_missing(name, error)) from None
-    return Encoder(model, XlmrTokenizer(_sentencepiece(name)))
-
-
-def _without_pooler(name: str) -> dict[str, bool]:
-    from transformers import AutoConfig
-
-    bare = ("xlm-roberta", "xlm-roberta-xl", "roberta", "bert", "camembert")
-    return {"add_pooling_layer": False} if AutoConfig.from_pretrained(name).model_type in bare else {}
-
-
-def _sentencepiece(name: str) -> Path:
-    local = Path(name) / MODEL_FILE
-    if local.is_file():
-        return local
-    if Path(name).is_dir():
-        raise CheckpointError(f"{local}: missing; an XLM-R folder brings its SentencePiece model")
-    from transformers.utils import cached_file
-
-    try:
-        return Path(str(cached_file(name, MODEL_FILE)))
-    except OSError as error:
-        raise CheckpointError(_missing(name, error)) from None
-
-
-def _missing(name: str, error: Exception) -> str:
-    if Path(name).is_dir():
-        return f"encoder hf:{name}: transformers cannot load the folder: {str(error).strip().splitlines()[0]}"
-    return (
-        f"encoder hf:{name}: it is not in the local cache and the hub does not answer. Give a local folder "
-        "(encoder: hf:DIR), or point HF_HOME to a cache that holds it"
-    )
+        options = {"add_pooling_layer": False} if AutoConfig.from_pretrained(name).model_type in WITH_POOLER else {}
+        model = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
+        pieces = Path(name, MODEL_FILE) if local else Path(str(cached_file(name, MODEL_FILE)))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, OSError) and not local:
+            raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR")) from None
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"encoder hf:{name}: transformers cannot load it: {first}") from None
+    if not pieces.is_file():
+        raise CheckpointError(f"{pieces}: missing; an encoder folder brings its SentencePiece model")
+    return Encoder(model, XlmrTokenizer(pieces))

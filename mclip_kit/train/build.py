@@ -12,6 +12,7 @@ from mclip_kit.errors import DataError
 from mclip_kit.features.feed import Needs
 from mclip_kit.recipe import NewEncoder, Recipe, Stage
 from mclip_kit.towers.clip import build_clip
+from mclip_kit.towers.hub import MissingWeights
 from mclip_kit.towers.model import MultilingualClip, load
 from mclip_kit.towers.xlmr import Encoder, new_encoder, pretrained_encoder
 from mclip_kit.triangle import EdgeLoss
@@ -24,12 +25,23 @@ def build_model(recipe: Recipe) -> MultilingualClip:
     torch.manual_seed(recipe.seed)
     if recipe.start:
         return load(recipe.start)
-    assert recipe.teacher and recipe.encoder and recipe.projector  # the recipe has seen to it
-    encoder = build_encoder(recipe.encoder, recipe.data.bitext)
-    clip = build_clip(recipe.teacher.model, recipe.teacher.weights)
+    assert recipe.teacher
+    assert recipe.encoder
+    assert recipe.projector
+    missing: list[tuple[str, str]] = []
+    try:
+        encoder = build_encoder(recipe.encoder, recipe.data.bitext)
+    except MissingWeights as error:
+        missing += error.what
+    try:
+        clip = build_clip(recipe.teacher.model, recipe.teacher.weights)
+    except MissingWeights as error:
+        missing += error.what
+    if missing:
+        raise MissingWeights(*missing)
     model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
-    named = isinstance(recipe.encoder, str)
-    model.made_from = recipe.encoder if named else f"a new encoder of {encoder.config.num_hidden_layers} layers"
+    new = isinstance(recipe.encoder, NewEncoder)
+    model.made_from = f"a new encoder of {encoder.config.num_hidden_layers} layers" if new else str(recipe.encoder)
     return model
 
 

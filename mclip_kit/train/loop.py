@@ -52,8 +52,14 @@ class Loop:
 def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[int, dict[str, float]]]:
     """Take the steps from `start` on; after each, yield how many are taken and what the step measured."""
     rank, world = accelerator.process_index, accelerator.num_processes
-    with tqdm(desc=loop.name, initial=start, total=loop.steps, unit="step", dynamic_ncols=True,
-              disable=not accelerator.is_local_main_process) as bar:
+    with tqdm(
+        desc=loop.name,
+        initial=start,
+        total=loop.steps,
+        unit="step",
+        dynamic_ncols=True,
+        disable=not accelerator.is_local_main_process,
+    ) as bar:
         for step, rows in _rows(loop, start):
             began = time.perf_counter()
             torch.manual_seed(hash((loop.seed, step, rank)))

@@ -1,9 +1,9 @@
 """A recipe's run, stage by stage.
 
-    RUN/recipe.yaml             the resolved recipe
-    RUN/metrics.jsonl           loss terms and evaluations, one row each; the same in RUN/tensorboard
-    RUN/checkpoints/last.pt     where it stands;  best.pt: the stage's best weights
-    RUN/model/                  what it was for
+RUN/recipe.yaml             the resolved recipe
+RUN/metrics.jsonl           loss terms and evaluations, one row each; the same in RUN/tensorboard
+RUN/checkpoints/last.pt     where it stands;  best.pt: the stage's best weights
+RUN/model/                  what it was for
 """
 
 from collections.abc import Callable
@@ -53,9 +53,7 @@ class Run:
         CheckpointError: the folder holds a run already, or one of another recipe.
     """
 
-    def __init__(
-        self, recipe: Recipe, folder: Path, evaluator: Evaluator | None = None, resume: bool = False
-    ) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, evaluator: Evaluator | None = None, resume: bool = False) -> None:
         self.recipe, self.folder, self.evaluator = recipe, folder, evaluator
         self.last, self.best = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
         _check_folder(folder, recipe, resume)
@@ -72,8 +70,10 @@ class Run:
         for tower in ("image", "teacher_text", "encoder", "projector", "clip_projector"):
             own = {name for name in sizes if name.startswith(f"{tower}.")}
             count = sum(sizes[name] for name in own)
-            shares = [f"{stage.name} {_share(own & trained, sizes, count)}"
-                      for stage, trained in zip(self.recipe.stages, self.trained, strict=True)]
+            shares = [
+                f"{stage.name} {_share(own & trained, sizes, count)}"
+                for stage, trained in zip(self.recipe.stages, self.trained, strict=True)
+            ]
             lines.append(f"  {tower:15}{count / 1e6:9.2f}M  " + "  ".join(shares if count else ["(identity)"]))
         return "\n".join(lines)
 
@@ -159,8 +159,14 @@ class Run:
         values = self.evaluator(self.model, self.store, self.recipe.stages[index])
         self._forget(index)
         self._write(index, step, values)
-        tqdm.write(f"  step {step}: " + "  ".join(f"{k} {v:.1f}" for k, v in values.items() if k.startswith("mean_t2i")
-                                                  or k in ("score", "teacher_t2i_r1")))
+        tqdm.write(
+            f"  step {step}: "
+            + "  ".join(
+                f"{k} {v:.1f}"
+                for k, v in values.items()
+                if k.startswith("mean_t2i") or k in ("score", "teacher_t2i_r1")
+            )
+        )
         if best is None or values["score"] > best["score"]:
             best = {"score": values["score"], "step": step}
             self._save(State(index, step, {}, best=best), self.best)

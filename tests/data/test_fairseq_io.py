@@ -58,7 +58,8 @@ def test_nothing_but_the_two_files_is_left(prefix):
 @pytest.mark.parametrize("max_tokens", [None, 2, 3, 4, 6])
 def test_lengths_are_those_of_the_cut_sentences_and_end_marks_stay(prefix, max_tokens):
     read = fairseq_io.Sentences(prefix, max_tokens)
-    cut = [[BOS, *ids[:-1].tolist()][: None if max_tokens is None else max_tokens - 1] + [EOS] for ids in SENTENCES]
+    kept = None if max_tokens is None else max_tokens - 2
+    cut = [[BOS, *ids[:-1].tolist()[:kept], EOS] for ids in SENTENCES]
     assert [tokens.tolist() for tokens in read] == cut
     assert read.lengths.tolist() == [len(tokens) for tokens in cut]
 
@@ -152,7 +153,8 @@ def preprocessed(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (folder / f"train.spm.{language}").write_text("".join(f"{line}\n" for line in pieces), encoding="utf-8")
     command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "en", "--target-lang", "de"]
     command += ["--trainpref", str(folder / "train.spm"), "--destdir", str(folder / "bin"), "--workers", "1"]
-    command += ["--srcdict", str(squares / "bitext" / "dict.en.txt"), "--tgtdict", str(squares / "bitext" / "dict.de.txt")]
+    for option, language in (("--srcdict", "en"), ("--tgtdict", "de")):
+        command += [option, str(squares / "bitext" / f"dict.{language}.txt")]
     subprocess.run(command, check=True, capture_output=True, cwd=folder)
     return folder / "bin"
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests import tiny
 
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
@@ -21,6 +20,7 @@ from mclip_kit.data.prepare import prepare, write
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.files import write_whole
+from tests import tiny
 
 
 def with_reader(monkeypatch: pytest.MonkeyPatch, read: Callable[[Corpus], Content]) -> Corpus:
@@ -103,15 +103,21 @@ def test_the_manifest_has_the_hash_of_every_other_file(squares):
 
 def test_the_manifest_has_the_licences(squares):
     manifest = json.loads((squares / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["licences"] == [
-        {"what": "all", "licence": "none needed", "by": "these tests", "package": None}
-    ]
+    assert manifest["licences"] == [{"what": "all", "licence": "none needed", "by": "these tests", "package": None}]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a red\nsquare", "a red\tsquare", "a red\r\nsquare", " a  red square\n", 'a "red" square', "'red' \\ #", "a\u2028b\u0085c"],
-)
+ODD = [
+    "a red\nsquare",
+    "a red\tsquare",
+    "a red\r\nsquare",
+    " a  red square\n",
+    'a "red" square',
+    "'red' \\ #",
+    "a\u2028b\u0085c",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
 def test_any_caption_comes_back_on_one_line(tmp_path, text):
     content = few()
     captions = [Caption(0, "en", text), *content.captions[1:]]
@@ -243,13 +249,16 @@ def cut(name: str, kept: int | None) -> Callable[[Path], None]:
 DAMAGE = {
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), r"manifest\.json"),
     "wrong header": (replaced("captions.tsv", "language", "lang"), r"captions\.tsv line 1: columns are image, lang,"),
-    "missing column": (replaced("captions.tsv", "black-left-2\tde\t", "black-left-2\t"), r"captions\.tsv line 201: 3 col"),
+    "missing column": (replaced("captions.tsv", "black-left-2\tde\t", "black-left-2\t"), r"captions\.tsv line 201: 3 "),
     "a column too many": (replaced("images.tsv", "red-left-1\t", "red-left-1\t\t"), r"images\.tsv line 3: 4 columns"),
     "unknown image": (replaced("captions.tsv", "red-left-1\ten", "red-left-9\ten"), r"captions\.tsv line 5: its image"),
     "group without a number": (replaced("images.tsv", "red-left-1\t1", "red-left-1\tone"), r"images\.tsv line 3"),
-    "Latin-1": (lambda folder: (folder / "captions.tsv").write_bytes("carr\xe9".encode("latin-1")), r"captions\.tsv: not a UTF-8"),
+    "Latin-1": (lambda folder: (folder / "captions.tsv").write_bytes(b"carr\xe9"), r"captions\.tsv: not a UTF-8 table"),
     "empty table": (cut("images.tsv", 0), r"images\.tsv"),
-    "a picture less": (replaced("images.tsv", "grey-below-3\t95\teven\n", ""), r"images\.npy has 96 pictures, images\.tsv 95"),
+    "a picture less": (
+        replaced("images.tsv", "grey-below-3\t95\teven\n", ""),
+        r"images\.npy has 96 .*, images\.tsv 95",
+    ),
     "missing table": (lambda folder: (folder / "captions.tsv").unlink(), r"captions\.tsv: missing; prepare the corpus"),
     "missing pictures": (lambda folder: (folder / "images.npy").unlink(), r"images\.npy"),
     "pictures cut in half": (cut("images.npy", 30_000), r"images\.npy"),
@@ -278,5 +287,5 @@ def test_every_shipped_declaration_loads():
 
 
 def test_an_unknown_corpus_is_named_with_those_that_are_shipped():
-    with pytest.raises(RecipeError, match="emojis: .* did you mean emoji"):
+    with pytest.raises(RecipeError, match=r"emojis: .* did you mean emoji"):
         declaration("emojis")

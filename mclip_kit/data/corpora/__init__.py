@@ -25,8 +25,8 @@ class Licence(Section):
 class Vocabulary(Section):
     """The SentencePiece model that is trained when none is given."""
 
-    pieces: Count = Field(8000, description="Vocabulary size.")
-    coverage: Fraction = Field(0.9995, description="Share of characters that get a piece of their own.")
+    pieces: Count = Field(description="Vocabulary size.")
+    coverage: Fraction = Field(description="Share of characters that get a piece of their own.")
 
 
 class Corpus(Section):
@@ -41,7 +41,7 @@ class Corpus(Section):
     expect: dict[str, int] = Field({}, description="Counts that a whole source has.")
     splits: dict[str, Fraction] = Field({}, description="Held-out shares; the rest is train.")
     options: dict[str, Any] = Field({}, description="What the reader takes besides.")
-    vocabulary: Vocabulary = Vocabulary()
+    vocabulary: Vocabulary = Field(default_factory=lambda: Vocabulary(pieces=8000, coverage=0.9995))
 
 
 @dataclass(frozen=True)

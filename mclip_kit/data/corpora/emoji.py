@@ -82,9 +82,7 @@ def _render(paths: list[Path], size: int) -> np.ndarray:
 
 
 def _render_one(path: Path, size: int) -> np.ndarray:
-    png = resvg_py.svg_to_bytes(
-        svg_path=str(path), width=size, height=size, background="white", skip_system_fonts=True
-    )
+    png = resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white", skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 

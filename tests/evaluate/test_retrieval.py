@@ -1,0 +1,170 @@
+"""Retrieval metrics against slow loops, with ties, several captions a picture and pictures that look the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mclip_kit.data.captions import read_captions
+from mclip_kit.errors import DataError
+from mclip_kit.evaluate.retrieval import Retrieval, evaluate, evaluator, ranks, recall, score, summary
+from mclip_kit.features.store import Store
+from mclip_kit.recipe import Recipe, parse
+from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.train.build import build_model
+from tests import tiny
+
+
+def slow_rank(query: np.ndarray, gallery: np.ndarray, group: int, groups: np.ndarray) -> int:
+    """One more than the wrong items that are at least as near as the nearest right one."""
+    nearness = [sum(float(x) * float(y) for x, y in zip(query, item, strict=True)) for item in gallery]
+    best = max((near for near, other in zip(nearness, groups, strict=True) if other == group), default=-np.inf)
+    return 1 + sum(near >= best and other != group for near, other in zip(nearness, groups, strict=True))
+
+
+def slow_ranks(queries: np.ndarray, gallery: np.ndarray, query_groups: np.ndarray, groups: np.ndarray) -> list[int]:
+    return [slow_rank(query, gallery, group, groups) for query, group in zip(queries, query_groups, strict=True)]
+
+
+def whole_numbers(rows: int, width: int, largest: int, seed: int) -> np.ndarray:
+    """Vectors whose products float32 holds exactly."""
+    return np.random.default_rng(seed).integers(-largest, largest + 1, (rows, width)).astype(np.float32)
+
+
+CASES = {
+    # name: queries, gallery, groups of queries, groups of the gallery, largest number
+    "one right answer": (30, 30, np.arange(30), np.arange(30), 1000),
+    "ties": (60, 60, np.arange(60), np.arange(60), 1),
+    "several captions a picture": (60, 20, np.repeat(np.arange(20), 3), np.arange(20), 1),
+    "pictures that look the same": (40, 40, np.arange(40) // 3, np.arange(40) // 3, 1),
+    "more queries than answers": (50, 7, np.arange(50) % 7, np.arange(7), 3),
+    "no right answer": (10, 12, np.arange(10) + 100, np.arange(12), 3),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_are_those_of_slow_loops(name):
+    queries, gallery, query_groups, groups, largest = CASES[name]
+    queries_QD, gallery_GD = whole_numbers(queries, 4, largest, 0), whole_numbers(gallery, 4, largest, 1)
+    found = ranks(queries_QD, gallery_GD, query_groups, groups)
+    assert found.tolist() == slow_ranks(queries_QD, gallery_GD, query_groups, groups)
+
+
+def test_the_nearest_right_answer_counts():
+    gallery_GD = np.array([[0.9, 0], [1, 0], [0, 1], [0.5, 0]], np.float32)
+    query_1D = np.array([[1, 0]], np.float32)
+    assert ranks(query_1D, gallery_GD, np.array([7]), np.array([7, 8, 9, 7])).tolist() == [2]
+    assert ranks(query_1D, gallery_GD, np.array([7]), np.array([9, 7, 8, 7])).tolist() == [1]
+
+
+def test_right_answers_do_not_stand_in_each_others_way():
+    gallery_GD = np.array([[3.0], [2.0], [2.0], [1.0]], np.float32)
+    assert ranks(np.array([[1.0]], np.float32), gallery_GD, np.array([1]), np.array([1, 1, 1, 2])).tolist() == [1]
+
+
+def test_a_wrong_picture_as_near_as_the_right_one_comes_first():
+    gallery_GD = np.array([[1.0, 0], [1.0, 0]], np.float32)
+    assert ranks(gallery_GD, gallery_GD, np.array([0, 1]), np.array([0, 1])).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("pictures", [17, 101, 1000])
+@pytest.mark.parametrize("width", [1, 37, 192])
+def test_constant_embeddings_score_at_most_chance(pictures, width):
+    vector = np.random.default_rng(0).normal(size=width).astype(np.float32)
+    same_ND = np.tile(vector / np.linalg.norm(vector), (pictures, 1))
+    found = recall(ranks(same_ND, same_ND, np.arange(pictures), np.arange(pictures)))
+    assert all(found[f"r{k}"] <= 100 * k / pictures for k in (1, 5, 10))
+
+
+def test_embeddings_that_are_not_numbers_score_at_most_chance():
+    gallery_GD = whole_numbers(50, 4, 9, 0)
+    broken_QD = np.full_like(gallery_GD, np.nan)
+    order = np.arange(50)
+    assert recall(ranks(broken_QD, gallery_GD, order, order))["r1"] <= 2
+    assert recall(ranks(gallery_GD, broken_QD, order, order))["r1"] <= 2
+
+
+def test_a_thousand_queries_more_or_less_change_no_rank():
+    queries_QD, gallery_GD = whole_numbers(2500, 4, 3, 0), whole_numbers(40, 4, 3, 1)
+    query_groups, groups = np.arange(2500) % 23, np.arange(40) % 23
+    parts = [slice(start, start + 100) for start in range(0, 2500, 100)]
+    in_parts = [ranks(queries_QD[part], gallery_GD, query_groups[part], groups) for part in parts]
+    np.testing.assert_array_equal(ranks(queries_QD, gallery_GD, query_groups, groups), np.concatenate(in_parts))
+
+
+def test_recall_is_the_share_of_ranks_up_to_k_in_percent():
+    assert recall(np.array([1, 1, 2, 5, 6, 10, 11, 400])) == {"r1": 25.0, "r5": 50.0, "r10": 75.0}
+
+
+def test_scores_are_recalls_of_both_ways_and_their_mean():
+    found = Retrieval(np.array([1, 2, 6, 11]), np.array([1, 1]), np.full(4, "a"), np.full(2, "a")).scores()
+    t2i, i2t = {"t2i_r1": 25.0, "t2i_r5": 50.0, "t2i_r10": 75.0}, {"i2t_r1": 100.0, "i2t_r5": 100.0, "i2t_r10": 100.0}
+    assert found == {**t2i, **i2t, "mean_recall": 75.0}
+
+
+def test_a_stratum_counts_its_own_queries_only():
+    result = Retrieval(np.array([1, 9, 1]), np.array([3, 1]), np.array(["a", "b", "b"]), np.array(["a", "b"]))
+    assert (result.scores("a")["t2i_r1"], result.scores("a")["i2t_r1"]) == (100.0, 0.0)
+    assert (result.scores("b")["t2i_r1"], result.scores("b")["i2t_r1"]) == (50.0, 100.0)
+
+
+def test_both_directions_know_several_captions_and_pictures_that_look_the_same():
+    images_GD, texts_QD = whole_numbers(12, 4, 2, 0), whole_numbers(30, 4, 2, 1)
+    groups_G, text_images_Q = np.arange(12) // 2, np.arange(30) % 12
+    strata_G = np.array(["a", "b"] * 6)
+    found = score(images_GD, texts_QD, groups_G, text_images_Q, strata_G)
+    text_groups = groups_G[text_images_Q]
+    assert found.t2i_Q.tolist() == slow_ranks(texts_QD, images_GD, text_groups, groups_G)
+    assert found.i2t_G.tolist() == slow_ranks(images_GD, texts_QD, groups_G, text_groups)
+    assert found.strata_Q.tolist() == [strata_G[image] for image in text_images_Q]
+
+
+@pytest.fixture(scope="module")
+def model(squares: Path) -> MultilingualClip:
+    return build_model(parse(tiny.recipe(squares), Recipe, "tiny")).eval()
+
+
+def test_a_model_is_scored_by_its_own_embeddings(model, squares):
+    captions = read_captions(squares)
+    results = evaluate(model, captions, "test")
+    assert list(results) == ["teacher", "en", "de", "fr"]
+    for name, result in results.items():
+        rows = captions.select("test", ["en" if name == "teacher" else name])
+        images = np.unique(captions.images[rows])
+        encode = model.encode_teacher_text if name == "teacher" else model.encode_text
+        pictures_GD = model.encode_image([Image.fromarray(captions.pixels[i]) for i in images]).numpy()
+        texts_QD = encode(captions.texts[rows].tolist()).numpy()
+        places = np.searchsorted(images, captions.images[rows])
+        expected = score(pictures_GD, texts_QD, captions.groups[images], places, captions.strata[images])
+        np.testing.assert_allclose(result.t2i_Q, expected.t2i_Q, atol=1)  # float rounding may swap neighbours
+        assert result.strata_Q.tolist() == expected.strata_Q.tolist()
+
+
+@pytest.mark.parametrize("languages", [["fr"], ["de", "fr"]])
+def test_only_wanted_languages_are_scored_beside_the_teacher(model, squares, languages):
+    assert list(evaluate(model, read_captions(squares), "valid", languages)) == ["teacher", *languages]
+    assert list(evaluate(model, read_captions(squares), "valid", languages, teacher_language=None)) == languages
+
+
+def test_a_language_or_split_without_captions_is_refused(model, squares):
+    with pytest.raises(DataError, match="no captions in ja"):
+        evaluate(model, read_captions(squares), "valid", ["ja"])
+    with pytest.raises(DataError, match="no captions in split 'dev'"):
+        evaluate(model, read_captions(squares), "dev")
+
+
+def test_the_summary_is_the_mean_over_languages_without_the_teacher(model, squares):
+    results = evaluate(model, read_captions(squares), "valid")
+    flat = summary(results)
+    students = [results[language].scores()["t2i_r5"] for language in ("en", "de", "fr")]
+    assert flat["mean_t2i_r5"] == pytest.approx(np.mean(students))
+    assert flat["teacher_t2i_r5"] == results["teacher"].scores()["t2i_r5"]
+    assert flat["de_t2i_r1"] == results["de"].scores()["t2i_r1"]
+
+
+@pytest.mark.parametrize(("stage", "name"), [(0, "teacher_t2i_r1"), (1, "mean_t2i_r1"), (2, "mean_t2i_r1")])
+def test_a_stage_is_judged_by_what_it_trains(model, squares, stage, name):
+    stages = parse(tiny.recipe(squares), Recipe, "tiny").stages
+    values = evaluator(read_captions(squares), "valid", "all")(model, Store(), stages[stage])
+    assert values["score"] == values[name]

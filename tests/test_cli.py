@@ -1,0 +1,169 @@
+"""The command line: what a user types, and what comes of ten wrong inputs - one clear line, exit code 2."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from mclip_kit.cli import cli
+from tests import tiny
+
+Type = Callable[..., Result]
+
+
+@pytest.fixture
+def type_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Type:
+    """Type a command in an empty folder, where no hub answers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return lambda *words: CliRunner().invoke(cli, [str(word) for word in words])
+
+
+@pytest.fixture
+def recipe(squares: Path, tmp_path: Path) -> Path:
+    """A tiny recipe over a copy of the tiny corpus, which a test may damage."""
+    shutil.copytree(squares, tmp_path / "data")
+    return tiny.write_recipe(tiny.recipe(tmp_path / "data"), tmp_path / "tiny.yaml")
+
+
+def assert_one_line(result: Result, *said: str) -> None:
+    """Exit code 2, and a single line that says all of this."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 1, result.output
+    assert all(word in lines[0] for word in said), lines[0]
+
+
+def test_help_lists_the_commands(type_: Type) -> None:
+    result = type_("--help")
+    assert result.exit_code == 0
+    assert all(command in result.output for command in ("prepare", "train", "eval", "import", "recipes"))
+
+
+def test_recipes_lists_each_with_its_line(type_: Type) -> None:
+    lines = type_("recipes").output.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "altclip_full",
+        "multi30k_finetune",
+        "quickstart",
+        "quickstart_trikd",
+        "trikd_projectors",
+    ]
+    assert all(len(line.split()) > 4 for line in lines)
+
+
+def test_train_then_eval_from_a_fresh_folder(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    trained = type_("train", recipe, "--set", "evaluation.every_epochs=9")
+    assert trained.exit_code == 0, trained.output
+    assert "image" in trained.output
+    assert "frozen" in trained.output
+    scored = type_("eval", "runs/tiny/model", "--data", "data", "--langs", "en,fr")
+    assert scored.exit_code == 0, scored.output
+    assert "teacher's own text, en" in scored.output
+    written = json.loads((tmp_path / "runs/tiny/eval/results.json").read_text(encoding="utf-8"))
+    assert set(written["runs/tiny/model"]["scores"]) == {"teacher", "en", "fr"}
+    assert (tmp_path / "runs/tiny/eval/retrieval.png").is_file()
+
+
+def test_full_recipes_name_what_is_missing_and_both_ways_to_give_it(type_: Type, squares: Path) -> None:
+    data = ("--set", f"data={{captions: {squares}, bitext: {squares / 'bitext'}}}")
+    needs = {"altclip_full": ("xlm-roberta-large", "ViT-L-14"), "trikd_projectors": ("xlm-roberta-base", "ViT-B-32")}
+    for name, missing in needs.items():
+        result = type_("train", f"recipes/{name}.yaml", *data)
+        assert_one_line(result, *missing, "encoder: hf:DIR", "local-dir:DIR", "HF_HOME")
+
+
+def test_unknown_corpus(type_: Type) -> None:
+    assert_one_line(type_("prepare", "emojis"), "emojis", "did you mean emoji?")
+
+
+def test_a_folder_in_the_way_of_prepare(type_: Type, tmp_path: Path) -> None:
+    (tmp_path / "data" / "emoji").mkdir(parents=True)
+    assert_one_line(type_("prepare"), "data/emoji", "--out")
+
+
+def test_missing_recipe(type_: Type) -> None:
+    assert_one_line(type_("train", "recipes/quikstart.yaml"), "quikstart", "did you mean quickstart?")
+
+
+def test_a_directory_that_is_not_there(type_: Type, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "deep" / "recipe.yaml"
+    assert_one_line(type_("train", path), str(path))
+
+
+def test_unprepared_data(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "data")
+    assert_one_line(type_("train", recipe), "data", "mclip-kit prepare")
+
+
+def test_unknown_key_and_wrong_type_in_one_go(type_: Type, recipe: Path) -> None:
+    wrong = type_("train", recipe, "--set", "stages.0.lr=fast", "--set", "sede=2")
+    assert_one_line(wrong, "stages.0.lr", "sede: unknown key; did you mean seed?")
+
+
+def test_one_side_shorter(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "bitext"
+    for suffix in ("bin", "idx", "txt"):
+        shutil.copy(folder / f"valid.en-de.de.{suffix}", folder / f"train.en-de.de.{suffix}")
+    result = type_("train", recipe, "--set", "evaluation=null")
+    assert result.exit_code == 2
+    assert "train.en-de: 72 en lines against 12 de lines" in result.output.splitlines()[-1]
+
+
+def test_unreadable_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "data" / "images.npy"
+    pictures.write_bytes(pictures.read_bytes()[:500])
+    assert_one_line(type_("train", recipe), "data", "damaged", "prepare")
+
+
+def test_too_few_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "data" / "images.npy", np.zeros((3, 16, 16, 3), np.uint8))
+    assert_one_line(type_("train", recipe), "images.npy has 3 pictures, images.tsv 96")
+
+
+def test_empty_bitext(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    for file in (tmp_path / "data" / "bitext").glob("*.idx"):
+        file.unlink()
+    assert_one_line(type_("train", recipe), "bitext", "no binarised sentences")
+
+
+def test_unknown_language(type_: Type, recipe: Path) -> None:
+    result = type_("train", recipe, "--set", "stages.1.languages=[de, xx]", "--set", "evaluation=null")
+    assert result.exit_code == 2
+    assert "xx" in result.output.splitlines()[-1]
+
+
+def test_unknown_split(type_: Type, recipe: Path) -> None:
+    result = type_("train", recipe, "--set", "evaluation.split=dev")
+    assert result.exit_code == 2
+    assert "'dev'" in result.output.splitlines()[-1]
+
+
+def test_a_glob_that_matches_nothing(type_: Type, recipe: Path) -> None:
+    assert_one_line(type_("train", recipe, "--set", "stages.1.train=[encoder.layer.77.*]"), "encoder.layer.77.*")
+
+
+def test_no_model_folder(type_: Type, recipe: Path) -> None:
+    assert_one_line(type_("eval", "data", "--data", "data"), "config.json", "not a whole model folder")
+
+
+def test_unknown_clip_model_and_tag(type_: Type, recipe: Path) -> None:
+    unknown = type_("train", recipe, "--set", "teacher={model: ViT-B-23, weights: train}")
+    assert_one_line(unknown, "ViT-B-23", "did you mean ViT-B-32?")
+    tag = type_(
+        "train", recipe, "--set", "teacher={model: ViT-B-32, weights: openia}", "--set", "stages.0.train=[image]"
+    )
+    assert tag.exit_code == 2
+    assert "openia" in tag.output
+
+
+def test_a_spm_that_is_none(type_: Type, tmp_path: Path) -> None:
+    (tmp_path / "spm.model").write_bytes(b"nothing")
+    assert_one_line(
+        type_("prepare", "--spm", tmp_path / "spm.model"), "spm.model", "not a readable SentencePiece model"
+    )

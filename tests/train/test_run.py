@@ -1,0 +1,239 @@
+"""Whole runs of tiny towers: resumed, interrupted, killed; what is frozen stays; the shipped recipes in small."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mclip_kit.data.captions import read_captions
+from mclip_kit.errors import CheckpointError, DataError
+from mclip_kit.evaluate.retrieval import evaluator
+from mclip_kit.recipe import Recipe, load
+from mclip_kit.towers.model import load as load_model
+from mclip_kit.train.logging import read_log
+from mclip_kit.train.run import Run
+from tests import tiny
+
+LOSSES = ("image-teacher_text", "teacher_text-student_text", "image-student_text")
+
+
+def run(recipe: Recipe, folder: Path, resume: bool = False) -> Run:
+    """Train with the evaluator that the command line gives."""
+    assert recipe.evaluation
+    captions = read_captions(str(recipe.data.captions))
+    made = Run(recipe, folder, evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages), resume)
+    made.go()
+    return made
+
+
+def recipe_of(data: Path, folder: Path, *changes: str, **tree: Any) -> Recipe:
+    return load(tiny.write_recipe(tiny.recipe(data) | tree, folder / "tiny.yaml"), changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder / "model").state_dict()
+
+
+@pytest.fixture(scope="module")
+def finished(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A whole run of three stages."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = recipe_of(squares, folder)
+    run(recipe, folder / "run")
+    return recipe, folder / "run"
+
+
+def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path]) -> None:
+    recipe, folder = finished
+    assert load(folder / "recipe.yaml") == recipe
+    rows = read_log(folder)
+    assert {row["stage"] for row in rows} == {"teacher", "distill", "contrast"}
+    assert all(any(loss in row for row in rows) for loss in LOSSES)
+    assert [row["step"] for row in rows if "score" in row and row["stage"] == "distill"] == [0, 9, 18]
+    assert list((folder / "tensorboard").iterdir())
+    model = load_model(folder / "model")
+    assert model.trained_languages == ["de", "en", "fr"]
+    assert model.encode_text(["red square left", "Quadrat rot"]).shape == (2, 16)
+
+
+def test_training_learns_the_squares(squares: Path, tmp_path: Path) -> None:
+    many = [f"stages.{stage}.epochs={epochs}" for stage, epochs in enumerate((12, 12, 4))]
+    made = run(recipe_of(squares, tmp_path, *many, "stages.0.lr=0.01", "stages.1.lr=0.01"), tmp_path / "run")
+    rows = read_log(tmp_path / "run")
+    for stage, loss in zip(("teacher", "distill"), LOSSES, strict=False):
+        losses = [row[loss] for row in rows if row["stage"] == stage and loss in row]
+        assert losses[-1] < 0.8 * losses[0]
+    assert rows[-1]["score"] > rows[0]["mean_t2i_r1"]
+    assert made.model.trained_languages == ["de", "en", "fr"]
+
+
+def test_a_stage_leaves_frozen_towers_as_they_were(squares: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe(squares)
+    recipe = recipe_of(squares, tmp_path, stages=tree["stages"][1:], teacher=tree["teacher"] | {"weights": "random"})
+    made = Run(recipe, tmp_path / "run")
+    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    made.go()
+    after = made.model.state_dict()
+    frozen = [name for name in before if name.startswith(("image.", "teacher_text."))]
+    moved = [name for name in before if name.startswith(("encoder.", "projector."))]
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert any(not torch.equal(before[name], after[name]) for name in moved)
+    assert all(parameter.grad is None for name, parameter in made.model.named_parameters() if name in frozen)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others(
+    finished: tuple[Recipe, Path], squares: Path, tmp_path: Path
+) -> None:
+    recipe, folder = finished
+    run(recipe, tmp_path / "same")
+    assert_same(weights(tmp_path / "same"), weights(folder))
+    run(recipe_of(squares, tmp_path, "seed=2"), tmp_path / "other")
+    name = "projector.head.1.weight"
+    assert not torch.equal(weights(tmp_path / "other")[name], weights(folder)[name])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_killed_and_resumed_is_as_never_killed(
+    stage: int, finished: tuple[Recipe, Path], squares: Path, tmp_path: Path
+) -> None:
+    _, folder = finished
+    path = tiny.write_recipe(tiny.recipe(squares), tmp_path / "tiny.yaml")
+    stop = {0: 4, 1: 11, 2: 7}[stage]
+    script = (
+        "import os, signal, sys\n"
+        "from mclip_kit.train import loop\n"
+        "loop_postfix = loop._postfix\n"
+        "steps = [0]\n"
+        "def count(values):\n"
+        "    steps[0] += 1\n"
+        f"    if steps[0] == {[0, 6, 24][stage] + stop}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return loop_postfix(values)\n"
+        "loop._postfix = count\n"
+        "from mclip_kit.cli import cli\n"
+        f"cli(['train', {str(path)!r}, '--out', {str(tmp_path / 'run')!r}, '--resume'])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / "run" / "model").exists()
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert (state["stage"], state["step"]) == (stage, stop - 2 if stop % 2 == 0 else stop - 1)
+    run(load(path), tmp_path / "run", resume=True)
+    assert_same(weights(tmp_path / "run"), weights(folder))
+    assert losses(tmp_path / "run") == losses(folder)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(squares: Path, tmp_path: Path, finished: tuple[Recipe, Path]) -> None:
+    path = tiny.write_recipe(tiny.recipe(squares) | {"checkpoint_every": 1000}, tmp_path / "tiny.yaml")
+    command = [sys.executable, "-m", "mclip_kit.cli", "train", str(path), "--out", str(tmp_path / "run")]
+    long = ["--set", "stages.0.epochs=4000"]
+    process = subprocess.Popen([*command, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and any(row["step"] >= 20 for row in read_log(log.parent))):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in said
+    assert "Traceback" not in said
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert state["stage"] == 0
+    assert state["step"] >= 20
+    assert state["optimizer"] is not None
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished: tuple[Recipe, Path], squares: Path, tmp_path: Path) -> None:
+    recipe, folder = finished
+    with pytest.raises(CheckpointError, match="--resume"):
+        Run(recipe, folder)
+    with pytest.raises(CheckpointError, match=r"what differs: stages\.0\.lr"):
+        Run(recipe_of(squares, tmp_path, "stages.0.lr=0.5"), folder, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, folder = finished
+    shutil.copytree(folder, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged"):
+        Run(recipe, tmp_path / "run", resume=True).go()
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, folder = finished
+    shutil.copytree(folder, tmp_path / "run")
+    run(recipe, tmp_path / "run", resume=True)
+    assert_same(weights(tmp_path / "run"), weights(folder))
+    assert read_log(tmp_path / "run") == read_log(folder)
+
+
+def test_too_few_rows_for_a_batch(squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="72 rows make no batch of 100"):
+        Run(recipe_of(squares, tmp_path, "stages.0.batch_size=100"), tmp_path / "run").go()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the loss is"):
+        Run(recipe_of(squares, tmp_path, "stages.0.lr=1.0e+30", "stages.0.epochs=50"), tmp_path / "run").go()
+
+
+def test_start_goes_on_from_a_model_folder(finished: tuple[Recipe, Path], squares: Path, tmp_path: Path) -> None:
+    _, folder = finished
+    changes = [
+        f"start={folder / 'model'}",
+        f"data.captions={squares}",
+        "stages.0.languages=[en,de]",
+        "stages.0.train=[projector]",
+        "stages.0.epochs=2",
+        "stages.0.batch_size=16",
+    ]
+    made = run(load("multi30k_finetune", changes), tmp_path / "run")
+    before, after = weights(folder), made.model.state_dict()
+    assert_same(
+        {n: t for n, t in after.items() if n.startswith("encoder")},
+        {n: t for n, t in before.items() if n.startswith("encoder")},
+    )
+    assert not torch.equal(before["projector.head.1.weight"], after["projector.head.1.weight"])
+
+
+@pytest.mark.parametrize("name", ["altclip_full", "trikd_projectors"])
+def test_shipped_recipes_run_on_the_embedded_corpus_with_small_towers(name: str, emoji: Path, tmp_path: Path) -> None:
+    encoder = tiny.ENCODER | {"weights": "random"}
+    stages = {"altclip_full": 2, "trikd_projectors": 1}[name]
+    changes = [
+        f"data={{captions: {emoji}, bitext: {emoji / 'bitext'}}}",
+        f"teacher={{weights: random, model: {json.dumps(tiny.TEACHER)}}}",
+        f"encoder={json.dumps(encoder)}",
+        "projector.layers=1",
+        "evaluation.languages=[en, zh, ar]",
+        *(f"stages.{stage}.{key}" for stage in range(stages) for key in ("epochs=1", "warmup_steps=5")),
+    ]
+    arguments = [argument for change in changes for argument in ("--set", change)]
+    command = [sys.executable, "-m", "mclip_kit.cli", "train", f"recipes/{name}.yaml", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    rows = read_log(tmp_path / "run")
+    assert len({row["stage"] for row in rows}) == stages
+    assert load_model(tmp_path / "run" / "model").encode_text(["猫", "قط"]).shape[0] == 2
+
+
+def losses(folder: Path) -> list[tuple[Any, ...]]:
+    """Every logged loss, with its place."""
+    return [(row["stage"], row["step"], row["loss"]) for row in read_log(folder) if "loss" in row]
+
+
+def assert_same(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert some.keys() == others.keys()
+    assert [name for name in some if not torch.equal(some[name], others[name])] == []
