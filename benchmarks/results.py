@@ -9,6 +9,7 @@ docs/ alone. The last line compares the student's weakest language with the teac
 import argparse
 import json
 import platform
+import shutil
 import time
 from pathlib import Path
 from statistics import mean, stdev
@@ -51,17 +52,21 @@ def scored_run(recipe: Recipe, folder: Path) -> Scores:
 
 def one_seed(seed: int, root: Path, smoke: bool) -> Scores:
     """Both quickstarts with one seed; the second takes the first's teacher."""
-    file = root / f"seed-{seed}.json"
-    if file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    folder = root / f"seed-{seed}-{int(time.time())}"
     common = [f"seed={seed}", "evaluation.every_epochs=1000"]
     epochs = [f"stages.{stage}.epochs=1" for stage in range(3)] if smoke else []
-    full = scored_run(load("quickstart", [*common, *epochs]), folder / "quickstart")
+    folder = root / f"seed-{seed}"
     teacher = f"teacher.model=local-dir:{folder / 'quickstart' / 'model' / 'clip'}"
-    trikd = scored_run(load("quickstart_trikd", [*common, *epochs[:2], teacher]), folder / "quickstart_trikd")
-    write_json(file, {"quickstart": full, "quickstart_trikd": trikd})
-    return {"quickstart": full, "quickstart_trikd": trikd}
+    recipes = {"quickstart": [*common, *epochs], "quickstart_trikd": [*common, *epochs[:2], teacher]}
+    return {name: kept(load(name, changes), folder / name) for name, changes in recipes.items()}
+
+
+def kept(recipe: Recipe, folder: Path) -> Scores:
+    """The scores of a run, made once; a run that was cut short starts again."""
+    file = folder / "scores.json"
+    if not file.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(file, scored_run(recipe, folder))
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def over(seeds: list[Scores], *path: str) -> list[float]:

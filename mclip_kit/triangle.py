@@ -116,7 +116,8 @@ class Triangle(nn.Module):
         edge = self.edges[name]
         left, right = (vertices[vertex].float() for vertex in name.split("-"))
         keep_B = batch.has_teacher_B if "teacher_text" in name else None
-        if edge.loss == "mse":
-            return losses.mse(right, left, edge.normalize, keep_B)
-        groups_B = batch.groups_B if edge.positives == "image" else None
-        return losses.contrastive(left, right, self.scale(name), groups_B, keep_B)
+        with torch.autocast(left.device.type, enabled=False):  # logits in full precision
+            if edge.loss == "mse":
+                return losses.mse(right, left, edge.normalize, keep_B)
+            groups_B = batch.groups_B if edge.positives == "image" else None
+            return losses.contrastive(left, right, self.scale(name), groups_B, keep_B)

@@ -48,6 +48,8 @@ class MultilingualClip(nn.Module):
         self.clip = [clip]  # in a list: its towers are this module's own, and registered once
         self.image: nn.Module = clip.model.visual  # type: ignore[assignment]
         self.teacher_text: nn.Module = clip.model.text  # type: ignore[assignment]
+        self.teacher_scale: Tensor
+        self.register_buffer("teacher_scale", clip.model.get_parameter("logit_scale").detach().clone())
         self.encoder = encoder
         self.settings = {"projector": projector, "clip_projector": clip_projector}
         self.trained_languages: list[str] = []
@@ -105,6 +107,7 @@ class MultilingualClip(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").unlink(missing_ok=True)
+        self.clip[0].model.get_parameter("logit_scale").data.copy_(self.teacher_scale)
         self.clip[0].save(folder / "clip")
         self.encoder.save(folder / "encoder")
         state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items() if "projector." in name}

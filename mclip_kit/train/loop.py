@@ -29,6 +29,7 @@ class Loop:
         fetch: rows of this process -> fields of a Batch.
         rate: step -> learning rate.
         epochs: passes.
+        per_epoch: steps of one.
         clip_norm: largest gradient norm, or None.
         seed: each step's draws (dropout, augmentation) depend on it and on the step's number alone.
     """
@@ -40,13 +41,14 @@ class Loop:
     fetch: Callable[[np.ndarray], dict[str, Tensor]]
     rate: Callable[[int], float]
     epochs: int
+    per_epoch: int
     clip_norm: float | None
     seed: int
 
     @property
     def steps(self) -> int:
         """Steps of the whole stage."""
-        return len(self.batches(0)) * self.epochs
+        return self.per_epoch * self.epochs
 
 
 def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[int, dict[str, float]]]:
@@ -82,9 +84,8 @@ def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[in
 
 
 def _rows(loop: Loop, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    per_epoch = len(loop.batches(0))
-    for epoch in range(start // per_epoch, loop.epochs):
-        for step, rows in enumerate(loop.batches(epoch), epoch * per_epoch):
+    for epoch in range(start // loop.per_epoch, loop.epochs):
+        for step, rows in enumerate(loop.batches(epoch), epoch * loop.per_epoch):
             if step >= start:
                 yield step, rows
 

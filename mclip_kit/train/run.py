@@ -13,11 +13,12 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
 from mclip_kit.data.batching import Plan
-from mclip_kit.errors import CheckpointError, MclipError
+from mclip_kit.errors import CheckpointError, MclipError, RecipeError
 from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.files import write_text
@@ -32,6 +33,7 @@ from mclip_kit.train.optim import build_optimizer, learning_rate, trainable
 from mclip_kit.triangle import Triangle
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
+SHOWN = ("score", "mean_t2i_r1", "mean_t2i_r10", "teacher_t2i_r1")  # of an evaluation, on the terminal
 
 Evaluator = Callable[[MultilingualClip, Store, Stage], dict[str, float]]
 """(model, features that are valid, stage) -> numbers for the log; `score` among them decides which is best."""
@@ -56,9 +58,16 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, evaluator: Evaluator | None = None, resume: bool = False) -> None:
         self.recipe, self.folder, self.evaluator = recipe, folder, evaluator
         self.last, self.best = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
-        _check_folder(folder, recipe, resume)
-        self.captions = check_data(recipe)
         self.accelerator = Accelerator(mixed_precision=_precision(recipe.precision))
+        if self.accelerator.is_main_process:
+            _check_folder(folder, recipe, resume)
+        for stage in recipe.stages:
+            if stage.batch_size % self.accelerator.num_processes:
+                raise RecipeError(
+                    f"stage {stage.name}: batch_size {stage.batch_size} is not a multiple of the "
+                    f"{self.accelerator.num_processes} processes that share it"
+                )
+        self.captions = check_data(recipe)
         self.model = build_model(recipe).to(self.accelerator.device)
         self.trained = [trainable(self.model, stage.train) for stage in recipe.stages]
         self.store = Store()
@@ -134,43 +143,37 @@ class Run:
         optimizer = build_optimizer(triangle, stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps)
         wrapped, optimizer = self.accelerator.prepare(triangle, optimizer)
         wrapped.train()
-        total = len(plan.epoch(0)) * stage.epochs
+        per_epoch = len(plan.epoch(0))
         return Loop(
             name=f"stage {index + 1}/{len(self.recipe.stages)} {stage.name}",
             triangle=wrapped,
             optimizer=optimizer,
             batches=plan.epoch,
             fetch=feed.batch,
-            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, total),
+            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, per_epoch * stage.epochs),
             epochs=stage.epochs,
+            per_epoch=per_epoch,
             clip_norm=stage.clip_norm,
             seed=seed,
         )
 
     def _evaluates(self, step: int, loop: Loop) -> bool:
         every = self.recipe.evaluation.every_epochs if self.recipe.evaluation else loop.epochs
-        return step % (every * loop.steps // loop.epochs) == 0
+        return step % (every * loop.per_epoch) == 0
 
     def _evaluate(self, index: int, step: int, best: dict[str, float] | None) -> dict[str, float] | None:
         """Evaluate on the main process; the best weights so far are kept in best.pt."""
-        if self.evaluator is None or not self.accelerator.is_main_process:
-            return best
-        self._forget(index)
-        values = self.evaluator(self.model, self.store, self.recipe.stages[index])
-        self._forget(index)
-        self._write(index, step, values)
-        tqdm.write(
-            f"  step {step}: "
-            + "  ".join(
-                f"{k} {v:.1f}"
-                for k, v in values.items()
-                if k.startswith("mean_t2i") or k in ("score", "teacher_t2i_r1")
-            )
-        )
-        if best is None or values["score"] > best["score"]:
-            best = {"score": values["score"], "step": step}
-            self._save(State(index, step, {}, best=best), self.best)
-        return best
+        if self.evaluator is not None and self.accelerator.is_main_process:
+            self._forget(index)
+            values = self.evaluator(self.model, self.store, self.recipe.stages[index])
+            self._forget(index)
+            self._write(index, step, values)
+            shown = {name: values[name] for name in SHOWN if name in values}
+            tqdm.write(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
+            if best is None or values["score"] > best["score"]:
+                best = {"score": values["score"], "step": step}
+                self._save(State(index, step, {}, best=best), self.best)
+        return broadcast_object_list([best])[0]
 
     def _forget(self, index: int) -> None:
         for tower in {name.split(".")[0] for name in self.trained[index]}:
@@ -179,8 +182,7 @@ class Run:
     def _keep_temperature(self, triangle: Triangle) -> None:
         """A teacher that was trained keeps its learned temperature."""
         if "image-teacher_text" in triangle.scales:
-            scale = self.model.clip[0].model.get_parameter("logit_scale")
-            scale.data.copy_(triangle.scales["image-teacher_text"].detach())
+            self.model.teacher_scale.copy_(triangle.scales["image-teacher_text"].detach())
 
     def _write(self, index: int, step: int, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
