@@ -23,15 +23,18 @@ def mse(
 
     Args:
         normalize: `both` L2-normalises the two sides first, so that the loss is (2 - 2 cosine) / D.
-        keep_B: bool; the other rows take no part. If none is left, the loss is 0.
+        keep_B: bool; the other rows take no part. If none is left, the loss is 0. Processes count by the rows they
+            keep, so that the mean over processes is the loss of all rows.
     """
+    share: Tensor | float = 1.0
     if keep_B is not None:
+        share = _share(keep_B)
         student_BD, teacher_BD = student_BD[keep_B], teacher_BD[keep_B]
         if not len(student_BD):
-            return student_BD.sum()
+            return student_BD.sum() + teacher_BD.sum()
     if normalize == "both":
         student_BD, teacher_BD = F.normalize(student_BD, dim=-1), F.normalize(teacher_BD, dim=-1)
-    return F.mse_loss(student_BD, teacher_BD)
+    return share * F.mse_loss(student_BD, teacher_BD)
 
 
 def contrastive(
@@ -50,7 +53,7 @@ def contrastive(
     Args:
         a_BD, b_BD: embeddings; they are L2-normalised here.
         scale: factor of the cosines, one over the temperature.
-        groups_B: int64; rows with the same number are positives of each other, and never negatives.
+        groups_B: int64; rows with the same number are positives of each other.
         keep_B: bool; the other rows take no part, neither as questions nor as answers. If none is left, the loss is 0.
     """
     a_ND, b_ND = _gather(F.normalize(a_BD, dim=-1), F.normalize(b_BD, dim=-1))
@@ -60,7 +63,7 @@ def contrastive(
         a_ND, b_ND = a_ND[keep_N], b_ND[keep_N]
         groups_N = None if groups_N is None else groups_N[keep_N]
         if not len(a_ND):
-            return a_ND.sum()
+            return a_ND.sum() + b_ND.sum()
     logits_NN = scale * a_ND @ b_ND.T
     if groups_N is None:
         right_NN = torch.eye(len(logits_NN), device=logits_NN.device, dtype=logits_NN.dtype)
@@ -73,6 +76,16 @@ def contrastive(
 def _processes() -> int:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if distributed else 1
+
+
+def _share(keep_B: Tensor) -> Tensor | float:
+    """Rows that this process keeps, over the mean of all processes."""
+    if _processes() == 1:
+        return 1.0
+    kept = keep_B.sum().float()
+    whole = kept.clone()
+    torch.distributed.all_reduce(whole)
+    return kept * _processes() / whole.clamp(min=1)
 
 
 def _gather(a_BD: Tensor, b_BD: Tensor) -> tuple[Tensor, Tensor]:

@@ -119,6 +119,14 @@ class Edge(Section):
     )
     normalize: Literal["none", "both"] = Field("none", description="mse: L2-normalise both sides first.")
 
+    @model_validator(mode="after")
+    def _learned_temperature_can_move(self) -> "Edge":
+        if self.learned and self.temperature < 0.01:
+            raise ValueError(
+                f"a learned temperature starts at 0.01 or above, not {self.temperature}: it is clamped there"
+            )
+        return self
+
 
 class Augment(Section):
     """Small changes of the pictures in training; never a flip (arrows, text)."""
@@ -148,7 +156,9 @@ class Stage(Section):
     augment: Augment | None = Field(None, description="Augmentation of the pictures; needs the live image tower.")
     epochs: Count = Field(description="Passes over the rows.")
     batch_size: Annotated[int, Field(ge=2)] = Field(description="Rows a step, over all processes.")
-    max_tokens: Count = Field(77, description="Longest student text in tokens, special tokens included; cut beyond.")
+    max_tokens: Annotated[int, Field(ge=3)] = Field(
+        77, description="Longest student text in tokens, special tokens included; cut beyond."
+    )
     optimizer: Literal["adamw", "lamb"] = Field("adamw", description="AdamW (torch) or LAMB (timm).")
     lr: Positive = Field(description="Peak learning rate.")
     weight_decay: NonNegative = Field(

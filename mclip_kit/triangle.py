@@ -109,7 +109,9 @@ class Triangle(nn.Module):
     def scale(self, name: str) -> Tensor | float:
         """One over the temperature of a contrastive edge."""
         if name in self.scales:
-            return self.scales[name].exp().clamp(max=losses.MAX_SCALE)
+            with torch.no_grad():  # the parameter itself, as CLIP does: clamping its exp would leave no gradient
+                self.scales[name].clamp_(max=math.log(losses.MAX_SCALE))
+            return self.scales[name].exp()
         return 1 / self.edges[name].temperature
 
     def _term(self, name: str, vertices: dict[str, Tensor], batch: Batch) -> Tensor:

@@ -71,11 +71,14 @@ def read_captions(folder: str | Path) -> Captions:
         raise DataError(f"{folder}: not a prepared corpus (no manifest.json); run mclip-kit prepare")
     images = _read_table(folder / "images.tsv", ("image", "group", "stratum"))
     captions = _read_table(folder / "captions.tsv", ("image", "language", "split", "caption"))
+    wrong = next((line for line, row in enumerate(images, 2) if not row[1].isdecimal()), None)
+    if wrong:
+        raise DataError(f"{folder / 'images.tsv'} line {wrong}: its group is not a number")
+    groups = np.array([int(row[1]) for row in images], dtype=np.int64)
     try:
         pixels = np.load(folder / "images.npy", mmap_mode="r")
-        groups = np.array([int(row[1]) for row in images], dtype=np.int64)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: damaged ({error}); prepare it again") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{folder / 'images.npy'}: damaged ({error}); prepare the corpus again") from None
     if len(pixels) != len(images):
         raise DataError(f"{folder}: images.npy has {len(pixels)} pictures, images.tsv {len(images)}; prepare it again")
     row_of = {row[0]: number for number, row in enumerate(images)}

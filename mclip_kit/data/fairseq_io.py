@@ -5,6 +5,7 @@ A folder of parallel sentences holds, as `fairseq-preprocess` writes it, `dict.L
 """
 
 import logging
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,10 @@ _root.setLevel(_before[0])
 _root.handlers[:] = _before[1]
 
 
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQ")  # magic, version, integer type, sentences; then int32 sizes and int64 pointers
+
+
 def write_dictionary(pieces: Sequence[str], path: Path) -> None:
     """Write dict.txt: one `piece count` line a piece, in order (the specials are fairseq's own)."""
     dictionary = Dictionary()
@@ -36,9 +41,10 @@ def write_dictionary(pieces: Sequence[str], path: Path) -> None:
 def read_dictionary(path: Path) -> list[str]:
     """The pieces of a dict.txt after the four specials, in order."""
     try:
-        dictionary = Dictionary.load(str(path))
+        with open(path, encoding="utf-8") as handle:  # given a path, fairseq hides the error behind a bare Exception
+            dictionary = Dictionary.load(handle)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path}: not a readable fairseq dictionary ({error})") from None
+        raise DataError(f"{path}: not a readable fairseq dictionary ({' '.join(str(error).split())})") from None
     return list(dictionary.symbols[dictionary.nspecial :])
 
 
@@ -62,23 +68,16 @@ class Sentences(Sequence[np.ndarray]):
     """Binarised sentences, memory-mapped; an item is int32 (T,), `<s> ... </s>`."""
 
     def __init__(self, prefix: Path, max_tokens: int | None = None) -> None:
-        if not indexed_dataset.dataset_exists(str(prefix), impl="mmap"):
-            raise DataError(f"{prefix}.idx: missing; run mclip-kit prepare or fairseq-preprocess")
-        try:
-            self._data = indexed_dataset.make_dataset(str(prefix), impl=indexed_dataset.infer_dataset_impl(str(prefix)))
-            self.sizes = np.asarray(self._data.sizes, dtype=np.int64)
-        except (OSError, AssertionError, ValueError) as error:
-            raise DataError(f"{prefix}.idx: damaged ({error or 'wrong header'}); prepare the corpus again") from None
-        self._check_whole(prefix)
+        index, data = (prefix.with_name(f"{prefix.name}.{suffix}") for suffix in ("idx", "bin"))
+        for path in (index, data):
+            if not path.is_file():
+                raise DataError(f"{path}: missing; run mclip-kit prepare or fairseq-preprocess")
+        _check_whole(index, data)
+        self._data = indexed_dataset.MMapIndexedDataset(str(prefix))
+        self.sizes = np.asarray(self._data.sizes, dtype=np.int64)
         self._room = None if max_tokens is None else max_tokens - 2
         kept = self.sizes if self._room is None else np.minimum(self.sizes, self._room + 1)
         self.lengths = kept + 1  # with <s>
-
-    def _check_whole(self, prefix: Path) -> None:
-        expected = int(self.sizes.sum()) * np.dtype(getattr(self._data, "_index", self._data).dtype).itemsize
-        found = Path(f"{prefix}.bin").stat().st_size
-        if found != expected:
-            raise DataError(f"{prefix}.bin: {found} bytes where its index says {expected}; prepare the corpus again")
 
     def __len__(self) -> int:
         return len(self._data)
@@ -86,3 +85,19 @@ class Sentences(Sequence[np.ndarray]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         ids = self._data[int(index)].numpy()
         return np.concatenate(([BOS], ids[:-1][: self._room], ids[-1:])).astype(np.int32)
+
+
+def _check_whole(index: Path, data: Path) -> None:
+    """Refuse files that are not as long as their header says; fairseq would fail in many ways, and noisily."""
+    with open(index, "rb") as handle:
+        header = handle.read(HEADER.size)
+        if len(header) < HEADER.size or not header.startswith(MAGIC):
+            raise DataError(f"{index}: not an index of fairseq's mmap format; prepare the corpus again")
+        _, version, code, count = HEADER.unpack(header)
+        itemsize = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}.get(code)
+        if version != 1 or itemsize is None or index.stat().st_size != HEADER.size + 12 * count:
+            raise DataError(f"{index}: damaged; prepare the corpus again")
+        sizes = np.fromfile(handle, np.int32, count)
+    expected, found = int(sizes.sum(dtype=np.int64)) * itemsize, data.stat().st_size
+    if found != expected:
+        raise DataError(f"{data}: {found} bytes where its index says {expected}; prepare the corpus again")

@@ -55,6 +55,9 @@ def write(content: Content, corpus: Corpus, out: Path, spm: Path | None = None) 
     """Write what a reader found as a prepared folder, and return its manifest; arguments as in `prepare`."""
     if not content.names or not content.captions:
         raise DataError(f"{corpus.reader}: the corpus is empty; {corpus.obtain}")
+    if len(set(content.names)) < len(content.names):
+        twice = next(name for name, count in Counter(content.names).items() if count > 1)
+        raise DataError(f"{corpus.reader}: two pictures have the name {twice}")
     out.parent.mkdir(parents=True, exist_ok=True)
     building = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -82,9 +85,10 @@ def _wanted(corpus: Corpus, spm: Path | None) -> dict[str, Any]:
 def _already_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = {key: manifest.get(key) for key in wanted}
+    except (OSError, ValueError, AttributeError):
         raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out") from None
-    if {key: manifest.get(key) for key in wanted} != wanted:
+    if found != wanted:
         raise DataError(f"{out}: prepared from another declaration; remove it or choose another --out")
     for name in manifest["files"]:
         if not (out / name).is_file():
@@ -97,7 +101,7 @@ def parallel(content: Content, languages: Sequence[str]) -> Bitext:
     first, *others = languages
     by_image: dict[int, dict[str, str]] = defaultdict(dict)
     for caption in content.captions:
-        by_image[caption.image].setdefault(caption.language, caption.text)
+        by_image[caption.image].setdefault(caption.language, " ".join(caption.text.split()))
     pairs: Bitext = {(split, language): ([], []) for split in dict.fromkeys(content.splits) for language in others}
     for image, texts in by_image.items():
         for language in others:
@@ -105,7 +109,7 @@ def parallel(content: Content, languages: Sequence[str]) -> Bitext:
                 source, target = pairs[content.splits[image], language]
                 source.append(texts[first])
                 target.append(texts[language])
-    return pairs
+    return {key: sides for key, sides in pairs.items() if sides[0]}  # fairseq cannot open an empty side
 
 
 def write_bitext(bitext: Bitext, folder: Path, corpus: Corpus, spm: Path | None = None) -> None:
@@ -143,7 +147,7 @@ def _write_pictures(content: Content, folder: Path) -> None:
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar=None)
+        writer = csv.writer(handle, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
         writer.writerow(columns)
         writer.writerows([[" ".join(str(cell).split()) for cell in row] for row in rows])
 

@@ -29,7 +29,7 @@ class Lines(Sequence[str]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         line = self._bytes[self._starts[index] : self._ends[index]]
         try:
-            return line.tobytes().decode("utf-8")
+            return line.tobytes().decode("utf-8").removesuffix("\r")
         except UnicodeDecodeError:
             raise DataError(f"{self.path} line {int(index) + 1}: not UTF-8") from None
 
@@ -45,6 +45,7 @@ class Chain(Sequence[Any]):
         return int(self._stops[-1]) if len(self._stops) else 0
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        index = index + len(self) if index < 0 else index
         part = int(np.searchsorted(self._stops, index, side="right"))
         if part == len(self.parts):
             raise IndexError(index)

@@ -55,7 +55,8 @@ class XlmrTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; specials are left out."""
-        return str(self.spm.decode([int(index) - 1 for index in ids if index > UNK]))
+        mask = self.vocabulary - 1
+        return str(self.spm.decode([int(index) - 1 for index in ids if UNK < index < mask]))
 
 
 def _with_specials(spm_ids: list[int]) -> np.ndarray:

@@ -32,7 +32,8 @@ def ranks(
         scores_BG = queries_QD[block] @ gallery_GD.T
         right_BG = query_groups_Q[block, None] == gallery_groups_G[None, :]
         best_B = np.where(right_BG, scores_BG, -np.inf).max(1)
-        out[block] = 1 + ((scores_BG >= best_B[:, None]) & ~right_BG).sum(1)
+        nearer_BG = ~(scores_BG < best_B[:, None])  # written so that NaN counts as nearer
+        out[block] = 1 + (nearer_BG & ~right_BG).sum(1)
     return out
 
 

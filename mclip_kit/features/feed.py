@@ -59,7 +59,8 @@ class Frozen:
             ids_BT, mask_BT = (tensor.to(self.model.device) for tensor in pad([tokens[i] for i in part]))
             return self.model.projector.pool(self._eval("encoder", ids_BT, mask_BT), mask_BT)
 
-        return self.store.get("encoder", texts, compute, [len(ids) for ids in tokens], 64)
+        keys = [np.asarray(ids, np.int32).tobytes().hex() for ids in tokens]
+        return self.store.get("encoder", keys, compute, [len(ids) for ids in tokens], 64)
 
     def pixels(self, captions: Captions, images: np.ndarray) -> Tensor:
         """Normalised pixels (N, 3, S, S)."""

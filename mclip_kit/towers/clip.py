@@ -12,6 +12,7 @@ import torch
 from open_clip.factory import get_model_config, get_pretrained_cfg
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -98,7 +99,7 @@ def _from_folder(folder: Path) -> Clip:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True)
         return Clip(model, config, open_clip.get_tokenizer(name))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: open_clip cannot load it: {_first_line(error)}") from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -130,17 +131,36 @@ def load(folder: str | Path) -> MultilingualClip:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if settings["format"] != FORMAT:
             raise CheckpointError(f"{folder}: model format {settings['format']}, this version reads {FORMAT}")
-        state = load_file(folder / "projector.safetensors")
+        facts = settings["trained_languages"], settings["made_from"]
+        parts = settings["projector"], settings["clip_projector"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: missing; {folder} is not a whole model folder") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: not a model folder ({error})") from None
+        raise CheckpointError(f"{folder / 'config.json'}: not that of a model folder ({error})") from None
     clip = build_clip(f"local-dir:{folder / 'clip'}")
     encoder = pretrained_encoder(str(folder / "encoder"))
-    model = MultilingualClip(clip, encoder, settings["projector"], settings["clip_projector"])
-    model.trained_languages, model.made_from = settings["trained_languages"], settings["made_from"]
-    _, unexpected = model.load_state_dict(state, strict=False)
-    lost = [name for name in model.state_dict() if "projector." in name and name not in state]
-    if unexpected or lost:
-        raise CheckpointError(f"{folder / 'projector.safetensors'}: does not fit config.json: {(unexpected + lost)[0]}")
+    try:
+        model = MultilingualClip(clip, encoder, *parts)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: no such projector ({error})") from None
+    model.trained_languages, model.made_from = facts
+    _load_projectors(model, folder / "projector.safetensors")
     return model.eval()
+
+
+def _load_projectors(model: MultilingualClip, path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; {path.parent} is not a whole model folder")
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from None
+    own = {name: tensor for name, tensor in model.state_dict().items() if "projector." in name}
+    wrong = sorted(
+        name
+        for name in own.keys() | state.keys()
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    )
+    if wrong:
+        raise CheckpointError(f"{path}: does not fit config.json: {wrong[0]}")
+    model.load_state_dict(state, strict=False)

@@ -88,13 +88,15 @@ def pretrained_encoder(name: str) -> Encoder:
         look()
     try:
         options = {"add_pooling_layer": False} if AutoConfig.from_pretrained(name).model_type in WITH_POOLER else {}
-        model = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
+        model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
         pieces = Path(name, MODEL_FILE) if local else Path(str(cached_file(name, MODEL_FILE)))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) and not local:
             raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR")) from None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"encoder hf:{name}: transformers cannot load it: {first}") from None
+    if report["missing_keys"]:  # transformers would go on with random weights
+        raise CheckpointError(f"encoder hf:{name}: its weights lack {min(report['missing_keys'])}")
     if not pieces.is_file():
         raise CheckpointError(f"{pieces}: missing; an encoder folder brings its SentencePiece model")
     return Encoder(model, XlmrTokenizer(pieces))

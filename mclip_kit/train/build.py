@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mclip_kit.data.bitext import open_bitext
@@ -78,8 +79,10 @@ def build_examples(stage: Stage, recipe: Recipe, model: MultilingualClip, captio
             tokenize,
             model.encoder.tokenizer.pieces(),
         )
-    if len(examples) < stage.batch_size:
-        raise DataError(f"stage {stage.name}: {len(examples)} rows make no batch of {stage.batch_size}")
+    rows = np.bincount(examples.languages_N) if stage.monolingual else np.array([len(examples)])
+    if rows.min() < stage.batch_size:
+        where = f" in {examples.languages[int(rows.argmin())]}" if stage.monolingual else ""
+        raise DataError(f"stage {stage.name}: {rows.min()} rows{where} make no batch of {stage.batch_size}")
     return examples
 
 

@@ -14,12 +14,13 @@ class Log:
 
     Args:
         folder: the run.
-        stage, step: where the run goes on; rows from there on, of an interrupted attempt, are dropped.
+        stage, step: the steps that are taken; rows of later ones, of an interrupted attempt, are dropped.
     """
 
     def __init__(self, folder: Path, stage: int, step: int) -> None:
         self.path = folder / "metrics.jsonl"
-        rows = [row for row in read_log(folder) if (row["stage_index"], row["step"]) < (stage, step)]
+        last = (stage, step) if step else (stage, -1)  # at a stage's start, step 0 is evaluated anew
+        rows = [row for row in read_log(folder) if (row["stage_index"], row["step"]) <= last]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         self._board = SummaryWriter(str(folder / "tensorboard"))

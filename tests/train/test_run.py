@@ -65,8 +65,9 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path]) -> None:
 
 
 def test_training_learns_the_squares(squares: Path, tmp_path: Path) -> None:
-    many = [f"stages.{stage}.epochs={epochs}" for stage, epochs in enumerate((12, 12, 4))]
-    made = run(recipe_of(squares, tmp_path, *many, "stages.0.lr=0.01", "stages.1.lr=0.01"), tmp_path / "run")
+    many = [f"stages.{stage}.epochs={epochs}" for stage, epochs in enumerate((40, 20, 4))]
+    calm = ["evaluation.every_epochs=100", "stages.0.lr=0.005", "stages.1.lr=0.005"]
+    made = run(recipe_of(squares, tmp_path, *many, *calm), tmp_path / "run")
     rows = read_log(tmp_path / "run")
     for stage, loss in zip(("teacher", "distill"), LOSSES, strict=False):
         losses = [row[loss] for row in rows if row["stage"] == stage and loss in row]
@@ -195,6 +196,7 @@ def test_start_goes_on_from_a_model_folder(finished: tuple[Recipe, Path], square
         f"data.captions={squares}",
         "stages.0.languages=[en,de]",
         "stages.0.train=[projector]",
+        "evaluation.keep=last",
         "stages.0.epochs=2",
         "stages.0.batch_size=16",
     ]
