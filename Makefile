@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 KIT := $(BIN)/mclip-kit
 export OMP_WAIT_POLICY ?= passive
 export HF_HUB_OFFLINE ?= 1
-export PYTHONWARNINGS ?= ignore
 
 .PHONY: demo test lint results install
 

