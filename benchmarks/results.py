@@ -8,14 +8,10 @@ docs/ alone. The last line compares the student's weakest language with the teac
 
 import argparse
 import json
-import platform
 import shutil
-import time
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
-
-import torch
 
 from mclip_kit.data.captions import read_captions
 from mclip_kit.evaluate.report import TEACHER, as_json
@@ -32,18 +28,16 @@ Scores = dict[str, Any]
 
 
 def scored_run(recipe: Recipe, folder: Path) -> Scores:
-    """Train a recipe; test scores by stage, at its start and at its end, and minutes by stage."""
+    """Train a recipe; test scores by stage, at its start and at its end."""
     assert recipe.evaluation
     captions = read_captions(str(recipe.data.captions))
     watch = evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages)
     stages: dict[str, Scores] = {}
 
     def score(model: MultilingualClip, store: Store, stage: Stage) -> dict[str, float]:
-        began = time.perf_counter()
         results = evaluate(model, captions, "test", recipe.evaluation.languages, store=store)  # type: ignore[union-attr]
-        place = stages.setdefault(stage.name, {"began": began, "start": as_json(results, [], captions, "test")})
+        place = stages.setdefault(stage.name, {"start": as_json(results, [], captions, "test")})
         place["end"] = as_json(results, [], captions, "test")
-        place["minutes"] = (began - place["began"]) / 60
         return watch(model, store, stage)
 
     Run(recipe, folder, score).go()
@@ -149,9 +143,6 @@ def trikd_table(seeds: list[Scores], trained: list[str]) -> list[str]:
 def page(seeds: list[Scores], numbers: list[int]) -> str:
     """docs/results.md."""
     some = seeds[0]["quickstart"]["contrast"]["end"]
-    minutes = {
-        f"{road}, {stage}": spread(over(seeds, road, stage, "minutes")) for road in seeds[0] for stage in seeds[0][road]
-    }
     trained = [str(language) for language in load("quickstart_trikd").stages[0].languages]
     return "\n".join(
         [
@@ -170,15 +161,6 @@ def page(seeds: list[Scores], numbers: list[int]) -> str:
             "The projector sees pictures and text in three languages only.",
             "",
             *trikd_table(seeds, trained),
-            "",
-            "## Minutes",
-            "",
-            f"On {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}, "
-            "evaluations included; a shared machine, so take them as upper bounds.",
-            "",
-            "| stage | minutes |",
-            "| --- | --- |",
-            *(f"| {name} | {value} |" for name, value in minutes.items()),
             "",
         ]
     )
