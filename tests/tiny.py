@@ -1,5 +1,8 @@
 """Small real things that tests share: a corpus of coloured squares, and a recipe of tiny towers for it."""
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import yaml
 
 from mclip_kit.data.corpora import Caption, Content, Corpus
 from mclip_kit.data.prepare import write
+from mclip_kit.data.tokenizer import XlmrTokenizer
 
 COLOURS = {
     "red": ((220, 30, 30), "rot", "rouge"),
@@ -66,6 +70,27 @@ def corpus(folder: Path) -> Path:
     """Write the corpus as a prepared folder."""
     write(content(), declaration(), folder)
     return folder
+
+
+def fairseq_preprocess(lines: dict[str, Sequence[str]], bitext: Path, folder: Path) -> Path:
+    """Parallel lines of two languages, as SentencePiece pieces, binarised by fairseq's own command.
+
+    Args:
+        lines: language -> its lines.
+        bitext: a folder whose SentencePiece model and dictionaries are used.
+        folder: where to work; the binarised folder is in it.
+    """
+    tokenizer = XlmrTokenizer(bitext)
+    source, target = lines
+    for language, texts in lines.items():
+        pieces = [" ".join(tokenizer.spm.encode(text, out_type=str)) for text in texts]
+        (folder / f"train.spm.{language}").write_text("".join(f"{line}\n" for line in pieces), encoding="utf-8")
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", source, "--target-lang", target]
+    command += ["--trainpref", str(folder / "train.spm"), "--destdir", str(folder / "bin"), "--workers", "1"]
+    for option, language in (("--srcdict", source), ("--tgtdict", target)):
+        command += [option, str(bitext / f"dict.{language}.txt")]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    return folder / "bin"
 
 
 TEACHER: dict[str, Any] = {

@@ -1,6 +1,5 @@
 """Binarised folders: fairseq opens ours, we open fairseq's, and damage is named in one line."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mclip_kit.data import fairseq_io
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.tokenizer import BOS, EOS, XlmrTokenizer
 from mclip_kit.errors import DataError
+from tests import tiny
 
 SENTENCES = [np.array(ids, np.int32) for ids in ([7, 8, 9, 10, 2], [2], [11, 12, 2], [13, 2])]
 
@@ -147,16 +147,7 @@ GERMAN = ["Quadrat rot links, Ton 1", "Quadrat grün oben, Ton 2", "Quadrat"]
 def preprocessed(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SentencePiece-ised text, binarised by fairseq's own command with the corpus's dictionaries."""
     folder = tmp_path_factory.mktemp("preprocessed")
-    tokenizer = XlmrTokenizer(squares / "bitext")
-    for language, lines in (("en", ENGLISH), ("de", GERMAN)):
-        pieces = [" ".join(tokenizer.spm.encode(line, out_type=str)) for line in lines]
-        (folder / f"train.spm.{language}").write_text("".join(f"{line}\n" for line in pieces), encoding="utf-8")
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "en", "--target-lang", "de"]
-    command += ["--trainpref", str(folder / "train.spm"), "--destdir", str(folder / "bin"), "--workers", "1"]
-    for option, language in (("--srcdict", "en"), ("--tgtdict", "de")):
-        command += [option, str(squares / "bitext" / f"dict.{language}.txt")]
-    subprocess.run(command, check=True, capture_output=True, cwd=folder)
-    return folder / "bin"
+    return tiny.fairseq_preprocess({"en": ENGLISH, "de": GERMAN}, squares / "bitext", folder)
 
 
 def test_ids_that_fairseq_preprocess_wrote_are_the_tokenizers(preprocessed, squares):

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
+from mclip_kit.data.tokenizer import MODEL_FILE
 from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.evaluate.retrieval import evaluator
 from mclip_kit.recipe import Recipe, load
@@ -27,9 +29,11 @@ LOSSES = ("image-teacher_text", "teacher_text-student_text", "image-student_text
 
 def run(recipe: Recipe, folder: Path, resume: bool = False) -> Run:
     """Train with the evaluator that the command line gives."""
-    assert recipe.evaluation
-    captions = read_captions(str(recipe.data.captions))
-    made = Run(recipe, folder, evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages), resume)
+    scored = None
+    if recipe.evaluation:
+        captions = read_captions(str(recipe.data.captions))
+        scored = evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages)
+    made = Run(recipe, folder, scored, resume)
     made.go()
     return made
 
@@ -207,6 +211,20 @@ def test_start_goes_on_from_a_model_folder(finished: tuple[Recipe, Path], square
         {n: t for n, t in before.items() if n.startswith("encoder")},
     )
     assert not torch.equal(before["projector.head.1.weight"], after["projector.head.1.weight"])
+
+
+def test_a_folder_that_fairseq_preprocess_wrote_trains(squares: Path, tmp_path: Path) -> None:
+    sides = open_bitext(squares / "bitext").read("train", "en", "fr")
+    folder = tiny.fairseq_preprocess({side.language: list(side.texts) for side in sides}, squares / "bitext", tmp_path)
+    shutil.copy(squares / "bitext" / MODEL_FILE, folder)  # the new encoder's vocabulary
+    tree = tiny.recipe(squares)
+    tree |= {"stages": tree["stages"][1:2], "teacher": tree["teacher"] | {"weights": "random"}, "evaluation": None}
+    both = {}
+    for name, bitext in (("fairseq", folder), ("ours", squares / "bitext")):
+        path = tiny.write_recipe(tree | {"data": {"bitext": str(bitext)}}, tmp_path / f"{name}.yaml")
+        run(load(path, ["stages.0.languages=[fr]"]), tmp_path / name)
+        both[name] = weights(tmp_path / name)
+    assert_same(both["fairseq"], both["ours"])
 
 
 @pytest.mark.parametrize("name", ["altclip_full", "trikd_projectors"])
