@@ -50,7 +50,8 @@ DEMO = [
     ' or (platform_system == "Darwin" and platform_machine == "arm64")',
 ]
 
-DEV = ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"]
+# a new minor version of ruff formats differently
+DEV = ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=1.11", "types-PyYAML"]
 
 setup(
     name="mclip-kit",

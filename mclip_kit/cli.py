@@ -1,6 +1,7 @@
 """The command line: prepare | train | eval | import | recipes. Wiring only; heavy imports live inside commands."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import click
 
 from mclip_kit import __version__
-from mclip_kit.errors import MclipError
+from mclip_kit.errors import DataError, MclipError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -89,12 +90,14 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         scored = evaluator(captions, checked.evaluation.split, checked.evaluation.languages)
     try:
         run = Run(checked, folder, scored, resume)
-        click.echo(run.describe())
+        run.accelerator.print(run.describe(), flush=True)
         model = run.go()
     except Interrupted as stop:
-        click.echo(f"{stop}; go on with: mclip-kit train {recipe} --out {folder} --resume", err=True)
+        changes = [word for override in overrides for word in ("--set", override)]
+        again = shlex.join(["mclip-kit", "train", recipe, "--out", str(folder), "--resume", *changes])
+        click.echo(f"{stop}; go on with: {again}", err=True)
         sys.exit(130)
-    click.echo(f"{model}: done; score it with: mclip-kit eval {model}")
+    run.accelerator.print(f"{model}: done; score it with: mclip-kit eval {model}", flush=True)
 
 
 @cli.command("eval")
@@ -113,7 +116,8 @@ def evaluate(models: tuple[Path, ...], data: Path, split: str, langs: str | None
     from mclip_kit.towers.model import load
 
     captions = read_captions(data)
-    languages = langs.split(",") if langs else "all"
+    credit = _credits(data)
+    languages = [language.strip() for language in langs.split(",")] if langs else "all"
     folder = out or models[-1].resolve().parent / "eval"
     written = {}
     for name in models:
@@ -127,13 +131,16 @@ def evaluate(models: tuple[Path, ...], data: Path, split: str, langs: str | None
     shown = [language for language in results if language != report.TEACHER]
     rows = report.picture_rows(model, captions, split, shown)
     title = f"What one model finds in {len(shown)} languages"
-    picture.draw(rows, folder / "retrieval.png", title, _credits(data))
+    picture.draw(rows, folder / "retrieval.png", title, credit)
     click.echo(f"\nwritten: {folder / 'results.json'}, {folder / 'retrieval.png'}")
 
 
 def _credits(data: Path) -> str:
-    licences = json.loads((data / "manifest.json").read_text(encoding="utf-8"))["licences"]
-    names = "; ".join(f"{part['what']}: {part['by']}, {part['licence']}" for part in licences)
+    try:
+        licences = json.loads((data / "manifest.json").read_text(encoding="utf-8"))["licences"]
+        names = "; ".join(f"{part['what']}: {part['by']}, {part['licence']}" for part in licences)
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{data / 'manifest.json'}: damaged; prepare the corpus again") from None
     return f"Queries are drawn at random. {names}"
 
 

@@ -21,6 +21,7 @@ TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
 STUDENT = ("encoder", "projector")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -62,7 +63,9 @@ class NewEncoder(Section):
     heads: Count = Field(description="Attention heads.")
     ffn: Count = Field(description="Width of the feed-forward layers.")
     dropout: Fraction = Field(0.1, description="Dropout of hidden states and attention.")
-    positions: Count = Field(512, description="Longest input, in tokens, special tokens included.")
+    positions: Annotated[int, Field(ge=3)] = Field(
+        512, description="Longest input, in tokens, special tokens included."
+    )
     weights: Literal["random", "train"] = Field(
         "train", description="`train`: a stage trains it; `random`: it may stay as it is."
     )
@@ -96,7 +99,8 @@ class Projector(Section):
     dropout: Fraction = Field(0.0, description="mlp and transformer: dropout while training.")
     noise: NonNegative = Field(
         0.0,
-        description="linear and mlp: standard deviation of Gaussian noise on standardised pooled states in training.",
+        description="linear and mlp: standardise pooled states and, in training, add Gaussian noise of this standard "
+        "deviation; 0 leaves out both.",
     )
 
 
@@ -121,6 +125,8 @@ class Edge(Section):
 
     @model_validator(mode="after")
     def _learned_temperature_can_move(self) -> "Edge":
+        if self.learned and self.loss == "mse":
+            raise ValueError("mse has no temperature to be learned")
         if self.learned and self.temperature < 0.01:
             raise ValueError(
                 f"a learned temperature starts at 0.01 or above, not {self.temperature}: it is clamped there"
@@ -164,7 +170,7 @@ class Stage(Section):
     weight_decay: NonNegative = Field(
         0.01, description="Decoupled weight decay of matrices (not biases, norms, scales)."
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Adam's moment decays.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam's moment decays.")
     eps: Positive = Field(1e-8, description="Adam's epsilon.")
     schedule: Literal["cosine", "inverse_sqrt", "constant"] = Field("cosine", description="Shape after the warm-up.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Linear warm-up, in steps.")
@@ -183,6 +189,8 @@ class Stage(Section):
                 raise ValueError(f"train names {tower}, which is on none of the stage's edges")
         if any("{}" not in template for template in self.templates):
             raise ValueError("every template needs a {} where the caption goes")
+        if self.augment and "image" not in vertices:
+            raise ValueError("augment has no effect: no edge has the image")
         return self
 
     def trains(self, tower: str) -> bool:
@@ -204,7 +212,7 @@ class Recipe(Section):
     """One experiment."""
 
     about: str = Field(description="One line: what this recipe is for.")
-    seed: int = Field(1, description="Seed of everything that is drawn.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of everything that is drawn.")
     start: str | None = Field(
         None, description="A model folder to go on from; it brings teacher, encoder and projectors, so leave these out."
     )
@@ -317,7 +325,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; RecipeError names the line that cannot be read."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: not a mapping of keys to values")
@@ -336,14 +344,15 @@ def _apply(tree: Any, override: str) -> None:
     *parents, last = keys.split(".")
     try:
         parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise RecipeError(f"--set {override}: the value is not YAML") from None
+    try:
         for key in parents:
             tree = tree[int(key)] if isinstance(tree, list) else tree.setdefault(key, {})
         if isinstance(tree, list):
             tree[int(last)] = parsed
         else:
             tree[last] = parsed
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override}: the value is not YAML") from None
     except (IndexError, ValueError, TypeError, AttributeError):
         raise RecipeError(f"--set {override}: there is no such key path in the recipe") from None
 

@@ -126,6 +126,16 @@ def test_too_few_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:
     assert_one_line(type_("train", recipe), "images.npy has 3 pictures, images.tsv 96")
 
 
+def test_flat_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "data" / "images.npy", np.zeros((96, 16, 16), np.uint8))
+    assert_one_line(type_("train", recipe), "images.npy", "not uint8 (N, S, S, 3)")
+
+
+def test_a_damaged_manifest(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "manifest.json").write_text("{")
+    assert_one_line(type_("eval", tmp_path, "--data", tmp_path / "data"), "manifest.json", "damaged")
+
+
 def test_empty_bitext(type_: Type, recipe: Path, tmp_path: Path) -> None:
     for file in (tmp_path / "data" / "bitext").glob("*.idx"):
         file.unlink()

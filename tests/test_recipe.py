@@ -110,6 +110,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "two of a name": ({"stages.1.name": "teacher"}, "the same name"),
     "start and towers": ({"start": "runs/x/model"}, "start brings its own towers"),
     "template": ({"stages.0.templates": ["an emoji"]}, "needs a {}"),
+    "mse with a temperature": ({"stages.1.edges.teacher_text-student_text.learned": True}, "mse has no temperature"),
+    "augment without effect": ({"stages.1.augment": {"shift": 1}}, "augment has no effect"),
+    "seed below zero": ({"seed": -1}, "seed: "),
+    "no room for a token": ({"encoder.positions": 2}, "encoder.positions: "),
     "data not given": ({"data.bitext": None}, "data.bitext is not given"),
     "pretrained weights of a config": (
         {"teacher.weights": "openai"},

@@ -41,15 +41,17 @@ class Captions:
         Raises:
             DataError: a language or the split has no caption; the message lists those that have.
         """
-        known = sorted(set(self.languages))
+        inside = self.splits == split
+        if not inside.any():
+            known = sorted(set(self.splits))
+            raise DataError(f"{self.folder}: no captions in split {split!r}; there are {', '.join(known)}")
+        known = sorted(set(self.languages[inside]))
         wanted = known if languages == "all" else list(languages)
         missing = [language for language in wanted if language not in known]
-        if missing:
-            raise DataError(f"{self.folder}: no captions in {', '.join(missing)}; there are {', '.join(known)}")
-        rows = np.flatnonzero((self.splits == split) & np.isin(self.languages, wanted))
-        if not len(rows):
-            raise DataError(f"{self.folder}: no captions in split {split!r}; there are {', '.join(set(self.splits))}")
-        return rows
+        if missing or not wanted:
+            asked = ", ".join(missing) or "an empty list of languages"
+            raise DataError(f"{self.folder}: no {split} captions in {asked}; there are {', '.join(known)}")
+        return np.flatnonzero(inside & np.isin(self.languages, wanted))
 
     def image_key(self, image: int) -> str:
         """A picture's content, hashed."""
@@ -79,6 +81,8 @@ def read_captions(folder: str | Path) -> Captions:
         pixels = np.load(folder / "images.npy", mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{folder / 'images.npy'}: damaged ({error}); prepare the corpus again") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise DataError(f"{folder / 'images.npy'}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3)")
     if len(pixels) != len(images):
         raise DataError(f"{folder}: images.npy has {len(pixels)} pictures, images.tsv {len(images)}; prepare it again")
     row_of = {row[0]: number for number, row in enumerate(images)}

@@ -72,22 +72,25 @@ def train_sentencepiece(lines: Iterable[str], path: Path, pieces: int, coverage:
     """Train a unigram model with XLM-R's special pieces and normalisation, and write it to `path`.
 
     Raises:
-        DataError: there are no lines to train on.
+        DataError: there are no lines to train on, or too few pieces for their characters.
     """
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "lines.txt")
         text.write_text("\n".join(dict.fromkeys(lines)), encoding="utf-8")
         if not text.stat().st_size:
             raise DataError("there is no text to train a SentencePiece model on")
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(text),
-            model_prefix=str(Path(folder, "spm")),
-            vocab_size=pieces,
-            character_coverage=coverage,
-            hard_vocab_limit=False,
-            model_type="unigram",
-            minloglevel=2,
-        )
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                input=str(text),
+                model_prefix=str(Path(folder, "spm")),
+                vocab_size=pieces,
+                character_coverage=coverage,
+                hard_vocab_limit=False,
+                model_type="unigram",
+                minloglevel=2,
+            )
+        except RuntimeError as error:  # fewer pieces than characters
+            raise DataError(f"SentencePiece cannot train {pieces} pieces: {error}") from None
         with write_whole(path) as temporary:
             temporary.write_bytes(Path(folder, "spm.model").read_bytes())
     return XlmrTokenizer(path)

@@ -25,7 +25,7 @@ def as_json(results: Results, trained: Sequence[str], captions: Captions, split:
     return {
         "data": str(captions.folder),
         "split": split,
-        "images": len(some.i2t_G),
+        "images": some.gallery,
         "trained_languages": list(trained),
         "scores": {name: result.scores() for name, result in results.items()},
         "strata": {
@@ -61,7 +61,7 @@ def table(results: Results, trained: Sequence[str], title: str) -> str:
                 _line(f"    {s} ({np.sum(results[group[0]].strata_G == s)})", mean_scores(results, group, str(s)))
                 for s in (strata if len(strata) > 1 else ())
             ]
-    chance = 100 / len(next(iter(results.values())).i2t_G)
+    chance = 100 / next(iter(results.values())).gallery
     return "\n".join([*lines, f"percent; chance @1 is {chance:.2f}"])
 
 

@@ -48,14 +48,16 @@ class Retrieval:
 
     Attributes:
         t2i_Q: rank of the right picture of each caption.
-        i2t_G: rank of the right caption of each picture.
-        strata_Q, strata_G: label of each caption's picture, and of each picture.
+        i2t_G: rank of the right caption of each picture that has one in this language.
+        strata_Q, strata_G: label of each caption's picture, and of each of those pictures.
+        gallery: number of pictures that a caption is compared with.
     """
 
     t2i_Q: np.ndarray
     i2t_G: np.ndarray
     strata_Q: np.ndarray
     strata_G: np.ndarray
+    gallery: int
 
     def scores(self, stratum: str | None = None) -> dict[str, float]:
         """Recalls both ways in percent and their mean; of one stratum's queries, if given."""
@@ -82,11 +84,13 @@ def score(
         strata_G: label of each picture.
     """
     text_groups_Q = image_groups_G[text_images_Q]
+    named_G = np.isin(image_groups_G, text_groups_Q)
     return Retrieval(
         t2i_Q=ranks(text_QD, image_GD, text_groups_Q, image_groups_G),
-        i2t_G=ranks(image_GD, text_QD, image_groups_G, text_groups_Q),
+        i2t_G=ranks(image_GD[named_G], text_QD, image_groups_G[named_G], text_groups_Q),
         strata_Q=strata_G[text_images_Q],
-        strata_G=strata_G,
+        strata_G=strata_G[named_G],
+        gallery=len(image_GD),
     )
 
 

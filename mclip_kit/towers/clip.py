@@ -77,8 +77,8 @@ def _from_config(config: dict[str, Any]) -> Clip:
     try:
         model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
         set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
-    except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
-        raise RecipeError(f"teacher.model: open_clip cannot build this config: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+        raise RecipeError(f"teacher.model: open_clip cannot build this config: {_first_line(error)}") from None
     return Clip(model, config, _simple_tokenizer(config))
 
 
@@ -99,13 +99,14 @@ def _from_folder(folder: Path) -> Clip:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True)
         return Clip(model, config, open_clip.get_tokenizer(name))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: open_clip cannot load it: {_first_line(error)}") from None
 
 
 def _from_name(name: str, weights: str | None) -> Clip:
     hub = name.startswith("hf-hub:")
-    config = None if hub else get_model_config(name.replace("/", "-"))
+    name = name if hub else name.replace("/", "-")  # ViT-B/32 as papers write it
+    config = None if hub else get_model_config(name)
     if not hub and config is None:
         raise RecipeError(f"teacher.model: open_clip knows no {name!r}{suggest(name, open_clip.list_models())}")
     known = open_clip.list_pretrained_tags_by_model(name)

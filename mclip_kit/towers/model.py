@@ -138,6 +138,8 @@ def load(folder: str | Path) -> MultilingualClip:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not that of a model folder ({error})") from None
     clip = build_clip(f"local-dir:{folder / 'clip'}")
+    if not (folder / "encoder").is_dir():  # transformers would ask the hub for it
+        raise CheckpointError(f"{folder / 'encoder'}: missing; {folder} is not a whole model folder")
     encoder = pretrained_encoder(str(folder / "encoder"))
     try:
         model = MultilingualClip(clip, encoder, *parts)

@@ -79,6 +79,8 @@ def build_examples(stage: Stage, recipe: Recipe, model: MultilingualClip, captio
             tokenize,
             model.encoder.tokenizer.pieces(),
         )
+    if all("teacher_text" in edge for edge in stage.edges) and not any(examples.teacher_texts):
+        raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
     rows = np.bincount(examples.languages_N) if stage.monolingual else np.array([len(examples)])
     if rows.min() < stage.batch_size:
         where = f" in {examples.languages[int(rows.argmin())]}" if stage.monolingual else ""

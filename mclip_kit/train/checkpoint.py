@@ -48,4 +48,5 @@ def read(path: Path) -> State:
     try:
         return State(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises what its many readers raise
-        raise CheckpointError(f"{path}: damaged ({str(error).splitlines()[0]}); remove it to start anew") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged ({reason}); remove it to start anew") from None

@@ -22,7 +22,7 @@ from mclip_kit.errors import CheckpointError, MclipError, RecipeError
 from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.files import write_text
-from mclip_kit.recipe import Recipe, Stage, dump
+from mclip_kit.recipe import Recipe, Stage, dump, read_yaml
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train import checkpoint
 from mclip_kit.train.build import build_examples, build_model, check_data, edge_losses, needs
@@ -90,6 +90,7 @@ class Run:
         """Train all stages; write and return the model folder."""
         state = checkpoint.read(self.last) if self.last.is_file() else State(0, 0, {})
         self._load(state.model)
+        finished = state.stage == len(self.recipe.stages)
         self.model.trained_languages = sorted({*self.model.trained_languages, *state.languages})
         if self.accelerator.is_main_process:
             write_text(self.folder / "recipe.yaml", dump(self.recipe))
@@ -97,10 +98,11 @@ class Run:
         for index in range(state.stage, len(self.recipe.stages)):
             self._stage(index, state)
             state = State(index + 1, 0, {})
+            self.accelerator.free_memory()  # it would hold every stage's optimiser until the end
         out = self.folder / "model"
         if self.accelerator.is_main_process:
             self.log.close()
-            if not (out / "config.json").is_file():
+            if not (finished and (out / "config.json").is_file()):
                 self.model.save(out)
         return out
 
@@ -199,9 +201,11 @@ class Run:
             checkpoint.save(state, path)
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        _, unexpected = self.model.load_state_dict(tensors, strict=False)
-        if unexpected:
-            raise CheckpointError(f"{self.last}: does not fit the recipe's model: {unexpected[0]}; remove it")
+        own = self.model.state_dict()
+        wrong = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+        if wrong:
+            raise CheckpointError(f"{self.last}: does not fit the recipe's model: {wrong[0]}; remove it to start anew")
+        self.model.load_state_dict(tensors, strict=False)
 
 
 def _share(trained: set[str], sizes: dict[str, int], count: int) -> str:
@@ -211,11 +215,11 @@ def _share(trained: set[str], sizes: dict[str, int], count: int) -> str:
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     written = folder / "recipe.yaml"
-    if not written.is_file():
-        return
+    if not written.is_file() or not (folder / "checkpoints" / "last.pt").is_file():
+        return  # a run that saved nothing, such as one that failed at once, is started anew
     if not resume:
         raise CheckpointError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
-    before, now = _flat(yaml.safe_load(written.read_text(encoding="utf-8"))), _flat(yaml.safe_load(dump(recipe)))
+    before, now = _flat(read_yaml(written)), _flat(yaml.safe_load(dump(recipe)))
     changed = sorted(key for key in before | now if before.get(key) != now.get(key))
     if changed:
         raise CheckpointError(
@@ -231,6 +235,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _precision(wanted: str) -> str:
+    if wanted == "fp16" and not torch.cuda.is_available():
+        raise RecipeError("precision: fp16 needs a GPU; use bf16 or fp32")
     if wanted == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     return {"fp32": "no"}.get(wanted, wanted)

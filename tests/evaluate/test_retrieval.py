@@ -148,7 +148,7 @@ def test_only_wanted_languages_are_scored_beside_the_teacher(model, squares, lan
 
 
 def test_a_language_or_split_without_captions_is_refused(model, squares):
-    with pytest.raises(DataError, match="no captions in ja"):
+    with pytest.raises(DataError, match="no valid captions in ja"):
         evaluate(model, read_captions(squares), "valid", ["ja"])
     with pytest.raises(DataError, match="no captions in split 'dev'"):
         evaluate(model, read_captions(squares), "dev")

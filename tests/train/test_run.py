@@ -152,6 +152,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(squares: Path, tmp_path: Path, finis
     assert process.returncode == 130
     assert "--resume" in said
     assert "Traceback" not in said
+    assert "--set stages.0.epochs=4000" in said  # without it the recipe would be another
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert state["stage"] == 0
     assert state["step"] >= 20
@@ -170,9 +171,42 @@ def test_a_damaged_checkpoint_is_named(finished: tuple[Recipe, Path], tmp_path: 
     recipe, folder = finished
     shutil.copytree(folder, tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.pt"
-    last.write_bytes(last.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"last\.pt: damaged"):
+    for kept in (100, 0):
+        last.write_bytes(last.read_bytes()[:kept])
+        with pytest.raises(CheckpointError, match=r"last\.pt: damaged"):
+            Run(recipe, tmp_path / "run", resume=True).go()
+
+
+def test_a_checkpoint_of_another_shape_is_named(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, folder = finished
+    shutil.copytree(folder, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    state["model"] = {name: tensor[:1] if tensor.dim() else tensor for name, tensor in state["model"].items()}
+    torch.save(state, last)
+    with pytest.raises(CheckpointError, match=r"last\.pt: does not fit"):
         Run(recipe, tmp_path / "run", resume=True).go()
+
+
+def test_a_run_that_saved_nothing_may_be_mended(squares: Path, tmp_path: Path) -> None:
+    wrong = recipe_of(squares, tmp_path, "stages.0.batch_size=100")
+    with pytest.raises(DataError):
+        Run(wrong, tmp_path / "run").go()
+    Run(recipe_of(squares, tmp_path), tmp_path / "run")
+
+
+def test_a_run_started_anew_writes_its_model_anew(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, folder = finished
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
+    (tmp_path / "run" / "model" / "projector.safetensors").write_bytes(b"of an earlier run")
+    run(recipe, tmp_path / "run")
+    assert_same(weights(tmp_path / "run"), weights(folder))
+
+
+def test_edges_that_no_row_can_feed_are_refused(squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no row has a text in en"):
+        Run(recipe_of(squares, tmp_path, "stages.0.languages=[de]"), tmp_path / "run").go()
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
