@@ -51,7 +51,7 @@ def build_optimizer(
     if kind == "lamb":
         # LAMB (arXiv 1904.00962) from timm; its own gradient clipping is off, the loop clips
         return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def learning_rate(
