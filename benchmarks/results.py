@@ -9,6 +9,7 @@ docs/ alone. The last line compares the student's weakest language with the teac
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,6 +26,8 @@ from mclip_kit.train.run import Run
 GOAL = 0.8  # of the teacher's English R@1, for the student's weakest language
 STRATA = ("composed", "plain", "flags")
 Scores = dict[str, Any]
+Place = tuple[str, str, str]
+"""Recipe, stage, and its start or end."""
 
 
 def scored_run(recipe: Recipe, folder: Path) -> Scores:
@@ -78,65 +81,49 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def means(seeds: list[Scores], road: str, stage: str, when: str, names: list[str], column: str, part: str = "") -> str:
-    """Mean over languages, then over seeds."""
-    path = (road, stage, when, "strata", part) if part else (road, stage, when, "scores")
-    return spread(
-        [mean(column_values) for column_values in zip(*(over(seeds, *path, n, column) for n in names), strict=True)]
-    )
+def row(*cells: str) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def tops(
+    seeds: list[Scores], place: Place, names: list[str], part: str = "", ks: Sequence[int] = (1, 5, 10)
+) -> list[str]:
+    """R@k of text to image, as mean over languages, then over seeds; `part` is a stratum."""
+    inner = ("strata", part) if part else ("scores",)
+    scores = [[over(seeds, *place, *inner, name, f"t2i_r{k}") for name in names] for k in ks]
+    return [spread([mean(languages) for languages in zip(*values, strict=True)]) for values in scores]
 
 
 def quickstart_table(seeds: list[Scores]) -> list[str]:
     """The full road: teacher, each language after both student stages, means with strata."""
-    end = ("quickstart", "contrast", "end", "scores")
+    first, last = ("quickstart", "distill", "end"), ("quickstart", "contrast", "end")
     names = [name for name in seeds[0]["quickstart"]["contrast"]["end"]["scores"] if name != TEACHER]
-    lines = ["| T2I | R@1 after MSE | R@1 after contrast | R@5 | R@10 |", "| --- | --- | --- | --- | --- |"]
-    lines.append(
-        "| teacher, English | "
-        + " | ".join(["", *(spread(over(seeds, *end, TEACHER, f"t2i_r{k}")) for k in (1, 5, 10))])
-        + " |"
-    )
-    for name in names:
-        after_mse = spread(over(seeds, "quickstart", "distill", "end", "scores", name, "t2i_r1"))
-        lines.append(
-            f"| {name} | {after_mse} | "
-            + " | ".join(spread(over(seeds, *end, name, f"t2i_r{k}")) for k in (1, 5, 10))
-            + " |"
-        )
-    for part in ("", *STRATA):
-        cells = [
-            means(seeds, "quickstart", stage, "end", names, column, part)
-            for stage, column in (("distill", "t2i_r1"), *(("contrast", f"t2i_r{k}") for k in (1, 5, 10)))
-        ]
-        lines.append(f"| {part or '**mean of ten**'} | " + " | ".join(cells) + " |")
-    return lines
+    groups = [*((name, [name], "") for name in names), ("**mean of ten**", names, ""), *((s, names, s) for s in STRATA)]
+    return [
+        row("T2I", "R@1 after MSE", "R@1 after contrast", "R@5", "R@10"),
+        row(*["---"] * 5),
+        row("teacher, English", "", *tops(seeds, last, [TEACHER])),
+        *(
+            row(label, *tops(seeds, first, own, part, [1]), *tops(seeds, last, own, part))
+            for label, own, part in groups
+        ),
+    ]
 
 
 def trikd_table(seeds: list[Scores], trained: list[str]) -> list[str]:
     """The projector road: trained and never-trained languages, before and after."""
     names = [name for name in seeds[0]["quickstart_trikd"]["trikd"]["end"]["scores"] if name != TEACHER]
-    groups = {
-        f"{len(trained)} trained": trained,
-        f"{len(names) - len(trained)} never trained": [n for n in names if n not in trained],
-    }
-    lines = ["| T2I | R@1 | R@5 | R@10 |", "| --- | --- | --- | --- |"]
-    for label, stage, when in (
-        ("untrained projector", "align", "start"),
-        ("after MSE", "align", "end"),
-        ("after TriKD", "trikd", "end"),
-    ):
-        for group, members in groups.items():
-            cells = [means(seeds, "quickstart_trikd", stage, when, members, f"t2i_r{k}") for k in (1, 5, 10)]
-            lines.append(f"| {label}, mean of {group} | " + " | ".join(cells) + " |")
-    for part in STRATA:
-        for group, members in groups.items():
-            cells = [means(seeds, "quickstart_trikd", "trikd", "end", members, f"t2i_r{k}", part) for k in (1, 5, 10)]
-            lines.append(f"| {part}, {group} | " + " | ".join(cells) + " |")
-    for name in names:
-        cells = [
-            spread(over(seeds, "quickstart_trikd", "trikd", "end", "scores", name, f"t2i_r{k}")) for k in (1, 5, 10)
-        ]
-        lines.append(f"| {name}{' (trained)' if name in trained else ''} | " + " | ".join(cells) + " |")
+    unseen = [name for name in names if name not in trained]
+    groups = {f"{len(trained)} trained": trained, f"{len(unseen)} never trained": unseen}
+    places = {"untrained projector": ("align", "start"), "after MSE": ("align", "end"), "after TriKD": ("trikd", "end")}
+    end = ("quickstart_trikd", "trikd", "end")
+    lines = [row("T2I", "R@1", "R@5", "R@10"), row(*["---"] * 4)]
+    for label, place in places.items():
+        for group, own in groups.items():
+            lines.append(row(f"{label}, mean of {group}", *tops(seeds, ("quickstart_trikd", *place), own)))
+    lines += [row(f"{part}, {group}", *tops(seeds, end, own, part)) for part in STRATA for group, own in groups.items()]
+    lines += [row(f"{name}{' (trained)' if name in trained else ''}", *tops(seeds, end, [name])) for name in names]
     return lines
 
 

@@ -209,7 +209,10 @@ def test_a_learned_scale_is_clamped_at_100(model):
     triangle = triangle_of(model, {IMAGE_STUDENT: EdgeLoss("contrastive", learned=True)}, ["projector"])
     with torch.no_grad():
         triangle.scales[IMAGE_STUDENT].fill_(6.0)
-    assert triangle.scale(IMAGE_STUDENT).item() == 100
+    scale = triangle.scale(IMAGE_STUDENT)
+    assert scale.item() == pytest.approx(100, rel=1e-6)
+    scale.backward()
+    assert triangle.scales[IMAGE_STUDENT].grad > 0  # it can come back
 
 
 def test_a_fixed_temperature_is_no_parameter(model):
