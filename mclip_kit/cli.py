@@ -119,14 +119,17 @@ def evaluate(models: tuple[Path, ...], data: Path, split: str, langs: str | None
     credit = _credits(data)
     languages = [language.strip() for language in langs.split(",")] if langs else "all"
     folder = out or models[-1].resolve().parent / "eval"
-    written = {}
+    written, scored = {}, []
     for name in models:
         model = load(name)
         results = evaluate(model, captions, split, languages)
+        scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
         written[str(name)] = report.as_json(results, model.trained_languages, captions, split)
-        click.echo(
-            "\n" + report.table(results, model.trained_languages, f"{name} ({model.made_from}), {split} of {data}")
-        )
+    if len(scored) == 1:
+        title, results, trained = scored[0]
+        click.echo("\n" + report.table(results, trained, f"{title}, {split} of {data}"))
+    else:
+        click.echo("\n" + report.comparison(scored))
     write_json(folder / "results.json", written)
     shown = [language for language in results if language != report.TEACHER]
     rows = report.picture_rows(model, captions, split, shown)

@@ -70,6 +70,23 @@ def test_train_then_eval_from_a_fresh_folder(type_: Type, recipe: Path, tmp_path
     assert (tmp_path / "runs/tiny/eval/retrieval.png").is_file()
 
 
+def test_several_models_stand_in_one_table(type_: Type, recipe: Path, tmp_path: Path) -> None:
+    assert type_("train", recipe, "--set", "evaluation=null").exit_code == 0
+    one = ("--set", "evaluation=null", "--set", "stages.1.languages=[de]", "--set", "stages.2.languages=[de]")
+    assert type_("train", recipe, "--out", "runs/one", *one).exit_code == 0
+    scored = type_("eval", "runs/tiny/model", "runs/one/model", "--data", "data", "--langs", "de,fr")
+    assert scored.exit_code == 0, scored.output
+    rows = {line.split()[0]: line for line in scored.output.splitlines() if line and not line.startswith("[")}
+    assert rows["de"].count("°") == 0
+    assert rows["fr"].count("°") == 1
+    assert "[1] runs/tiny/model" in scored.output
+    assert "[2] runs/one/model" in scored.output
+    assert set(json.loads((tmp_path / "runs/one/eval/results.json").read_text())) == {
+        "runs/tiny/model",
+        "runs/one/model",
+    }
+
+
 def test_full_recipes_name_what_is_missing_and_both_ways_to_give_it(type_: Type, squares: Path) -> None:
     data = ("--set", f"data={{captions: {squares}, bitext: {squares / 'bitext'}}}")
     needs = {"altclip_full": ("xlm-roberta-large", "ViT-L-14"), "trikd_projectors": ("xlm-roberta-base", "ViT-B-32")}

@@ -65,6 +65,36 @@ def table(results: Results, trained: Sequence[str], title: str) -> str:
     return "\n".join([*lines, f"percent; chance @1 is {chance:.2f}"])
 
 
+def comparison(models: Sequence[tuple[str, Results, Sequence[str]]]) -> str:
+    """One table of several models, side by side; `°` marks languages that a model was never trained on.
+
+    Args:
+        models: name, results and trained languages of each.
+    """
+    names = list(dict.fromkeys(name for _, results, _ in models for name in results if name != TEACHER))
+    rows = [(TEACHER, [[TEACHER] if TEACHER in results else [] for _, results, _ in models])]
+    rows += [(name, [[name] if name in results else [] for _, results, _ in models]) for name in names]
+    for label, wanted in (("mean, trained", True), ("mean, never trained °", False)):
+        groups = [[n for n in names if n in results and (n in trained) == wanted] for _, results, trained in models]
+        rows.append((label, groups))
+    lines = [f"[{number}] {name}" for number, (name, _, _) in enumerate(models, 1)]
+    lines.append(
+        f"{'':22}" + "".join(f"{f'[{n}] ' + 'T2I@1':>12}{'@10':>8}{'mean':>8}" for n in range(1, len(models) + 1))
+    )
+    for label, groups in rows:
+        cells = [_cells(results, group, trained) for (_, results, trained), group in zip(models, groups, strict=True)]
+        lines.append(f"{'teacher, en' if label == TEACHER else label:22}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _cells(results: Results, names: Sequence[str], trained: Sequence[str]) -> str:
+    if not names:
+        return " " * 28
+    scores = mean_scores(results, names)
+    mark = " " if names[0] in trained or names[0] == TEACHER else "°"
+    return f"{scores['t2i_r1']:11.1f}{mark}{scores['t2i_r10']:8.1f}{scores['mean_recall']:8.1f}"
+
+
 def _line(label: str, scores: dict[str, float]) -> str:
     return f"{label:26}" + "".join(f"{scores[column]:8.1f}" for column in COLUMNS)
 

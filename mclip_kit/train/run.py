@@ -69,7 +69,8 @@ class Run:
                 )
         self.captions = check_data(recipe)
         self.model = build_model(recipe).to(self.accelerator.device)
-        self.model.image.to(memory_format=torch.channels_last)  # convolutions run faster so, on CPUs too
+        # convolutions run faster so, on CPUs too
+        self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = [trainable(self.model, stage.train) for stage in recipe.stages]
         self.store = Store()
 
