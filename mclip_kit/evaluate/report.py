@@ -72,25 +72,29 @@ def comparison(models: Sequence[tuple[str, Results, Sequence[str]]]) -> str:
         models: name, results and trained languages of each.
     """
     names = list(dict.fromkeys(name for _, results, _ in models for name in results if name != TEACHER))
-    rows = [(TEACHER, [[TEACHER] if TEACHER in results else [] for _, results, _ in models])]
-    rows += [(name, [[name] if name in results else [] for _, results, _ in models]) for name in names]
+    strata = np.unique(next(iter(models[0][1].values())).strata_G)
+    rows: list[tuple[str, list[list[str]], str | None]] = []
+    for name in (TEACHER, *names):
+        label = "teacher, en" if name == TEACHER else name
+        rows.append((label, [[name] if name in results else [] for _, results, _ in models], None))
     for label, wanted in (("mean, trained", True), ("mean, never trained °", False)):
         groups = [[n for n in names if n in results and (n in trained) == wanted] for _, results, trained in models]
-        rows.append((label, groups))
-    lines = [f"[{number}] {name}" for number, (name, _, _) in enumerate(models, 1)]
-    lines.append(
-        f"{'':22}" + "".join(f"{f'[{n}] ' + 'T2I@1':>12}{'@10':>8}{'mean':>8}" for n in range(1, len(models) + 1))
-    )
-    for label, groups in rows:
-        cells = [_cells(results, group, trained) for (_, results, trained), group in zip(models, groups, strict=True)]
-        lines.append(f"{'teacher, en' if label == TEACHER else label:22}" + "".join(cells))
+        rows.append((label, groups, None))
+        rows += [(f"    {stratum}", groups, str(stratum)) for stratum in (strata if len(strata) > 1 else ())]
+    heads = "".join(f"{f'[{number}] T2I@1':>12}{'@10':>8}{'mean':>8}" for number in range(1, len(models) + 1))
+    lines = [*(f"[{number}] {name}" for number, (name, _, _) in enumerate(models, 1)), f"{'':22}{heads}"]
+    for label, groups, part in rows:
+        cells = [
+            _cells(results, group, trained, part) for (_, results, trained), group in zip(models, groups, strict=True)
+        ]
+        lines.append(f"{label:22}{''.join(cells)}")
     return "\n".join(lines)
 
 
-def _cells(results: Results, names: Sequence[str], trained: Sequence[str]) -> str:
+def _cells(results: Results, names: Sequence[str], trained: Sequence[str], stratum: str | None) -> str:
     if not names:
         return " " * 28
-    scores = mean_scores(results, names)
+    scores = mean_scores(results, names, stratum)
     mark = " " if names[0] in trained or names[0] == TEACHER else "°"
     return f"{scores['t2i_r1']:11.1f}{mark}{scores['t2i_r10']:8.1f}{scores['mean_recall']:8.1f}"
 
