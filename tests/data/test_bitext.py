@@ -261,5 +261,5 @@ def test_captions_of_one_picture_are_right_for_each_other(squares, tokenizer):
 
 @pytest.mark.parametrize(("split", "languages"), [("train", ["en", "ja"]), ("dev", "all")])
 def test_captions_that_are_not_there_are_named(squares, tokenizer, split, languages):
-    with pytest.raises(DataError, match=r"no captions in (ja; there are de, en, fr|split 'dev')"):
+    with pytest.raises(DataError, match=r"no (train captions in ja; there are de, en, fr|captions in split 'dev')"):
         from_captions(read_captions(squares), split, languages, "en", tokenizer.encode)

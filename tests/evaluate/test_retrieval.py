@@ -98,13 +98,21 @@ def test_recall_is_the_share_of_ranks_up_to_k_in_percent():
 
 
 def test_scores_are_recalls_of_both_ways_and_their_mean():
-    found = Retrieval(np.array([1, 2, 6, 11]), np.array([1, 1]), np.full(4, "a"), np.full(2, "a")).scores()
+    found = Retrieval(np.array([1, 2, 6, 11]), np.array([1, 1]), np.full(4, "a"), np.full(2, "a"), 2).scores()
     t2i, i2t = {"t2i_r1": 25.0, "t2i_r5": 50.0, "t2i_r10": 75.0}, {"i2t_r1": 100.0, "i2t_r5": 100.0, "i2t_r10": 100.0}
     assert found == {**t2i, **i2t, "mean_recall": 75.0}
 
 
+def test_a_picture_without_a_caption_in_the_language_is_a_wrong_answer_but_no_question():
+    image_GD, groups = np.eye(3, dtype=np.float32), np.arange(3)
+    found = score(image_GD, image_GD[:2], groups, np.array([0, 1]), np.array(["a", "b", "c"]))
+    assert found.i2t_G.tolist() == [1, 1]
+    assert found.strata_G.tolist() == ["a", "b"]
+    assert found.gallery == 3
+
+
 def test_a_stratum_counts_its_own_queries_only():
-    result = Retrieval(np.array([1, 9, 1]), np.array([3, 1]), np.array(["a", "b", "b"]), np.array(["a", "b"]))
+    result = Retrieval(np.array([1, 9, 1]), np.array([3, 1]), np.array(["a", "b", "b"]), np.array(["a", "b"]), 2)
     assert (result.scores("a")["t2i_r1"], result.scores("a")["i2t_r1"]) == (100.0, 0.0)
     assert (result.scores("b")["t2i_r1"], result.scores("b")["i2t_r1"]) == (50.0, 100.0)
 
