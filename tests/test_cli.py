@@ -189,6 +189,11 @@ def test_unknown_clip_model_and_tag(type_: Type, recipe: Path) -> None:
     assert "openia" in tag.output
 
 
+def test_a_clip_config_that_fits_no_picture(type_: Type, recipe: Path) -> None:
+    result = type_("train", recipe, "--set", "teacher.model.vision_cfg.patch_size=32")
+    assert_one_line(result, "teacher.model", "open_clip cannot build this config")
+
+
 def test_a_spm_that_is_none(type_: Type, tmp_path: Path) -> None:
     (tmp_path / "spm.model").write_bytes(b"nothing")
     assert_one_line(

@@ -20,6 +20,7 @@ from mclip_kit.errors import CheckpointError, RecipeError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.recipe import suggest
 from mclip_kit.towers.hub import MissingWeights, look
+from mclip_kit.towers.mode import evaluating
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
@@ -76,7 +77,10 @@ def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
 def _from_config(config: dict[str, Any]) -> Clip:
     try:
         model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
-        set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
+        preprocess = PreprocessCfg(size=model.visual.image_size)
+        set_model_preprocess_cfg(model, asdict(preprocess))
+        with evaluating(model):  # sizes that do not fit together show only when a picture comes
+            model.visual(torch.zeros(1, *preprocess.input_size))
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise RecipeError(f"teacher.model: open_clip cannot build this config: {_first_line(error)}") from None
     return Clip(model, config, _simple_tokenizer(config))
