@@ -19,3 +19,8 @@ class DataError(MclipError):
 
 class CheckpointError(MclipError):
     """Weights, a run folder or a model folder are missing, damaged or do not fit together."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, short enough to stand in one of our lines; its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -200,7 +200,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[
     folder = tmp_path_factory.mktemp("processes")
     multiprocessing.set_forkserver_preload(["mclip_kit.losses"])  # imported once for all
     torch.multiprocessing.start_processes(one_process, (str(folder),), PROCESSES, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
 @pytest.mark.parametrize("name", [name for name in TERMS if name.startswith("contrastive")])

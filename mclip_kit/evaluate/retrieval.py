@@ -151,7 +151,7 @@ class Embedder:
         if self._model.projector.blocks is not None:
             return self._model.encode_text(texts).numpy()
         tokens = self._model.student_tokens(texts)
-        return self._project("projector.head", *self._frozen.pooled(texts, tokens))
+        return self._project("projector.head", *self._frozen.pooled(tokens))
 
     def _project(self, name: str, values: Tensor, rows: Tensor) -> np.ndarray:
         module = self._model.get_submodule(name)

@@ -52,7 +52,7 @@ class Frozen:
         compute = lambda part: self._eval("teacher_text", self.model.teacher_tokens([texts[i] for i in part]))  # noqa: E731
         return self.store.get("teacher_text", texts, compute)
 
-    def pooled(self, texts: Sequence[str], tokens: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def pooled(self, tokens: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """The encoder's pooled states (M, H) and the row in them of each text."""
 
         def compute(part: list[int]) -> Tensor:
@@ -86,7 +86,7 @@ class Feed:
         if self._reads("teacher_text", "teacher_text"):
             self._read["teacher_text"] = frozen.teacher_texts(examples.teacher_texts)
         if self._reads("student_text", "encoder") and frozen.model.projector.blocks is None:
-            self._read["student_text"] = frozen.pooled(examples.texts, examples.tokens)
+            self._read["student_text"] = frozen.pooled(examples.tokens)
 
     def _reads(self, vertex: str, tower: str) -> bool:
         return vertex in self._needs.vertices and tower not in self._needs.live

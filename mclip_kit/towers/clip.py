@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mclip_kit.errors import CheckpointError, RecipeError
+from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.recipe import suggest
 from mclip_kit.towers.hub import MissingWeights, look
@@ -82,7 +82,7 @@ def _from_config(config: dict[str, Any]) -> Clip:
         with evaluating(model):  # sizes that do not fit together show only when a picture comes
             model.visual(torch.zeros(1, *preprocess.input_size))
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
-        raise RecipeError(f"teacher.model: open_clip cannot build this config: {_first_line(error)}") from None
+        raise RecipeError(f"teacher.model: open_clip cannot build this config: {first_line(error)}") from None
     return Clip(model, config, _simple_tokenizer(config))
 
 
@@ -104,7 +104,7 @@ def _from_folder(folder: Path) -> Clip:
         model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True)
         return Clip(model, config, open_clip.get_tokenizer(name))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: open_clip cannot load it: {_first_line(error)}") from None
+        raise CheckpointError(f"{folder}: open_clip cannot load it: {first_line(error)}") from None
 
 
 def _from_name(name: str, weights: str | None) -> Clip:
@@ -123,7 +123,7 @@ def _from_name(name: str, weights: str | None) -> Clip:
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
         if weights and os.path.isfile(weights):
-            raise CheckpointError(f"{weights}: open_clip cannot load it into {name}: {_first_line(error)}") from None
+            raise CheckpointError(f"{weights}: open_clip cannot load it into {name}: {first_line(error)}") from None
         what = f"teacher {name} ({weights})" if weights else f"teacher {name}"
         raise MissingWeights((what, "teacher.weights: FILE, or teacher.model: local-dir:DIR")) from None
     return Clip(model, {**(config or {"embed_dim": _width(model)}), "quick_gelu": quick}, tokenizer)
@@ -132,7 +132,3 @@ def _from_name(name: str, weights: str | None) -> Clip:
 def _width(model: nn.Module) -> int:
     with torch.no_grad():
         return int(model.visual.output_dim)  # type: ignore[union-attr,arg-type]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

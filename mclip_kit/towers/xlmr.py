@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, XLMRobertaConfig, XLMRobertaMode
 from transformers.utils import cached_file
 
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, XlmrTokenizer
-from mclip_kit.errors import CheckpointError
+from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.towers.hub import MissingWeights, look
 
 WITH_POOLER = ("xlm-roberta", "xlm-roberta-xl", "roberta", "bert", "camembert")  # one that nothing here reads
@@ -93,8 +93,7 @@ def pretrained_encoder(name: str) -> Encoder:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) and not local:
             raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR")) from None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"encoder hf:{name}: transformers cannot load it: {first}") from None
+        raise CheckpointError(f"encoder hf:{name}: transformers cannot load it: {first_line(error)}") from None
     if report["missing_keys"]:  # transformers would go on with random weights
         raise CheckpointError(f"encoder hf:{name}: its weights lack {min(report['missing_keys'])}")
     if not pieces.is_file():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mclip_kit.errors import CheckpointError
+from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
 
 
@@ -48,5 +48,4 @@ def read(path: Path) -> State:
     try:
         return State(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises what its many readers raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: damaged ({reason}); remove it to start anew") from None
+        raise CheckpointError(f"{path}: damaged ({first_line(error)}); remove it to start anew") from None

@@ -10,8 +10,7 @@ from timm.optim import Lamb
 from torch import nn
 
 from mclip_kit.errors import RecipeError
-
-STUDENT = ("encoder", "projector")
+from mclip_kit.recipe import STUDENT
 
 
 def trainable(model: nn.Module, patterns: Sequence[str]) -> set[str]:

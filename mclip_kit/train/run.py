@@ -22,7 +22,7 @@ from mclip_kit.errors import CheckpointError, MclipError, RecipeError
 from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.files import write_text
-from mclip_kit.recipe import Recipe, Stage, dump, read_yaml
+from mclip_kit.recipe import TOWERS, Recipe, Stage, dump, read_yaml
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train import checkpoint
 from mclip_kit.train.build import build_examples, build_model, check_data, edge_losses, needs
@@ -78,7 +78,7 @@ class Run:
         """The towers, their parameters, and what each stage trains."""
         lines = [f"{self.folder} on {self.accelerator.device}, {self.accelerator.mixed_precision} mixed precision"]
         sizes = {name: p.numel() for name, p in self.model.named_parameters()}
-        for tower in ("image", "teacher_text", "encoder", "projector", "clip_projector"):
+        for tower in TOWERS:
             own = {name for name in sizes if name.startswith(f"{tower}.")}
             count = sum(sizes[name] for name in own)
             shares = [
