@@ -76,10 +76,10 @@ def language_shares(counts: np.ndarray, temperature: float) -> np.ndarray:
     return np.asarray(shares / shares.sum())
 
 
-def pad(tokens: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+def pad(tokens: Sequence[np.ndarray], padding: int = PAD) -> tuple[Tensor, Tensor]:
     """Right-padded ids (B, T) and mask (B, T), both int64."""
     lengths = [len(ids) for ids in tokens]
-    ids_BT = np.full((len(tokens), max(lengths)), PAD, dtype=np.int64)
+    ids_BT = np.full((len(tokens), max(lengths)), padding, dtype=np.int64)
     for row, ids in enumerate(tokens):
         ids_BT[row, : len(ids)] = ids
     mask_BT = np.arange(ids_BT.shape[1])[None, :] < np.asarray(lengths)[:, None]

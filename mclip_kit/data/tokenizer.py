@@ -14,7 +14,7 @@ import numpy as np
 import sentencepiece
 
 from mclip_kit.errors import CheckpointError, DataError
-from mclip_kit.files import write_whole
+from mclip_kit.files import write_json, write_whole
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE = "sentencepiece.bpe.model"
@@ -23,11 +23,18 @@ MODEL_FILE = "sentencepiece.bpe.model"
 class XlmrTokenizer:
     """Texts to ids and back; bulk, threaded.
 
+    Attributes:
+        pad: the padding id.
+        longest: tokens a text may have, as far as the tokenizer says; the encoder may take fewer.
+
     Args:
         path: a SentencePiece model whose first pieces are `<unk>`, `<s>`, `</s>`, or a folder that holds it.
     Raises:
         CheckpointError: the file is missing, unreadable, or has other special pieces.
     """
+
+    pad = PAD
+    longest: int | None = None
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
@@ -52,6 +59,13 @@ class XlmrTokenizer:
     def pieces(self) -> list[str]:
         """The pieces of dict.txt, in order."""
         return [self.spm.id_to_piece(index) for index in range(3, self.spm.get_piece_size())]
+
+    def save(self, folder: Path) -> None:
+        """Write what transformers' XLM-R tokenizer reads."""
+        content = self.path.read_bytes()  # the folder may be its own
+        with write_whole(folder / MODEL_FILE) as temporary:
+            temporary.write_bytes(content)
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; specials are left out."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import XLMRobertaConfig
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 
 Pool = Literal["eos", "cls", "mean"]
@@ -50,12 +51,19 @@ class Blocks(nn.Module):
 
     def __init__(self, config: Any, layers: int, dropout: float) -> None:
         super().__init__()
-        config = type(config)(**{**config.to_dict(), "hidden_dropout_prob": dropout})
-        config._attn_implementation = "sdpa"
-        self.layers = nn.ModuleList(XLMRobertaLayer(config) for _ in range(layers))
+        block = XLMRobertaConfig(  # whatever the encoder is: its sizes, XLM-R's layer
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=getattr(config, "intermediate_size", 4 * config.hidden_size),
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=getattr(config, "attention_probs_dropout_prob", 0.1),
+            layer_norm_eps=getattr(config, "layer_norm_eps", 1e-5),
+        )
+        block._attn_implementation = "sdpa"
+        self.layers = nn.ModuleList(XLMRobertaLayer(block) for _ in range(layers))
         for name, weight in self.named_parameters():
             if weight.dim() > 1:
-                nn.init.normal_(weight, std=config.initializer_range)
+                nn.init.normal_(weight, std=block.initializer_range)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
 

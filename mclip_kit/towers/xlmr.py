@@ -1,19 +1,61 @@
-"""The multilingual text encoder: transformers' XLM-R, new or pretrained, with its tokenizer."""
+"""The multilingual text encoder: transformers' XLM-R or any other encoder of its, with its tokenizer."""
 
+from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
+from mclip_kit.data.batching import pad
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.towers.hub import MissingWeights, look
 
-WITH_POOLER = ("xlm-roberta", "xlm-roberta-xl", "roberta", "bert", "camembert")  # one that nothing here reads
+
+class OwnTokenizer:
+    """An encoder's own tokenizer, by transformers: WordPiece, BPE, ...; the same methods as XlmrTokenizer's.
+
+    Raises:
+        CheckpointError: there is none, or it cannot pad.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            self.hf = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise CheckpointError(f"encoder hf:{name}: brings no tokenizer: {first_line(error)}") from None
+        if self.hf.vocab_size <= len(self.hf.all_special_tokens):  # transformers makes an empty one of no files
+            raise CheckpointError(
+                f"encoder hf:{name}: brings no tokenizer, neither {MODEL_FILE} nor another"
+            )
+        if self.hf.pad_token_id is None:
+            raise CheckpointError(f"encoder hf:{name}: its tokenizer has no padding token")
+        self.pad = int(self.hf.pad_token_id)
+        self.longest = int(self.hf.model_max_length) if self.hf.model_max_length < 2**31 else None
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
+        """Ids of each text with its special tokens, int32 (T,); texts beyond `max_tokens` lose their last pieces."""
+        limit = {"truncation": True, "max_length": max_tokens} if max_tokens else {}
+        ids = self.hf(list(texts), return_attention_mask=False, **limit)["input_ids"] if len(texts) else []
+        return [np.asarray(text, np.int32) for text in ids]
+
+    def pieces(self) -> list[str]:
+        """None: no fairseq dictionary is this tokenizer's, so binarised text is tokenised anew."""
+        return []
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self.hf.save_pretrained(folder)
+
+
+Tokenizer = XlmrTokenizer | OwnTokenizer
 
 
 class Encoder(nn.Module):
@@ -24,7 +66,7 @@ class Encoder(nn.Module):
         tokenizer: texts to ids.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: XlmrTokenizer) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -41,8 +83,17 @@ class Encoder(nn.Module):
 
     @property
     def positions(self) -> int:
-        """Longest input in tokens: XLM-R's table starts at pad + 1."""
-        return int(self.config.max_position_embeddings) - PAD - 1
+        """Longest input in tokens. XLM-R's table starts at pad + 1, its first two rows are unused; BERT's at 0."""
+        table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
+        unused = getattr(table, "padding_idx", None)
+        rows = getattr(self.config, "max_position_embeddings", 512) - (0 if unused is None else unused + 1)
+        return min(rows, self.tokenizer.longest or rows)
+
+    def pad(self, tokens: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Right-padded ids (B, T) and mask (B, T), int64, on the encoder's device."""
+        ids_BT, mask_BT = pad(tokens, self.tokenizer.pad)
+        device = next(self.parameters()).device
+        return ids_BT.to(device), mask_BT.to(device)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """States (B, T, H) of the last layer."""
@@ -50,9 +101,9 @@ class Encoder(nn.Module):
         return states
 
     def save(self, folder: Path) -> None:
-        """Write a transformers folder with the SentencePiece model beside."""
+        """Write a transformers folder, tokenizer included."""
         self.model.save_pretrained(folder)  # type: ignore[operator]
-        (folder / MODEL_FILE).write_bytes(self.tokenizer.path.read_bytes())
+        self.tokenizer.save(folder)
 
 
 def new_encoder(
@@ -77,25 +128,61 @@ def new_encoder(
     return Encoder(XLMRobertaModel(config, add_pooling_layer=False), tokenizer)
 
 
-def pretrained_encoder(name: str) -> Encoder:
-    """A transformers encoder by name or folder, in float32.
+def named_encoder(name: str) -> Encoder:
+    """A pretrained encoder, in float32: `hf:NAME_OR_DIR`, or `fairseq:DIR` for a fairseq XLM-R folder.
 
     Raises:
-        CheckpointError: it is neither here nor to be had, or it brings no SentencePiece model.
+        CheckpointError: it is neither here nor to be had, or something in it is damaged or does not fit.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "fairseq":
+        from mclip_kit.towers import fairseq  # with the package of that name, which takes a second to import
+
+        return Encoder(*fairseq.read_folder(Path(rest)))
+    return pretrained_encoder(rest)
+
+
+def pretrained_encoder(name: str) -> Encoder:
+    """A transformers encoder by name or folder, in float32, with XLM-R's tokenizer or its own.
+
+    Raises:
+        CheckpointError: it is neither here nor to be had, lacks weights, or is not an encoder.
     """
     local = Path(name).is_dir()
     if not local:
         look()
     try:
-        options = {"add_pooling_layer": False} if AutoConfig.from_pretrained(name).model_type in WITH_POOLER else {}
-        model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
-        pieces = Path(name, MODEL_FILE) if local else Path(str(cached_file(name, MODEL_FILE)))
+        model, report = _load(name)
+        tokenizer = _tokenizer(name, model.config)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) and not local:
-            raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR")) from None
+            raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR or fairseq:DIR")) from None
         raise CheckpointError(f"encoder hf:{name}: transformers cannot load it: {first_line(error)}") from None
     if report["missing_keys"]:  # transformers would go on with random weights
         raise CheckpointError(f"encoder hf:{name}: its weights lack {min(report['missing_keys'])}")
-    if not pieces.is_file():
-        raise CheckpointError(f"{pieces}: missing; an encoder folder brings its SentencePiece model")
-    return Encoder(model, XlmrTokenizer(pieces))
+    return Encoder(model, tokenizer)
+
+
+def _load(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    config = AutoConfig.from_pretrained(name)
+    if config.is_encoder_decoder:
+        raise CheckpointError(f"encoder hf:{name}: a {config.model_type} has a decoder; give an encoder")
+    pooler = "add_pooling_layer" in signature(MODEL_MAPPING[type(config)].__init__).parameters
+    options = {"add_pooling_layer": False} if pooler else {}  # nothing here reads one
+    loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True, **options
+    )
+    return loaded
+
+
+def _tokenizer(name: str, config: Any) -> Tokenizer:
+    """XLM-R's from its SentencePiece model where the encoder uses that one, else the encoder's own."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    pieces = cached_file(name, MODEL_FILE, **quiet)
+    kind = get_tokenizer_config(name).get("tokenizer_class") or config.model_type
+    if pieces is None or not kind.lower().replace("-", "").startswith("xlmroberta"):
+        return OwnTokenizer(name)
+    tokenizer = XlmrTokenizer(pieces)
+    if tokenizer.vocabulary > config.vocab_size:
+        raise CheckpointError(f"{pieces}: {tokenizer.vocabulary} ids do not fit {config.vocab_size} word rows")
+    return tokenizer

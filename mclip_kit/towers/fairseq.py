@@ -1,0 +1,180 @@
+"""XLM-R as fairseq keeps it: model.pt, dict.txt and sentencepiece.bpe.model in one folder.
+
+fairseq's own loader trips over torch's safe default, and over files that hold only `args` and `model`. The names of
+the weights come in two styles: `encoder.sentence_encoder.*` with separate q, k, v, and the older
+`decoder.sentence_encoder.*` with a fused `in_proj_weight`.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaXLConfig, XLMRobertaXLModel
+
+from mclip_kit.data.fairseq_io import read_dictionary
+from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, UNK, XlmrTokenizer
+from mclip_kit.errors import CheckpointError
+from mclip_kit.towers.pickles import read_pickle
+
+State = dict[str, Tensor]
+
+SHARED = {
+    "self_attn.q_proj": "attention.self.query",
+    "self_attn.k_proj": "attention.self.key",
+    "self_attn.v_proj": "attention.self.value",
+    "self_attn.out_proj": "attention.output.dense",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+}
+POST_NORM = {**SHARED, "self_attn_layer_norm": "attention.output.LayerNorm", "final_layer_norm": "output.LayerNorm"}
+PRE_NORM = {**SHARED, "self_attn_layer_norm": "attention.self_attn_layer_norm", "final_layer_norm": "LayerNorm"}
+"""A layer's parts: name in fairseq -> name in transformers; XLM-R base and large are post-norm, XL and XXL pre-norm."""
+
+
+def read_fairseq(path: Path) -> tuple[Path, dict[str, Any], State]:
+    """A fairseq XLM-R checkpoint.
+
+    Args:
+        path: the folder, or the checkpoint in it; `.xz` too.
+    Returns:
+        The checkpoint's path, its model options, and its weights under fairseq's current names.
+    Raises:
+        CheckpointError: missing, damaged, or not an XLM-R.
+    """
+    if path.is_dir():
+        found = [path / name for name in ("model.pt", "model.pt.xz") if (path / name).is_file()]
+        if not found:
+            raise CheckpointError(f"{path / 'model.pt'}: missing; fairseq: takes a folder with model.pt and dict.txt")
+        path = found[0]
+    content = read_pickle(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CheckpointError(f"{path}: not a checkpoint of fairseq: it has no `model`")
+    return path, model_options(content), sentence_encoder(content["model"], str(path))
+
+
+def model_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's options, from `args` as fairseq wrote them first or from `cfg` as it does now."""
+    options = content.get("args") or (content.get("cfg") or {}).get("model") or {}
+    return vars(options) if isinstance(options, argparse.Namespace) else dict(options)
+
+
+def sentence_encoder(model: Mapping[str, Tensor], where: str) -> State:
+    """The encoder's weights in float32 under fairseq's current names, without their prefix.
+
+    Raises:
+        CheckpointError: there are none; the message names `where`.
+    """
+    state: State = {}
+    for name, tensor in model.items():
+        match = re.fullmatch(r"(?:.*\.)?(?:encoder|decoder)\.sentence_encoder\.(.+)", name)
+        if match and not match[1].endswith(("version", "_float_tensor")):
+            state.update(_current(match[1], tensor))
+    if "embed_tokens.weight" not in state or "layers.0.fc1.weight" not in state:
+        raise CheckpointError(f"{where}: holds no XLM-R: no weight is named *.sentence_encoder.layers.0.fc1.weight")
+    return state
+
+
+def _current(name: str, tensor: Tensor) -> State:
+    name = name.replace("emb_layer_norm.", "layernorm_embedding.")
+    fused = re.fullmatch(r"(.+self_attn\.)in_proj_(weight|bias)", name)
+    if fused:
+        parts = zip("qkv", tensor.float().chunk(3), strict=True)
+        return {f"{fused[1]}{letter}_proj.{fused[2]}": part.clone() for letter, part in parts}
+    return {name: tensor.float()}
+
+
+def build_encoder(
+    state: State, options: Mapping[str, Any], pieces: Sequence[str], tokenizer: XlmrTokenizer, where: str
+) -> torch.nn.Module:
+    """transformers' XLM-R (XL, where norms come first) with fairseq's weights.
+
+    The word table is put into the order of the tokenizer's SentencePiece model, where the dictionary has another, so
+    that an id is the same everywhere; a piece that the dictionary lacks gets the row of `<unk>`, as fairseq treats it.
+
+    Args:
+        state: as `sentence_encoder` gives it.
+        options: the model's options, of which `encoder_attention_heads` and the dropouts count.
+        pieces: dict.txt, in order; `<mask>` is one row more.
+    Raises:
+        CheckpointError: the weights are not an XLM-R's, or do not fit the dictionary; the message names `where`.
+    """
+    state = dict(state)
+    words = state["embed_tokens.weight"]
+    if len(words) != len(pieces) + 5:
+        raise CheckpointError(f"{where}: {len(words)} word rows do not fit a dictionary of {len(pieces)} + 5 entries")
+    state["embed_tokens.weight"] = words[_rows(pieces, tokenizer)]
+    config = _config(state, options, where)
+    model = XLMRobertaXLModel if isinstance(config, XLMRobertaXLConfig) else XLMRobertaModel
+    encoder = model(config, add_pooling_layer=False)
+    weights = to_transformers(state, type(config))
+    weights["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.hidden_size)
+    unfit = encoder.load_state_dict(weights, strict=False)
+    wrong = [*unfit.unexpected_keys, *unfit.missing_keys]
+    if wrong:
+        raise CheckpointError(f"{where}: not the weights of an XLM-R: {wrong[0]}")
+    return encoder
+
+
+def to_transformers(state: State, config: type[XLMRobertaConfig] | type[XLMRobertaXLConfig]) -> State:
+    """Rename an encoder's weights from fairseq's current names; unknown names stay as they are."""
+    xl = config is XLMRobertaXLConfig
+    names = {
+        "embed_tokens": "embeddings.word_embeddings",
+        "embed_positions": "embeddings.position_embeddings",
+        **({"layer_norm": "encoder.LayerNorm"} if xl else {"layernorm_embedding": "embeddings.LayerNorm"}),
+    }
+    renamed = {}
+    for name, tensor in state.items():
+        part, _, kind = name.rpartition(".")
+        layer = re.fullmatch(r"layers\.(\d+)\.(.+)", part)
+        if layer:
+            part = f"encoder.layer.{layer[1]}.{(PRE_NORM if xl else POST_NORM).get(layer[2], layer[2])}"
+        renamed[f"{names.get(part, part)}.{kind}"] = tensor
+    return renamed
+
+
+def _rows(pieces: Sequence[str], tokenizer: XlmrTokenizer) -> Tensor:
+    """For each id of the tokenizer, the row of fairseq's word table."""
+    row = {piece: index for index, piece in enumerate(pieces, UNK + 1)}
+    known = [row.get(piece, UNK) for piece in tokenizer.pieces()]
+    return torch.tensor([BOS, PAD, EOS, UNK, *known, len(pieces) + 4])
+
+
+def _config(state: State, options: Mapping[str, Any], where: str) -> XLMRobertaConfig | XLMRobertaXLConfig:
+    heads, width = options.get("encoder_attention_heads"), state["embed_tokens.weight"].shape[1]
+    if not isinstance(heads, int) or width % heads:
+        raise CheckpointError(f"{where}: its options do not say how many attention heads it has")
+    if options.get("activation_fn", "gelu") != "gelu":
+        raise CheckpointError(f"{where}: activation {options['activation_fn']} where XLM-R has gelu")
+    config = XLMRobertaXLConfig if "layer_norm.weight" in state else XLMRobertaConfig
+    return config(
+        vocab_size=len(state["embed_tokens.weight"]),
+        hidden_size=width,
+        num_hidden_layers=1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers.")),
+        num_attention_heads=heads,
+        intermediate_size=len(state["layers.0.fc1.weight"]),
+        hidden_dropout_prob=options.get("dropout", 0.1),
+        attention_probs_dropout_prob=options.get("attention_dropout", 0.1),
+        max_position_embeddings=len(state["embed_positions.weight"]),
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        bos_token_id=BOS,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+    )
+
+
+def read_folder(path: Path) -> tuple[torch.nn.Module, XlmrTokenizer]:
+    """The encoder and the tokenizer of a fairseq XLM-R folder, or of a checkpoint in one.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the others.
+    """
+    checkpoint, options, state = read_fairseq(path)
+    tokenizer = XlmrTokenizer(checkpoint.parent / MODEL_FILE)
+    pieces = read_dictionary(checkpoint.parent / "dict.txt")
+    return build_encoder(state, options, pieces, tokenizer, str(checkpoint)), tokenizer
