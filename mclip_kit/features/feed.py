@@ -50,13 +50,13 @@ class Frozen:
     def teacher_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The teacher's text embeddings (M, E) and the row in them of each text, before the clip projector."""
         compute = lambda part: self._eval("teacher_text", self.model.teacher_tokens([texts[i] for i in part]))  # noqa: E731
-        return self.store.get("teacher_text", texts, compute)
+        return self.store.get("teacher_text", texts, compute, [len(text) for text in texts])
 
     def pooled(self, tokens: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """The encoder's pooled states (M, H) and the row in them of each text."""
 
         def compute(part: list[int]) -> Tensor:
-            ids_BT, mask_BT = (tensor.to(self.model.device) for tensor in pad([tokens[i] for i in part]))
+            ids_BT, mask_BT = self.model.encoder.pad([tokens[i] for i in part])
             return self.model.projector.pool(self._eval("encoder", ids_BT, mask_BT), mask_BT)
 
         keys = [np.asarray(ids, np.int32).tobytes().hex() for ids in tokens]
@@ -111,7 +111,9 @@ class Feed:
             if "teacher_text" not in self._read:
                 fields["teacher_ids_BT"] = self._frozen.model.teacher_tokens(self._dress(texts))
         if "student_text" in vertices and "student_text" not in self._read:
-            fields["ids_BT"], fields["mask_BT"] = pad([examples.tokens[row] for row in rows])
+            fields["ids_BT"], fields["mask_BT"] = pad(
+                [examples.tokens[row] for row in rows], self._frozen.model.encoder.tokenizer.pad
+            )
         return fields
 
     def _dress(self, texts: list[str]) -> list[str]:

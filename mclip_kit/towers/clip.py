@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import get_model_config, get_pretrained_cfg
-from open_clip.model import set_model_preprocess_cfg
+from open_clip.model import convert_to_custom_text_state_dict, set_model_preprocess_cfg
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,8 +23,11 @@ from mclip_kit.files import write_json, write_whole
 from mclip_kit.recipe import suggest
 from mclip_kit.towers.hub import MissingWeights, look
 from mclip_kit.towers.mode import evaluating
+from mclip_kit.towers.pickles import read_pickle
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # numbers beside the weights in OpenAI's files
+PLAIN = (".safetensors", ".npz", ".npy")  # of open_clip, big_vision: nothing to unpickle
 
 
 class Clip(nn.Module):
@@ -32,16 +37,36 @@ class Clip(nn.Module):
         model: open_clip's CustomTextCLIP; `.visual` maps pixels (B, 3, S, S) to (B, E), `.text` ids (B, T) to (B, E).
         config: open_clip's model config.
         preprocess: open_clip's preprocess config (size, mean, std, interpolation, resize_mode).
-        tokenize: list of texts -> ids (B, T).
+        tokenizer: open_clip's; list of texts -> ids (B, context length).
     """
 
-    def __init__(self, model: nn.Module, config: dict[str, Any], tokenize: Callable[[list[str]], Tensor]) -> None:
+    def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Callable[[list[str]], Tensor]) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.preprocess = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
         self.transform = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
-        self.tokenize = tokenize
+        self.tokenizer = tokenizer
+        text: Any = model.text
+        self.trims = isinstance(text, TextTransformer) and _sees_only_what_came(text)
+        if self.trims:
+            text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Ids (B, T) for the text tower, trimmed where that changes nothing."""
+        return self.trim(self.tokenizer(list(texts)))
+
+    def trim(self, ids_BT: Tensor) -> Tensor:
+        """Cut ids behind the longest text of the batch.
+
+        A causal tower pools at the end-of-text token and sees nothing behind it, so every embedding stays as it is.
+        Towers that see or pool more (SigLIP, CoCa, Hugging Face's) keep their full length.
+        """
+        if not self.trims:
+            return ids_BT
+        text: Any = self.model.text
+        end = ids_BT if text.pool_type == "argmax" else (ids_BT == text.eos_id).int()  # as open_clip pools
+        return ids_BT[:, : int(end.argmax(1).max()) + 1]
 
     @property
     def width(self) -> int:
@@ -53,6 +78,8 @@ class Clip(nn.Module):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         with write_whole(folder / WEIGHTS) as temporary:
             save_file(state, temporary, {"format": "pt"})
+        if isinstance(self.tokenizer, HFTokenizer):  # open_clip looks for its files beside the config
+            self.tokenizer.save_pretrained(folder)
         config = {**self.config, "custom_text": True}
         write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": self.preprocess})
 
@@ -61,7 +88,8 @@ def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
     """Build open_clip's towers, separated into image and text.
 
     Args:
-        model: an open_clip name, `local-dir:DIR`, `hf-hub:ORG/NAME` or a model config.
+        model: an open_clip name, `local-dir:DIR`, `hf-hub:ORG/NAME`, `openai:FILE` (a weight file in OpenAI's naming,
+            which says the sizes too) or a model config.
         weights: a pretrained tag or a file; `random` and `train` both start from random weights.
     Raises:
         RecipeError: open_clip knows no such model or tag.
@@ -71,7 +99,21 @@ def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
         return _from_config(model)
     if model.startswith("local-dir:"):
         return _from_folder(Path(model.removeprefix("local-dir:")))
+    if model.startswith("openai:"):
+        path = model.removeprefix("openai:")
+        return from_openai(read_pickle(path), path)
     return _from_name(model, None if weights in ("random", "train") else weights)
+
+
+def _sees_only_what_came(text: Any) -> bool:
+    causal = text.attn_mask is not None and text.cls_emb is None and not text.use_pad_mask
+    return causal and text.pool_type in ("argmax", "eos")
+
+
+def _cut_mask(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """open_clip hands its whole causal mask (77, 77) to the blocks, whatever the text's length is."""
+    T = inputs[0].shape[1]
+    return inputs, {**options, "attn_mask": options["attn_mask"][:T, :T]}
 
 
 def _from_config(config: dict[str, Any]) -> Clip:
@@ -83,16 +125,61 @@ def _from_config(config: dict[str, Any]) -> Clip:
             model.visual(torch.zeros(1, *preprocess.input_size))
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise RecipeError(f"teacher.model: open_clip cannot build this config: {first_line(error)}") from None
-    return Clip(model, config, _simple_tokenizer(config))
+    return Clip(model, config, _tokenizer(config))
 
 
-def _simple_tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+def _tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
     text = config["text_cfg"]
+    length = text.get("context_length", 77)
     if text.get("hf_tokenizer_name"):
-        tokenizer: Any = open_clip.HFTokenizer(text["hf_tokenizer_name"], context_length=text.get("context_length", 77))
+        return HFTokenizer(text["hf_tokenizer_name"], context_length=length)
+    return open_clip.SimpleTokenizer(context_length=length)
+
+
+def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | None = None) -> Clip:
+    """A CLIP from weights in OpenAI's naming.
+
+    Args:
+        state: name -> weight, of any precision; the towers are float32.
+        where: the file, for messages.
+        config: open_clip's model config; by default the sizes are read from the weights, as OpenAI's code does.
+    Raises:
+        CheckpointError: the weights are not a CLIP's, or do not fit the config.
+    """
+    try:
+        config = {**(config or _openai_config(state)), "quick_gelu": True}  # as OpenAI's models were trained
+        weights = {name: tensor.float() for name, tensor in state.items() if name not in OPENAI_MARKS}
+        model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+        model.load_state_dict(convert_to_custom_text_state_dict(weights))
+    except (KeyError, IndexError, RuntimeError, AttributeError, TypeError) as error:
+        missing = f"no weight {error}" if isinstance(error, KeyError) else "; ".join(str(error).split("\n\t")[:2])
+        raise CheckpointError(f"{where}: not the CLIP that was asked for, in OpenAI's naming: {missing}") from None
+    set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
+    return Clip(model, config, _tokenizer(config))
+
+
+def _openai_config(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The sizes of a CLIP, from the shapes of its weights; a head is always 64 wide."""
+    blocks = {tuple(name.split(".")[:4]) for name in state if "resblocks" in name}
+    if "visual.proj" in state:
+        grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+        width, _, patch, _ = state["visual.conv1.weight"].shape
+        layers: Any = sum(name[0] == "visual" for name in blocks)
+        vision = {"width": width, "layers": layers, "patch_size": patch, "image_size": grid * patch}
     else:
-        tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
-    return lambda texts: tokenizer(texts)
+        grid = round((len(state["visual.attnpool.positional_embedding"]) - 1) ** 0.5)
+        stages = ({n.split(".")[2] for n in state if n.startswith(f"visual.layer{i}.")} for i in range(1, 5))
+        width, layers = len(state["visual.layer1.0.conv1.weight"]), [len(stage) for stage in stages]
+        vision = {"width": width, "layers": layers, "patch_size": None, "image_size": grid * 32}
+    context, width = state["positional_embedding"].shape
+    text = {
+        "context_length": context,
+        "vocab_size": len(state["token_embedding.weight"]),
+        "width": width,
+        "heads": width // 64,
+        "layers": len({name[2] for name in blocks if name[0] == "transformer"}),
+    }
+    return {"embed_dim": state["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text}
 
 
 def _from_folder(folder: Path) -> Clip:
@@ -110,25 +197,31 @@ def _from_folder(folder: Path) -> Clip:
 def _from_name(name: str, weights: str | None) -> Clip:
     hub = name.startswith("hf-hub:")
     name = name if hub else name.replace("/", "-")  # ViT-B/32 as papers write it
-    config = None if hub else get_model_config(name)
-    if not hub and config is None:
-        raise RecipeError(f"teacher.model: open_clip knows no {name!r}{suggest(name, open_clip.list_models())}")
-    known = open_clip.list_pretrained_tags_by_model(name)
-    if weights and weights not in known and not os.path.isfile(weights):
-        raise RecipeError(f"teacher.weights: {weights!r} is no file, and no tag of {name}; tags: {', '.join(known)}")
+    file = bool(weights) and os.path.isfile(str(weights))
+    if not hub:
+        _check_names(name, weights, file)
+    if file and Path(str(weights)).suffix not in PLAIN:
+        state = read_pickle(str(weights))
+        if OPENAI_MARKS[0] in state:
+            return from_openai(state, str(weights), get_model_config(name))
     look()
     quick = bool(weights and (get_pretrained_cfg(name, weights) or {}).get("quick_gelu"))
+    options = {"force_custom_text": True, "force_quick_gelu": quick, "require_pretrained": hub or bool(weights)}
     try:
-        model = open_clip.create_model(name, pretrained=weights, force_custom_text=True, force_quick_gelu=quick)
-        tokenizer = open_clip.get_tokenizer(name)
+        model = open_clip.create_model(name, pretrained=weights, **options)
+        config, tokenizer = get_model_config(name), open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
-        if weights and os.path.isfile(weights):
+        if file:
             raise CheckpointError(f"{weights}: open_clip cannot load it into {name}: {first_line(error)}") from None
         what = f"teacher {name} ({weights})" if weights else f"teacher {name}"
-        raise MissingWeights((what, "teacher.weights: FILE, or teacher.model: local-dir:DIR")) from None
-    return Clip(model, {**(config or {"embed_dim": _width(model)}), "quick_gelu": quick}, tokenizer)
+        keys = "teacher.weights: FILE, or teacher.model: local-dir:DIR or openai:FILE"
+        raise MissingWeights((what, keys)) from None
+    return Clip(model, {**config, **({"quick_gelu": True} if quick else {})}, tokenizer)
 
 
-def _width(model: nn.Module) -> int:
-    with torch.no_grad():
-        return int(model.visual.output_dim)  # type: ignore[union-attr,arg-type]
+def _check_names(name: str, weights: str | None, file: bool) -> None:
+    if get_model_config(name) is None:
+        raise RecipeError(f"teacher.model: open_clip knows no {name!r}{suggest(name, open_clip.list_models())}")
+    known = open_clip.list_pretrained_tags_by_model(name)
+    if weights and weights not in known and not file:
+        raise RecipeError(f"teacher.weights: {weights!r} is no file, and no tag of {name}; tags: {', '.join(known)}")

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mclip_kit import __version__
-from mclip_kit.data.batching import pad
 from mclip_kit.errors import CheckpointError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.towers.clip import Clip, build_clip
@@ -62,7 +61,7 @@ class MultilingualClip(nn.Module):
 
     def teacher_tokens(self, texts: Sequence[str]) -> Tensor:
         """Ids (B, T) for the teacher's text tower."""
-        return self.clip[0].tokenize(list(texts))
+        return self.clip[0].tokenize(texts)
 
     def student_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[Any]:
         """Ids of each text for the encoder; texts beyond its positions lose their last tokens."""
@@ -75,7 +74,7 @@ class MultilingualClip(nn.Module):
         return self._in_batches(tokens, lambda part: self.projector(*self._states(part)), batch_size)
 
     def _states(self, tokens: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        ids_BT, mask_BT = (tensor.to(self.device) for tensor in pad(tokens))
+        ids_BT, mask_BT = self.encoder.pad(tokens)
         return self.encoder(ids_BT, mask_BT), mask_BT
 
     def encode_teacher_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
