@@ -43,6 +43,7 @@ def contrastive(
     scale: Tensor | float,
     groups_B: Tensor | None = None,
     keep_B: Tensor | None = None,
+    over_positives: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
     """Symmetric InfoNCE over the rows of all processes (CLIP, arXiv 2103.00020, figure 3).
 
@@ -55,6 +56,8 @@ def contrastive(
         scale: factor of the cosines, one over the temperature.
         groups_B: int64; rows with the same number are positives of each other.
         keep_B: bool; the other rows take no part, neither as questions nor as answers. If none is left, the loss is 0.
+        over_positives: `sum` adds up the log-probabilities of a row's right answers instead, as mCLIP's released
+            fine-tuning does (ACL 2023): a picture with five captions counts five times as much.
     """
     a_ND, b_ND = _gather(F.normalize(a_BD, dim=-1), F.normalize(b_BD, dim=-1))
     groups_N = None if groups_B is None else _gather_rows(groups_B)
@@ -69,7 +72,8 @@ def contrastive(
         right_NN = torch.eye(len(logits_NN), device=logits_NN.device, dtype=logits_NN.dtype)
     else:
         right_NN = (groups_N[:, None] == groups_N[None, :]).to(logits_NN.dtype)
-    right_NN = right_NN / right_NN.sum(1, keepdim=True)
+    if over_positives == "mean":
+        right_NN = right_NN / right_NN.sum(1, keepdim=True)
     return (F.cross_entropy(logits_NN, right_NN) + F.cross_entropy(logits_NN.T, right_NN)) / 2
 
 

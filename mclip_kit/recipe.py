@@ -37,7 +37,8 @@ class Teacher(Section):
     """The CLIP whose image tower we keep and whose text tower teaches."""
 
     model: str | dict[str, Any] = Field(
-        description="An open_clip model name, `local-dir:DIR`, `hf-hub:ORG/NAME`, or open_clip's own model config."
+        description="An open_clip model name, `local-dir:DIR`, `hf-hub:ORG/NAME`, `openai:FILE` (a weight file in "
+        "OpenAI's naming; it says the sizes), or open_clip's own model config."
     )
     weights: str | None = Field(
         None, description="An open_clip pretrained tag or a weight file; `random`; `train`: a stage trains it."
@@ -45,9 +46,9 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _weights_fit_the_model(self) -> "Teacher":
-        carries_weights = isinstance(self.model, str) and self.model.startswith(("local-dir:", "hf-hub:"))
+        carries_weights = isinstance(self.model, str) and self.model.startswith(("local-dir:", "hf-hub:", "openai:"))
         if carries_weights and self.weights is not None:
-            raise ValueError("leave `weights` out: local-dir: and hf-hub: models bring their own")
+            raise ValueError("leave `weights` out: local-dir:, hf-hub: and openai: models bring their own")
         if not carries_weights and self.weights is None:
             raise ValueError("`weights` is missing: a pretrained tag, a weight file, `random` or `train`")
         if isinstance(self.model, dict) and self.weights not in ("random", "train"):
@@ -118,8 +119,15 @@ class Edge(Section):
     weight: NonNegative = Field(1.0, description="Factor of this term in the sum.")
     temperature: Positive = Field(0.07, description="contrastive: the true temperature (at the start, when learned).")
     learned: bool = Field(False, description="contrastive: learn the temperature, with exp(scale) clamped at 100.")
-    positives: Literal["image", "pair"] = Field(
-        "image", description="contrastive: every text of the same image is right, or only the row's own."
+    positives: Literal["image", "image_sum", "pair"] = Field(
+        "image",
+        description="contrastive: every text of the same image is right, averaged over them or summed (mCLIP's "
+        "released fine-tuning), or only the row's own.",
+    )
+    without_teacher: Literal["drop", "image"] = Field(
+        "drop",
+        description="teacher_text-student_text: rows without a text in the teacher's language take no part, or take "
+        "the image's embedding in its place (mCLIP's released code).",
     )
     normalize: Literal["none", "both"] = Field("none", description="mse: L2-normalise both sides first.")
 
@@ -180,16 +188,18 @@ class Stage(Section):
     def _edges_fit_the_data(self) -> "Stage":
         if self.data == "bitext" and any("image" in edge for edge in self.edges):
             raise ValueError("bitext has no pictures: its only edge is teacher_text-student_text")
-        vertices = {vertex for edge in self.edges for vertex in edge.split("-")}
-        used = {"clip_projector"} | (vertices & {"image", "teacher_text"})
-        used |= {"student", *STUDENT} if "student_text" in vertices else set()
+        used = {"clip_projector"} | (self.vertices & {"image", "teacher_text"})
+        used |= {"student", *STUDENT} if "student_text" in self.vertices else set()
         for pattern in self.train:
             tower = pattern.split(".")[0]
             if tower in (*TOWERS, "student") and tower not in used:
                 raise ValueError(f"train names {tower}, which is on none of the stage's edges")
+        for name, edge in self.edges.items():
+            if edge.without_teacher == "image" and (name != "teacher_text-student_text" or self.data == "bitext"):
+                raise ValueError(f"edges.{name}.without_teacher: image is for teacher_text-student_text on captions")
         if any("{}" not in template for template in self.templates):
             raise ValueError("every template needs a {} where the caption goes")
-        if self.augment and "image" not in vertices:
+        if self.augment and "image" not in self.vertices:
             raise ValueError("augment has no effect: no edge has the image")
         return self
 
@@ -197,6 +207,12 @@ class Stage(Section):
         """Whether some parameter of this tower may be trained (globs are taken at their first part)."""
         heads = {pattern.split(".")[0] for pattern in self.train}
         return tower in heads or "*" in heads or (tower in STUDENT and "student" in heads)
+
+    @property
+    def vertices(self) -> set[str]:
+        """The vertices of the triangle that some edge needs."""
+        named = {vertex for edge in self.edges for vertex in edge.split("-")}
+        return named | {"image"} if any(e.without_teacher == "image" for e in self.edges.values()) else named
 
 
 class Evaluation(Section):
@@ -218,7 +234,7 @@ class Recipe(Section):
     )
     teacher: Teacher | None = None
     encoder: AnyEncoder | None = Field(
-        None, description="`hf:NAME_OR_DIR` of a transformers encoder, or a new one's sizes."
+        None, description="`hf:NAME_OR_DIR` of a transformers encoder, `fairseq:DIR` of an XLM-R, or a new one's sizes."
     )
     projector: Projector | None = None
     clip_projector: Literal["none", "linear"] = Field(
@@ -263,8 +279,8 @@ class Recipe(Section):
         assert self.projector
         if self.teacher.weights == "train" and not any(stage.trains("teacher_text") for stage in self.stages):
             yield "teacher.weights is train, but no stage trains teacher_text"
-        if isinstance(self.encoder, str) and not re.match(r"hf:.", self.encoder):
-            yield f"encoder {self.encoder!r} is not of the form hf:NAME_OR_DIR"
+        if isinstance(self.encoder, str) and not re.match(r"(hf|fairseq):.", self.encoder):
+            yield f"encoder {self.encoder!r} is not of the form hf:NAME_OR_DIR or fairseq:DIR"
         if isinstance(self.encoder, NewEncoder):
             if self.encoder.weights == "train" and not any(stage.trains("encoder") for stage in self.stages):
                 yield "the encoder is new, but no stage trains it (encoder.weights: random if that is meant)"

@@ -47,7 +47,8 @@ class EdgeLoss:
     weight: float = 1.0
     temperature: float = 0.07
     learned: bool = False
-    positives: Literal["image", "pair"] = "image"
+    positives: Literal["image", "image_sum", "pair"] = "image"
+    without_teacher: Literal["drop", "image"] = "drop"
     normalize: Literal["none", "both"] = "none"
 
 
@@ -80,6 +81,8 @@ class Triangle(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms by edge, unweighted, and `loss`, their weighted sum."""
         needed = {vertex for edge in self.edges for vertex in edge.split("-")}
+        if any(edge.without_teacher == "image" for edge in self.edges.values()):
+            needed.add("image")
         vertices = {vertex: getattr(self, vertex)(batch) for vertex in sorted(needed)}
         terms = {name: self._term(name, vertices, batch) for name in self.edges}
         total = sum((self.edges[name].weight * term for name, term in terms.items()), torch.zeros(()))
@@ -118,8 +121,11 @@ class Triangle(nn.Module):
         edge = self.edges[name]
         left, right = (vertices[vertex].float() for vertex in name.split("-"))
         keep_B = batch.has_teacher_B if "teacher_text" in name else None
+        if edge.without_teacher == "image" and keep_B is not None:
+            left, keep_B = torch.where(keep_B[:, None], left, vertices["image"].float()), None
         with torch.autocast(left.device.type, enabled=False):  # logits in full precision
             if edge.loss == "mse":
                 return losses.mse(right, left, edge.normalize, keep_B)
-            groups_B = batch.groups_B if edge.positives == "image" else None
-            return losses.contrastive(left, right, self.scale(name), groups_B, keep_B)
+            groups_B = None if edge.positives == "pair" else batch.groups_B
+            over: Literal["mean", "sum"] = "sum" if edge.positives == "image_sum" else "mean"
+            return losses.contrastive(left, right, self.scale(name), groups_B, keep_B, over)

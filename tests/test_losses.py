@@ -30,19 +30,22 @@ def cosine(left: np.ndarray, right: np.ndarray) -> float:
     )
 
 
-def slow_infonce(questions: np.ndarray, answers: np.ndarray, scale: float, groups: list[int]) -> float:
+def slow_infonce(
+    questions: np.ndarray, answers: np.ndarray, scale: float, groups: list[int], summed: bool = False
+) -> float:
     """SupCon, equation 2, one direction: the mean over right answers of -log softmax, averaged over questions."""
     total = 0.0
     for i, question in enumerate(questions):
         exponentials = [math.exp(scale * cosine(question, answer)) for answer in answers]
         right = [j for j in range(len(answers)) if groups[j] == groups[i]]
-        total -= sum(math.log(exponentials[j] / sum(exponentials)) for j in right) / len(right)
+        logarithms = sum(math.log(exponentials[j] / sum(exponentials)) for j in right)
+        total -= logarithms if summed else logarithms / len(right)
     return total / len(questions)
 
 
-def slow_contrastive(a: Tensor, b: Tensor, scale: float, groups: list[int]) -> float:
+def slow_contrastive(a: Tensor, b: Tensor, scale: float, groups: list[int], summed: bool = False) -> float:
     left, right = a.detach().double().numpy(), b.detach().double().numpy()
-    return (slow_infonce(left, right, scale, groups) + slow_infonce(right, left, scale, groups)) / 2
+    return (slow_infonce(left, right, scale, groups, summed) + slow_infonce(right, left, scale, groups, summed)) / 2
 
 
 def slow_mse(a: Tensor, b: Tensor) -> float:
@@ -70,6 +73,14 @@ def test_contrastive_is_the_papers_formula(groups):
     a_BD, b_BD = embeddings()
     expected = slow_contrastive(a_BD, b_BD, SCALE, groups)
     assert contrastive(a_BD, b_BD, SCALE, torch.tensor(groups)).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("groups", [list(range(8)), GROUPS, [7] * 8], ids=["all different", "some equal", "all equal"])
+def test_contrastive_may_sum_over_right_answers(groups):
+    a_BD, b_BD = embeddings()
+    expected = slow_contrastive(a_BD, b_BD, SCALE, groups, summed=True)
+    found = contrastive(a_BD, b_BD, SCALE, torch.tensor(groups), over_positives="sum")
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_contrastive_without_groups_has_one_right_answer_a_row():

@@ -101,7 +101,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "pictures from bitext": ({"stages.2.data": "bitext"}, "stages.2: bitext has no pictures"),
     "tower off the edges": ({"stages.1.train": ["image"]}, "stages.1: train names image"),
     "no encoder": ({"encoder": None}, "encoder: missing"),
-    "not a hub name": ({"encoder": "xlm-roberta-base"}, "hf:NAME_OR_DIR"),
+    "not a hub name": ({"encoder": "xlm-roberta-base"}, "hf:NAME_OR_DIR or fairseq:DIR"),
     "heads": ({"encoder.heads": 3}, "not a multiple of heads"),
     "new encoder never trained": (
         {"stages.1.train": ["projector"], "stages.2.train": ["projector"]},
@@ -114,6 +114,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "augment without effect": ({"stages.1.augment": {"shift": 1}}, "augment has no effect"),
     "seed below zero": ({"seed": -1}, "seed: "),
     "no room for a token": ({"encoder.positions": 2}, "encoder.positions: "),
+    "no image in its place": (
+        {"stages.1.edges.teacher_text-student_text.without_teacher": "image"},
+        "without_teacher: image is for teacher_text-student_text on captions",
+    ),
+    "weights beside a file that has them": (
+        {"teacher": {"model": "openai:clip.pt", "weights": "openai"}},
+        "leave `weights` out",
+    ),
     "data not given": ({"data.bitext": None}, "data.bitext is not given"),
     "pretrained weights of a config": (
         {"teacher.weights": "openai"},

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mclip_kit import losses
@@ -267,3 +268,38 @@ def test_read_states_are_those_of_the_stages_own_token_limit(model, captions):
     feed(model, captions, max_tokens=4, store=store)
     after_a_short_stage = feed(model, captions, store=store).batch(ROWS)["pooled_BH"]
     torch.testing.assert_close(after_a_short_stage, feed(model, captions).batch(ROWS)["pooled_BH"])
+
+
+def test_positives_of_an_image_are_averaged_or_summed(model: MultilingualClip, batch: Batch) -> None:
+    ways = {way: EdgeLoss("contrastive", positives=way) for way in ("image", "image_sum", "pair")}
+    with torch.no_grad():
+        found = {way: triangle_of(model.eval(), {IMAGE_STUDENT: e}, [])(batch)["loss"] for way, e in ways.items()}
+        left, right = (F.normalize(v, dim=-1) for v in vertices(model, batch))
+    same_BB = (batch.groups_B[:, None] == batch.groups_B).float()
+    assert same_BB.sum(1).max() == 3
+    for way, weight_BB in {
+        "image": same_BB / same_BB.sum(1, keepdim=True),
+        "image_sum": same_BB,
+        "pair": torch.eye(len(same_BB)),
+    }.items():
+        logits_BB = left @ right.T / 0.07
+        expected = -((weight_BB * (logits_BB.log_softmax(1) + logits_BB.T.log_softmax(1))).sum(1).mean()) / 2
+        assert found[way].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def vertices(model: MultilingualClip, batch: Batch) -> tuple[Tensor, Tensor]:
+    triangle = triangle_of(model.eval(), {IMAGE_STUDENT: CONTRASTIVE}, [])
+    return triangle.image(batch), triangle.student_text(batch)
+
+
+def test_rows_without_a_teacher_text_are_dropped_or_take_the_image(model: MultilingualClip, batch: Batch) -> None:
+    assert batch.has_teacher_B is not None
+    drop, image = EdgeLoss("contrastive"), EdgeLoss("contrastive", without_teacher="image")
+    with torch.no_grad():
+        triangle = triangle_of(model.eval(), {TEACHER_STUDENT: image}, [])
+        found = triangle(batch)["loss"]
+        left = torch.where(batch.has_teacher_B[:, None], triangle.teacher_text(batch), triangle.image(batch))
+        expected = losses.contrastive(left, triangle.student_text(batch), 1 / 0.07, batch.groups_B)
+        dropped = triangle_of(model, {TEACHER_STUDENT: drop}, [])(batch)["loss"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert dropped.item() != pytest.approx(expected.item(), rel=1e-3)

@@ -15,7 +15,7 @@ from mclip_kit.recipe import NewEncoder, Recipe, Stage
 from mclip_kit.towers.clip import build_clip
 from mclip_kit.towers.hub import MissingWeights
 from mclip_kit.towers.model import MultilingualClip, load
-from mclip_kit.towers.xlmr import Encoder, new_encoder, pretrained_encoder
+from mclip_kit.towers.xlmr import Encoder, named_encoder, new_encoder
 from mclip_kit.triangle import EdgeLoss
 
 TEACHER_LANGUAGE = "en"  # CLIP speaks English
@@ -49,7 +49,7 @@ def build_model(recipe: Recipe) -> MultilingualClip:
 def build_encoder(wanted: str | NewEncoder, bitext: str | None) -> Encoder:
     """A pretrained encoder by name, or a new one with the vocabulary of the bitext folder."""
     if isinstance(wanted, str):
-        return pretrained_encoder(wanted.removeprefix("hf:"))
+        return named_encoder(wanted)
     tokenizer = XlmrTokenizer(Path(str(bitext)))
     return new_encoder(**wanted.model_dump(exclude={"weights"}), tokenizer=tokenizer)
 
@@ -79,7 +79,8 @@ def build_examples(stage: Stage, recipe: Recipe, model: MultilingualClip, captio
             tokenize,
             model.encoder.tokenizer.pieces(),
         )
-    if all("teacher_text" in edge for edge in stage.edges) and not any(examples.teacher_texts):
+    dropping = [e for name, e in stage.edges.items() if "teacher_text" in name and e.without_teacher == "drop"]
+    if len(dropping) == len(stage.edges) and not any(examples.teacher_texts):
         raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
     rows = np.bincount(examples.languages_N) if stage.monolingual else np.array([len(examples)])
     if rows.min() < stage.batch_size:
@@ -94,7 +95,7 @@ def needs(stage: Stage, trained: set[str]) -> Needs:
     if stage.augment:
         live.add("image")
     return Needs(
-        vertices=frozenset(vertex for edge in stage.edges for vertex in edge.split("-")),
+        vertices=frozenset(stage.vertices),
         live=frozenset(live),
         templates=tuple(stage.templates) if "teacher_text" in live else (),
         shift=stage.augment.shift if stage.augment else 0,
