@@ -73,8 +73,9 @@ def sentence_encoder(model: Mapping[str, Tensor], where: str) -> State:
         match = re.fullmatch(r"(?:.*\.)?(?:encoder|decoder)\.sentence_encoder\.(.+)", name)
         if match and not match[1].endswith(("version", "_float_tensor")):
             state.update(_current(match[1], tensor))
-    if "embed_tokens.weight" not in state or "layers.0.fc1.weight" not in state:
-        raise CheckpointError(f"{where}: holds no XLM-R: no weight is named *.sentence_encoder.layers.0.fc1.weight")
+    for name in ("layers.0.fc1.weight", "embed_tokens.weight", "embed_positions.weight"):  # they tell the sizes
+        if name not in state:
+            raise CheckpointError(f"{where}: holds no XLM-R: no weight is named *.sentence_encoder.{name}")
     return state
 
 
@@ -112,10 +113,11 @@ def build_encoder(
     encoder = model(config, add_pooling_layer=False)
     weights = to_transformers(state, type(config))
     weights["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.hidden_size)
-    unfit = encoder.load_state_dict(weights, strict=False)
-    wrong = [*unfit.unexpected_keys, *unfit.missing_keys]
+    own = encoder.state_dict()
+    wrong = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
     if wrong:
         raise CheckpointError(f"{where}: not the weights of an XLM-R: {wrong[0]}")
+    encoder.load_state_dict(weights)
     return encoder
 
 
@@ -146,7 +148,7 @@ def _rows(pieces: Sequence[str], tokenizer: XlmrTokenizer) -> Tensor:
 
 def _config(state: State, options: Mapping[str, Any], where: str) -> XLMRobertaConfig | XLMRobertaXLConfig:
     heads, width = options.get("encoder_attention_heads"), state["embed_tokens.weight"].shape[1]
-    if not isinstance(heads, int) or width % heads:
+    if not isinstance(heads, int) or heads < 1 or width % heads:
         raise CheckpointError(f"{where}: its options do not say how many attention heads it has")
     if options.get("activation_fn", "gelu") != "gelu":
         raise CheckpointError(f"{where}: activation {options['activation_fn']} where XLM-R has gelu")

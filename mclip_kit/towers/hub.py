@@ -22,7 +22,8 @@ class MissingWeights(CheckpointError):
     def __init__(self, *what: tuple[str, str]) -> None:
         names, keys = "; ".join(name for name, _ in what), "; ".join(key for _, key in what)
         super().__init__(
-            f"missing weights: {names} - not in the local cache, and the hub does not answer or has none of that name. "
+            f"missing weights: {names} - not in the local cache, and the hub they would come from, {hub.ENDPOINT}, "
+            f"does not answer or has none of that name. "
             f"Give a local path ({keys}), or point HF_HOME to a cache that holds them"
         )
         self.what = what

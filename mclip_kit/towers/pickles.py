@@ -7,14 +7,17 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy._core.multiarray import scalar
+from torch import Tensor
 
 from mclip_kit.errors import CheckpointError, first_line
 
@@ -32,7 +35,7 @@ ALLOWED: list[Any] = [
 def read_pickle(path: str | Path) -> Any:
     """The content of a file that torch.save wrote, or of its .xz; tensors on the CPU, memory-mapped where possible.
 
-    Of a TorchScript archive, such as OpenAI's CLIP files, the state dict.
+    Of a TorchScript archive, such as OpenAI's CLIP files, the state dict; its code is left alone.
 
     Raises:
         CheckpointError: missing, damaged, or it needs more than tensors, plain values, options and NumPy numbers; then
@@ -44,17 +47,15 @@ def read_pickle(path: str | Path) -> Any:
     with _unpacked(path) as plain:
         try:
             if _is_torchscript(plain):
-                return torch.jit.load(plain, map_location="cpu").state_dict()
+                return _script_weights(plain)
             with torch.serialization.safe_globals(ALLOWED):
                 return torch.load(plain, map_location="cpu", weights_only=True, mmap=_can_map(path, plain))
         except pickle.UnpicklingError as error:
             wanted = re.search(r"GLOBAL (\S+)", str(error))
             if wanted:
-                raise CheckpointError(
-                    f"{path}: refused, and nothing ran: reading it would call {wanted[1]}"
-                ) from None
+                raise CheckpointError(f"{path}: refused, and nothing ran: reading it would call {wanted[1]}") from None
             raise CheckpointError(f"{path}: damaged, or not a file of weights: {first_line(error)}") from None
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except Exception as error:  # damage makes a reader of pickles stumble anywhere
             raise CheckpointError(f"{path}: damaged, or not a file of weights: {first_line(error)}") from None
 
 
@@ -84,3 +85,82 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+# torch.jit.load runs what an archive's classes do when they are restored, and that may write files.
+SCRIPT_STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+def _script_weights(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+        return dict(_tensors(_ScriptReader(archive, name).load(), ""))
+
+
+class _ScriptModule:
+    """A module of a TorchScript archive: its attributes without its code."""
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("a module that restores itself by code")
+        vars(self).update(state)
+
+
+def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, _ScriptModule):
+            yield from _tensors(value, f"{prefix}{name}.")
+
+
+class _ScriptReader(pickle.Unpickler):
+    """Reads the module tree of a TorchScript archive; knows modules, tensors and plain values only."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        super().__init__(archive.open(name))
+        self.archive = archive
+        self.folder = name.removesuffix("data.pkl")
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for a global of the archive; every answer is harmless to call and new or unchangeable."""
+        if module.split(".")[0] == "__torch__":
+            return type(name, (_ScriptModule,), {})
+        if module == "torch" and name in SCRIPT_STORAGES:
+            return name
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return partial(_strided)
+        if module == "torch.jit._pickle":  # lists, and types of values
+            return partial(_first)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """The storage that `pid` names, flat."""
+        _, kind, key, *_ = pid
+        if key not in self.storages:
+            content = bytearray(self.archive.read(f"{self.folder}data/{key}"))
+            dtype = SCRIPT_STORAGES[kind]
+            self.storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return self.storages[key]
+
+
+def _strided(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value

@@ -1,12 +1,19 @@
 """XLM-R's ids against transformers' and fairseq's own, truncation, decoding, and models that are not XLM-R's."""
 
+import gzip
 import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import sentencepiece
 from fairseq.data import Dictionary
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from transformers import XLMRobertaTokenizer
 
 from mclip_kit.data import fairseq_io
@@ -175,3 +182,140 @@ def test_ids_are_those_of_the_official_code(language):
     assert len(texts[language]) == 16
     expected = texts[f"{language}_token_ids_without_padding"]
     assert [tokens.tolist() for tokens in tokenizer.encode(texts[language])] == expected
+
+
+# What follows holds three programs against each other on a larger vocabulary: ours, fairseq's path as its published
+# XLM-R takes it (SentencePiece pieces, joined by spaces, looked up in dict.txt), and transformers.
+MULTI30K = Path(__file__).parents[3] / "shared" / "data" / "multi30k" / "task1" / "raw"
+HARD = {
+    "emoji": "dogs 😀 run 🏖️ 👋🏽",
+    "joined emoji": "a family 👨‍👩‍👧‍👦 and 🏳️‍🌈",
+    "spaces of many kinds": "two\u00a0dogs\u202frun\u2007a\u1680man\u2028in\u2029a\u3000coat",
+    "tabs and line ends": "two\tdogs\t\trun\va\f man\r\nin\ra",
+    "separators": "a\x1cman\x1din\x1ea\x1fcoat",
+    "no-width spaces": "two\u200bdogs\ufeffrun\u2060along\u180ethe",
+    "byte order mark": "\ufeffdogs",
+    "empty": "",
+    "only spaces": " \u3000\t\u00a0 ",
+    "Thai": "สุนัขสองตัววิ่งบนชายหาด",
+    "Arabic": "كلبانِ يركُضانِ ـ على الشاطئ",
+    "Hebrew": "שני כלבים\u200f רצים",
+    "Hindi": "दो कुत्ते",
+    "combining marks": "e\u0301le\u0301gant n\u0303 a\u0323\u0302 Z\u0351\u0343algo",
+    "hangul": "\u1112\u1161\u11ab 한",
+    "unknown characters": "ж☃ dogs ☃☃ ж",
+    "unknown alone": "☃",
+    "many unknown": "☃" * 50 + " " + "犬" * 20,
+    "a long word": "a" * 300,
+    "SentencePiece's own mark": "▁dogs ▁ run ▁",
+    "compatibility forms": "ｄｏｇｓ ﬁne № ½ ㎏ Ⅳ 𝒅𝒐𝒈 𝟚",
+    "soft hyphen": "do\u00adgs",
+    "controls": "a\x00man\x01in\x7fa",
+    "tags and private use": "x\U000e0067\U000e007fy \ue000dogs\uf8ff",
+    "no characters": "a\ufffeb\uffffc\ufffdd",
+    "quotes": "«dogs» – “run” … ‚x‘",
+    "Turkish and German cases": "İstanbul ıI ẞß",
+}
+SPECIALS_AS_TEXT = ["a <s> dog", "a <mask> dog", "dog<mask>", "<pad> a </s> <unk> dog"]
+
+
+def task1(language: str) -> list[str]:
+    """The 29,000 training sentences."""
+    with gzip.open(MULTI30K / f"train.{language}.gz", "rt", encoding="utf-8", newline="\n") as handle:
+        return [line.rstrip("\n") for line in handle]
+
+
+class Programs(NamedTuple):
+    """Three tokenizers of one SentencePiece model."""
+
+    ours: XlmrTokenizer
+    theirs: XLMRobertaTokenizer
+    dictionary: Dictionary
+    bpe: SentencepieceBPE
+
+    def of_ours(self, texts: Sequence[str]) -> list[list[int]]:
+        return [tokens.tolist() for tokens in self.ours.encode(texts)]
+
+    def of_fairseq(self, texts: Sequence[str]) -> list[list[int]]:
+        look_up = partial(self.dictionary.encode_line, append_eos=True, add_if_not_exist=False)
+        return [look_up(f"<s> {self.bpe.encode(text)}").tolist() for text in texts]
+
+    def of_transformers(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.theirs(list(texts))["input_ids"]
+
+
+def programs(folder: Path, lines: Sequence[str], pieces: int, coverage: float) -> Programs:
+    ours = train_sentencepiece(lines, folder / MODEL_FILE, pieces, coverage)
+    ours.save(folder)
+    fairseq_io.write_dictionary(ours.pieces(), folder / "dict.txt")
+    settings = {"sentencepiece_model": str(folder / MODEL_FILE), "sentencepiece_alpha": None}
+    bpe = SentencepieceBPE(Namespace(sentencepiece_enable_sampling=False, **settings))
+    theirs = XLMRobertaTokenizer.from_pretrained(str(folder))
+    return Programs(ours, theirs, Dictionary.load(str(folder / "dict.txt")), bpe)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return programs(tmp_path_factory.mktemp("small"), LINES, 200, 1.0)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    if not MULTI30K.is_dir():
+        pytest.skip("the text of Multi30K is not beside the checkout")
+    lines = [line for language in ("en", "de", "fr", "cs") for line in task1(language)[::8]]
+    return programs(tmp_path_factory.mktemp("real"), lines, 8000, 0.9995)
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "cs"])
+def test_29000_real_sentences_have_the_ids_of_fairseq_and_of_transformers(real, language):
+    lines = task1(language)
+    assert len(lines) == 29000
+    ours = real.of_ours(lines)
+    assert 0 < sum(UNK in tokens for tokens in ours) < 6000
+    for name, theirs in (("fairseq", real.of_fairseq(lines)), ("transformers", real.of_transformers(lines))):
+        different = [line for line, a, b in zip(lines, ours, theirs, strict=True) if a != b]
+        assert different == [], name
+
+
+def test_the_large_vocabulary_is_one_in_all_three(real):
+    assert real.ours.vocabulary == len(real.dictionary) + 1 == len(real.theirs) > 7900
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_texts_have_the_ids_of_fairseq_and_of_transformers(small, name):
+    (ours,) = small.of_ours([HARD[name]])
+    assert [ours] == small.of_fairseq([HARD[name]])
+    assert [ours] == small.of_transformers([HARD[name]])
+
+
+def test_hard_texts_have_the_same_ids_in_the_large_vocabulary(real):
+    texts = list(HARD.values())
+    assert real.of_ours(texts) == real.of_fairseq(texts) == real.of_transformers(texts)
+
+
+@pytest.mark.parametrize("text", SPECIALS_AS_TEXT)
+def test_special_pieces_as_text_are_text_as_in_fairseq_and_not_special_as_in_transformers(small, text):
+    (ours,) = small.of_ours([text])
+    assert [ours] == small.of_fairseq([text])
+    assert not {BOS, PAD, EOS, small.ours.vocabulary - 1} & set(ours[1:-1])
+    (theirs,) = small.of_transformers([text])  # it looks for them before SentencePiece sees the text
+    assert {BOS, PAD, EOS, small.ours.vocabulary - 1} & set(theirs[1:-1])
+
+
+def test_every_white_space_of_unicode_but_one_has_the_ids_of_fairseq(small):
+    """U+0085 alone is not white space to SentencePiece and is to Python.
+
+    SentencePiece gives it out as an unknown piece. fairseq joins the pieces by spaces and splits the line at white
+    space again, which loses that piece; ours keeps it as one `<unk>`; transformers makes it a space.
+    """
+    spaces = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+    assert len(spaces) > 25
+    texts = [f"two dogs{space}run{space}{space} along" for space in spaces]
+    found = zip(spaces, small.of_ours(texts), small.of_fairseq(texts), strict=True)
+    assert [space for space, ours, theirs in found if ours != theirs] == ["\x85"]
+    text = "dogs\x85run"
+    (ours,), (theirs,), (third,) = small.of_ours([text]), small.of_fairseq([text]), small.of_transformers([text])
+    assert ours.count(UNK) == 1
+    assert [token for token in ours if token != UNK] == theirs
+    assert [third] == small.of_ours(["dogs run"])
