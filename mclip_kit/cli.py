@@ -1,4 +1,4 @@
-"""The command line: prepare | train | eval | import | recipes. Wiring only; heavy imports live inside commands."""
+"""The command line: prepare | train | eval | import | recipes | doctor. Wiring only; heavy imports inside commands."""
 
 import json
 import shlex
@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from mclip_kit import __version__
-from mclip_kit.errors import DataError, MclipError
+from mclip_kit.errors import CheckpointError, DataError, MclipError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+ANY = click.Path(path_type=Path)
 
 
 class Commands(click.Group):
@@ -161,6 +162,27 @@ def import_e5(out: Path) -> None:
     click.echo(f"{import_e5(out)}: name it in a recipe as  encoder: hf:{out}")
 
 
+@import_.command("mclip")
+@click.argument("checkpoint", type=FILE)
+@click.option("--xlmr", type=ANY, required=True, help="The fairseq XLM-R folder: model.pt, dict.txt, SentencePiece.")
+@click.option("--clip", type=FILE, help="CLIP's weights in OpenAI's naming; needed if the checkpoint holds none.")
+@click.option("--out", type=FOLDER, default=Path("models/mclip"), show_default=True)
+def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> None:
+    """A checkpoint of the official mCLIP code, as a model folder; any of the files may be an .xz."""
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    _quiet()
+    from mclip_kit.interop.mclip import import_mclip
+
+    imported = import_mclip(checkpoint, xlmr, clip)
+    imported.model.save(out)
+    for remark in imported.remarks:
+        click.echo(remark)
+    if imported.temperature:
+        click.echo(f"learned temperature of image-student_text: {imported.temperature:.4f}")
+    click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  start: {out}")
+
+
 @cli.command()
 def recipes() -> None:
     """List the shipped recipes."""
@@ -168,6 +190,23 @@ def recipes() -> None:
 
     for path in sorted(shipped("recipes").glob("*.yaml")):
         click.echo(f"{path.stem:20} {load(path).about}")
+
+
+@cli.command()
+@click.argument("recipe", required=False)
+@click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
+def doctor(recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Say whether this machine, this environment and a recipe can start, and how to mend what cannot."""
+    from mclip_kit.doctor import PROBLEM, diagnose, verdict
+
+    if overrides and recipe is None:
+        raise click.UsageError("--set overrides a key of a recipe: name one")
+    findings = []
+    for finding in diagnose(recipe, overrides):
+        findings.append(finding)
+        click.echo(str(finding))
+    click.echo(verdict(recipe, findings))
+    sys.exit(any(finding.status == PROBLEM for finding in findings))
 
 
 def _quiet() -> None:

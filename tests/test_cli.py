@@ -13,6 +13,7 @@ from mclip_kit.cli import cli
 from tests import tiny
 
 Type = Callable[..., Result]
+MCLIP = Path(__file__).parents[2] / "shared" / "fixtures" / "mclip_tiny"
 
 
 @pytest.fixture
@@ -199,3 +200,22 @@ def test_a_spm_that_is_none(type_: Type, tmp_path: Path) -> None:
     assert_one_line(
         type_("prepare", "--spm", tmp_path / "spm.model"), "spm.model", "not a readable SentencePiece model"
     )
+
+
+@pytest.mark.skipif(not MCLIP.is_dir(), reason="the official checkpoint is not beside the checkout")
+def test_import_mclip_says_where_its_parts_came_from(type_: Type, tmp_path: Path) -> None:
+    command = ["import", "mclip", MCLIP / "mclip_tiny" / "checkpoint_best.pt.xz", "--xlmr", MCLIP / "xlmr_base"]
+    result = type_(*command, "--clip", MCLIP / "clip_base" / "ViT-B-32.pt.xz", "--out", "model")
+    assert result.exit_code == 0, result.output
+    for said in ("XLM-R: from the checkpoint, the same as", "CLIP: from the checkpoint, the same as", "0.0702"):
+        assert said in result.output
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["made_from"] == "mCLIP's checkpoint_best.pt.xz"
+    assert_one_line(type_(*command, "--out", "model"), "model", "exists already")
+
+
+def test_import_mclip_of_what_is_none(type_: Type, tmp_path: Path) -> None:
+    (tmp_path / "mclip.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "xlmr").mkdir()
+    assert_one_line(type_("import", "mclip", "mclip.pt", "--xlmr", "xlmr"), "mclip.pt", "not a file of weights")
+    assert_one_line(type_("import", "mclip", "none.pt", "--xlmr", "xlmr"), "none.pt", "missing")
+    assert not (tmp_path / "models").exists()

@@ -18,6 +18,7 @@ RANK = {
     "train": 6,
     "evaluate": 6,
     "interop": 6,
+    "doctor": 6,
     "cli": 7,
 }
 
