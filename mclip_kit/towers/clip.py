@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mclip_kit.errors import CheckpointError, RecipeError, first_line
+from mclip_kit.errors import CheckpointError, RecipeError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.recipe import suggest
 from mclip_kit.towers.hub import MissingWeights, look
@@ -28,6 +29,11 @@ from mclip_kit.towers.pickles import read_pickle
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # numbers beside the weights in OpenAI's files
 PLAIN = (".safetensors", ".npz", ".npy")  # of open_clip, big_vision: nothing to unpickle
+# What open_clip and the libraries below it raise over a file or a config that is not theirs.
+UNFIT = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, StopIteration),
+    *(TypeError, ValueError, UnpicklingError, SafetensorError),
+)
 
 
 class Clip(nn.Module):
@@ -123,17 +129,18 @@ def _from_config(config: dict[str, Any]) -> Clip:
         set_model_preprocess_cfg(model, asdict(preprocess))
         with evaluating(model):  # sizes that do not fit together show only when a picture comes
             model.visual(torch.zeros(1, *preprocess.input_size))
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
-        raise RecipeError(f"teacher.model: open_clip cannot build this config: {first_line(error)}") from None
-    return Clip(model, config, _tokenizer(config))
+        return Clip(model, config, _tokenizer(config))
+    except UNFIT as error:
+        raise RecipeError(f"teacher.model: open_clip cannot build this config: {_why(error)}") from None
 
 
 def _tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
     text = config["text_cfg"]
-    length = text.get("context_length", 77)
+    options = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}
     if text.get("hf_tokenizer_name"):
-        return HFTokenizer(text["hf_tokenizer_name"], context_length=length)
-    return open_clip.SimpleTokenizer(context_length=length)
+        look()
+        return HFTokenizer(text["hf_tokenizer_name"], tokenizer_mode=text.get("tokenizer_mode"), **options)
+    return open_clip.SimpleTokenizer(**options)
 
 
 def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | None = None) -> Clip:
@@ -151,9 +158,8 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
         weights = {name: tensor.float() for name, tensor in state.items() if name not in OPENAI_MARKS}
         model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
         model.load_state_dict(convert_to_custom_text_state_dict(weights))
-    except (KeyError, IndexError, RuntimeError, AttributeError, TypeError) as error:
-        missing = f"no weight {error}" if isinstance(error, KeyError) else "; ".join(str(error).split("\n\t")[:2])
-        raise CheckpointError(f"{where}: not the CLIP that was asked for, in OpenAI's naming: {missing}") from None
+    except UNFIT as error:
+        raise CheckpointError(f"{where}: not the CLIP that was asked for, in OpenAI's naming: {_why(error)}") from None
     set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
     return Clip(model, config, _tokenizer(config))
 
@@ -190,8 +196,8 @@ def _from_folder(folder: Path) -> Clip:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True)
         return Clip(model, config, open_clip.get_tokenizer(name))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: open_clip cannot load it: {first_line(error)}") from None
+    except UNFIT as error:
+        raise CheckpointError(f"{folder}: open_clip cannot load it: {_why(error)}") from None
 
 
 def _from_name(name: str, weights: str | None) -> Clip:
@@ -202,7 +208,7 @@ def _from_name(name: str, weights: str | None) -> Clip:
         _check_names(name, weights, file)
     if file and Path(str(weights)).suffix not in PLAIN:
         state = read_pickle(str(weights))
-        if OPENAI_MARKS[0] in state:
+        if isinstance(state, dict) and OPENAI_MARKS[0] in state:
             return from_openai(state, str(weights), get_model_config(name))
     look()
     quick = bool(weights and (get_pretrained_cfg(name, weights) or {}).get("quick_gelu"))
@@ -210,9 +216,9 @@ def _from_name(name: str, weights: str | None) -> Clip:
     try:
         model = open_clip.create_model(name, pretrained=weights, **options)
         config, tokenizer = get_model_config(name), open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError) as error:
-        if file:
-            raise CheckpointError(f"{weights}: open_clip cannot load it into {name}: {first_line(error)}") from None
+    except UNFIT as error:
+        if file or not isinstance(error, OSError | RuntimeError | ValueError):
+            raise CheckpointError(f"{weights or name}: open_clip cannot load it into {name}: {_why(error)}") from None
         what = f"teacher {name} ({weights})" if weights else f"teacher {name}"
         keys = "teacher.weights: FILE, or teacher.model: local-dir:DIR or openai:FILE"
         raise MissingWeights((what, keys)) from None
@@ -225,3 +231,11 @@ def _check_names(name: str, weights: str | None, file: bool) -> None:
     known = open_clip.list_pretrained_tags_by_model(name)
     if weights and weights not in known and not file:
         raise RecipeError(f"teacher.weights: {weights!r} is no file, and no tag of {name}; tags: {', '.join(known)}")
+
+
+def _why(error: Exception) -> str:
+    """What a library's error says first, short enough for one line; of weights that do not fit, the first name too."""
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]

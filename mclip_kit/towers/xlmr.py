@@ -32,13 +32,16 @@ class OwnTokenizer:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(f"encoder hf:{name}: brings no tokenizer: {first_line(error)}") from None
         if self.hf.vocab_size <= len(self.hf.all_special_tokens):  # transformers makes an empty one of no files
-            raise CheckpointError(
-                f"encoder hf:{name}: brings no tokenizer, neither {MODEL_FILE} nor another"
-            )
+            raise CheckpointError(f"encoder hf:{name}: brings no tokenizer, neither {MODEL_FILE} nor another")
         if self.hf.pad_token_id is None:
             raise CheckpointError(f"encoder hf:{name}: its tokenizer has no padding token")
         self.pad = int(self.hf.pad_token_id)
         self.longest = int(self.hf.model_max_length) if self.hf.model_max_length < 2**31 else None
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return len(self.hf)
 
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
         """Ids of each text with its special tokens, int32 (T,); texts beyond `max_tokens` lose their last pieces."""
@@ -180,9 +183,8 @@ def _tokenizer(name: str, config: Any) -> Tokenizer:
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     pieces = cached_file(name, MODEL_FILE, **quiet)
     kind = get_tokenizer_config(name).get("tokenizer_class") or config.model_type
-    if pieces is None or not kind.lower().replace("-", "").startswith("xlmroberta"):
-        return OwnTokenizer(name)
-    tokenizer = XlmrTokenizer(pieces)
+    own = pieces is None or not kind.lower().replace("-", "").startswith("xlmroberta")
+    tokenizer: Tokenizer = OwnTokenizer(name) if own else XlmrTokenizer(pieces)
     if tokenizer.vocabulary > config.vocab_size:
-        raise CheckpointError(f"{pieces}: {tokenizer.vocabulary} ids do not fit {config.vocab_size} word rows")
+        raise CheckpointError(f"encoder hf:{name}: {tokenizer.vocabulary} ids do not fit {config.vocab_size} word rows")
     return tokenizer
