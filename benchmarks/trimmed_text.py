@@ -21,7 +21,7 @@ from torch import Tensor
 from mclip_kit.towers.clip import Clip, build_clip
 from mclip_kit.towers.mode import evaluating
 
-GOAL = 3.0
+GOAL = 2.0
 BATCH = 64
 CLOSE = 1e-5
 WHO = ["A man", "A young woman", "Two children", "A large group of people", "An old man", "A little girl", "A dog"]
