@@ -48,7 +48,7 @@ NEEDS: dict[str, Needs] = {
 """A kind of place: the files that it must have, each by the names that it may have (in a folder: globs)."""
 
 WAYS = {
-    "teacher": "teacher.weights: FILE, or teacher.model: local-dir:DIR or openai:FILE",
+    "teacher": "teacher.model: local-dir:DIR or openai:FILE",
     "encoder": "encoder: hf:DIR or fairseq:DIR",
 }
 MAKERS = {r"runs/(\w+)/model\b": r"mclip-kit train \1", r"^encoders/e5-small$": "mclip-kit import e5"}
@@ -256,7 +256,7 @@ def _bytes(place: Path | str, names: Sequence[str]) -> tuple[int, int] | None:
     from mclip_kit.towers.hub import PATIENCE, look
 
     if isinstance(place, Path):
-        return next(((_size(path), 0) for name in names for path in sorted(place.glob(name))), None)
+        return next(((_size(path), 0) for name in names for path in sorted(place.glob(name)) if path.is_file()), None)
     for name in names:
         if isinstance(cached := find_cached(place, name), str):
             return _size(Path(cached)), 0
@@ -282,13 +282,21 @@ def _size(path: Path) -> int:
 
 
 def prepared(recipe: "Recipe") -> list[Finding]:
-    """Whether the recipe's data is prepared, and the vocabulary of a new encoder with it."""
+    """Whether the recipe's data is prepared, with the languages that it names and the vocabulary of a new encoder."""
     from mclip_kit.data.bitext import open_bitext
     from mclip_kit.data.captions import read_captions
     from mclip_kit.data.tokenizer import XlmrTokenizer
 
+    def selected(folder: str) -> None:
+        captions = read_captions(folder)
+        for stage in recipe.stages:
+            if stage.data == "captions":
+                captions.select("train", stage.languages)
+        if recipe.evaluation:
+            captions.select(recipe.evaluation.split, recipe.evaluation.languages)
+
     vocabulary = [] if recipe.start or isinstance(recipe.encoder, str) else [XlmrTokenizer]
-    readers: dict[str, list[Callable[[str], Any]]] = {"captions": [read_captions], "bitext": [open_bitext, *vocabulary]}
+    readers: dict[str, list[Callable[[str], Any]]] = {"captions": [selected], "bitext": [open_bitext, *vocabulary]}
     findings = []
     for key, folder in recipe.data:
         try:

@@ -22,5 +22,11 @@ class CheckpointError(MclipError):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first, short enough to stand in one of our lines; its type if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What a library's error says first, short enough to stand in one of our lines; its type if it says nothing.
+
+    Where the first line only announces others, as over weights that do not fit, the second comes too.
+    """
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]

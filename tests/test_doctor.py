@@ -90,7 +90,7 @@ def test_missing_weights_are_named_with_the_ways_around_them(type_: Type) -> Non
     assert result.exit_code == 1
     encoder, teacher, *data = problems(result)
     assert all(word in encoder for word in ("hf:xlm-roberta-large", "encoder: hf:DIR or fairseq:DIR", "HF_HOME"))
-    assert all(word in teacher for word in ("ViT-L-14:openai", "teacher.weights: FILE", "openai:FILE", "HF_HOME"))
+    assert all(word in teacher for word in ("ViT-L-14:openai", "local-dir:DIR or openai:FILE", "HF_HOME"))
     assert len(data) == 2
     assert result.output.splitlines()[-1] == "altclip_full cannot start: 4 problems"
 
@@ -110,6 +110,12 @@ def test_missing_data_says_how_to_prepare_it(type_: Type, recipe: Path) -> None:
     assert captions.startswith("PROBLEM  data.captions: nowhere")
     assert captions.endswith("mclip-kit prepare CORPUS --out nowhere, or --set data.captions=DIR")
     assert "--out nowhere, or --set data.bitext=DIR" in bitext
+
+
+@pytest.mark.parametrize("change", ["stages.2.languages=[en, xx]", "evaluation.languages=[xx]"])
+def test_languages_that_the_data_has_not_are_a_problem(type_: Type, recipe: Path, change: str) -> None:
+    (problem,) = problems(type_("doctor", recipe, "--set", change))
+    assert "captions in xx; there are de, en, fr" in problem
 
 
 def test_a_wrong_recipe_is_one_problem_beside_the_machine(type_: Type, recipe: Path) -> None:
@@ -161,6 +167,8 @@ def test_teachers_are_looked_for_by_tag_file_and_folder(type_: Type, recipe: Pat
     (tmp_path / "clip.pt").write_bytes(b"x" * 1_000_000)
     for value in ("{model: 'openai:clip.pt'}", "{model: ViT-B/32, weights: clip.pt}"):
         assert teacher(value).size == 1_000_000
+    (tmp_path / "folder.pt").mkdir()
+    assert "no folder.pt there" in teacher("{model: 'openai:folder.pt'}").what
     assert "no cllp.pt there" in teacher("{model: 'openai:cllp.pt'}").what
     assert "no open_clip_config.json, *.safetensors there" in teacher(f"{{model: 'local-dir:{tmp_path}'}}").what
     assert "open_clip_config.json" in teacher("{model: 'hf-hub:org/name'}").what

@@ -38,6 +38,8 @@ class XlmrTokenizer:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+        if not self.path.is_file():
+            raise CheckpointError(f"{self.path}: missing")
         try:
             self.spm = sentencepiece.SentencePieceProcessor(model_file=str(self.path))
         except (OSError, RuntimeError):

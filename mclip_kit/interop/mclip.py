@@ -9,7 +9,7 @@ The code is a fork of fairseq. Its checkpoint holds, under `model`:
 and under `criterion` the learned `it_logit_scale`. A student embedding is the last layer's state at `</s>`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ from transformers import XLMRobertaConfig
 
 from mclip_kit.data.fairseq_io import read_dictionary
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer
-from mclip_kit.errors import CheckpointError
+from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.towers import fairseq
 from mclip_kit.towers.clip import from_openai
 from mclip_kit.towers.model import MultilingualClip
-from mclip_kit.towers.pickles import read_pickle
+from mclip_kit.towers.pickles import named_tensors, read_pickle
 from mclip_kit.towers.xlmr import Encoder
 
 PROJECTOR = "encoder.dim_proj.weight"
@@ -58,6 +58,7 @@ def import_mclip(checkpoint: str | Path, xlmr: str | Path, clip: str | Path | No
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or PROJECTOR not in weights:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of mCLIP: it has no {PROJECTOR}")
+    named_tensors(weights, checkpoint)
     known = (PROJECTOR, ADAPTER, XLMR, CLIP, *IDLE)
     strange = sorted(name for name in weights if not name.startswith(known))
     if strange:
@@ -72,8 +73,7 @@ def import_mclip(checkpoint: str | Path, xlmr: str | Path, clip: str | Path | No
         model.projector.load_state_dict(blocks)
         model.clip_projector.load_state_dict({"weight": weights[PROJECTOR].float()})
     except RuntimeError as error:
-        problem = "; ".join(str(error).split("\n\t")[:2])
-        raise CheckpointError(f"{checkpoint}: its projectors do not fit its towers: {problem}") from None
+        raise CheckpointError(f"{checkpoint}: its projectors do not fit its towers: {first_line(error)}") from None
     model.made_from = f"mCLIP's {Path(checkpoint).name}"
     model.trained_languages = _languages(options)
     return Imported(model.eval(), _temperature(content), remarks)
@@ -87,6 +87,8 @@ def _encoder(
     remarks: list[str],
 ) -> Encoder:
     """The frozen XLM-R: the checkpoint's, else the folder's."""
+    if not xlmr.exists():
+        raise CheckpointError(f"{xlmr}: missing; --xlmr takes a fairseq XLM-R folder")
     folder = xlmr if xlmr.is_dir() else xlmr.parent
     tokenizer, pieces = XlmrTokenizer(folder / MODEL_FILE), read_dictionary(folder / "dict.txt")
     inside = {name: tensor for name, tensor in weights.items() if name.startswith(XLMR)}
@@ -111,6 +113,8 @@ def _clip(
     """The frozen CLIP in OpenAI's naming, and where it came from."""
     inside = {name.removeprefix(CLIP): tensor for name, tensor in weights.items() if name.startswith(CLIP)}
     own = read_pickle(clip) if clip else {}
+    if inside and not isinstance(own, dict):
+        raise CheckpointError(f"{clip}: not a CLIP")
     if not inside and not own:
         raise CheckpointError(f"{checkpoint}: holds no CLIP; give its weight file with --clip")
     if not inside:
@@ -135,18 +139,16 @@ def _difference(inside: Mapping[str, Tensor], own: Mapping[str, Tensor], path: s
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     """OpenAI's files hold some weights in half precision, a checkpoint what became of them."""
-    return a.shape == b.shape and torch.equal(a.float(), b.float())
+    return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a.float(), b.float())
 
 
 def _blocks(weights: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
     """The number of layers of the X-projector, and its weights under this package's names."""
-    adapter = {f"layers.{name.removeprefix(ADAPTER)}": t.float() for name, t in weights.items() if ADAPTER in name}
-    numbers: Sequence[int] = [int(name.split(".")[1]) for name in adapter]
+    own = {name.removeprefix(ADAPTER): tensor for name, tensor in weights.items() if name.startswith(ADAPTER)}
+    adapter = {f"layers.{name}": tensor.float() for name, tensor in own.items()}
     renamed = fairseq.to_transformers(adapter, XLMRobertaConfig)
-    prefix = "encoder.layer."
-    return 1 + max(numbers, default=-1), {
-        f"blocks.layers.{name.removeprefix(prefix)}": tensor for name, tensor in renamed.items()
-    }
+    blocks = {f"blocks.layers.{name.removeprefix('encoder.layer.')}": tensor for name, tensor in renamed.items()}
+    return fairseq.layers(adapter), blocks
 
 
 def _languages(options: Mapping[str, Any]) -> list[str]:
@@ -157,5 +159,6 @@ def _languages(options: Mapping[str, Any]) -> list[str]:
 
 
 def _temperature(content: Mapping[str, Any]) -> float | None:
-    scales = [value for name, value in (content.get("criterion") or {}).items() if name.endswith("it_logit_scale")]
-    return float(torch.exp(-scales[0].float())) if scales else None
+    criterion = content.get("criterion")
+    scale = criterion.get("it_logit_scale") if isinstance(criterion, dict) else None
+    return float(torch.exp(-scale.float())) if isinstance(scale, Tensor) else None

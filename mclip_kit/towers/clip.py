@@ -5,35 +5,31 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.factory import get_model_config, get_pretrained_cfg
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import convert_to_custom_text_state_dict, set_model_preprocess_cfg
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mclip_kit.errors import CheckpointError, RecipeError
+from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.recipe import suggest
 from mclip_kit.towers.hub import MissingWeights, look
 from mclip_kit.towers.mode import evaluating
-from mclip_kit.towers.pickles import read_pickle
+from mclip_kit.towers.pickles import UNFIT, read_pickle
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+TEXT = "text"  # in a folder of ours: the config of a Hugging Face text tower
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # numbers beside the weights in OpenAI's files
 PLAIN = (".safetensors", ".npz", ".npy")  # of open_clip, big_vision: nothing to unpickle
-# What open_clip and the libraries below it raise over a file or a config that is not theirs.
-UNFIT = (
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, StopIteration),
-    *(TypeError, ValueError, UnpicklingError, SafetensorError),
-)
+TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 
 
 class Clip(nn.Module):
@@ -54,6 +50,9 @@ class Clip(nn.Module):
         self.transform = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
         self.tokenizer = tokenizer
         text: Any = model.text
+        for tower in (model.visual, text):
+            if getattr(tower, "output_tokens", False):  # CoCa's give their token states beside the embedding
+                tower.output_tokens = False  # type: ignore[union-attr]
         self.trims = isinstance(text, TextTransformer) and _sees_only_what_came(text)
         if self.trims:
             text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
@@ -86,6 +85,8 @@ class Clip(nn.Module):
             save_file(state, temporary, {"format": "pt"})
         if isinstance(self.tokenizer, HFTokenizer):  # open_clip looks for its files beside the config
             self.tokenizer.save_pretrained(folder)
+        if isinstance(self.model.text, HFTextEncoder):
+            self.model.text.config.save_pretrained(folder / TEXT)
         config = {**self.config, "custom_text": True}
         write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": self.preprocess})
 
@@ -131,7 +132,7 @@ def _from_config(config: dict[str, Any]) -> Clip:
             model.visual(torch.zeros(1, *preprocess.input_size))
         return Clip(model, config, _tokenizer(config))
     except UNFIT as error:
-        raise RecipeError(f"teacher.model: open_clip cannot build this config: {_why(error)}") from None
+        raise RecipeError(f"teacher.model: open_clip cannot build this config: {first_line(error)}") from None
 
 
 def _tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
@@ -159,7 +160,8 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
         model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
         model.load_state_dict(convert_to_custom_text_state_dict(weights))
     except UNFIT as error:
-        raise CheckpointError(f"{where}: not the CLIP that was asked for, in OpenAI's naming: {_why(error)}") from None
+        why = first_line(error)
+        raise CheckpointError(f"{where}: not the CLIP that was asked for, in OpenAI's naming: {why}") from None
     set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
     return Clip(model, config, _tokenizer(config))
 
@@ -194,10 +196,21 @@ def _from_folder(folder: Path) -> Clip:
     name = f"local-dir:{folder}"
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-        model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True)
+        options = {"force_custom_text": True, "require_pretrained": True, **_own_text(config, folder)}
+        model = open_clip.create_model(name, **options)
         return Clip(model, config, open_clip.get_tokenizer(name))
     except UNFIT as error:
-        raise CheckpointError(f"{folder}: open_clip cannot load it: {_why(error)}") from None
+        raise CheckpointError(f"{folder}: open_clip cannot load it: {first_line(error)}") from None
+
+
+def _own_text(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The text sizes of a Hugging Face text tower with its config in our folder; open_clip would ask the hub for it."""
+    if not config["text_cfg"].get("hf_model_name"):
+        return {}
+    if not (folder / TEXT).is_dir():
+        look()
+        return {}
+    return {"text_cfg": {**config["text_cfg"], "hf_model_name": str(folder / TEXT), "hf_model_pretrained": False}}
 
 
 def _from_name(name: str, weights: str | None) -> Clip:
@@ -212,17 +225,24 @@ def _from_name(name: str, weights: str | None) -> Clip:
             return from_openai(state, str(weights), get_model_config(name))
     look()
     quick = bool(weights and (get_pretrained_cfg(name, weights) or {}).get("quick_gelu"))
-    options = {"force_custom_text": True, "force_quick_gelu": quick, "require_pretrained": hub or bool(weights)}
+    options: dict[str, Any] = {"force_custom_text": True, "force_quick_gelu": quick}
+    options |= {"require_pretrained": hub or bool(weights), "force_preprocess_cfg": _common(name) if file else None}
     try:
         model = open_clip.create_model(name, pretrained=weights, **options)
         config, tokenizer = get_model_config(name), open_clip.get_tokenizer(name)
     except UNFIT as error:
         if file or not isinstance(error, OSError | RuntimeError | ValueError):
-            raise CheckpointError(f"{weights or name}: open_clip cannot load it into {name}: {_why(error)}") from None
+            why = first_line(error)
+            raise CheckpointError(f"{weights or name}: open_clip cannot load it into {name}: {why}") from None
         what = f"teacher {name} ({weights})" if weights else f"teacher {name}"
-        keys = "teacher.weights: FILE, or teacher.model: local-dir:DIR or openai:FILE"
-        raise MissingWeights((what, keys)) from None
+        raise MissingWeights((what, "teacher.model: local-dir:DIR or openai:FILE")) from None
     return Clip(model, {**config, **({"quick_gelu": True} if quick else {})}, tokenizer)
+
+
+def _common(name: str) -> dict[str, Any]:
+    """What all tags of a model do to pictures: a weight file does not say it, and SigLIP's, say, is not CLIP's."""
+    tags = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    return {key: tags[0][key] for key in TRANSFORM if tags and all(tag[key] == tags[0][key] for tag in tags)}
 
 
 def _check_names(name: str, weights: str | None, file: bool) -> None:
@@ -231,11 +251,3 @@ def _check_names(name: str, weights: str | None, file: bool) -> None:
     known = open_clip.list_pretrained_tags_by_model(name)
     if weights and weights not in known and not file:
         raise RecipeError(f"teacher.weights: {weights!r} is no file, and no tag of {name}; tags: {', '.join(known)}")
-
-
-def _why(error: Exception) -> str:
-    """What a library's error says first, short enough for one line; of weights that do not fit, the first name too."""
-    if isinstance(error, KeyError):
-        return f"there is no {error}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]

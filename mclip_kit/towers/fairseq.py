@@ -17,8 +17,8 @@ from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaXLConfig, 
 
 from mclip_kit.data.fairseq_io import read_dictionary
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, UNK, XlmrTokenizer
-from mclip_kit.errors import CheckpointError
-from mclip_kit.towers.pickles import read_pickle
+from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.towers.pickles import UNFIT, named_tensors, read_pickle
 
 State = dict[str, Tensor]
 
@@ -53,13 +53,17 @@ def read_fairseq(path: Path) -> tuple[Path, dict[str, Any], State]:
     content = read_pickle(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path}: not a checkpoint of fairseq: it has no `model`")
-    return path, model_options(content), sentence_encoder(content["model"], str(path))
+    return path, model_options(content), sentence_encoder(named_tensors(content["model"], path), str(path))
 
 
 def model_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """The model's options, from `args` as fairseq wrote them first or from `cfg` as it does now."""
-    options = content.get("args") or (content.get("cfg") or {}).get("model") or {}
-    return vars(options) if isinstance(options, argparse.Namespace) else dict(options)
+    return _plain(content.get("args")) or _plain(_plain(content.get("cfg")).get("model"))
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    return options if isinstance(options, dict) else {}
 
 
 def sentence_encoder(model: Mapping[str, Tensor], where: str) -> State:
@@ -74,8 +78,8 @@ def sentence_encoder(model: Mapping[str, Tensor], where: str) -> State:
         if match and not match[1].endswith(("version", "_float_tensor")):
             state.update(_current(match[1], tensor))
     for name in ("layers.0.fc1.weight", "embed_tokens.weight", "embed_positions.weight"):  # they tell the sizes
-        if name not in state:
-            raise CheckpointError(f"{where}: holds no XLM-R: no weight is named *.sentence_encoder.{name}")
+        if name not in state or state[name].dim() != 2:
+            raise CheckpointError(f"{where}: holds no XLM-R: no matrix is named *.sentence_encoder.{name}")
     return state
 
 
@@ -108,9 +112,12 @@ def build_encoder(
     if len(words) != len(pieces) + 5:
         raise CheckpointError(f"{where}: {len(words)} word rows do not fit a dictionary of {len(pieces)} + 5 entries")
     state["embed_tokens.weight"] = words[_rows(pieces, tokenizer)]
-    config = _config(state, options, where)
-    model = XLMRobertaXLModel if isinstance(config, XLMRobertaXLConfig) else XLMRobertaModel
-    encoder = model(config, add_pooling_layer=False)
+    try:
+        config = _config(state, options, where)
+        model = XLMRobertaXLModel if isinstance(config, XLMRobertaXLConfig) else XLMRobertaModel
+        encoder = model(config, add_pooling_layer=False)
+    except UNFIT as error:
+        raise CheckpointError(f"{where}: transformers cannot build its encoder: {first_line(error)}") from None
     weights = to_transformers(state, type(config))
     weights["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.hidden_size)
     own = encoder.state_dict()
@@ -146,6 +153,12 @@ def _rows(pieces: Sequence[str], tokenizer: XlmrTokenizer) -> Tensor:
     return torch.tensor([BOS, PAD, EOS, UNK, *known, len(pieces) + 4])
 
 
+def layers(state: State) -> int:
+    """The number of layers, from names such as layers.11.fc1.bias."""
+    numbers = (re.match(r"layers\.(\d+)\.", name) for name in state)
+    return 1 + max((int(number[1]) for number in numbers if number), default=-1)
+
+
 def _config(state: State, options: Mapping[str, Any], where: str) -> XLMRobertaConfig | XLMRobertaXLConfig:
     heads, width = options.get("encoder_attention_heads"), state["embed_tokens.weight"].shape[1]
     if not isinstance(heads, int) or heads < 1 or width % heads:
@@ -156,7 +169,7 @@ def _config(state: State, options: Mapping[str, Any], where: str) -> XLMRobertaC
     return config(
         vocab_size=len(state["embed_tokens.weight"]),
         hidden_size=width,
-        num_hidden_layers=1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers.")),
+        num_hidden_layers=layers(state),
         num_attention_heads=heads,
         intermediate_size=len(state["layers.0.fc1.weight"]),
         hidden_dropout_prob=options.get("dropout", 0.1),

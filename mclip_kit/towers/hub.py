@@ -1,15 +1,13 @@
 """The model hub: asked at most once whether it answers, so that its absence is said in one line and not waited for."""
 
-import socket
 from functools import cache
-from urllib.parse import urlparse
-from urllib.request import getproxies
 
 import huggingface_hub.constants as hub
+from huggingface_hub import get_session
 
 from mclip_kit.errors import CheckpointError
 
-PATIENCE = 3.0  # seconds to reach the hub
+PATIENCE = 3.0  # seconds for each step of an answer
 
 
 class MissingWeights(CheckpointError):
@@ -31,12 +29,11 @@ class MissingWeights(CheckpointError):
 
 @cache
 def look() -> None:
-    """Go offline if the hub cannot be reached; behind a proxy its own client decides."""
-    address = urlparse(hub.ENDPOINT)
-    if hub.HF_HUB_OFFLINE or getproxies().get(address.scheme):
+    """Go offline unless the hub answers; asked by its own client, which knows proxies and certificates."""
+    if hub.HF_HUB_OFFLINE:
         return
     try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        socket.create_connection((str(address.hostname), port), PATIENCE).close()
-    except OSError:
-        hub.HF_HUB_OFFLINE = True
+        answers = get_session().head(hub.ENDPOINT, timeout=PATIENCE).status_code < 500
+    except Exception:  # of the hub's HTTP client, which is another one in each major version
+        answers = False
+    hub.HF_HUB_OFFLINE = not answers

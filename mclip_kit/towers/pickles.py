@@ -16,10 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy._core.multiarray import scalar
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mclip_kit.errors import CheckpointError, first_line
+
+# What open_clip, transformers and the libraries below them raise over a file or a config that is not theirs.
+UNFIT = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError),
+    *(StopIteration, TypeError, ValueError, pickle.UnpicklingError, SafetensorError, StrictDataclassError),
+)
 
 # What fairseq's files hold besides tensors and plain values: options, and numbers that NumPy computed. Files of
 # NumPy 1 name the same function under numpy.core.
@@ -57,6 +65,20 @@ def read_pickle(path: str | Path) -> Any:
             raise CheckpointError(f"{path}: damaged, or not a file of weights: {first_line(error)}") from None
         except Exception as error:  # damage makes a reader of pickles stumble anywhere
             raise CheckpointError(f"{path}: damaged, or not a file of weights: {first_line(error)}") from None
+
+
+def named_tensors(content: Any, where: str | Path) -> dict[str, Tensor]:
+    """The content of a weight file, if it is tensors by name.
+
+    Raises:
+        CheckpointError: it is not; the message names `where` and what is no tensor.
+    """
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{where}: holds a {type(content).__name__}, not weights by name")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{where}: what it holds under {str(name)[:100]!r} is no weight")
+    return content
 
 
 @contextmanager

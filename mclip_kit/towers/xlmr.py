@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -17,6 +16,7 @@ from mclip_kit.data.batching import pad
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.towers.hub import MissingWeights, look
+from mclip_kit.towers.pickles import UNFIT
 
 
 class OwnTokenizer:
@@ -28,8 +28,8 @@ class OwnTokenizer:
 
     def __init__(self, name: str) -> None:
         try:
-            self.hf = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            self.hf = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library has none of its own
             raise CheckpointError(f"encoder hf:{name}: brings no tokenizer: {first_line(error)}") from None
         if self.hf.vocab_size <= len(self.hf.all_special_tokens):  # transformers makes an empty one of no files
             raise CheckpointError(f"encoder hf:{name}: brings no tokenizer, neither {MODEL_FILE} nor another")
@@ -157,24 +157,29 @@ def pretrained_encoder(name: str) -> Encoder:
     try:
         model, report = _load(name)
         tokenizer = _tokenizer(name, model.config)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except UNFIT as error:
         if isinstance(error, OSError) and not local:
             raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR or fairseq:DIR")) from None
         raise CheckpointError(f"encoder hf:{name}: transformers cannot load it: {first_line(error)}") from None
     if report["missing_keys"]:  # transformers would go on with random weights
         raise CheckpointError(f"encoder hf:{name}: its weights lack {min(report['missing_keys'])}")
+    if report["mismatched_keys"]:  # here too
+        raise CheckpointError(
+            f"encoder hf:{name}: its weights do not fit its config: {min(report['mismatched_keys'])[0]}"
+        )
     return Encoder(model, tokenizer)
 
 
 def _load(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # else it offers to run code that comes along
     if config.is_encoder_decoder:
         raise CheckpointError(f"encoder hf:{name}: a {config.model_type} has a decoder; give an encoder")
+    if not hasattr(config, "vocab_size"):  # of pictures, or of several towers
+        raise CheckpointError(f"encoder hf:{name}: a {config.model_type} is no text encoder")
     pooler = "add_pooling_layer" in signature(MODEL_MAPPING[type(config)].__init__).parameters
-    options = {"add_pooling_layer": False} if pooler else {}  # nothing here reads one
-    loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True, **options
-    )
+    options: dict[str, Any] = {"add_pooling_layer": False} if pooler else {}  # nothing here reads one
+    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
     return loaded
 
 

@@ -278,3 +278,26 @@ def test_a_checkpoint_with_a_lost_weight_is_refused(tmp_path: Path) -> None:
 def test_another_checkpoint_is_no_mclip() -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint of mCLIP"):
         import_mclip(XLMR / "model.pt.xz", XLMR, CLIP)
+
+
+@pytest.mark.parametrize("name", ["encoder.dim_proj.weight", "encoder.encoder_adapter.x.fc1.bias", 3])
+def test_an_entry_that_is_no_weight_of_mclip_is_refused(tmp_path: Path, name: Any) -> None:
+    strange = torch.zeros(2) if "adapter" in str(name) else "a word"
+    with pytest.raises(CheckpointError, match=r"projectors do not fit|is no weight") as caught:
+        import_mclip(rewritten(tmp_path / "odd.pt", lambda content: content["model"].update({name: strange})), XLMR)
+    assert len(str(caught.value)) < 400
+
+
+def test_what_is_beside_the_weights_may_be_anything(imported: Imported, tmp_path: Path) -> None:
+    odd = rewritten(tmp_path / "odd.pt", lambda content: content.update(args=[1], cfg=None, criterion=[2]))
+    found = import_mclip(odd, XLMR, CLIP)
+    assert found.temperature is None
+    assert found.model.trained_languages == []
+
+
+def test_files_that_hold_something_else_are_named(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match=r"list\.pt: not a CLIP"):
+        import_mclip(CHECKPOINT, XLMR, tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="nowhere: missing"):
+        import_mclip(CHECKPOINT, tmp_path / "nowhere", CLIP)

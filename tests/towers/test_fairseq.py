@@ -392,3 +392,29 @@ def test_a_truncated_file_is_refused(files: Files, copy: Path, form: str, kept: 
         path, content = copy / "model.pt.xz", lzma.compress(content, preset=0)
     path.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
     assert refusal(copy).startswith(f"{path}: damaged")
+
+
+ODD: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "args: a list": lambda content: content.update(args=[1]),
+    "dropout: a word": lambda content: setattr(content["args"], "dropout", "much"),
+    "a word for a weight": lambda content: content["model"].update({f"{PREFIX}layers.0.fc1.weight": "x"}),
+    "a number for a name": lambda content: content["model"].update({5: torch.zeros(1)}),
+    "a number for a matrix": lambda content: content["model"].update({f"{PREFIX}embed_tokens.weight": torch.zeros(())}),
+    "a layer without a number": lambda content: content["model"].update({f"{PREFIX}layers.x.fc1.bias": torch.zeros(1)}),
+}
+PREFIX = "encoder.sentence_encoder."
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_content_is_refused(files: Files, copy: Path, kind: str) -> None:
+    content = files.content()
+    content["model"] = dict(content["model"])
+    ODD[kind](content)
+    torch.save(content, copy / "model.pt")
+    assert refusal(copy).startswith(f"{copy / 'model.pt'}: ")
+
+
+def test_options_may_be_namespaces_throughout(files: Files, copy: Path) -> None:
+    content = files.content()
+    torch.save({"cfg": Namespace(model=content["args"]), "model": content["model"]}, copy / "model.pt")
+    assert named_encoder(f"fairseq:{copy}").config.num_attention_heads == SIZES["encoder_attention_heads"]

@@ -23,6 +23,7 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
+    CLIPConfig,
     DistilBertConfig,
     DistilBertModel,
     ModernBertConfig,
@@ -33,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5Model,
+    ViTConfig,
     XLMRobertaConfig,
     XLMRobertaModel,
     XLMRobertaTokenizer,
@@ -410,3 +412,39 @@ def test_names_are_found_in_the_hubs_local_cache_while_the_hub_is_away(tmp_path:
         encoder = named_encoder(f"hf:{tmp_path / name}").eval()
         assert found[name][0] == type(encoder.tokenizer).__name__
         same([torch.tensor(found[name][1])], states(encoder, TEXTS[:1]), 1e-6)
+
+
+def rewrite(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize("config", [ViTConfig, CLIPConfig])
+def test_an_encoder_that_reads_no_text_is_refused(tmp_path: Path, config: Any) -> None:
+    wordpiece(tmp_path)
+    config().save_pretrained(tmp_path)
+    assert "is no text encoder" in refusal(str(tmp_path))
+
+
+def test_code_that_comes_with_an_encoder_is_never_offered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bert(tmp_path)
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')\n")
+    rewrite(tmp_path / "config.json", model_type="own", auto_map={"AutoConfig": "own.A", "AutoModel": "own.B"})
+    assert "custom code" in refusal(str(tmp_path))
+    assert "custom code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("config.json", {"hidden_size": "x"}, "hidden_size"),
+        ("config.json", {"hidden_size": 0}, "cannot load it"),
+        ("config.json", {"model_type": ["bert"]}, "cannot load it"),
+        ("config.json", {"hidden_size": 32}, "do not fit its config: embeddings.LayerNorm.bias"),
+        ("tokenizer_config.json", {"tokenizer_class": 5}, "brings no tokenizer"),
+        ("tokenizer.json", {"model": {"type": "Nonsense"}}, "brings no tokenizer"),
+    ],
+)
+def test_nonsense_in_a_folder_is_one_line(tmp_path: Path, name: str, values: dict[str, Any], message: str) -> None:
+    bert(tmp_path)
+    rewrite(tmp_path / name, **values)
+    assert message in refusal(str(tmp_path))
