@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from mclip_kit.errors import RecipeError
 
@@ -215,6 +215,33 @@ class Stage(Section):
         return named | {"image"} if any(e.without_teacher == "image" for e in self.edges.values()) else named
 
 
+class Cache(Section):
+    """Where outputs of frozen towers are kept, so that each is computed once."""
+
+    features: Literal["off", "pooled", "tokens", "auto"] = Field(
+        "auto",
+        description="off: compute in every step; pooled: keep one vector an image or text; tokens: also every token's "
+        "state, which a transformer projector reads; auto: tokens where they fit on the disk.",
+    )
+    folder: str | None = Field(
+        None, description="The cache's root; default: the variable MCLIP_KIT_CACHE, else `features` beside the run."
+    )
+    dtype: Literal["fp16", "fp32", "int8"] = Field(
+        "fp16", description="Stored numbers; int8 (with a scale a token) is for token states, others are fp16 then."
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="Processes that decode picture files.")
+    max_bad_fraction: Fraction = Field(
+        0.01, description="Share of pictures that may be unreadable; they are reported and left out."
+    )
+
+
+def _cache_by_name(value: Any) -> Any:
+    """`cache: tokens` is short for {features: tokens}; YAML reads `off` as false."""
+    if isinstance(value, bool):
+        return {"features": "auto" if value else "off"}
+    return {"features": value} if isinstance(value, str) else value
+
+
 class Evaluation(Section):
     """Retrieval while training, on the captions folder."""
 
@@ -242,6 +269,10 @@ class Recipe(Section):
     )
     data: Data
     stages: Annotated[list[Stage], Field(min_length=1)]
+    cache: Annotated[Cache, BeforeValidator(_cache_by_name)] = Field(
+        default_factory=lambda: Cache.model_validate({}),
+        description="Features of frozen towers: off, pooled, tokens, auto, or a section.",
+    )
     evaluation: Evaluation | None = Field(None, description="None: no evaluation while training.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, else fp32."

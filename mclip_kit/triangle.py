@@ -32,6 +32,7 @@ class Batch:
     ids_BT: Tensor | None = None
     mask_BT: Tensor | None = None
     pooled_BH: Tensor | None = None
+    states_BTH: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
@@ -106,7 +107,10 @@ class Triangle(nn.Module):
             head: Tensor = self.model.projector.head(batch.pooled_BH)
             return head
         assert batch.mask_BT is not None
-        embedding: Tensor = self.model.projector(self.model.encoder(batch.ids_BT, batch.mask_BT), batch.mask_BT)
+        states_BTH = batch.states_BTH
+        if states_BTH is None:
+            states_BTH = self.model.encoder(batch.ids_BT, batch.mask_BT)
+        embedding: Tensor = self.model.projector(states_BTH, batch.mask_BT)
         return embedding
 
     def scale(self, name: str) -> Tensor | float:

@@ -245,22 +245,20 @@ def test_features_are_computed_in_eval_mode_whatever_the_mode(model, captions):
     assert model.encoder.training
 
 
-def test_each_content_is_computed_once(captions):
-    store, computed = Store(), []
-    texts = ["a", "b", "a", "c"]
-
-    def compute(part: list[int]) -> Tensor:
-        computed.extend(texts[i] for i in part)
-        return torch.tensor([[float(ord(texts[i]))] for i in part])
-
-    values, rows = store.get("tower", texts, compute)
-    again, rows_again = store.get("tower", texts[::-1], compute)
-    assert sorted(computed) == ["a", "b", "c"]
-    assert values[rows].flatten().tolist() == [97, 98, 97, 99]
-    assert again[rows_again].flatten().tolist() == [99, 97, 98, 97]
-    store.forget("tower")
-    store.get("tower", texts[:1], compute)
-    assert computed[3:] == ["a"]
+def test_each_content_is_computed_once(model, captions, monkeypatch):
+    store, seen = Store(), []
+    tower = model.teacher_text
+    monkeypatch.setattr(tower, "forward", lambda ids_BT, run=tower.forward: seen.extend(ids_BT) or run(ids_BT))
+    frozen, texts = Frozen(model, store), ["a cat", "a dog", "a cat", " a  dog "]
+    there = frozen.teacher_texts(texts).take()
+    back = frozen.teacher_texts(texts[::-1]).take()
+    assert len(seen) == 2
+    assert torch.equal(there[[0, 1]], there[[2, 3]])
+    assert torch.equal(there, back.flip(0))
+    assert not torch.equal(there[0], there[1])
+    store.forget("teacher_text")
+    frozen.teacher_texts(texts[:1])
+    assert len(seen) == 3
 
 
 def test_read_states_are_those_of_the_stages_own_token_limit(model, captions):

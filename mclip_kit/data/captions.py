@@ -1,15 +1,19 @@
-"""Image-caption pairs of a prepared folder."""
+"""Image-caption pairs of a prepared folder.
+
+The pictures are rows of images.npy, or files that the column `file` of images.tsv names, relative to the folder.
+"""
 
 import csv
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from mclip_kit.errors import DataError
+from mclip_kit.errors import DataError, first_line
+
+PICTURE_COLUMNS = ("image", "group", "stratum")
 
 
 @dataclass(frozen=True)
@@ -18,15 +22,16 @@ class Captions:
 
     Attributes:
         folder: where they are.
-        pixels: uint8 (N, S, S, 3), memory-mapped.
+        pixels: uint8 (N, S, S, 3), memory-mapped; None where pictures are files.
         names: a name per picture.
         groups: int64 (N,); pictures with the same number look the same.
         strata: a label per picture.
-        images, languages, splits, texts: columns of the caption table; `images` are rows of `pixels`.
+        images, languages, splits, texts: columns of the caption table; `images` are rows of the picture table.
+        files: a path per picture; empty where pictures are rows of `pixels`.
     """
 
     folder: Path
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     names: list[str]
     groups: np.ndarray
     strata: np.ndarray
@@ -34,6 +39,7 @@ class Captions:
     languages: np.ndarray
     splits: np.ndarray
     texts: np.ndarray
+    files: list[Path]
 
     def select(self, split: str, languages: Sequence[str] | str = "all") -> np.ndarray:
         """Rows of the caption table in a split and languages, int64.
@@ -53,13 +59,20 @@ class Captions:
             raise DataError(f"{self.folder}: no {split} captions in {asked}; there are {', '.join(known)}")
         return np.flatnonzero(inside & np.isin(self.languages, wanted))
 
-    def image_key(self, image: int) -> str:
-        """A picture's content, hashed."""
-        return self._keys[image]
+    def picture(self, image: int) -> Image.Image:
+        """A picture as RGB.
 
-    @cached_property
-    def _keys(self) -> list[str]:
-        return [hashlib.blake2b(p.tobytes(), digest_size=16).hexdigest() for p in self.pixels]
+        Raises:
+            DataError: its file is missing or cannot be decoded.
+        """
+        if self.pixels is not None:
+            return Image.fromarray(np.asarray(self.pixels[image]))
+        path = self.files[image]
+        try:
+            with Image.open(path) as picture:
+                return picture.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's decoders raise
+            raise DataError(f"{path}: not a readable picture: {first_line(error)}") from None
 
 
 def read_captions(folder: str | Path) -> Captions:
@@ -71,27 +84,20 @@ def read_captions(folder: str | Path) -> Captions:
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
         raise DataError(f"{folder}: not a prepared corpus (no manifest.json); run mclip-kit prepare")
-    images = _read_table(folder / "images.tsv", ("image", "group", "stratum"))
+    images = _read_table(folder / "images.tsv", PICTURE_COLUMNS, "file")
     captions = _read_table(folder / "captions.tsv", ("image", "language", "split", "caption"))
     wrong = next((line for line, row in enumerate(images, 2) if not row[1].isdecimal()), None)
     if wrong:
         raise DataError(f"{folder / 'images.tsv'} line {wrong}: its group is not a number")
     groups = np.array([int(row[1]) for row in images], dtype=np.int64)
-    try:
-        pixels = np.load(folder / "images.npy", mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{folder / 'images.npy'}: damaged ({error}); prepare the corpus again") from None
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise DataError(f"{folder / 'images.npy'}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3)")
-    if len(pixels) != len(images):
-        raise DataError(f"{folder}: images.npy has {len(pixels)} pictures, images.tsv {len(images)}; prepare it again")
+    as_files = bool(images) and len(images[0]) == len(PICTURE_COLUMNS) + 1
     row_of = {row[0]: number for number, row in enumerate(images)}
     unknown = next((line for line, row in enumerate(captions, 2) if row[0] not in row_of), None)
     if unknown:
         raise DataError(f"{folder / 'captions.tsv'} line {unknown}: its image is not in images.tsv")
     return Captions(
         folder=folder,
-        pixels=pixels,
+        pixels=None if as_files else _read_pixels(folder, len(images)),
         names=[row[0] for row in images],
         groups=groups,
         strata=np.array([row[2] for row in images]),
@@ -99,10 +105,24 @@ def read_captions(folder: str | Path) -> Captions:
         languages=np.array([row[1] for row in captions]),
         splits=np.array([row[2] for row in captions]),
         texts=np.array([row[3] for row in captions], dtype=object),
+        files=[folder / row[3] for row in images] if as_files else [],
     )
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> list[list[str]]:
+def _read_pixels(folder: Path, count: int) -> np.ndarray:
+    try:
+        pixels: np.ndarray = np.load(folder / "images.npy", mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{folder / 'images.npy'}: damaged ({error}); prepare the corpus again") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise DataError(f"{folder / 'images.npy'}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3)")
+    if len(pixels) != count:
+        raise DataError(f"{folder}: images.npy has {len(pixels)} pictures, images.tsv {count}; prepare it again")
+    return pixels
+
+
+def _read_table(path: Path, columns: tuple[str, ...], more: str | None = None) -> list[list[str]]:
+    """The rows of a table; `more` names a column that may stand behind the others."""
     try:
         with open(path, encoding="utf-8", newline="") as handle:
             header, *rows = csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -110,6 +130,8 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[list[str]]:
         raise DataError(f"{path}: missing; prepare the corpus again") from None
     except (UnicodeDecodeError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a UTF-8 table ({error}); prepare the corpus again") from None
+    if more and tuple(header) == (*columns, more):
+        columns = (*columns, more)
     if tuple(header) != columns:
         raise DataError(f"{path} line 1: columns are {', '.join(header)}, not {', '.join(columns)}")
     wrong = next((line for line, row in enumerate(rows, 2) if len(row) != len(columns)), None)

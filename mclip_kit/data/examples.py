@@ -41,6 +41,19 @@ class Examples:
     def __len__(self) -> int:
         return len(self.languages_N)
 
+    def some(self, rows: np.ndarray) -> "Examples":
+        """Some rows, in a given order."""
+        return Examples(
+            languages=self.languages,
+            languages_N=self.languages_N[rows],
+            tokens=Picked(self.tokens, rows),
+            texts=Picked(self.texts, rows),
+            lengths_N=self.lengths_N[rows],
+            teacher_texts=Picked(self.teacher_texts, rows),
+            images_N=self.images_N[rows],
+            groups_N=self.groups_N[rows],
+        )
+
 
 def from_captions(
     captions: Captions, split: str, languages: Sequence[str] | str, teacher_language: str, tokenize: Tokenize
@@ -139,16 +152,7 @@ def _once(examples: Examples, language: str) -> Examples:
     own = np.flatnonzero(examples.languages_N == examples.languages.index(language))
     first = {examples.texts[row]: row for row in own[::-1]}
     keep = np.sort(np.concatenate([np.setdiff1d(np.arange(len(examples)), own), np.array(list(first.values()), int)]))
-    return Examples(
-        languages=examples.languages,
-        languages_N=examples.languages_N[keep],
-        tokens=Picked(examples.tokens, keep),
-        texts=Picked(examples.texts, keep),
-        lengths_N=examples.lengths_N[keep],
-        teacher_texts=Picked(examples.teacher_texts, keep),
-        images_N=examples.images_N[keep],
-        groups_N=examples.groups_N[keep],
-    )
+    return examples.some(keep)
 
 
 class Picked(Sequence[Any]):

@@ -8,7 +8,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mclip_kit.data.captions import Captions
+from mclip_kit.errors import DataError
+
 Transform = Callable[[Image.Image], Tensor]
+
+
+def read_pixels(
+    captions: Captions, images: np.ndarray, transform: Transform, preprocess: dict[str, Any]
+) -> tuple[Tensor, list[int]]:
+    """Pictures as the teacher's transform makes them, normalised pixels (N, 3, s, s), and which could not be read.
+
+    Those are zeros. Pictures of an array are always readable.
+    """
+    if captions.pixels is not None:
+        return to_pixels(captions.pixels[images], transform, preprocess), []
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels_NCHW, unreadable = torch.zeros(len(images), 3, height, width), []
+    for row, image in enumerate(images):
+        try:
+            pixels_NCHW[row] = transform(captions.picture(int(image)))
+        except DataError:
+            unreadable.append(row)
+    return pixels_NCHW, unreadable
 
 
 def to_pixels(pictures_NSSC: np.ndarray, transform: Transform, preprocess: dict[str, Any]) -> Tensor:

@@ -110,7 +110,8 @@ def picture_rows(
     draw = np.random.default_rng(seed)
     embed = Embedder(model, Store())
     images = np.unique(captions.images[captions.select(split, languages)])
-    image_GD = embed.images(captions, images)
+    image_GD, unreadable_G = embed.images(captions, images)
+    images, image_GD = images[~unreadable_G], image_GD[~unreadable_G]
     rows = []
     for language in languages:
         own = captions.select(split, [language])
@@ -118,6 +119,6 @@ def picture_rows(
         scores_G = (embed.student([str(captions.texts[row])]) @ image_GD.T)[0]
         found = images[np.argsort(-scores_G, kind="stable")[:top]]
         right = captions.groups[found] == captions.groups[captions.images[row]]
-        pictures = [np.asarray(captions.pixels[image]) for image in found]
+        pictures = [np.asarray(captions.picture(int(image))) for image in found]
         rows.append(Row(language, str(captions.texts[row]), pictures, [bool(hit) for hit in right]))
     return rows

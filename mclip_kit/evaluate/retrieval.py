@@ -16,6 +16,7 @@ from mclip_kit.towers.mode import evaluating
 from mclip_kit.towers.model import MultilingualClip
 
 KS = (1, 5, 10)
+BATCH = 256
 
 
 def ranks(
@@ -112,7 +113,12 @@ def evaluate(
     images, text_images_Q = np.unique(captions.images[rows], return_inverse=True)
     texts, spoken = captions.texts[rows], captions.languages[rows]
     embed = Embedder(model, store or Store())
-    image_GD = embed.images(captions, images)
+    image_GD, unreadable_G = embed.images(captions, images)
+    if unreadable_G.any():  # nobody can look for these
+        kept_Q = ~unreadable_G[text_images_Q]
+        texts, spoken, text_images_Q = texts[kept_Q], spoken[kept_Q], text_images_Q[kept_Q]
+        text_images_Q = (np.cumsum(~unreadable_G) - 1)[text_images_Q]
+        images, image_GD = images[~unreadable_G], image_GD[~unreadable_G]
     groups_G, strata_G = captions.groups[images], captions.strata[images]
     student_QD = embed.student(list(texts))
     order = [language for language in ("en", *sorted(set(spoken) - {"en"})) if language in set(spoken)]
@@ -138,25 +144,31 @@ class Embedder:
         self._model = model
         self._frozen = Frozen(model, store)
 
-    def images(self, captions: Captions, images: np.ndarray) -> np.ndarray:
-        """Image embeddings, float32 (N, D)."""
-        return self._project("clip_projector", *self._frozen.images(captions, images))
+    def images(self, captions: Captions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Image embeddings, float32 (N, D), and which pictures could not be read, bool (N,)."""
+        features = self._frozen.images(captions, images)
+        return self._project("clip_projector", features.take()), features.unreadable()
 
     def teacher(self, texts: list[str]) -> np.ndarray:
         """The teacher's text embeddings, float32 (N, D)."""
-        return self._project("clip_projector", *self._frozen.teacher_texts(texts))
+        return self._project("clip_projector", self._frozen.teacher_texts(texts).take())
 
     def student(self, texts: list[str]) -> np.ndarray:
         """Student embeddings, float32 (N, D)."""
-        if self._model.projector.blocks is not None:
-            return self._model.encode_text(texts).numpy()
-        tokens = self._model.student_tokens(texts)
-        return self._project("projector.head", *self._frozen.pooled(tokens))
+        model = self._model
+        if model.projector.blocks is not None and not self._frozen.store.lasts("encoder"):
+            return model.encode_text(texts).numpy()
+        tokens = model.student_tokens(texts)
+        if model.projector.blocks is None:
+            return self._project("projector.head", self._frozen.pooled(tokens).take())
+        states = self._frozen.token_states(tokens)
+        parts = np.array_split(np.arange(len(texts)), range(BATCH, len(texts), BATCH))
+        return np.concatenate([self._project("projector", *states.padded(part)) for part in parts])
 
-    def _project(self, name: str, values: Tensor, rows: Tensor) -> np.ndarray:
-        module = self._model.get_submodule(name)
+    def _project(self, name: str, *inputs: Tensor) -> np.ndarray:
+        module, device = self._model.get_submodule(name), self._model.device
         with evaluating(module):
-            embeddings = F.normalize(module(values[rows].to(self._model.device)).float(), dim=-1)
+            embeddings = F.normalize(module(*(tensor.to(device) for tensor in inputs)).float(), dim=-1)
         return np.asarray(embeddings.cpu().numpy())
 
 

@@ -1,77 +1,96 @@
-"""Frozen means computed once: outputs of frozen towers, found by the content of their input."""
+"""Frozen means computed once: the tables of features under one root.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+A table belongs to all that makes its features what they are - tower, weights, preprocessing, precision - and a row in
+it to an input's content. Change any, and it is computed anew; keep all, and it is found, by any recipe.
+"""
 
-import numpy as np
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-
-@dataclass
-class Table:
-    """Features of one tower: a row per distinct input."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    values: Tensor = field(default_factory=lambda: torch.zeros(0))
+from mclip_kit.features import keys
+from mclip_kit.features.shards import Dtype, Layout
+from mclip_kit.features.table import Table
+from mclip_kit.files import write_json
 
 
 class Store:
-    """Outputs of frozen towers, in memory, by tower and input content.
+    """Tables by what they hold.
 
-    A text is keyed by itself and a picture by the hash of its pixels, so an English caption shared by nine language
-    pairs is encoded once. Whoever trains a tower calls `forget` for it.
+    Args:
+        root: the cache's folder; without one, features last as long as the store does, in float32.
+        dtype: how frozen towers' outputs are stored; int8 is for token states, the others are fp16 then.
+        precision: the type in which towers compute, by autocast where it is not float32.
+        share, shares: this process's number, and how many fill together.
+        workers: processes that decode pictures.
+        say: takes a line about what is computed and kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        dtype: Dtype = "fp16",
+        precision: torch.dtype = torch.float32,
+        share: int = 0,
+        shares: int = 1,
+        workers: int = 0,
+        say: Callable[[str], None] = tqdm.write,
+    ) -> None:
+        self.root, self.dtype, self.precision = root, dtype, precision
+        self.share, self.shares, self.workers, self.say = share, shares, workers, say
+        self.trained: frozenset[str] = frozenset()
+        """Towers whose features do not last: they change with every step."""
+        self._temporary = tempfile.TemporaryDirectory(prefix="mclip_kit-")
         self._tables: dict[str, Table] = {}
 
-    def forget(self, tower: str) -> None:
-        """Drop everything that a tower computed."""
-        self._tables.pop(tower, None)
+    def lasts(self, tower: str) -> bool:
+        """Whether what a tower gives is kept for later."""
+        return self.root is not None and tower not in self.trained
 
-    def get(
-        self,
-        tower: str,
-        keys: Sequence[str],
-        compute: Callable[[list[int]], Tensor],
-        sizes: Sequence[int] | np.ndarray | None = None,
-        batch_size: int = 256,
-    ) -> tuple[Tensor, Tensor]:
-        """The features of some inputs; what is missing is computed first.
+    @property
+    def files(self) -> Path:
+        """What is known of picture files' contents."""
+        return (self.root or Path(self._temporary.name)) / "files.sqlite"
+
+    def table(self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]]) -> Table:
+        """The table for one kind of output of a tower.
 
         Args:
-            tower: whose outputs these are.
-            keys: the content of each input, or its hash.
-            compute: positions in `keys` -> features (len, D).
-            sizes: tokens of each input; inputs of similar size are computed together.
-            batch_size: inputs a call of `compute`.
-        Returns:
-            All values of the tower (M, D) on the CPU, and the row of each key in them, int64 (len(keys),).
+            tower: whose outputs these are; its facts are asked for once, until it is forgotten.
+            kind: what they are, for people: the start of the folder's name.
+            width: numbers an item.
+            facts: all that decides them besides, as plain values.
         """
-        table = self._tables.setdefault(tower, Table())
-        missing = {key: position for position, key in enumerate(keys) if key not in table.rows}
-        todo = list(missing.values())
-        if sizes is not None:
-            todo.sort(key=lambda position: int(sizes[position]))
-        parts = [table.values] if len(table.values) else []
-        with (
-            tqdm(
-                total=len(todo),
-                desc=f"{tower} features",
-                unit="row",
-                leave=False,
-                dynamic_ncols=True,
-                disable=len(todo) < batch_size,
-            ) as bar,
-            torch.no_grad(),
-        ):
-            for start in range(0, len(todo), batch_size):
-                batch = todo[start : start + batch_size]
-                parts.append(compute(batch).float().cpu())
-                bar.update(len(batch))
-        if todo:
-            table.rows.update({keys[position]: len(table.rows) + i for i, position in enumerate(todo)})
-            table.values = torch.cat(parts)
-        return table.values, torch.tensor([table.rows[key] for key in keys], dtype=torch.int64)
+        name = f"{tower} {kind}"
+        if name not in self._tables:
+            lasts = self.lasts(tower)
+            self._tables[name] = self._lasting(kind, width, facts()) if lasts else self._passing(name, kind, width)
+        return self._tables[name]
+
+    def _lasting(self, kind: str, width: int, facts: dict[str, Any]) -> Table:
+        assert self.root is not None
+        dtype: Dtype = "fp16" if self.dtype == "int8" and kind != "tokens" else self.dtype
+        facts = {"kind": kind, "width": width, "dtype": dtype, **facts}
+        named = facts.pop("named", "")
+        folder = self.root / f"{kind}-{keys.of_tower(facts)}"
+        table = Table(folder, Layout(width, dtype), f"{kind} features", say=self.say)
+        if not (folder / "table.json").is_file():
+            write_json(folder / "table.json", {**facts, "named": named})
+        os.utime(folder / "table.json")  # when it was used last
+        return table
+
+    def _passing(self, name: str, kind: str, width: int) -> Table:
+        folder = Path(self._temporary.name, name.replace(" ", "-"))
+        return Table(folder, Layout(width, "fp32"), f"{kind} features", say=lambda line: None)
+
+    def forget(self, tower: str) -> None:
+        """Drop what a tower gave that was not to last, and what is known of its weights."""
+        for name in [name for name in self._tables if name.split()[0] == tower]:
+            del self._tables[name]
+            shutil.rmtree(Path(self._temporary.name, name.replace(" ", "-")), ignore_errors=True)

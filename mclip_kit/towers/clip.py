@@ -73,6 +73,15 @@ class Clip(nn.Module):
         end = ids_BT if text.pool_type == "argmax" else (ids_BT == text.eos_id).int()  # as open_clip pools
         return ids_BT[:, : int(end.argmax(1).max()) + 1]
 
+    def tokenizer_facts(self) -> dict[str, Any]:
+        """What decides the tokenizer's ids, as plain values."""
+        backend = getattr(getattr(self.tokenizer, "tokenizer", None), "backend_tokenizer", None)
+        return {
+            "kind": type(self.tokenizer).__name__,
+            "length": getattr(self.tokenizer, "context_length", None),
+            "rules": backend.to_str() if backend is not None else "",
+        }
+
     @property
     def width(self) -> int:
         """Width E of the shared embedding."""

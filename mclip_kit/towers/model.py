@@ -33,7 +33,8 @@ class MultilingualClip(nn.Module):
     """Three embeddings of one space: image, teacher text, student text.
 
     The attributes are the tower names of a recipe: `image`, `teacher_text`, `encoder`, `projector`, `clip_projector`.
-    `trained_languages` are those that the student was trained on, `made_from` says from which encoder.
+    `trained_languages` are those that the student was trained on, `made_from` says from which encoder; `sources` says
+    what a recipe calls a tower's weights.
     """
 
     def __init__(self, clip: Clip, encoder: Encoder, projector: dict[str, Any], clip_projector: str = "none") -> None:
@@ -54,6 +55,7 @@ class MultilingualClip(nn.Module):
         self.settings = {"projector": projector, "clip_projector": clip_projector}
         self.trained_languages: list[str] = []
         self.made_from = ""
+        self.sources: dict[str, str] = {}
         linear = clip_projector == "linear"
         self.width = encoder.width if linear else clip.width
         self.projector = build_projector(config=encoder.config, width=self.width, **projector)
@@ -62,6 +64,15 @@ class MultilingualClip(nn.Module):
     def teacher_tokens(self, texts: Sequence[str]) -> Tensor:
         """Ids (B, T) for the teacher's text tower."""
         return self.clip[0].tokenize(texts)
+
+    def tower_config(self, tower: str) -> dict[str, Any]:
+        """The configuration of `image`, `teacher_text` or `encoder`, as plain values."""
+        if tower == "encoder":
+            passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+            return {key: value for key, value in self.encoder.config.to_dict().items() if key not in passing}
+        part = {"image": "vision_cfg", "teacher_text": "text_cfg"}[tower]
+        config = self.clip[0].config
+        return {key: config.get(key) for key in ("embed_dim", "quick_gelu", part)}
 
     def student_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[Any]:
         """Ids of each text for the encoder; texts beyond its positions lose their last tokens."""

@@ -4,8 +4,11 @@ RUN/recipe.yaml             the resolved recipe
 RUN/metrics.jsonl           loss terms and evaluations, one row each; the same in RUN/tensorboard
 RUN/checkpoints/last.pt     where it stands;  best.pt: the stage's best weights
 RUN/model/                  what it was for
+RUN/unreadable.txt          pictures that could not be read, if any
+RUN/../features/            outputs of frozen towers, which other runs beside it read too
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mclip_kit.data.batching import Plan
+from mclip_kit.data.examples import Examples
 from mclip_kit.errors import CheckpointError, MclipError, RecipeError
 from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
@@ -32,6 +36,7 @@ from mclip_kit.train.loop import Loop, stop_requests, train
 from mclip_kit.train.optim import build_optimizer, learning_rate, trainable
 from mclip_kit.triangle import Triangle
 
+CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
 SHOWN = ("score", "mean_t2i_r1", "mean_t2i_r10", "teacher_t2i_r1")  # of an evaluation, on the terminal
 
@@ -72,7 +77,21 @@ class Run:
         # convolutions run faster so, on CPUs too
         self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = [trainable(self.model, stage.train) for stage in recipe.stages]
-        self.store = Store()
+        self.store = self._store()
+
+    def _store(self) -> Store:
+        """Features that are kept: beside the run, unless the recipe or the environment names a place."""
+        cache, accelerator = self.recipe.cache, self.accelerator
+        root = Path(cache.folder or os.environ.get(CACHE_VARIABLE) or self.folder.parent / "features")
+        return Store(
+            None if cache.features == "off" else root,
+            cache.dtype,
+            {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32),
+            accelerator.process_index,
+            accelerator.num_processes,
+            cache.workers,
+            tqdm.write if accelerator.is_main_process else lambda line: None,
+        )
 
     def describe(self) -> str:
         """The towers, their parameters, and what each stage trains."""
@@ -111,6 +130,8 @@ class Run:
     def _stage(self, index: int, state: State) -> None:
         """Train one stage from a state on; it ends with its best weights or its last, as the recipe says."""
         stage, best = self.recipe.stages[index], state.best
+        self._forget(index)
+        self.store.trained = frozenset(name.split(".")[0] for name in self.trained[index])
         triangle = Triangle(self.model, edge_losses(stage), self.trained[index])
         loop = self._loop(index, triangle)
         if state.optimizer is not None:
@@ -141,8 +162,8 @@ class Run:
         examples = build_examples(stage, self.recipe, self.model, self.captions)
         if any("student_text" in edge for edge in stage.edges):
             self.model.trained_languages = sorted({*self.model.trained_languages, *examples.languages})
-        feed = Feed(Frozen(self.model, self.store), examples, needs(stage, self.trained[index]), self.captions)
-        columns = examples.languages_N, examples.lengths_N
+        feed = self._feed(stage, self.trained[index], examples)
+        columns = feed.examples.languages_N, feed.examples.lengths_N
         plan = Plan(*columns, stage.batch_size, stage.language_temperature, stage.monolingual, seed)
         optimizer = build_optimizer(triangle, stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps)
         wrapped, optimizer = self.accelerator.prepare(triangle, optimizer)
@@ -160,6 +181,26 @@ class Run:
             clip_norm=stage.clip_norm,
             seed=seed,
         )
+
+    def _feed(self, stage: Stage, live: set[str], examples: Examples) -> Feed:
+        wanted = needs(stage, live, self.recipe.cache)
+        return Feed(Frozen(self.model, self.store), examples, wanted, self.captions, self._report_unreadable)
+
+    def _report_unreadable(self, path: Path) -> None:
+        """Name a picture that is left out, once a run, on the terminal and in RUN/unreadable.txt."""
+        listed = self.folder / "unreadable.txt"
+        known = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+        if self.accelerator.is_main_process and str(path) not in known:
+            tqdm.write(f"{path}: not a readable picture; it is left out")
+            write_text(listed, "".join(f"{line}\n" for line in [*known, str(path)]))
+
+    def extract(self) -> None:
+        """Compute and keep what the frozen towers give for every stage, as far as it is known before training."""
+        changed: set[str] = set()
+        for index, stage in enumerate(self.recipe.stages):
+            changed |= self.trained[index]
+            self.store.trained = frozenset(name.split(".")[0] for name in changed)
+            self._feed(stage, changed, build_examples(stage, self.recipe, self.model, self.captions))
 
     def _evaluates(self, step: int, loop: Loop) -> bool:
         every = self.recipe.evaluation.every_epochs if self.recipe.evaluation else loop.epochs

@@ -1,0 +1,299 @@
+"""Shards: files of features that are whole or known not to be.
+
+TABLE/NAME/            a whole shard; NAME is a hash of its keys
+    shard.json         rows, items, width, dtype, tool version, rows whose input could not be read (their items are
+                       zeros); checksum of the two files that follow
+    keys.bin           uint64 (rows, 2), the content key of each row
+    offsets.bin        int64 (rows + 1,), where each row's items start; a pooled row has one item, a sentence its tokens
+    values.bin         (items, width)
+    scales.bin         float32 (items,), int8 only
+    blocks.bin         (rows, checksum, items) of each batch, in the order in which they were computed
+TABLE/NAME.part/       the same while it is filled: what blocks.bin vouches for is kept, the rest computed anew;
+                       unreadable.bin has those rows, int64
+
+A shard that is being filled is locked by a lock on its folder, which ends with the process, however it ends. So any
+number of processes may fill one table, and none of them computes what another one is at.
+"""
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mclip_kit import __version__
+from mclip_kit.errors import DataError
+from mclip_kit.files import write_json
+
+Dtype = Literal["fp16", "fp32", "int8"]
+DTYPES: dict[Dtype, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4"), "int8": np.dtype("i1")}
+BLOCK = np.dtype([("rows", "<u4"), ("checksum", "<u4"), ("items", "<u8")])
+READ = 1 << 22  # bytes read at once while checksums are computed
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every shard of a table agrees on: items of `width` numbers, stored as `dtype`."""
+
+    width: int
+    dtype: Dtype
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The files that grow batch by batch, and their bytes an item."""
+        values = {"values.bin": self.width * DTYPES[self.dtype].itemsize}
+        return {**values, "scales.bin": 4} if self.dtype == "int8" else values
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes an item takes."""
+        return sum(self.files.values())
+
+    def encode(self, values_ND: np.ndarray) -> list[bytes]:
+        """The content of each growing file for some items.
+
+        Raises:
+            DataError: a value is not finite, or too large for fp16.
+        """
+        if self.dtype == "int8":
+            scales_N = np.maximum(np.abs(values_ND).max(1), 1e-12) / 127
+            coded, parts = np.rint(values_ND / scales_N[:, None]), [scales_N.astype("<f4").tobytes()]
+        else:
+            with np.errstate(over="ignore"):
+                coded, parts = values_ND.astype(DTYPES[self.dtype]), []
+        if not np.isfinite(coded).all():
+            known = "not finite" if not np.isfinite(values_ND).all() else "too large for fp16: set cache.dtype=fp32"
+            raise DataError(f"a frozen tower's output is {known}")
+        return [coded.astype(DTYPES[self.dtype]).tobytes(), *parts]
+
+    def decode(self, files: dict[str, np.ndarray], items: np.ndarray) -> np.ndarray:
+        """Float32 (len(items), width)."""
+        values_ND = files["values.bin"][items].astype(np.float32)
+        if self.dtype == "int8":
+            values_ND *= files["scales.bin"][items]
+        return values_ND
+
+
+def shard_name(keys_N2: np.ndarray) -> str:
+    """A shard's name."""
+    return hashlib.blake2b(np.ascontiguousarray(keys_N2).tobytes(), digest_size=8).hexdigest()
+
+
+class Shard:
+    """A whole shard, memory-mapped where it is asked for rows.
+
+    Raises:
+        DataError: its description is damaged, or a file has another length than it says.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder, self.layout = folder, layout
+        try:
+            self.facts: dict[str, Any] = json.loads((folder / "shard.json").read_text(encoding="utf-8"))
+            self.rows, self.items = int(self.facts["rows"]), int(self.facts["items"])
+            self.unreadable = np.array(self.facts["unreadable"], np.int64)
+            sizes = {**layout.files, "keys.bin": 16, "offsets.bin": 8}
+            counts = {"keys.bin": self.rows, "offsets.bin": self.rows + 1}
+            wrong = [n for n, size in sizes.items() if (folder / n).stat().st_size != counts.get(n, self.items) * size]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: damaged: {error}") from None
+        if wrong:
+            raise DataError(f"{folder / wrong[0]}: damaged: not as long as shard.json says")
+
+    @cached_property
+    def keys_N2(self) -> np.ndarray:
+        """Content keys, uint64 (rows, 2)."""
+        return np.memmap(self.folder / "keys.bin", "<u8", "r").reshape(-1, 2)
+
+    @cached_property
+    def offsets_N(self) -> np.ndarray:
+        """Where each row's items start, int64 (rows + 1,)."""
+        return np.memmap(self.folder / "offsets.bin", "<i8", "r")
+
+    @cached_property
+    def _maps(self) -> dict[str, tuple[mmap.mmap, np.ndarray]]:
+        maps = {}
+        for name in self.layout.files:
+            with open(self.folder / name, "rb") as handle:
+                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            dtype = DTYPES[self.layout.dtype if name == "values.bin" else "fp32"]
+            maps[name] = mapped, np.frombuffer(mapped, dtype).reshape(self.items, -1)
+        return maps
+
+    def take(self, items: np.ndarray) -> np.ndarray:
+        """Items, float32 (len(items), width)."""
+        return self.layout.decode({name: array for name, (_, array) in self._maps.items()}, items)
+
+    def let_go(self) -> None:
+        """Give back the memory of pages that were read; they stay in the system's cache."""
+        for mapped, _ in self._maps.values() if "_maps" in self.__dict__ else ():
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def is_sound(self) -> bool:
+        """Whether every checksum is right; reads the whole shard."""
+        try:
+            blocks = np.fromfile(self.folder / "blocks.bin", BLOCK)
+            head = self.facts["checksum"] == _head_checksum(self.folder)
+            return (
+                head
+                and _sound_blocks(self.folder, self.layout, blocks) == len(blocks)
+                and (int(blocks["items"].sum()) == self.items)
+            )
+        except (OSError, KeyError, ValueError):
+            return False
+
+
+def reopen(folder: Path) -> None:
+    """Make a shard a part again, so that what is sound of it is kept and the rest computed anew."""
+    with _locked(folder) as mine:
+        if mine:
+            shutil.rmtree(part_folder(folder), ignore_errors=True)
+            os.replace(folder, part_folder(folder))
+
+
+def part_folder(folder: Path) -> Path:
+    """Where a shard is while it is filled."""
+    return folder.with_name(f"{folder.name}.part")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether a shard that is not whole is this process's to fill; while it is, no other gets it."""
+    part = part_folder(folder)
+    part.mkdir(parents=True, exist_ok=True)
+    with _locked(part) as mine:
+        whole = folder.exists()
+        if mine and whole:
+            shutil.rmtree(part, ignore_errors=True)
+        yield mine and not whole
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether this process has the lock of a folder that is still where it was."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.stat(folder).st_ino == os.fstat(handle).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        yield mine
+    finally:
+        os.close(handle)
+
+
+class Part:
+    """A shard that is being filled; goes on behind the last sound block of an earlier attempt.
+
+    Args:
+        folder: of the shard when it is whole.
+        keys_N2, offsets_N: of all its rows.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, keys_N2: np.ndarray, offsets_N: np.ndarray) -> None:
+        self.folder, self.layout, self.offsets_N = folder, layout, offsets_N
+        self._part = part_folder(folder)
+        self._write_head(keys_N2)
+        names = ("unreadable.bin", "blocks.bin", *layout.files)
+        for name in names:
+            (self._part / name).touch()
+        blocks = np.fromfile(self._part / "blocks.bin", BLOCK)
+        blocks = blocks[: _sound_blocks(self._part, layout, blocks)]
+        self.rows, self.items = int(blocks["rows"].sum()), int(blocks["items"].sum())
+        self.blocks = len(blocks)
+        self.unreadable = np.fromfile(self._part / "unreadable.bin", "<i8")
+        self.unreadable = self.unreadable[self.unreadable < self.rows].tolist()
+        (self._part / "unreadable.bin").write_bytes(np.array(self.unreadable, "<i8").tobytes())
+        lengths = {"blocks.bin": len(blocks) * BLOCK.itemsize}
+        lengths |= {name: self.items * size for name, size in layout.files.items()}
+        for name, length in lengths.items():
+            os.truncate(self._part / name, length)
+        self._handles = {name: open(self._part / name, "ab") for name in names}  # noqa: SIM115
+
+    def _write_head(self, keys_N2: np.ndarray) -> None:
+        wanted = {"keys.bin": np.ascontiguousarray(keys_N2, "<u8"), "offsets.bin": self.offsets_N.astype("<i8")}
+        for name, array in wanted.items():
+            path = self._part / name
+            if not path.is_file() or path.read_bytes() != array.tobytes():
+                path.write_bytes(array.tobytes())
+        (self._part / "shard.json").unlink(missing_ok=True)
+
+    def append(self, rows: int, values_ND: np.ndarray, unreadable: Sequence[int] = ()) -> None:
+        """Write the next rows' items; blocks.bin vouches for them when they are there.
+
+        Args:
+            unreadable: which of these rows have no features.
+        """
+        bad = [self.rows + row for row in unreadable]
+        self._handles["unreadable.bin"].write(np.array(bad, "<i8").tobytes())
+        self._handles["unreadable.bin"].flush()
+        self.unreadable += bad
+        checksum = 0
+        for name, content in zip(self.layout.files, self.layout.encode(values_ND), strict=True):
+            self._handles[name].write(content)
+            self._handles[name].flush()
+            checksum = zlib.crc32(content, checksum)
+        block = np.array([(rows, checksum, len(values_ND))], BLOCK)
+        self._handles["blocks.bin"].write(block.tobytes())
+        self._handles["blocks.bin"].flush()
+        self.rows, self.items = self.rows + rows, self.items + len(values_ND)
+
+    def finish(self) -> None:
+        """Make it a whole shard, in one step."""
+        for handle in self._handles.values():
+            os.fsync(handle.fileno())
+        facts: dict[str, Any] = {
+            "rows": self.rows,
+            "items": self.items,
+            "width": self.layout.width,
+            "dtype": self.layout.dtype,
+        }
+        facts |= {"unreadable": self.unreadable, "checksum": _head_checksum(self._part)}
+        write_json(self._part / "shard.json", {**facts, "tool": f"mclip_kit {__version__}"})
+        (self._part / "unreadable.bin").unlink()
+        os.replace(self._part, self.folder)
+
+    def close(self) -> None:
+        """Close its files."""
+        for handle in self._handles.values():
+            handle.close()
+
+
+def _head_checksum(folder: Path) -> int:
+    return zlib.crc32((folder / "offsets.bin").read_bytes(), zlib.crc32((folder / "keys.bin").read_bytes()))
+
+
+def _sound_blocks(folder: Path, layout: Layout, blocks: np.ndarray) -> int:
+    """How many blocks from the start on have the content that their checksum says. Reads, does not map."""
+    handles = [(open(folder / name, "rb"), size) for name, size in layout.files.items()]  # noqa: SIM115
+    try:
+        for number, block in enumerate(blocks):
+            checksum = 0
+            for handle, size in handles:
+                left = int(block["items"]) * size
+                while left:
+                    content = handle.read(min(left, READ))
+                    if not content:
+                        return number
+                    checksum, left = zlib.crc32(content, checksum), left - len(content)
+            if checksum != block["checksum"]:
+                return number
+        return len(blocks)
+    finally:
+        for handle, _ in handles:
+            handle.close()

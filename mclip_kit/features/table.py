@@ -1,0 +1,330 @@
+"""A table: features of one frozen tower, a row per distinct input, in shards on disk.
+
+TABLE/table.json       which tower, weights, preprocessing and precision these features are of
+TABLE/NAME/            its shards, see shards.py
+TABLE/index-NAMES.bin  all keys, sorted, with their rows; made anew whenever the shards are others
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mclip_kit.errors import DataError
+from mclip_kit.features.shards import Layout, Part, Shard, claimed, reopen, shard_name
+from mclip_kit.files import write_whole
+
+SHARD_BYTES = 256 << 20
+LET_GO = 64 << 20  # bytes read from the maps before their memory is given back
+FULL = 0.95  # of the free disk that features may take
+PATIENCE = 0.2  # seconds between looks at what another process is filling
+
+
+class NoRoom(DataError):
+    """Features that the disk has no room for."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a tower computes features.
+
+    Attributes:
+        load: positions -> what the tower takes, and which of them could not be read (counted from 0); may run in
+            another process.
+        run: what the tower takes -> items, one row's after the other, float (items, width).
+        sizes_N: tokens of each input; inputs of similar size are computed together.
+        ragged: whether a row has as many items as tokens, or one.
+        batch_items: tokens (or inputs, without sizes) of a batch.
+        workers: processes that load.
+    """
+
+    load: Callable[[Sequence[int]], tuple[Any, list[int]]]
+    run: Callable[[Any], Tensor]
+    sizes_N: np.ndarray | None = None
+    ragged: bool = False
+    batch_items: int = 64
+    workers: int = 0
+
+
+class Table:
+    """Features by content key.
+
+    Args:
+        folder: the table's.
+        layout: of its items.
+        name: for progress bars and messages.
+        shard_bytes: how large a shard becomes.
+        say: takes a line about what is to be computed, and about what is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        name: str,
+        shard_bytes: int = SHARD_BYTES,
+        say: Callable[[str], None] = tqdm.write,
+    ) -> None:
+        self.folder, self.layout, self.name, self.shard_bytes, self._say = folder, layout, name, shard_bytes, say
+        folder.mkdir(parents=True, exist_ok=True)
+        self._checked: set[str] = set()
+        self._read = 0
+        self._open()
+
+    def unreadable(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows have no features, because their input could not be read; bool (N,)."""
+        bad = [shard.unreadable + start for shard, start in zip(self._shards, self._starts, strict=False)]
+        return np.isin(rows, np.concatenate([np.zeros(0, np.int64), *bad]))
+
+    def _open(self) -> None:
+        """Look at the whole shards that are there; nothing but their descriptions is read."""
+        self._shards: list[Shard] = []
+        for path in sorted(self.folder.glob("*/shard.json")):
+            if path.parent.suffix == ".part":
+                continue
+            try:
+                self._shards.append(Shard(path.parent, self.layout))
+            except DataError:
+                self._say_damaged(path.parent)
+                reopen(path.parent)
+        self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
+        self._index = _index(self.folder, self._shards)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def find(self, keys_N2: np.ndarray) -> np.ndarray:
+        """The row of each key, int64 (N,); -1 where there is none."""
+        high_M, low_M, row_M = self._index
+        if not len(high_M):
+            return np.full(len(keys_N2), -1)
+        place_N = np.minimum(np.searchsorted(high_M, keys_N2[:, 0]), len(high_M) - 1)
+        found_N = (high_M[place_N] == keys_N2[:, 0]) & (low_M[place_N] == keys_N2[:, 1])
+        return np.where(found_N, row_M[place_N].astype(np.int64), -1)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Items of each row, int64 (N,)."""
+        return np.diff(self._items(rows), axis=1)[:, 0]
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """The items of some rows, one row's after the other, float32 (items, width)."""
+        shard_N = np.searchsorted(self._starts, rows, side="right") - 1
+        bounds_N2 = self._items(rows)
+        lengths_N = bounds_N2[:, 1] - bounds_N2[:, 0]
+        starts_N = np.concatenate(([0], np.cumsum(lengths_N)))
+        out = np.empty((int(starts_N[-1]), self.layout.width), np.float32)
+        for number in np.unique(shard_N):
+            mine = np.flatnonzero(shard_N == number)
+            out[_spans(starts_N[mine], lengths_N[mine])] = self._shards[number].take(
+                _spans(bounds_N2[mine, 0], lengths_N[mine])
+            )
+        self._read += max(len(out) * self.layout.item_bytes, len(rows) * 4096)
+        if self._read > LET_GO:
+            self._read = 0
+            for shard in self._shards:
+                shard.let_go()
+        return torch.from_numpy(out)
+
+    def _items(self, rows: np.ndarray) -> np.ndarray:
+        """First item and the one behind the last of each row in its shard, int64 (N, 2)."""
+        shard_N = np.searchsorted(self._starts, rows, side="right") - 1
+        bounds_N2 = np.empty((len(rows), 2), np.int64)
+        for number in np.unique(shard_N):
+            mine = shard_N == number
+            local = rows[mine] - self._starts[number]
+            offsets_N = self._shards[number].offsets_N
+            bounds_N2[mine] = np.stack([offsets_N[local], offsets_N[local + 1]], 1)
+        return bounds_N2
+
+    def fill(self, keys_N2: np.ndarray, work: Work, share: int = 1, shares: int = 1) -> np.ndarray:
+        """Compute what is missing and return the row of each key, int64 (N,).
+
+        Shards in which the keys were found are verified first, once a process; what is damaged is computed anew.
+
+        Args:
+            share, shares: this process's number, and how many fill together; they divide the shards among them.
+        Raises:
+            NoRoom: the disk has no room for what is missing; nothing was computed.
+            DataError: an output cannot be stored.
+        """
+        self._verify(keys_N2)
+        missing = _first_of_each(keys_N2, np.flatnonzero(self.find(keys_N2) < 0))
+        if len(missing):
+            self._check_room(missing, work)
+            plan = list(self._plan(keys_N2, missing, work, shares))
+            self._compute(plan[share * len(plan) // shares :] + plan[: share * len(plan) // shares], keys_N2, work)
+            self._open()
+            self._checked |= {shard.folder.name for shard in self._shards} & {name for name, _ in plan}
+        return self.find(keys_N2)
+
+    def _check_room(self, missing: np.ndarray, work: Work) -> None:
+        items = int(work.sizes_N[missing].sum()) if work.ragged and work.sizes_N is not None else len(missing)
+        size, free = items * self.layout.item_bytes, shutil.disk_usage(self.folder).free
+        if size > FULL * free:
+            raise NoRoom(f"{self.name} would take {gigabytes(size)}, and {self.folder} has {gigabytes(free)} free")
+        self._say(f"{self.name}: {len(missing):,} rows to compute, {gigabytes(size)} of {gigabytes(free)} free")
+
+    def _verify(self, keys_N2: np.ndarray) -> None:
+        rows = self.find(keys_N2)
+        if not self._index_agrees(keys_N2, rows):
+            for index in self.folder.glob("index-*.bin"):
+                index.unlink(missing_ok=True)
+            self._open()
+            rows = self.find(keys_N2)
+        needed = {int(i) for i in np.unique(np.searchsorted(self._starts, rows[rows >= 0], side="right") - 1)}
+        unchecked = [self._shards[i] for i in sorted(needed) if self._shards[i].folder.name not in self._checked]
+        large = sum(shard.items for shard in unchecked) * self.layout.item_bytes > self.shard_bytes
+        for shard in tqdm(unchecked, f"{self.name}: verify", unit="shard", leave=False, disable=not large):
+            if shard.is_sound():
+                self._checked.add(shard.folder.name)
+            else:
+                self._say_damaged(shard.folder)
+                reopen(shard.folder)
+        if any(not shard.folder.exists() for shard in unchecked):
+            self._open()
+
+    def _index_agrees(self, keys_N2: np.ndarray, rows: np.ndarray) -> bool:
+        """Whether the shards have the keys where the index says they are."""
+        shard_N = np.searchsorted(self._starts, rows, side="right") - 1
+        return all(
+            np.array_equal(shard.keys_N2[rows[shard_N == i] - self._starts[i]], keys_N2[shard_N == i])
+            for i, shard in enumerate(self._shards)
+        )
+
+    def _say_damaged(self, folder: Path) -> None:
+        self._say(f"{folder}: damaged; what is wrong in it is computed anew")
+
+    def _plan(
+        self, keys_N2: np.ndarray, missing: np.ndarray, work: Work, shares: int
+    ) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """Names of shards, and positions of each of their batches: the same for whoever wants the same."""
+        sizes_N = np.ones(len(keys_N2), np.int64) if work.sizes_N is None else np.asarray(work.sizes_N, np.int64)
+        items_N = sizes_N if work.ragged else np.ones_like(sizes_N)
+        order = missing[np.argsort(sizes_N[missing], kind="stable")]
+        whole = int(items_N.sum())
+        room = max(1, min(self.shard_bytes // self.layout.item_bytes, -(-whole // shares)))
+        for rows in _cut(order, np.cumsum(items_N[order]), room):
+            yield shard_name(keys_N2[rows]), list(_batches(rows, sizes_N[rows], work.batch_items))
+
+    def _compute(self, plan: list[tuple[str, list[np.ndarray]]], keys_N2: np.ndarray, work: Work) -> None:
+        sizes_N = work.sizes_N if work.sizes_N is not None else np.ones(len(keys_N2), np.int64)
+        total = sum(int(sizes_N[batch].sum()) for _, batches in plan for batch in batches)
+        unit = "row" if work.sizes_N is None else "token"
+        with tqdm(total=total, desc=self.name, unit=unit, leave=False, dynamic_ncols=True, disable=total < 256) as bar:
+            while plan:
+                left = [shard for shard in plan if not self._fill_one(*shard, keys_N2, work, sizes_N, bar)]
+                if len(left) == len(plan):
+                    time.sleep(PATIENCE)  # another process is at all of them
+                plan = left
+
+    def _fill_one(
+        self, name: str, batches: list[np.ndarray], keys_N2: np.ndarray, work: Work, sizes_N: np.ndarray, bar: Any
+    ) -> bool:
+        """Fill a shard unless another process is at it; whether it is whole now."""
+        folder = self.folder / name
+        with claimed(folder) as mine:
+            if mine:
+                rows = np.concatenate(batches)
+                items_N = sizes_N[rows] if work.ragged else np.ones(len(rows), np.int64)
+                part = Part(folder, self.layout, keys_N2[rows], np.concatenate(([0], np.cumsum(items_N))))
+                try:
+                    bar.update(int(sizes_N[rows[: part.rows]].sum()))
+                    todo = batches[part.blocks :]
+                    for batch, (inputs, unreadable) in zip(todo, _loaded(todo, work), strict=True):
+                        values_ND = work.run(inputs).float().cpu().numpy()
+                        values_ND[unreadable] = 0
+                        part.append(len(batch), values_ND, unreadable)
+                        bar.update(int(sizes_N[batch].sum()))
+                    part.finish()
+                finally:
+                    part.close()
+        return folder.exists()
+
+
+class _Inputs(torch.utils.data.Dataset[Any]):
+    """What the tower takes, batch by batch, for worker processes."""
+
+    def __init__(self, batches: list[np.ndarray], load: Callable[[Sequence[int]], Any]) -> None:
+        self._batches, self._load = batches, load
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> Any:
+        return self._load(self._batches[number].tolist())
+
+
+def _loaded(batches: list[np.ndarray], work: Work) -> Iterator[Any]:
+    workers, inputs = min(work.workers, len(batches)), _Inputs(batches, work.load)
+    if not workers:
+        return (inputs[number] for number in range(len(inputs)))
+    return iter(DataLoader(inputs, batch_size=None, num_workers=workers, generator=torch.Generator()))
+
+
+def gigabytes(size: int) -> str:
+    """Bytes, readable."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+
+
+def _first_of_each(keys_N2: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The first position of each distinct key, in order."""
+    order = positions[np.lexsort(keys_N2[positions].T)]  # stable: positions of one key stay in order
+    keys = keys_N2[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (keys[1:] != keys[:-1]).any(1)
+    return np.sort(order[new])
+
+
+def _cut(rows: np.ndarray, ends: np.ndarray, room: int) -> Iterator[np.ndarray]:
+    """Runs of rows that have at most `room` items together, and at least one row."""
+    start, before = 0, 0
+    while start < len(rows):
+        stop = max(start + 1, int(np.searchsorted(ends, before + room, side="right")))
+        yield rows[start:stop]
+        start, before = stop, int(ends[stop - 1])
+
+
+def _batches(rows: np.ndarray, sizes: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Runs of rows, sorted by size, whose padded batch has at most `budget` tokens, and at least one row."""
+    start = 0
+    while start < len(rows):
+        counts = np.arange(1, min(budget, len(rows) - start) + 1)
+        fits = counts * sizes[start : start + len(counts)] <= budget
+        stop = start + max(1, int(fits.sum()))
+        yield rows[start:stop]
+        start = stop
+
+
+def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers start .. start + length - 1 of each pair, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+
+def _index(folder: Path, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All keys of the shards, sorted: high half, low half, row; memory-mapped."""
+    rows = sum(shard.rows for shard in shards)
+    if not rows:
+        empty = np.zeros(0, "<u8")
+        return empty, empty, empty
+    names = hashlib.blake2b(" ".join(shard.folder.name for shard in shards).encode(), digest_size=8).hexdigest()
+    path = folder / f"index-{names}.bin"
+    if not path.is_file() or path.stat().st_size != 24 * rows:
+        keys_N2 = np.concatenate([shard.keys_N2 for shard in shards])
+        order = np.argsort(keys_N2[:, 0], kind="stable")
+        with write_whole(path) as temporary:
+            np.concatenate([keys_N2[order, 0], keys_N2[order, 1], order.astype("<u8")]).tofile(temporary)
+        for old in folder.glob("index-*.bin"):
+            if old != path:
+                old.unlink(missing_ok=True)
+    columns = np.memmap(path, "<u8", "r").reshape(3, rows)
+    return columns[0], columns[1], columns[2]
