@@ -26,6 +26,8 @@ from mclip_kit.files import write_whole
 SHARD_BYTES = 256 << 20
 LET_GO = 64 << 20  # bytes read from the maps before their memory is given back
 FULL = 0.95  # of the free disk that features may take
+BITS = 32  # of a row's place in its shard; the shard's number stands above
+LOCAL = (1 << BITS) - 1
 PATIENCE = 0.2  # seconds between looks at what another process is filling
 
 
@@ -77,39 +79,47 @@ class Table:
         self.folder, self.layout, self.name, self.shard_bytes, self._say = folder, layout, name, shard_bytes, say
         folder.mkdir(parents=True, exist_ok=True)
         self._checked: set[str] = set()
+        self._numbers: dict[str, int] = {}
         self._read = 0
         self._open()
 
     def unreadable(self, rows: np.ndarray) -> np.ndarray:
         """Which rows have no features, because their input could not be read; bool (N,)."""
-        bad = [shard.unreadable + start for shard, start in zip(self._shards, self._starts, strict=False)]
+        bad = [(number << BITS) + shard.unreadable for number, shard in self._shards.items()]
         return np.isin(rows, np.concatenate([np.zeros(0, np.int64), *bad]))
 
     def _open(self) -> None:
-        """Look at the whole shards that are there; nothing but their descriptions is read."""
-        self._shards: list[Shard] = []
+        """Look at the whole shards that are there; nothing but their descriptions is read.
+
+        A shard keeps its number for as long as the table is open, so rows that were found stay what they are.
+        """
+        shards: list[Shard] = []
         for path in sorted(self.folder.glob("*/shard.json")):
             if path.parent.suffix == ".part":
                 continue
             try:
-                self._shards.append(Shard(path.parent, self.layout))
+                shards.append(Shard(path.parent, self.layout))
             except DataError:
                 self._say_damaged(path.parent)
                 reopen(path.parent)
-        self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
-        self._index = _index(self.folder, self._shards)
+        for shard in shards:
+            self._numbers.setdefault(shard.folder.name, len(self._numbers))
+        self._order = np.array([self._numbers[shard.folder.name] for shard in shards], np.int64)
+        self._shards = {self._numbers[shard.folder.name]: shard for shard in shards}
+        self._index = _index(self.folder, shards)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return sum(shard.rows for shard in self._shards.values())
 
     def find(self, keys_N2: np.ndarray) -> np.ndarray:
-        """The row of each key, int64 (N,); -1 where there is none."""
+        """The row of each key, int64 (N,): its shard's number and its place in that shard; -1 where there is none."""
         high_M, low_M, row_M = self._index
         if not len(high_M):
             return np.full(len(keys_N2), -1)
         place_N = np.minimum(np.searchsorted(high_M, keys_N2[:, 0]), len(high_M) - 1)
         found_N = (high_M[place_N] == keys_N2[:, 0]) & (low_M[place_N] == keys_N2[:, 1])
-        return np.where(found_N, row_M[place_N].astype(np.int64), -1)
+        row_N = row_M[place_N].astype(np.int64)
+        return np.where(found_N, (self._order[row_N >> BITS] << BITS) + (row_N & LOCAL), -1)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Items of each row, int64 (N,)."""
@@ -117,7 +127,7 @@ class Table:
 
     def take(self, rows: np.ndarray) -> Tensor:
         """The items of some rows, one row's after the other, float32 (items, width)."""
-        shard_N = np.searchsorted(self._starts, rows, side="right") - 1
+        shard_N = rows >> BITS
         bounds_N2 = self._items(rows)
         lengths_N = bounds_N2[:, 1] - bounds_N2[:, 0]
         starts_N = np.concatenate(([0], np.cumsum(lengths_N)))
@@ -130,17 +140,17 @@ class Table:
         self._read += max(len(out) * self.layout.item_bytes, len(rows) * 4096)
         if self._read > LET_GO:
             self._read = 0
-            for shard in self._shards:
+            for shard in self._shards.values():
                 shard.let_go()
         return torch.from_numpy(out)
 
     def _items(self, rows: np.ndarray) -> np.ndarray:
         """First item and the one behind the last of each row in its shard, int64 (N, 2)."""
-        shard_N = np.searchsorted(self._starts, rows, side="right") - 1
+        shard_N = rows >> BITS
         bounds_N2 = np.empty((len(rows), 2), np.int64)
         for number in np.unique(shard_N):
             mine = shard_N == number
-            local = rows[mine] - self._starts[number]
+            local = rows[mine] & LOCAL
             offsets_N = self._shards[number].offsets_N
             bounds_N2[mine] = np.stack([offsets_N[local], offsets_N[local + 1]], 1)
         return bounds_N2
@@ -163,7 +173,7 @@ class Table:
             plan = list(self._plan(keys_N2, missing, work, shares))
             self._compute(plan[share * len(plan) // shares :] + plan[: share * len(plan) // shares], keys_N2, work)
             self._open()
-            self._checked |= {shard.folder.name for shard in self._shards} & {name for name, _ in plan}
+            self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
         return self.find(keys_N2)
 
     def _check_room(self, missing: np.ndarray, work: Work) -> None:
@@ -180,8 +190,8 @@ class Table:
                 index.unlink(missing_ok=True)
             self._open()
             rows = self.find(keys_N2)
-        needed = {int(i) for i in np.unique(np.searchsorted(self._starts, rows[rows >= 0], side="right") - 1)}
-        unchecked = [self._shards[i] for i in sorted(needed) if self._shards[i].folder.name not in self._checked]
+        needed = [self._shards[int(number)] for number in np.unique(rows[rows >= 0] >> BITS)]
+        unchecked = [shard for shard in needed if shard.folder.name not in self._checked]
         large = sum(shard.items for shard in unchecked) * self.layout.item_bytes > self.shard_bytes
         for shard in tqdm(unchecked, f"{self.name}: verify", unit="shard", leave=False, disable=not large):
             if shard.is_sound():
@@ -194,10 +204,10 @@ class Table:
 
     def _index_agrees(self, keys_N2: np.ndarray, rows: np.ndarray) -> bool:
         """Whether the shards have the keys where the index says they are."""
-        shard_N = np.searchsorted(self._starts, rows, side="right") - 1
         return all(
-            np.array_equal(shard.keys_N2[rows[shard_N == i] - self._starts[i]], keys_N2[shard_N == i])
-            for i, shard in enumerate(self._shards)
+            np.array_equal(shard.keys_N2[rows[mine] & LOCAL], keys_N2[mine])
+            for number, shard in self._shards.items()
+            for mine in [rows >> BITS == number]
         )
 
     def _say_damaged(self, folder: Path) -> None:
@@ -311,7 +321,7 @@ def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _index(folder: Path, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All keys of the shards, sorted: high half, low half, row; memory-mapped."""
+    """All keys of the shards, sorted: high half, low half, and where they are; memory-mapped."""
     rows = sum(shard.rows for shard in shards)
     if not rows:
         empty = np.zeros(0, "<u8")
@@ -320,9 +330,10 @@ def _index(folder: Path, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray, n
     path = folder / f"index-{names}.bin"
     if not path.is_file() or path.stat().st_size != 24 * rows:
         keys_N2 = np.concatenate([shard.keys_N2 for shard in shards])
+        place = np.concatenate([(number << BITS) + np.arange(shard.rows) for number, shard in enumerate(shards)])
         order = np.argsort(keys_N2[:, 0], kind="stable")
         with write_whole(path) as temporary:
-            np.concatenate([keys_N2[order, 0], keys_N2[order, 1], order.astype("<u8")]).tofile(temporary)
+            np.concatenate([keys_N2[order, 0], keys_N2[order, 1], place[order].astype("<u8")]).tofile(temporary)
         for old in folder.glob("index-*.bin"):
             if old != path:
                 old.unlink(missing_ok=True)
