@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mclip_kit import __version__
-from mclip_kit.errors import CheckpointError, DataError, MclipError
+from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -101,6 +101,26 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     run.accelerator.print(f"{model}: done; score it with: mclip-kit eval {model}", flush=True)
 
 
+@cli.command()
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
+@click.option("--out", type=FOLDER, help="The run's folder, beside which features lie.  [default: runs/RECIPE]")
+def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Compute and keep what the recipe's frozen towers give, so that training only reads it."""
+    from mclip_kit.recipe import load
+
+    checked = load(recipe, overrides)
+    if checked.cache.features == "off":
+        raise RecipeError(f"{recipe}: cache is off, so there is nothing to keep; set cache=auto")
+    _quiet()
+    from mclip_kit.train.run import Run
+
+    run = Run(checked, out or Path("runs", Path(recipe).stem), resume=True)
+    run.accelerator.print(run.describe(), flush=True)
+    run.extract()
+    run.accelerator.print(f"{run.store.root}: filled; train with: mclip-kit train {recipe}", flush=True)
+
+
 @cli.command("eval")
 @click.argument("models", nargs=-1, required=True, type=FOLDER)
 @click.option("--data", type=FOLDER, default=Path("data/emoji"), show_default=True, help="A prepared folder.")
@@ -146,6 +166,79 @@ def _credits(data: Path) -> str:
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{data / 'manifest.json'}: damaged; prepare the corpus again") from None
     return f"Queries are drawn at random. {names}"
+
+
+@cli.group()
+def cache() -> None:
+    """What frozen towers gave and is kept: list, verify, prune."""
+
+
+ROOT = click.option(
+    "--root", type=FOLDER, envvar="MCLIP_KIT_CACHE", default=Path("runs/features"), show_default=True, help="The cache."
+)
+
+
+@cache.command("ls")
+@ROOT
+def cache_ls(root: Path) -> None:
+    """What is there, how large, of which weights, used when."""
+    from datetime import datetime
+
+    from mclip_kit.features.housekeeping import tables
+
+    kept = tables(root)
+    for table in kept:
+        used = f"{datetime.fromtimestamp(table.used):%Y-%m-%d %H:%M}"
+        click.echo(
+            f"{table.folder.name:32} {table.rows:>11,} rows {_size(table.bytes):>10}  {table.dtype:5} "
+            f"{table.precision:8} {used}  {table.named} ({table.weights[:8]})"
+        )
+    click.echo(f"{root}: {len(kept)} tables, {_size(sum(table.bytes for table in kept))}")
+
+
+@cache.command("verify")
+@ROOT
+def cache_verify(root: Path) -> None:
+    """Read everything and check it; what is damaged is computed anew when it is needed. Exit code 1 if any is."""
+    from mclip_kit.features.housekeeping import tables, verify
+
+    kept = tables(root)
+    damaged = list(verify(kept))
+    for folder in damaged:
+        click.echo(f"{folder}: damaged; it is computed anew when a run needs it")
+    click.echo(f"{root}: {len(kept)} tables read, {len(damaged)} damaged shards")
+    sys.exit(1 if damaged else 0)
+
+
+@cache.command("prune")
+@ROOT
+@click.option("--days", type=float, help="Remove what was not used for so many days.")
+@click.option("--size", type=float, metavar="GB", help="Remove what was used longest ago until so much is left.")
+@click.option("--unnamed", is_flag=True, help="Remove features of weights that no recipe names.")
+@click.option("--recipe", "recipes_", multiple=True, help="With --unnamed: a recipe besides shipped ones and runs'.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+def cache_prune(
+    root: Path, days: float | None, size: float | None, unnamed: bool, recipes_: tuple[str, ...], dry_run: bool
+) -> None:
+    """Remove features by age, by size, or by weights that no recipe names (shipped ones, and those of runs beside)."""
+    from mclip_kit.features.housekeeping import doomed, remove, tables
+    from mclip_kit.recipe import load, shipped
+
+    if days is None and size is None and not unnamed:
+        raise click.UsageError("say what may go: --days, --size or --unnamed")
+    paths: list[str | Path] = [*shipped("recipes").glob("*.yaml"), *root.resolve().parent.glob("*/recipe.yaml"), *recipes_]
+    named = {name for path in paths for name in load(path).sources.values()} if unnamed else None
+    gone = doomed(tables(root), days, None if size is None else int(size * 1e9), named)
+    for table in gone:
+        if not dry_run:
+            remove(table)
+        click.echo(f"{table.folder}: {_size(table.bytes)} {'would go' if dry_run else 'removed'}")
+    total = _size(sum(table.bytes for table in gone))
+    click.echo(f"{root}: {len(gone)} tables, {total} {'would go' if dry_run else 'removed'}")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 @cli.group("import")

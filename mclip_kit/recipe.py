@@ -286,6 +286,16 @@ class Recipe(Section):
             raise ValueError("; ".join(problems))
         return self
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """What the recipe calls the weights of its frozen towers: a name or a place, or `new`."""
+        if self.start:
+            return dict.fromkeys(("image", "teacher_text", "encoder"), self.start)
+        teacher, encoder = self.teacher, self.encoder
+        named = teacher is not None and isinstance(teacher.model, str)
+        clip = f"{teacher.model} {teacher.weights or ''}".strip() if teacher and named else "new"
+        return {"image": clip, "teacher_text": clip, "encoder": encoder if isinstance(encoder, str) else "new"}
+
     def _problems(self) -> Iterator[str]:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):

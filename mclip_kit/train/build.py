@@ -11,7 +11,7 @@ from mclip_kit.data.examples import Examples, from_bitext, from_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
 from mclip_kit.features.feed import Needs
-from mclip_kit.recipe import Cache, NewEncoder, Recipe, Stage, Teacher
+from mclip_kit.recipe import Cache, NewEncoder, Recipe, Stage
 from mclip_kit.towers.clip import build_clip
 from mclip_kit.towers.hub import MissingWeights
 from mclip_kit.towers.model import MultilingualClip, load
@@ -26,7 +26,7 @@ def build_model(recipe: Recipe) -> MultilingualClip:
     torch.manual_seed(recipe.seed)
     if recipe.start:
         model = load(recipe.start)
-        model.sources = dict.fromkeys(("image", "teacher_text", "encoder"), recipe.start)
+        model.sources = recipe.sources
         return model
     assert recipe.teacher
     assert recipe.encoder
@@ -44,15 +44,9 @@ def build_model(recipe: Recipe) -> MultilingualClip:
         raise MissingWeights(*missing)
     model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
     new = isinstance(recipe.encoder, NewEncoder)
-    model.sources = {"image": teacher_name(recipe.teacher), "teacher_text": teacher_name(recipe.teacher)}
-    model.sources["encoder"] = recipe.encoder if isinstance(recipe.encoder, str) else "new"
+    model.sources = recipe.sources
     model.made_from = f"a new encoder of {encoder.config.num_hidden_layers} layers" if new else str(recipe.encoder)
     return model
-
-
-def teacher_name(teacher: Teacher) -> str:
-    """What a recipe calls its CLIP, in one word or two."""
-    return f"{teacher.model} {teacher.weights or ''}".strip() if isinstance(teacher.model, str) else "new"
 
 
 def build_encoder(wanted: str | NewEncoder, bitext: str | None) -> Encoder:

@@ -1,0 +1,118 @@
+"""The cache from the command line: extract, ls, verify, prune."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mclip_kit.cli import cli
+from tests import tiny
+
+Type = Callable[..., Result]
+
+
+@pytest.fixture
+def type_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Type:
+    """Type a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MCLIP_KIT_CACHE", raising=False)
+    return lambda *words: CliRunner().invoke(cli, [str(word) for word in words])
+
+
+@pytest.fixture
+def filled(type_: Type, squares: Path, tmp_path: Path) -> Path:
+    """A cache that `extract` filled for a projector recipe of tiny frozen towers."""
+    tree = tiny.recipe(squares)
+    tree["teacher"]["weights"] = tree["encoder"]["weights"] = "random"
+    tree |= {"projector": {"kind": "transformer", "layers": 1, "pool": "eos"}, "clip_projector": "linear"}
+    tree["stages"] = [tree["stages"][2] | {"train": ["projector", "clip_projector"]}]
+    result = type_("extract", tiny.write_recipe(tree, tmp_path / "tiny.yaml"))
+    assert result.exit_code == 0, result.output
+    return tmp_path / "runs" / "features"
+
+
+def tables(root: Path) -> list[str]:
+    return sorted(path.parent.name.split("-")[0] for path in root.glob("*/table.json"))
+
+
+def test_extract_keeps_what_training_then_reads(type_: Type, filled: Path) -> None:
+    assert tables(filled) == ["image", "tokens"]
+    assert "to compute" not in type_("extract", "tiny.yaml").output
+    assert not (filled.parent / "tiny" / "model").exists()
+
+
+def test_extract_with_the_cache_off_is_refused(type_: Type, filled: Path) -> None:
+    result = type_("extract", "tiny.yaml", "--set", "cache=off")
+    assert (result.exit_code, "set cache=auto" in result.output) == (2, True)
+
+
+def test_ls_says_what_is_there(type_: Type, filled: Path) -> None:
+    lines = type_("cache", "ls").output.splitlines()
+    assert len(lines) == 3
+    assert "72 rows" in lines[0] + lines[1]
+    assert "216 rows" in lines[0] + lines[1]
+    assert "2 tables" in lines[-1]
+
+
+def test_verify_finds_a_flipped_byte_and_training_mends_it(type_: Type, filled: Path) -> None:
+    assert type_("cache", "verify").exit_code == 0
+    (values,) = filled.glob("tokens-*/*/values.bin")
+    sound = values.read_bytes()
+    values.write_bytes(sound[:99] + bytes([sound[99] ^ 1]) + sound[100:])
+    result = type_("cache", "verify")
+    assert result.exit_code == 1
+    assert f"{values.parent.name}: damaged" in result.output
+    assert not values.exists()
+    assert type_("extract", "tiny.yaml").exit_code == 0
+    assert values.read_bytes() == sound
+    assert type_("cache", "verify").exit_code == 0
+
+
+def test_prune_by_age(type_: Type, filled: Path) -> None:
+    (old,) = filled.glob("image-*/table.json")
+    os.utime(old, (time.time() - 9 * 86400,) * 2)
+    assert type_("cache", "prune", "--days", 10).exit_code == 0
+    assert tables(filled) == ["image", "tokens"]
+    assert "1 tables" in type_("cache", "prune", "--days", 8, "--dry-run").output
+    assert tables(filled) == ["image", "tokens"]
+    type_("cache", "prune", "--days", 8)
+    assert tables(filled) == ["tokens"]
+
+
+def test_prune_by_size_takes_what_was_used_longest_ago(type_: Type, filled: Path) -> None:
+    (old,) = filled.glob("tokens-*/table.json")
+    os.utime(old, (time.time() - 60,) * 2)
+    type_("cache", "prune", "--size", 0.00005)
+    assert tables(filled) == ["image"]
+
+
+def test_prune_what_no_recipe_names(type_: Type, filled: Path, squares: Path, tmp_path: Path) -> None:
+    (table,) = filled.glob("image-*/table.json")
+    table.write_text(table.read_text().replace('"named": "new"', '"named": "ViT-Q-99 nobody"'))
+    assert type_("cache", "prune", "--unnamed").exit_code == 0
+    assert tables(filled) == ["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ls", "--root", "nowhere"], "nowhere: no such folder"),
+        (["prune"], "--days, --size or --unnamed"),
+        (["prune", "--unnamed", "--recipe", "nothing.yaml"], "nothing.yaml"),
+    ],
+)
+def test_wrong_words(type_: Type, filled: Path, words: list[str], said: str) -> None:
+    result = type_("cache", *words)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_damaged_description_is_named(type_: Type, filled: Path) -> None:
+    (table,) = filled.glob("image-*/table.json")
+    table.write_text("{")
+    result = type_("cache", "ls")
+    assert result.exit_code == 2
+    assert "table.json: damaged" in result.output
