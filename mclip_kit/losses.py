@@ -3,11 +3,10 @@
 Shapes: B rows of this process, N rows of all processes, D embedding width.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from open_clip.loss import gather_features
 from torch import Tensor
 
 MAX_SCALE = 100.0  # CLIP clamps exp(logit_scale) here (Radford et al. 2021, section 2.5)
@@ -93,12 +92,26 @@ def _share(keep_B: Tensor) -> Tensor | float:
 
 
 def _gather(a_BD: Tensor, b_BD: Tensor) -> tuple[Tensor, Tensor]:
-    if _processes() == 1:
-        return a_BD, b_BD
-    both: tuple[Tensor, Tensor] = gather_features(
-        a_BD.contiguous(), b_BD.contiguous(), gather_with_grad=True, world_size=_processes()
-    )
-    return both
+    return (a_BD, b_BD) if _processes() == 1 else (_Gather.apply(a_BD), _Gather.apply(b_BD))
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all processes, in their order; gradients of all processes flow back to the owner of a row.
+
+    torch.distributed.nn's needs all-to-all, which gloo has not where accelerate chose the backend.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_BD: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows_BD) for _ in range(_processes())]
+        torch.distributed.all_gather(gathered, rows_BD.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole_ND = gradients[0].contiguous()
+        torch.distributed.all_reduce(whole_ND)
+        return whole_ND.chunk(_processes())[torch.distributed.get_rank()]
 
 
 def _gather_rows(column_B: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """Shards: files of features that are whole or known not to be.
 
 TABLE/NAME/            a whole shard; NAME is a hash of its keys
-    shard.json         rows, items, width, dtype, tool version, rows whose input could not be read (their items are
-                       zeros); checksum of the two files that follow
+    shard.json         rows, items, width, dtype, tool version; checksum of the two files that follow
     keys.bin           uint64 (rows, 2), the content key of each row
     offsets.bin        int64 (rows + 1,), where each row's items start; a pooled row has one item, a sentence its tokens
+    unreadable.bin     uint8 (rows,), 1 where the input could not be read; that row's items are zeros
     values.bin         (items, width)
     scales.bin         float32 (items,), int8 only
     blocks.bin         (rows, checksum, items) of each batch, in the order in which they were computed
-TABLE/NAME.part/       the same while it is filled: what blocks.bin vouches for is kept, the rest computed anew;
-                       unreadable.bin has those rows, int64
+TABLE/NAME.part/       the same while it is filled: what blocks.bin vouches for is kept, the rest computed anew
 
 A shard that is being filled is locked by a lock on its folder, which ends with the process, however it ends. So any
 number of processes may fill one table, and none of them computes what another one is at.
@@ -38,6 +37,7 @@ from mclip_kit.files import write_json
 Dtype = Literal["fp16", "fp32", "int8"]
 DTYPES: dict[Dtype, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4"), "int8": np.dtype("i1")}
 BLOCK = np.dtype([("rows", "<u4"), ("checksum", "<u4"), ("items", "<u8")])
+UNREADABLE = "unreadable.bin"
 READ = 1 << 22  # bytes read at once while checksums are computed
 
 
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def files(self) -> dict[str, int]:
-        """The files that grow batch by batch, and their bytes an item."""
+        """The files of items, and their bytes an item."""
         values = {"values.bin": self.width * DTYPES[self.dtype].itemsize}
         return {**values, "scales.bin": 4} if self.dtype == "int8" else values
 
@@ -65,11 +65,11 @@ class Layout:
         Raises:
             DataError: a value is not finite, or too large for fp16.
         """
-        if self.dtype == "int8":
-            scales_N = np.maximum(np.abs(values_ND).max(1), 1e-12) / 127
-            coded, parts = np.rint(values_ND / scales_N[:, None]), [scales_N.astype("<f4").tobytes()]
-        else:
-            with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.dtype == "int8":
+                scales_N = np.maximum(np.abs(values_ND).max(1), 1e-12) / 127
+                coded, parts = np.rint(values_ND / scales_N[:, None]), [scales_N.astype("<f4").tobytes()]
+            else:
                 coded, parts = values_ND.astype(DTYPES[self.dtype]), []
         if not np.isfinite(coded).all():
             known = "not finite" if not np.isfinite(values_ND).all() else "too large for fp16: set cache.dtype=fp32"
@@ -101,9 +101,8 @@ class Shard:
         try:
             self.facts: dict[str, Any] = json.loads((folder / "shard.json").read_text(encoding="utf-8"))
             self.rows, self.items = int(self.facts["rows"]), int(self.facts["items"])
-            self.unreadable = np.array(self.facts["unreadable"], np.int64)
-            sizes = {**layout.files, "keys.bin": 16, "offsets.bin": 8}
-            counts = {"keys.bin": self.rows, "offsets.bin": self.rows + 1}
+            sizes = {**layout.files, "keys.bin": 16, "offsets.bin": 8, UNREADABLE: 1}
+            counts = {"keys.bin": self.rows, "offsets.bin": self.rows + 1, UNREADABLE: self.rows}
             wrong = [n for n, size in sizes.items() if (folder / n).stat().st_size != counts.get(n, self.items) * size]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: damaged: {error}") from None
@@ -119,6 +118,11 @@ class Shard:
     def offsets_N(self) -> np.ndarray:
         """Where each row's items start, int64 (rows + 1,)."""
         return np.memmap(self.folder / "offsets.bin", "<i8", "r")
+
+    @cached_property
+    def unreadable_N(self) -> np.ndarray:
+        """Whether each row's input could not be read, bool (rows,)."""
+        return np.memmap(self.folder / UNREADABLE, bool, "r")
 
     @cached_property
     def _maps(self) -> dict[str, tuple[mmap.mmap, np.ndarray]]:
@@ -147,7 +151,7 @@ class Shard:
             return (
                 head
                 and _sound_blocks(self.folder, self.layout, blocks) == len(blocks)
-                and (int(blocks["items"].sum()) == self.items)
+                and (int(blocks["rows"].sum()), int(blocks["items"].sum())) == (self.rows, self.items)
             )
         except (OSError, KeyError, ValueError):
             return False
@@ -155,7 +159,7 @@ class Shard:
 
 def reopen(folder: Path) -> None:
     """Make a shard a part again, so that what is sound of it is kept and the rest computed anew."""
-    with _locked(folder) as mine:
+    with locked(folder, wait=True) as mine:
         if mine:
             shutil.rmtree(part_folder(folder), ignore_errors=True)
             os.replace(folder, part_folder(folder))
@@ -171,7 +175,7 @@ def claimed(folder: Path) -> Iterator[bool]:
     """Whether a shard that is not whole is this process's to fill; while it is, no other gets it."""
     part = part_folder(folder)
     part.mkdir(parents=True, exist_ok=True)
-    with _locked(part) as mine:
+    with locked(part) as mine:
         whole = folder.exists()
         if mine and whole:
             shutil.rmtree(part, ignore_errors=True)
@@ -179,7 +183,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Whether this process has the lock of a folder that is still where it was."""
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -188,7 +192,7 @@ def _locked(folder: Path) -> Iterator[bool]:
         return
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             mine = os.stat(folder).st_ino == os.fstat(handle).st_ino
         except (BlockingIOError, FileNotFoundError):
             mine = False
@@ -208,22 +212,27 @@ class Part:
     def __init__(self, folder: Path, layout: Layout, keys_N2: np.ndarray, offsets_N: np.ndarray) -> None:
         self.folder, self.layout, self.offsets_N = folder, layout, offsets_N
         self._part = part_folder(folder)
+        for leftover in self._part.glob(".*"):  # of a process that was killed while it wrote shard.json
+            leftover.unlink()
         self._write_head(keys_N2)
-        names = ("unreadable.bin", "blocks.bin", *layout.files)
+        names = ("blocks.bin", UNREADABLE, *layout.files)
         for name in names:
             (self._part / name).touch()
-        blocks = np.fromfile(self._part / "blocks.bin", BLOCK)
-        blocks = blocks[: _sound_blocks(self._part, layout, blocks)]
+        blocks = self._sound_blocks()
         self.rows, self.items = int(blocks["rows"].sum()), int(blocks["items"].sum())
-        self.blocks = len(blocks)
-        self.unreadable = np.fromfile(self._part / "unreadable.bin", "<i8")
-        self.unreadable = self.unreadable[self.unreadable < self.rows].tolist()
-        (self._part / "unreadable.bin").write_bytes(np.array(self.unreadable, "<i8").tobytes())
-        lengths = {"blocks.bin": len(blocks) * BLOCK.itemsize}
+        lengths = {"blocks.bin": len(blocks) * BLOCK.itemsize, UNREADABLE: self.rows}
         lengths |= {name: self.items * size for name, size in layout.files.items()}
         for name, length in lengths.items():
             os.truncate(self._part / name, length)
         self._handles = {name: open(self._part / name, "ab") for name in names}  # noqa: SIM115
+
+    def _sound_blocks(self) -> np.ndarray:
+        """What can be kept: blocks from the start on whose content is right, and which are of these rows."""
+        blocks = np.fromfile(self._part / "blocks.bin", BLOCK)
+        blocks = blocks[: _sound_blocks(self._part, self.layout, blocks)]
+        rows, items = (np.cumsum(blocks[name], dtype=np.int64) for name in ("rows", "items"))
+        fit = (rows < len(self.offsets_N)) & (self.offsets_N[np.minimum(rows, len(self.offsets_N) - 1)] == items)
+        return blocks[: int(np.argmin(np.append(fit, False)))]
 
     def _write_head(self, keys_N2: np.ndarray) -> None:
         wanted = {"keys.bin": np.ascontiguousarray(keys_N2, "<u8"), "offsets.bin": self.offsets_N.astype("<i8")}
@@ -239,12 +248,11 @@ class Part:
         Args:
             unreadable: which of these rows have no features.
         """
-        bad = [self.rows + row for row in unreadable]
-        self._handles["unreadable.bin"].write(np.array(bad, "<i8").tobytes())
-        self._handles["unreadable.bin"].flush()
-        self.unreadable += bad
-        checksum = 0
-        for name, content in zip(self.layout.files, self.layout.encode(values_ND), strict=True):
+        assert self.offsets_N[self.rows + rows] == self.items + len(values_ND)
+        flags_N = np.zeros(rows, np.uint8)
+        flags_N[list(unreadable)] = 1
+        checksum, contents = 0, [flags_N.tobytes(), *self.layout.encode(values_ND)]
+        for name, content in zip((UNREADABLE, *self.layout.files), contents, strict=True):
             self._handles[name].write(content)
             self._handles[name].flush()
             checksum = zlib.crc32(content, checksum)
@@ -263,9 +271,8 @@ class Part:
             "width": self.layout.width,
             "dtype": self.layout.dtype,
         }
-        facts |= {"unreadable": self.unreadable, "checksum": _head_checksum(self._part)}
-        write_json(self._part / "shard.json", {**facts, "tool": f"mclip_kit {__version__}"})
-        (self._part / "unreadable.bin").unlink()
+        facts |= {"checksum": _head_checksum(self._part), "tool": f"mclip_kit {__version__}"}
+        write_json(self._part / "shard.json", facts)
         os.replace(self._part, self.folder)
 
     def close(self) -> None:
@@ -280,12 +287,13 @@ def _head_checksum(folder: Path) -> int:
 
 def _sound_blocks(folder: Path, layout: Layout, blocks: np.ndarray) -> int:
     """How many blocks from the start on have the content that their checksum says. Reads, does not map."""
-    handles = [(open(folder / name, "rb"), size) for name, size in layout.files.items()]  # noqa: SIM115
+    grow = {UNREADABLE: ("rows", 1), **{name: ("items", size) for name, size in layout.files.items()}}
+    handles = [(open(folder / name, "rb"), *how) for name, how in grow.items()]  # noqa: SIM115
     try:
         for number, block in enumerate(blocks):
             checksum = 0
-            for handle, size in handles:
-                left = int(block["items"]) * size
+            for handle, counted, size in handles:
+                left = int(block[counted]) * size
                 while left:
                     content = handle.read(min(left, READ))
                     if not content:
@@ -295,5 +303,5 @@ def _sound_blocks(folder: Path, layout: Layout, blocks: np.ndarray) -> int:
                 return number
         return len(blocks)
     finally:
-        for handle, _ in handles:
+        for handle, *_ in handles:
             handle.close()

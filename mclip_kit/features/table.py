@@ -8,6 +8,7 @@ TABLE/index-NAMES.bin  all keys, sorted, with their rows; made anew whenever the
 import hashlib
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mclip_kit.errors import DataError
-from mclip_kit.features.shards import Layout, Part, Shard, claimed, reopen, shard_name
+from mclip_kit.features.shards import READ, Layout, Part, Shard, claimed, locked, reopen, shard_name
 from mclip_kit.files import write_whole
 
 SHARD_BYTES = 256 << 20
@@ -85,8 +86,11 @@ class Table:
 
     def unreadable(self, rows: np.ndarray) -> np.ndarray:
         """Which rows have no features, because their input could not be read; bool (N,)."""
-        bad = [(number << BITS) + shard.unreadable for number, shard in self._shards.items()]
-        return np.isin(rows, np.concatenate([np.zeros(0, np.int64), *bad]))
+        bad_N, shard_N = np.zeros(len(rows), bool), rows >> BITS
+        for number in np.unique(shard_N):
+            mine = shard_N == number
+            bad_N[mine] = self._shards[number].unreadable_N[rows[mine] & LOCAL]
+        return bad_N
 
     def _open(self) -> None:
         """Look at the whole shards that are there; nothing but their descriptions is read.
@@ -94,14 +98,12 @@ class Table:
         A shard keeps its number for as long as the table is open, so rows that were found stay what they are.
         """
         shards: list[Shard] = []
-        for path in sorted(self.folder.glob("*/shard.json")):
-            if path.parent.suffix == ".part":
-                continue
+        for folder in sorted(path for path in self.folder.iterdir() if path.is_dir() and path.suffix != ".part"):
             try:
-                shards.append(Shard(path.parent, self.layout))
+                shards.append(Shard(folder, self.layout))
             except DataError:
-                self._say_damaged(path.parent)
-                reopen(path.parent)
+                self._say_damaged(folder)
+                reopen(folder)
         for shard in shards:
             self._numbers.setdefault(shard.folder.name, len(self._numbers))
         self._order = np.array([self._numbers[shard.folder.name] for shard in shards], np.int64)
@@ -184,50 +186,51 @@ class Table:
         self._say(f"{self.name}: {len(missing):,} rows to compute, {gigabytes(size)} of {gigabytes(free)} free")
 
     def _verify(self, keys_N2: np.ndarray) -> None:
+        self._verify_index()
         rows = self.find(keys_N2)
-        if not self._index_agrees(keys_N2, rows):
-            for index in self.folder.glob("index-*.bin"):
-                index.unlink(missing_ok=True)
-            self._open()
-            rows = self.find(keys_N2)
         needed = [self._shards[int(number)] for number in np.unique(rows[rows >= 0] >> BITS)]
         unchecked = [shard for shard in needed if shard.folder.name not in self._checked]
         large = sum(shard.items for shard in unchecked) * self.layout.item_bytes > self.shard_bytes
+        damaged = []
         for shard in tqdm(unchecked, f"{self.name}: verify", unit="shard", leave=False, disable=not large):
             if shard.is_sound():
                 self._checked.add(shard.folder.name)
             else:
+                damaged.append(shard.folder)
                 self._say_damaged(shard.folder)
                 reopen(shard.folder)
-        if any(not shard.folder.exists() for shard in unchecked):
+        if damaged:
             self._open()
 
-    def _index_agrees(self, keys_N2: np.ndarray, rows: np.ndarray) -> bool:
-        """Whether the shards have the keys where the index says they are."""
-        return all(
-            np.array_equal(shard.keys_N2[rows[mine] & LOCAL], keys_N2[mine])
-            for number, shard in self._shards.items()
-            for mine in [rows >> BITS == number]
-        )
+    def _verify_index(self) -> None:
+        path = index_path(self.folder, [shard.folder for shard in self._shards.values()])
+        if path.name in self._checked or not self._shards:
+            return
+        if not index_is_sound(path):
+            if path.is_file():  # else another process has made a newer one
+                self._say(f"{path}: damaged; it is made anew")
+                path.unlink(missing_ok=True)
+            self._open()
+        self._checked.add(path.name)
 
     def _say_damaged(self, folder: Path) -> None:
         self._say(f"{folder}: damaged; what is wrong in it is computed anew")
 
     def _plan(
         self, keys_N2: np.ndarray, missing: np.ndarray, work: Work, shares: int
-    ) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """Names of shards, and positions of each of their batches: the same for whoever wants the same."""
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Names of shards, and the positions of their rows: the same for whoever wants the same."""
         sizes_N = np.ones(len(keys_N2), np.int64) if work.sizes_N is None else np.asarray(work.sizes_N, np.int64)
         items_N = sizes_N if work.ragged else np.ones_like(sizes_N)
         order = missing[np.argsort(sizes_N[missing], kind="stable")]
         whole = int(items_N.sum())
         room = max(1, min(self.shard_bytes // self.layout.item_bytes, -(-whole // shares)))
         for rows in _cut(order, np.cumsum(items_N[order]), room):
-            yield shard_name(keys_N2[rows]), list(_batches(rows, sizes_N[rows], work.batch_items))
+            yield shard_name(keys_N2[rows]), rows
 
-    def _compute(self, plan: list[tuple[str, list[np.ndarray]]], keys_N2: np.ndarray, work: Work) -> None:
+    def _compute(self, plan: list[tuple[str, np.ndarray]], keys_N2: np.ndarray, work: Work) -> None:
         sizes_N = work.sizes_N if work.sizes_N is not None else np.ones(len(keys_N2), np.int64)
-        total = sum(int(sizes_N[batch].sum()) for _, batches in plan for batch in batches)
+        total = sum(int(sizes_N[rows].sum()) for _, rows in plan)
         unit = "row" if work.sizes_N is None else "token"
         with tqdm(total=total, desc=self.name, unit=unit, leave=False, dynamic_ncols=True, disable=total < 256) as bar:
             while plan:
@@ -237,18 +240,18 @@ class Table:
                 plan = left
 
     def _fill_one(
-        self, name: str, batches: list[np.ndarray], keys_N2: np.ndarray, work: Work, sizes_N: np.ndarray, bar: Any
+        self, name: str, rows: np.ndarray, keys_N2: np.ndarray, work: Work, sizes_N: np.ndarray, bar: Any
     ) -> bool:
         """Fill a shard unless another process is at it; whether it is whole now."""
         folder = self.folder / name
         with claimed(folder) as mine:
             if mine:
-                rows = np.concatenate(batches)
                 items_N = sizes_N[rows] if work.ragged else np.ones(len(rows), np.int64)
                 part = Part(folder, self.layout, keys_N2[rows], np.concatenate(([0], np.cumsum(items_N))))
                 try:
                     bar.update(int(sizes_N[rows[: part.rows]].sum()))
-                    todo = batches[part.blocks :]
+                    left = rows[part.rows :]
+                    todo = list(_batches(left, sizes_N[left], work.batch_items))
                     for batch, (inputs, unreadable) in zip(todo, _loaded(todo, work), strict=True):
                         values_ND = work.run(inputs).float().cpu().numpy()
                         values_ND[unreadable] = 0
@@ -320,22 +323,49 @@ def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
 
 
+def index_path(folder: Path, shards: list[Path]) -> Path:
+    """Where the index of some shards is."""
+    names = " ".join(sorted(shard.name for shard in shards))
+    return folder / f"index-{hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}.bin"
+
+
+def index_is_sound(path: Path) -> bool:
+    """Whether an index is as it was written: its last 8 bytes are a checksum of the others."""
+    try:
+        with open(path, "rb") as handle:
+            left, checksum = path.stat().st_size - 8, 0
+            while left > 0:
+                content = handle.read(min(left, READ))
+                left, checksum = left - len(content), zlib.crc32(content, checksum)
+            return handle.read() == checksum.to_bytes(8, "little")
+    except OSError:
+        return False
+
+
 def _index(folder: Path, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All keys of the shards, sorted: high half, low half, and where they are; memory-mapped."""
     rows = sum(shard.rows for shard in shards)
+    path = index_path(folder, [shard.folder for shard in shards])
     if not rows:
         empty = np.zeros(0, "<u8")
         return empty, empty, empty
-    names = hashlib.blake2b(" ".join(shard.folder.name for shard in shards).encode(), digest_size=8).hexdigest()
-    path = folder / f"index-{names}.bin"
-    if not path.is_file() or path.stat().st_size != 24 * rows:
-        keys_N2 = np.concatenate([shard.keys_N2 for shard in shards])
-        place = np.concatenate([(number << BITS) + np.arange(shard.rows) for number, shard in enumerate(shards)])
-        order = np.argsort(keys_N2[:, 0], kind="stable")
-        with write_whole(path) as temporary:
-            np.concatenate([keys_N2[order, 0], keys_N2[order, 1], place[order].astype("<u8")]).tofile(temporary)
-        for old in folder.glob("index-*.bin"):
-            if old != path:
-                old.unlink(missing_ok=True)
-    columns = np.memmap(path, "<u8", "r").reshape(3, rows)
+    with locked(folder, wait=True):  # nobody writes or removes one meanwhile
+        if not path.is_file() or path.stat().st_size != 24 * rows + 8:
+            _write_index(path, shards)
+        for old in {*folder.glob("index-*.bin"), *folder.glob(".index-*")} - {path}:
+            old.unlink(missing_ok=True)
+        columns = np.memmap(path, "<u8", "r")[:-1].reshape(3, rows)
     return columns[0], columns[1], columns[2]
+
+
+def _write_index(path: Path, shards: list[Shard]) -> None:
+    keys_N2 = np.concatenate([shard.keys_N2 for shard in shards])
+    place_N = np.concatenate([(number << BITS) + np.arange(shard.rows) for number, shard in enumerate(shards)])
+    order_N = np.argsort(keys_N2[:, 0], kind="stable")
+    with write_whole(path) as temporary, open(temporary, "wb") as handle:
+        checksum = 0
+        for column_N in (keys_N2[:, 0], keys_N2[:, 1], place_N.view("<u8")):
+            content = column_N[order_N].data
+            checksum = zlib.crc32(content, checksum)
+            handle.write(content)
+        handle.write(checksum.to_bytes(8, "little"))
