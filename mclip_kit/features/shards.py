@@ -101,6 +101,8 @@ class Shard:
         try:
             self.facts: dict[str, Any] = json.loads((folder / "shard.json").read_text(encoding="utf-8"))
             self.rows, self.items = int(self.facts["rows"]), int(self.facts["items"])
+            if (self.facts["width"], self.facts["dtype"]) != (layout.width, layout.dtype):
+                raise ValueError("shard.json is of other features")
             sizes = {**layout.files, "keys.bin": 16, "offsets.bin": 8, UNREADABLE: 1}
             counts = {"keys.bin": self.rows, "offsets.bin": self.rows + 1, UNREADABLE: self.rows}
             wrong = [n for n, size in sizes.items() if (folder / n).stat().st_size != counts.get(n, self.items) * size]

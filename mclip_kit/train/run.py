@@ -63,7 +63,7 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, evaluator: Evaluator | None = None, resume: bool = False) -> None:
         self.recipe, self.folder, self.evaluator = recipe, folder, evaluator
         self.last, self.best = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
-        self.accelerator = Accelerator(mixed_precision=_precision(recipe.precision))
+        self.accelerator = Accelerator(mixed_precision=_precision(recipe.precision), cpu=_several_without_gpu())
         if self.accelerator.is_main_process:
             _check_folder(folder, recipe, resume)
         for stage in recipe.stages:
@@ -275,6 +275,11 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict | list):
         return {prefix: tree}
     return {k: v for key, part in items for k, v in _flat(part, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _several_without_gpu() -> bool:
+    """Whether a launcher started several processes on CPUs, which accelerate must be told to join."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
 
 
 def _precision(wanted: str) -> str:
