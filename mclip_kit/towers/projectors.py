@@ -7,6 +7,7 @@ blocks. So whatever has none can be trained on pooled states alone.
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
@@ -28,7 +29,7 @@ def pool(states_BTH: Tensor, mask_BT: Tensor, how: Pool) -> Tensor:
 class Projector(nn.Module):
     """Token states (B, T, H) and mask (B, T) to student embeddings (B, D)."""
 
-    def __init__(self, how: Pool, head: nn.Module, blocks: nn.Module | None = None) -> None:
+    def __init__(self, how: Pool, head: nn.Module, blocks: "Blocks | None" = None) -> None:
         super().__init__()
         self.how = how
         self.blocks = blocks
@@ -37,7 +38,7 @@ class Projector(nn.Module):
     def pool(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         """Pooled states (B, H)."""
         if self.blocks is not None:
-            states_BTH = self.blocks(states_BTH, mask_BT)
+            return self.blocks.pooled(states_BTH, mask_BT, self.how)
         return pool(states_BTH, mask_BT, self.how)
 
     def forward(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
@@ -69,11 +70,40 @@ class Blocks(nn.Module):
 
     def forward(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         """States (B, T, H)."""
-        mask_B11T = mask_BT[:, None, None, :].bool().expand(-1, 1, mask_BT.shape[1], -1)
-        for layer in self.layers:
-            out = layer(states_BTH, mask_B11T)
+        return self._through(len(self.layers), states_BTH, mask_BT)
+
+    def pooled(self, states_BTH: Tensor, mask_BT: Tensor, how: Pool) -> Tensor:
+        """Pooled states (B, H) of `forward`; of one token's state, the last layer computes that token alone."""
+        if how == "mean":
+            return pool(self(states_BTH, mask_BT), mask_BT, how)
+        states_BTH = self._through(len(self.layers) - 1, states_BTH, mask_BT)
+        return _at(self.layers[-1], pool(states_BTH, mask_BT, how), states_BTH, mask_BT)
+
+    def _through(self, layers: int, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        mask_BTT = mask_BT[:, None, None, :].bool().expand(-1, 1, mask_BT.shape[1], -1)
+        for layer in self.layers[:layers]:
+            out = layer(states_BTH, mask_BTT)
             states_BTH = out[0] if isinstance(out, tuple) else out
         return states_BTH
+
+
+def _at(layer: Any, own_BH: Tensor, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+    """What XLM-R's layer makes of one token a sentence, (B, H), which looks at all of them."""
+    attention = layer.attention.self
+    heads = (len(own_BH), -1, attention.num_attention_heads, attention.attention_head_size)
+    query, key, value = (
+        project(states).view(heads).transpose(1, 2)
+        for project, states in (
+            (attention.query, own_BH),
+            (attention.key, states_BTH),
+            (attention.value, states_BTH),
+        )
+    )
+    dropout = attention.dropout.p if layer.training else 0.0
+    seen = F.scaled_dot_product_attention(query, key, value, mask_BT[:, None, None, :].bool(), dropout)
+    attended_BH = layer.attention.output(seen.transpose(1, 2).flatten(1), own_BH)
+    out: Tensor = layer.output(layer.intermediate(attended_BH), attended_BH)
+    return out
 
 
 class Noise(nn.Module):

@@ -158,6 +158,24 @@ def test_blocks_are_the_encoders_own_last_layers(deep, layers):
     assert not torch.allclose(outputs.hidden_states[4 - layers][real_BT], continued_BTH[real_BT])
 
 
+@pytest.mark.parametrize("how", ["eos", "cls", "mean"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_pooled_token_alone_is_as_all_of_them(deep, how, layers):
+    blocks, lengths = blocks_of(deep, slice(0, layers)), [5, 2, 7]
+    generator = torch.Generator().manual_seed(1)
+    states_BTH = torch.randn(3, 7, deep.config.hidden_size, generator=generator)
+    mask_BT = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
+    found, gradients = [], []
+    for pooled_BH in (blocks.pooled(states_BTH, mask_BT, how), pool(blocks(states_BTH, mask_BT), mask_BT, how)):
+        blocks.zero_grad()
+        pooled_BH.pow(2).sum().backward()
+        found.append(pooled_BH.detach())
+        gradients.append([parameter.grad.clone() for parameter in blocks.parameters()])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_blocks_take_their_dropout_from_the_recipe_and_not_from_the_encoder(dropout):
     blocks = Blocks(config(dropout=0.1), 2, dropout)
