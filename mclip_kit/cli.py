@@ -226,7 +226,11 @@ def cache_prune(
 
     if days is None and size is None and not unnamed:
         raise click.UsageError("say what may go: --days, --size or --unnamed")
-    paths: list[str | Path] = [*shipped("recipes").glob("*.yaml"), *root.resolve().parent.glob("*/recipe.yaml"), *recipes_]
+    paths: list[str | Path] = [
+        *shipped("recipes").glob("*.yaml"),
+        *root.resolve().parent.glob("*/recipe.yaml"),
+        *recipes_,
+    ]
     named = {name for path in paths for name in load(path).sources.values()} if unnamed else None
     gone = doomed(tables(root), days, None if size is None else int(size * 1e9), named)
     for table in gone:

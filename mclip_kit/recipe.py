@@ -237,9 +237,9 @@ class Cache(Section):
 
 def _cache_by_name(value: Any) -> Any:
     """`cache: tokens` is short for {features: tokens}; YAML reads `off` as false."""
-    if isinstance(value, bool):
-        return {"features": "auto" if value else "off"}
-    return {"features": value} if isinstance(value, str) else value
+    section = value if isinstance(value, dict) else {"features": value}
+    features = section.get("features")
+    return {**section, "features": "auto" if features else "off"} if isinstance(features, bool) else section
 
 
 class Evaluation(Section):

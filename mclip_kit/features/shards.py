@@ -17,7 +17,6 @@ number of processes may fill one table, and none of them computes what another o
 import fcntl
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import zlib
@@ -76,11 +75,11 @@ class Layout:
             raise DataError(f"a frozen tower's output is {known}")
         return [coded.astype(DTYPES[self.dtype]).tobytes(), *parts]
 
-    def decode(self, files: dict[str, np.ndarray], items: np.ndarray) -> np.ndarray:
-        """Float32 (len(items), width)."""
-        values_ND = files["values.bin"][items].astype(np.float32)
+    def decode(self, contents: Sequence[bytes]) -> np.ndarray:
+        """Items, float32 (N, width), of some items' part of each file."""
+        values_ND = np.frombuffer(contents[0], DTYPES[self.dtype]).reshape(-1, self.width).astype(np.float32)
         if self.dtype == "int8":
-            values_ND *= files["scales.bin"][items]
+            values_ND *= np.frombuffer(contents[1], "<f4")[:, None]
         return values_ND
 
 
@@ -90,7 +89,8 @@ def shard_name(keys_N2: np.ndarray) -> str:
 
 
 class Shard:
-    """A whole shard, memory-mapped where it is asked for rows.
+    """A whole shard. It holds no file open, and reads the rows that it is asked for: a map would be as large in memory
+    as all that was read of it.
 
     Raises:
         DataError: its description is damaged, or a file has another length than it says.
@@ -111,39 +111,33 @@ class Shard:
         if wrong:
             raise DataError(f"{folder / wrong[0]}: damaged: not as long as shard.json says")
 
-    @cached_property
+    @property
     def keys_N2(self) -> np.ndarray:
         """Content keys, uint64 (rows, 2)."""
-        return np.memmap(self.folder / "keys.bin", "<u8", "r").reshape(-1, 2)
+        return np.fromfile(self.folder / "keys.bin", "<u8").reshape(-1, 2)
+
+    @property
+    def unreadable_N(self) -> np.ndarray:
+        """Whether each row's input could not be read, bool (rows,)."""
+        return np.fromfile(self.folder / UNREADABLE, bool)
 
     @cached_property
     def offsets_N(self) -> np.ndarray:
         """Where each row's items start, int64 (rows + 1,)."""
-        return np.memmap(self.folder / "offsets.bin", "<i8", "r")
+        return np.fromfile(self.folder / "offsets.bin", "<i8")
 
-    @cached_property
-    def unreadable_N(self) -> np.ndarray:
-        """Whether each row's input could not be read, bool (rows,)."""
-        return np.memmap(self.folder / UNREADABLE, bool, "r")
-
-    @cached_property
-    def _maps(self) -> dict[str, tuple[mmap.mmap, np.ndarray]]:
-        maps = {}
-        for name in self.layout.files:
-            with open(self.folder / name, "rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            dtype = DTYPES[self.layout.dtype if name == "values.bin" else "fp32"]
-            maps[name] = mapped, np.frombuffer(mapped, dtype).reshape(self.items, -1)
-        return maps
-
-    def take(self, items: np.ndarray) -> np.ndarray:
-        """Items, float32 (len(items), width)."""
-        return self.layout.decode({name: array for name, (_, array) in self._maps.items()}, items)
-
-    def let_go(self) -> None:
-        """Give back the memory of pages that were read; they stay in the system's cache."""
-        for mapped, _ in self._maps.values() if "_maps" in self.__dict__ else ():
-            mapped.madvise(mmap.MADV_DONTNEED)
+    def take(self, starts_R: np.ndarray, lengths_R: np.ndarray) -> np.ndarray:
+        """Items start .. start + length - 1 of each row, one row's after the other, float32 (items, width)."""
+        new_R = np.append(True, starts_R[1:] != starts_R[:-1] + lengths_R[:-1])  # neighbours are read at once
+        spans = list(
+            zip(starts_R[new_R].tolist(), np.add.reduceat(lengths_R, np.flatnonzero(new_R)).tolist(), strict=True)
+        )
+        contents = []
+        for name, size in self.layout.files.items():
+            with open(self.folder / name, "rb", buffering=0) as handle:
+                parts = [os.pread(handle.fileno(), length * size, start * size) for start, length in spans]
+            contents.append(b"".join(parts))
+        return self.layout.decode(contents)
 
     def is_sound(self) -> bool:
         """Whether every checksum is right; reads the whole shard."""

@@ -25,7 +25,6 @@ from mclip_kit.features.shards import READ, Layout, Part, Shard, claimed, locked
 from mclip_kit.files import write_whole
 
 SHARD_BYTES = 256 << 20
-LET_GO = 64 << 20  # bytes read from the maps before their memory is given back
 FULL = 0.95  # of the free disk that features may take
 BITS = 32  # of a row's place in its shard; the shard's number stands above
 LOCAL = (1 << BITS) - 1
@@ -81,7 +80,6 @@ class Table:
         folder.mkdir(parents=True, exist_ok=True)
         self._checked: set[str] = set()
         self._numbers: dict[str, int] = {}
-        self._read = 0
         self._open()
 
     def unreadable(self, rows: np.ndarray) -> np.ndarray:
@@ -136,14 +134,8 @@ class Table:
         out = np.empty((int(starts_N[-1]), self.layout.width), np.float32)
         for number in np.unique(shard_N):
             mine = np.flatnonzero(shard_N == number)
-            out[_spans(starts_N[mine], lengths_N[mine])] = self._shards[number].take(
-                _spans(bounds_N2[mine, 0], lengths_N[mine])
-            )
-        self._read += max(len(out) * self.layout.item_bytes, len(rows) * 4096)
-        if self._read > LET_GO:
-            self._read = 0
-            for shard in self._shards.values():
-                shard.let_go()
+            items_ND = self._shards[number].take(bounds_N2[mine, 0], lengths_N[mine])
+            out[_spans(starts_N[mine], lengths_N[mine])] = items_ND
         return torch.from_numpy(out)
 
     def _items(self, rows: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ class MultilingualClip(nn.Module):
     def tower_config(self, tower: str) -> dict[str, Any]:
         """The configuration of `image`, `teacher_text` or `encoder`, as plain values."""
         if tower == "encoder":
-            passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+            passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
             return {key: value for key, value in self.encoder.config.to_dict().items() if key not in passing}
         part = {"image": "vision_cfg", "teacher_text": "text_cfg"}[tower]
         config = self.clip[0].config
