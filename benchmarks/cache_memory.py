@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from mclip_kit.features.shards import Layout
-from mclip_kit.features.table import Table, Work
+from mclip_kit.features.table import Table
+from mclip_kit.features.work import Work
 
 GOAL = 1.5
 BATCH = 256

@@ -1,4 +1,7 @@
-"""The command line: prepare | train | eval | import | recipes | doctor. Wiring only; heavy imports inside commands."""
+"""The command line: prepare | extract | train | eval | import | cache | recipes | doctor.
+
+Wiring only; heavy imports live inside commands.
+"""
 
 import json
 import shlex

@@ -11,6 +11,7 @@ from torch import Tensor
 from mclip_kit.data.captions import Captions
 from mclip_kit.features.feed import Frozen
 from mclip_kit.features.store import Store
+from mclip_kit.features.table import NoRoom
 from mclip_kit.recipe import Stage
 from mclip_kit.towers.mode import evaluating
 from mclip_kit.towers.model import MultilingualClip
@@ -156,12 +157,15 @@ class Embedder:
     def student(self, texts: list[str]) -> np.ndarray:
         """Student embeddings, float32 (N, D)."""
         model = self._model
-        if model.projector.blocks is not None and not self._frozen.store.lasts("encoder"):
-            return model.encode_text(texts).numpy()
         tokens = model.student_tokens(texts)
         if model.projector.blocks is None:
             return self._project("projector.head", self._frozen.pooled(tokens).take())
-        states = self._frozen.token_states(tokens)
+        if not (self._frozen.store.lasts("encoder") and self._frozen.store.tokens):
+            return model.encode_text(texts).numpy()
+        try:
+            states = self._frozen.token_states(tokens)
+        except NoRoom:
+            return model.encode_text(texts).numpy()
         parts = np.array_split(np.arange(len(texts)), range(BATCH, len(texts), BATCH))
         return np.concatenate([self._project("projector", *states.padded(part)) for part in parts])
 

@@ -17,7 +17,8 @@ from mclip_kit.data.pictures import augment, read_pixels
 from mclip_kit.errors import DataError
 from mclip_kit.features import keys
 from mclip_kit.features.store import Store
-from mclip_kit.features.table import NoRoom, Table, Work
+from mclip_kit.features.table import NoRoom, Table
+from mclip_kit.features.work import Work
 from mclip_kit.towers.mode import evaluating
 from mclip_kit.towers.model import MultilingualClip
 

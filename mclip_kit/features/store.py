@@ -28,6 +28,7 @@ class Store:
         dtype: how frozen towers' outputs are stored; int8 is for token states, the others are fp16 then.
         precision: the type in which towers compute, by autocast where it is not float32.
         share, shares: this process's number, and how many fill together.
+        tokens: whether token states are kept too.
         workers: processes that decode pictures.
         say: takes a line about what is computed and kept.
     """
@@ -39,11 +40,13 @@ class Store:
         precision: torch.dtype = torch.float32,
         share: int = 0,
         shares: int = 1,
+        tokens: bool = True,
         workers: int = 0,
         say: Callable[[str], None] = tqdm.write,
     ) -> None:
         self.root, self.dtype, self.precision = root, dtype, precision
-        self.share, self.shares, self.workers, self.say = share, shares, workers, say
+        self.share, self.shares, self.tokens = share, shares, tokens
+        self.workers, self.say = workers, say
         self.trained: frozenset[str] = frozenset()
         """Towers whose features do not last: they change with every step."""
         self._temporary = tempfile.TemporaryDirectory(prefix="mclip_kit-")

@@ -2,59 +2,32 @@
 
 TABLE/table.json       which tower, weights, preprocessing and precision these features are of
 TABLE/NAME/            its shards, see shards.py
-TABLE/index-NAMES.bin  all keys, sorted, with their rows; made anew whenever the shards are others
+TABLE/index-NAMES.bin  where each key is, see index.py; made anew whenever the shards are others
 """
 
-import hashlib
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mclip_kit.errors import DataError
-from mclip_kit.features.shards import READ, Layout, Part, Shard, claimed, locked, reopen, shard_name
-from mclip_kit.files import write_whole
+from mclip_kit.features.index import BITS, LOCAL, find, index_is_sound, index_path, open_index
+from mclip_kit.features.shards import Layout, Part, Shard, claimed, reopen, shard_name
+from mclip_kit.features.work import Work, batches, cut, first_of_each, loaded
 
 SHARD_BYTES = 256 << 20
 FULL = 0.95  # of the free disk that features may take
-BITS = 32  # of a row's place in its shard; the shard's number stands above
-LOCAL = (1 << BITS) - 1
 PATIENCE = 0.2  # seconds between looks at what another process is filling
 
 
 class NoRoom(DataError):
     """Features that the disk has no room for."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """How a tower computes features.
-
-    Attributes:
-        load: positions -> what the tower takes, and which of them could not be read (counted from 0); may run in
-            another process.
-        run: what the tower takes -> items, one row's after the other, float (items, width).
-        sizes_N: tokens of each input; inputs of similar size are computed together.
-        ragged: whether a row has as many items as tokens, or one.
-        batch_items: tokens (or inputs, without sizes) of a batch.
-        workers: processes that load.
-    """
-
-    load: Callable[[Sequence[int]], tuple[Any, list[int]]]
-    run: Callable[[Any], Tensor]
-    sizes_N: np.ndarray | None = None
-    ragged: bool = False
-    batch_items: int = 64
-    workers: int = 0
 
 
 class Table:
@@ -106,20 +79,17 @@ class Table:
             self._numbers.setdefault(shard.folder.name, len(self._numbers))
         self._order = np.array([self._numbers[shard.folder.name] for shard in shards], np.int64)
         self._shards = {self._numbers[shard.folder.name]: shard for shard in shards}
-        self._index = _index(self.folder, shards)
+        self._index = open_index(self.folder, shards)
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self._shards.values())
 
     def find(self, keys_N2: np.ndarray) -> np.ndarray:
         """The row of each key, int64 (N,): its shard's number and its place in that shard; -1 where there is none."""
-        high_M, low_M, row_M = self._index
-        if not len(high_M):
-            return np.full(len(keys_N2), -1)
-        place_N = np.minimum(np.searchsorted(high_M, keys_N2[:, 0]), len(high_M) - 1)
-        found_N = (high_M[place_N] == keys_N2[:, 0]) & (low_M[place_N] == keys_N2[:, 1])
-        row_N = row_M[place_N].astype(np.int64)
-        return np.where(found_N, (self._order[row_N >> BITS] << BITS) + (row_N & LOCAL), -1)
+        row_N = find(self._index, keys_N2)
+        there = row_N >= 0
+        row_N[there] = (self._order[row_N[there] >> BITS] << BITS) + (row_N[there] & LOCAL)
+        return row_N
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Items of each row, int64 (N,)."""
@@ -161,7 +131,7 @@ class Table:
             DataError: an output cannot be stored.
         """
         self._verify(keys_N2)
-        missing = _first_of_each(keys_N2, np.flatnonzero(self.find(keys_N2) < 0))
+        missing = first_of_each(keys_N2, np.flatnonzero(self.find(keys_N2) < 0))
         if len(missing):
             self._check_room(missing, work)
             plan = list(self._plan(keys_N2, missing, work, shares))
@@ -217,7 +187,7 @@ class Table:
         order = missing[np.argsort(sizes_N[missing], kind="stable")]
         whole = int(items_N.sum())
         room = max(1, min(self.shard_bytes // self.layout.item_bytes, -(-whole // shares)))
-        for rows in _cut(order, np.cumsum(items_N[order]), room):
+        for rows in cut(order, np.cumsum(items_N[order]), room):
             yield shard_name(keys_N2[rows]), rows
 
     def _compute(self, plan: list[tuple[str, np.ndarray]], keys_N2: np.ndarray, work: Work) -> None:
@@ -243,8 +213,8 @@ class Table:
                 try:
                     bar.update(int(sizes_N[rows[: part.rows]].sum()))
                     left = rows[part.rows :]
-                    todo = list(_batches(left, sizes_N[left], work.batch_items))
-                    for batch, (inputs, unreadable) in zip(todo, _loaded(todo, work), strict=True):
+                    todo = list(batches(left, sizes_N[left], work.batch_items))
+                    for batch, (inputs, unreadable) in zip(todo, loaded(todo, work), strict=True):
                         values_ND = work.run(inputs).float().cpu().numpy()
                         values_ND[unreadable] = 0
                         part.append(len(batch), values_ND, unreadable)
@@ -255,109 +225,12 @@ class Table:
         return folder.exists()
 
 
-class _Inputs(torch.utils.data.Dataset[Any]):
-    """What the tower takes, batch by batch, for worker processes."""
-
-    def __init__(self, batches: list[np.ndarray], load: Callable[[Sequence[int]], Any]) -> None:
-        self._batches, self._load = batches, load
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> Any:
-        return self._load(self._batches[number].tolist())
-
-
-def _loaded(batches: list[np.ndarray], work: Work) -> Iterator[Any]:
-    workers, inputs = min(work.workers, len(batches)), _Inputs(batches, work.load)
-    if not workers:
-        return (inputs[number] for number in range(len(inputs)))
-    return iter(DataLoader(inputs, batch_size=None, num_workers=workers, generator=torch.Generator()))
-
-
 def gigabytes(size: int) -> str:
     """Bytes, readable."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
-
-
-def _first_of_each(keys_N2: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The first position of each distinct key, in order."""
-    order = positions[np.lexsort(keys_N2[positions].T)]  # stable: positions of one key stay in order
-    keys = keys_N2[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (keys[1:] != keys[:-1]).any(1)
-    return np.sort(order[new])
-
-
-def _cut(rows: np.ndarray, ends: np.ndarray, room: int) -> Iterator[np.ndarray]:
-    """Runs of rows that have at most `room` items together, and at least one row."""
-    start, before = 0, 0
-    while start < len(rows):
-        stop = max(start + 1, int(np.searchsorted(ends, before + room, side="right")))
-        yield rows[start:stop]
-        start, before = stop, int(ends[stop - 1])
-
-
-def _batches(rows: np.ndarray, sizes: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Runs of rows, sorted by size, whose padded batch has at most `budget` tokens, and at least one row."""
-    start = 0
-    while start < len(rows):
-        counts = np.arange(1, min(budget, len(rows) - start) + 1)
-        fits = counts * sizes[start : start + len(counts)] <= budget
-        stop = start + max(1, int(fits.sum()))
-        yield rows[start:stop]
-        start = stop
 
 
 def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The numbers start .. start + length - 1 of each pair, one after the other."""
     ends = np.cumsum(lengths)
     return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
-
-
-def index_path(folder: Path, shards: list[Path]) -> Path:
-    """Where the index of some shards is."""
-    names = " ".join(sorted(shard.name for shard in shards))
-    return folder / f"index-{hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}.bin"
-
-
-def index_is_sound(path: Path) -> bool:
-    """Whether an index is as it was written: its last 8 bytes are a checksum of the others."""
-    try:
-        with open(path, "rb") as handle:
-            left, checksum = path.stat().st_size - 8, 0
-            while left > 0:
-                content = handle.read(min(left, READ))
-                left, checksum = left - len(content), zlib.crc32(content, checksum)
-            return handle.read() == checksum.to_bytes(8, "little")
-    except OSError:
-        return False
-
-
-def _index(folder: Path, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All keys of the shards, sorted: high half, low half, and where they are; memory-mapped."""
-    rows = sum(shard.rows for shard in shards)
-    path = index_path(folder, [shard.folder for shard in shards])
-    if not rows:
-        empty = np.zeros(0, "<u8")
-        return empty, empty, empty
-    with locked(folder, wait=True):  # nobody writes or removes one meanwhile
-        if not path.is_file() or path.stat().st_size != 24 * rows + 8:
-            _write_index(path, shards)
-        for old in {*folder.glob("index-*.bin"), *folder.glob(".index-*")} - {path}:
-            old.unlink(missing_ok=True)
-        columns = np.memmap(path, "<u8", "r")[:-1].reshape(3, rows)
-    return columns[0], columns[1], columns[2]
-
-
-def _write_index(path: Path, shards: list[Shard]) -> None:
-    keys_N2 = np.concatenate([shard.keys_N2 for shard in shards])
-    place_N = np.concatenate([(number << BITS) + np.arange(shard.rows) for number, shard in enumerate(shards)])
-    order_N = np.argsort(keys_N2[:, 0], kind="stable")
-    with write_whole(path) as temporary, open(temporary, "wb") as handle:
-        checksum = 0
-        for column_N in (keys_N2[:, 0], keys_N2[:, 1], place_N.view("<u8")):
-            content = column_N[order_N].data
-            checksum = zlib.crc32(content, checksum)
-            handle.write(content)
-        handle.write(checksum.to_bytes(8, "little"))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mclip_kit.data.batching import Plan
 from mclip_kit.data.examples import Examples
-from mclip_kit.errors import CheckpointError, MclipError, RecipeError
+from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
 from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.files import write_text
@@ -89,6 +89,7 @@ class Run:
             {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32),
             accelerator.process_index,
             accelerator.num_processes,
+            cache.features in ("tokens", "auto"),
             cache.workers,
             tqdm.write if accelerator.is_main_process else lambda line: None,
         )
@@ -169,6 +170,8 @@ class Run:
         wrapped, optimizer = self.accelerator.prepare(triangle, optimizer)
         wrapped.train()
         per_epoch = len(plan.epoch(0))
+        if not per_epoch:
+            raise DataError(f"stage {stage.name}: without unreadable pictures no batch of {stage.batch_size} is left")
         return Loop(
             name=f"stage {index + 1}/{len(self.recipe.stages)} {stage.name}",
             triangle=wrapped,

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from mclip_kit.errors import DataError
 from mclip_kit.features import keys, shards
 from mclip_kit.features.shards import BLOCK, Dtype, Layout, Part, claimed
-from mclip_kit.features.table import NoRoom, Table, Work
+from mclip_kit.features.table import NoRoom, Table
+from mclip_kit.features.work import Work
 
 FORK = multiprocessing.get_context("fork")
 WIDTH = 8
