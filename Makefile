@@ -23,8 +23,8 @@ demo: install  ## prepare, train both quickstarts and score them, offline
 	  $(KIT) train recipes/quickstart_trikd.yaml --resume --set encoder=$$encoder
 	$(KIT) eval runs/quickstart/model runs/quickstart_trikd/model --out runs/demo
 
-test: install  ## everything that .ci/run checks
-	$(BIN)/python -m pytest
+test: install  ## everything that .ci/run checks; a worker a core, a thread a worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -51,7 +51,7 @@ DEMO = [
 ]
 
 # a new minor version of ruff formats differently
-DEV = ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=1.11", "types-PyYAML"]
+DEV = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.17,<0.18", "mypy>=1.11", "types-PyYAML"]
 
 setup(
     name="mclip-kit",

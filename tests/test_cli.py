@@ -77,7 +77,7 @@ def test_several_models_stand_in_one_table(type_: Type, recipe: Path, tmp_path: 
     assert type_("train", recipe, "--out", "runs/one", *one).exit_code == 0
     scored = type_("eval", "runs/tiny/model", "runs/one/model", "--data", "data", "--langs", "de,fr")
     assert scored.exit_code == 0, scored.output
-    rows = {line.split()[0]: line for line in scored.output.splitlines() if line and not line.startswith("[")}
+    rows = {line.split()[0]: line for line in scored.output.splitlines() if line.strip() and line[0] != "["}
     assert rows["de"].count("°") == 0
     assert rows["fr"].count("°") == 1
     assert "[1] runs/tiny/model" in scored.output

@@ -91,13 +91,14 @@ def read_captions(folder: str | Path) -> Captions:
         raise DataError(f"{folder / 'images.tsv'} line {wrong}: its group is not a number")
     groups = np.array([int(row[1]) for row in images], dtype=np.int64)
     as_files = bool(images) and len(images[0]) == len(PICTURE_COLUMNS) + 1
+    pixels = None if as_files else _read_pixels(folder, len(images))
     row_of = {row[0]: number for number, row in enumerate(images)}
     unknown = next((line for line, row in enumerate(captions, 2) if row[0] not in row_of), None)
     if unknown:
         raise DataError(f"{folder / 'captions.tsv'} line {unknown}: its image is not in images.tsv")
     return Captions(
         folder=folder,
-        pixels=None if as_files else _read_pixels(folder, len(images)),
+        pixels=pixels,
         names=[row[0] for row in images],
         groups=groups,
         strata=np.array([row[2] for row in images]),
