@@ -222,7 +222,9 @@ def test_a_fixed_temperature_is_no_parameter(model):
     assert not list(triangle.scales.parameters())
 
 
-@pytest.mark.parametrize("live", [{"image"}, {"teacher_text"}, {"encoder"}, set(TOWERS)], ids=lambda towers: "+".join(sorted(towers)))
+@pytest.mark.parametrize(
+    "live", [{"image"}, {"teacher_text"}, {"encoder"}, set(TOWERS)], ids=lambda towers: "+".join(sorted(towers))
+)
 def test_features_that_are_read_give_the_loss_of_towers_that_compute(model, captions, live):
     triangle = triangle_of(model, ALL_EDGES, ["projector"]).eval()
     read = triangle(Batch(**feed(model, captions).batch(ROWS)))

@@ -1,0 +1,68 @@
+"""Real parallel text: what four languages share is computed once."""
+
+import gzip
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mclip_kit.data.bitext import open_bitext
+from mclip_kit.data.examples import from_bitext
+from mclip_kit.data.prepare import write_bitext
+from mclip_kit.data.tokenizer import train_sentencepiece
+from mclip_kit.features.feed import Feed, Frozen, Needs
+from mclip_kit.features.store import Store
+from mclip_kit.recipe import Recipe, parse
+from mclip_kit.train.build import build_model
+from tests import tiny
+
+LANGUAGES = ["en", "de", "fr", "cs"]
+TASK1 = Path(__file__).parents[3] / "shared" / "data" / "multi30k" / "task1" / "raw"
+pytestmark = pytest.mark.skipif(not TASK1.is_dir(), reason="Multi30K is not beside the checkout")
+
+
+def lines(language: str) -> list[str]:
+    with gzip.open(TASK1 / f"train.{language}.gz", "rt", encoding="utf-8") as handle:
+        return [" ".join(line.split()) for line in handle]
+
+
+def test_each_english_sentence_goes_through_the_teacher_exactly_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {language: lines(language) for language in LANGUAGES}
+    english, some = texts["en"], [line for side in texts.values() for line in side[:1000]]
+    spm = train_sentencepiece(some, tmp_path / "spm.model", 400, 0.999).path
+    corpus = tiny.declaration().model_copy(update={"languages": LANGUAGES})
+    pairs = {("train", other): (english, texts[other]) for other in LANGUAGES[1:]}
+    write_bitext(pairs, tmp_path / "b", corpus, spm)
+    tree = tiny.recipe(tmp_path) | {"data": {"bitext": str(tmp_path / "b")}, "evaluation": None}
+    tree |= {"stages": [tree["stages"][1]], "teacher": {"model": tiny.TEACHER, "weights": "random"}}
+    model = build_model(parse(tree, Recipe, "tiny"))
+    read: list[str] = []
+    seen: list[int] = []
+    tokens, run = model.teacher_tokens, model.teacher_text.forward
+    monkeypatch.setattr(model, "teacher_tokens", lambda texts: read.extend(texts) or tokens(texts))
+    monkeypatch.setattr(model.teacher_text, "forward", lambda ids_BT: seen.append(len(ids_BT)) or run(ids_BT))
+    examples = from_bitext(
+        open_bitext(tmp_path / "b"),
+        "train",
+        LANGUAGES,
+        "en",
+        True,
+        64,
+        model.student_tokens,
+        model.encoder.tokenizer.pieces(),
+    )
+    distinct = set(english)
+    assert len(examples) == 3 * 29_000 + len(distinct)
+    needs = Needs(frozenset({"teacher_text", "student_text"}), frozenset({"encoder", "projector"}))
+    feed = Feed(Frozen(model, Store(tmp_path / "features")), examples, needs)
+    assert Counter(read) == dict.fromkeys(distinct, 1)
+    assert sum(seen) == len(distinct)
+    rows = np.arange(0, len(examples), 997)
+    with torch.no_grad():
+        wanted_BE = run(tokens([examples.teacher_texts[row] for row in rows]))
+    torch.testing.assert_close(feed.batch(rows)["teacher_BE"], wanted_BE, rtol=0, atol=2e-3)
+    assert sum(seen) == len(distinct)
