@@ -1,0 +1,52 @@
+"""torchrun and gloo: processes share the work of filling, and train as one would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mclip_kit.train.logging import read_log
+from tests import tiny
+
+SINGLE = [sys.executable, "-m", "mclip_kit.cli"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mclip_kit.cli"]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_log(run) if "loss" in row]
+
+
+def keys(features: Path) -> dict[str, list[bytes]]:
+    """Table -> the keys of all its rows."""
+    found: dict[str, list[bytes]] = {}
+    for path in sorted(features.glob("*/*/keys.bin")):
+        found.setdefault(path.parents[1].name, []).extend(
+            row.tobytes() for row in np.fromfile(path, "<u8").reshape(-1, 2)
+        )
+    return found
+
+
+def test_two_processes_fill_and_train_as_one(squares: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe(squares)
+    tree["teacher"]["weights"] = tree["encoder"]["weights"] = "random"
+    tree["encoder"]["dropout"] = 0.0  # processes draw apart
+    tree |= {"projector": {"kind": "transformer", "layers": 1, "pool": "eos"}, "clip_projector": "linear"}
+    distill = {"teacher_text-student_text": {"loss": "contrastive", "weight": 0.1}}
+    stage = tree["stages"][2] | {"train": ["projector", "clip_projector"], "epochs": 3}
+    tree |= {"stages": [stage | {"edges": stage["edges"] | distill}], "cache": {"features": "tokens", "dtype": "fp32"}}
+    recipe = tiny.write_recipe(tree, tmp_path / "tiny.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for launch, name in ((SINGLE, "one"), (TWO, "two")):
+        command = [*launch, "train", str(recipe), "--out", str(tmp_path / name / "run")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("done; score it with") == 1
+    one, two = (keys(tmp_path / name / "features") for name in ("one", "two"))
+    assert sorted(name.split("-")[0] for name in one) == ["image", "teacher", "tokens"]
+    assert {name: sorted(rows) for name, rows in two.items()} == {name: sorted(rows) for name, rows in one.items()}
+    assert all(len(set(rows)) == len(rows) for rows in two.values())
+    assert not list(tmp_path.rglob("*.part"))
+    assert losses(tmp_path / "two" / "run") == pytest.approx(losses(tmp_path / "one" / "run"), rel=1e-5)
