@@ -3,6 +3,7 @@
 Wiring only; heavy imports live inside commands.
 """
 
+import errno
 import json
 import shlex
 import sys
@@ -28,9 +29,9 @@ class Commands(click.Group):
         except MclipError as error:
             raise Mistake(str(error)) from None
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno != errno.ENOSPC:
                 raise
-            raise Mistake(f"{error.filename}: {error.strerror}") from None
+            raise Mistake(f"{error.filename or 'what was being written'}: {error.strerror}") from None
         except KeyboardInterrupt:
             click.echo("\nstopped; what was written whole stays (a run goes on with --resume)", err=True)
             sys.exit(130)
@@ -109,7 +110,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 @click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 @click.option("--out", type=FOLDER, help="The run's folder, beside which features lie.  [default: runs/RECIPE]")
 def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
-    """Compute and keep what the recipe's frozen towers give, so that training only reads it."""
+    """Compute and keep what the recipe's frozen towers give for its training rows, so that training only reads it."""
     from mclip_kit.recipe import load
 
     checked = load(recipe, overrides)

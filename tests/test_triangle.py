@@ -251,7 +251,7 @@ def test_each_content_is_computed_once(model, captions, monkeypatch):
     store, seen = Store(), []
     tower = model.teacher_text
     monkeypatch.setattr(tower, "forward", lambda ids_BT, run=tower.forward: seen.extend(ids_BT) or run(ids_BT))
-    frozen, texts = Frozen(model, store), ["a cat", "a dog", "a cat", " a  dog "]
+    frozen, texts = Frozen(model, store), ["a cat", "a dog", "a cat", " a \n dog "]
     there = frozen.teacher_texts(texts).take()
     back = frozen.teacher_texts(texts[::-1]).take()
     assert len(seen) == 2
@@ -261,6 +261,12 @@ def test_each_content_is_computed_once(model, captions, monkeypatch):
     store.forget("teacher_text")
     frozen.teacher_texts(texts[:1])
     assert len(seen) == 3
+    mended = ["voilÃ\xa0", "a\x85b"]  # ftfy reads these before anyone looks for spaces
+    live = [model.teacher_tokens([text]) for text in mended]
+    frozen.teacher_texts(mended)
+    assert [ids.tolist() for ids in seen[3:]] in (
+        [ids_1T[0].tolist() for ids_1T in order] for order in (live, live[::-1])
+    )
 
 
 def test_read_states_are_those_of_the_stages_own_token_limit(model, captions):

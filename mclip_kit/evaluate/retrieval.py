@@ -116,6 +116,7 @@ def evaluate(
     embed = Embedder(model, store or Store())
     image_GD, unreadable_G = embed.images(captions, images)
     if unreadable_G.any():  # nobody can look for these
+        embed.say(f"{captions.folder}: {unreadable_G.sum()} of {len(images)} {split} pictures cannot be read: left out")
         kept_Q = ~unreadable_G[text_images_Q]
         texts, spoken, text_images_Q = texts[kept_Q], spoken[kept_Q], text_images_Q[kept_Q]
         text_images_Q = (np.cumsum(~unreadable_G) - 1)[text_images_Q]
@@ -144,6 +145,7 @@ class Embedder:
     def __init__(self, model: MultilingualClip, store: Store) -> None:
         self._model = model
         self._frozen = Frozen(model, store)
+        self.say = store.say
 
     def images(self, captions: Captions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Image embeddings, float32 (N, D), and which pictures could not be read, bool (N,)."""

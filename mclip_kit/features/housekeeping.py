@@ -58,17 +58,36 @@ def _look(folder: Path) -> Kept:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         said = {name: str(facts[name]) for name in ("kind", "named", "weights", "precision", "dtype")}
-        shards = [json.loads(shard.read_text(encoding="utf-8")) for shard in folder.glob("*/shard.json")]
-        rows = sum(int(shard["rows"]) for shard in shards)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); remove its folder, and it is computed anew") from None
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    rows = sum(_rows(shard) for shard in _shards(folder))
+    size = sum(_size(file) for file in folder.rglob("*"))
     return Kept(folder, rows=rows, bytes=size, used=path.stat().st_mtime, **said)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != ".part")
+
+
+def _rows(shard: Path) -> int:
+    """Rows of a shard; none of a damaged one, which `verify` finds."""
+    try:
+        return int(json.loads((shard / "shard.json").read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; a run that fills the table may have renamed it."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def verify(kept: Sequence[Kept]) -> Iterator[Path]:
     """Read every shard and yield the damaged ones, which the next run that needs them computes anew."""
-    shards = [(table, path.parent) for table in kept for path in sorted(table.folder.glob("*/shard.json"))]
+    shards = [(table, shard) for table in kept for shard in _shards(table.folder)]
     for table, folder in tqdm(shards, "verify", unit="shard", leave=False):
         facts = json.loads((table.folder / "table.json").read_text(encoding="utf-8"))
         try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
+
+from mclip_kit.errors import DataError
 
 READERS = 8  # threads that read files at once
 
@@ -38,13 +41,22 @@ def of_tokens(tokens: Iterable[np.ndarray]) -> np.ndarray:
 def of_files(paths: Sequence[Path], memory: Path) -> np.ndarray:
     """Keys of files' contents, uint64 (N, 2).
 
-    A file whose path, size and time of change are known from before is not read again. One that cannot be read gets a
-    key of its own, which it loses when it can.
+    A file whose path, size and time of change (of its content or its inode: copies keep the former) are known from
+    before is not read again. One that cannot be read gets a key of its own, which it loses when it can.
 
     Args:
         memory: an SQLite file of what is known; made if it is not there.
+    Raises:
+        DataError: `memory` cannot be read or written.
     """
     memory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _of_files(paths, memory)
+    except sqlite3.Error as error:
+        raise DataError(f"{memory}: {error}; if it is damaged, remove it, and pictures are read anew") from None
+
+
+def _of_files(paths: Sequence[Path], memory: Path) -> np.ndarray:
     with closing(sqlite3.connect(memory, timeout=60)) as base, ThreadPoolExecutor(READERS) as readers:
         base.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, changed INT, key BLOB)")
         find = "SELECT key FROM files WHERE path = ? AND size = ? AND changed = ?"
@@ -54,10 +66,10 @@ def of_files(paths: Sequence[Path], memory: Path) -> np.ndarray:
         found = readers.map(lambda number: _digest(paths[number]), unknown)
         bar = tqdm(found, "picture files: hash", len(unknown), leave=False, disable=len(unknown) < 1000, unit="file")
         digests = dict(zip(unknown, bar, strict=True))
-        rows = [(*stamps[number], digest) for number, digest in digests.items() if stamps[number][1] >= 0]
+        rows = [(*stamps[number], digest) for number, (digest, read) in digests.items() if read]
         base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
         base.commit()
-    content = b"".join(digests[number] if row is None else row[0] for number, row in enumerate(known))
+    content = b"".join(digests[number][0] if row is None else row[0] for number, row in enumerate(known))
     return np.frombuffer(content, "<u8").reshape(-1, 2)
 
 
@@ -66,20 +78,24 @@ def _stamp(path: Path) -> tuple[int, int]:
         status = path.stat()
     except OSError:
         return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _digest(path: Path) -> bytes:
+def _digest(path: Path) -> tuple[bytes, bool]:
+    """A hash, and whether it is of the file's content."""
     try:
-        content = path.read_bytes()
+        content, read = path.read_bytes(), True
     except OSError:
-        content = f"unreadable {path}".encode()
-    return hashlib.blake2b(content, digest_size=16).digest()
+        content, read = f"unreadable {path}".encode(), False
+    return hashlib.blake2b(content, digest_size=16).digest(), read
 
 
 def plain(text: str) -> str:
-    """A text with single spaces, as every tokenizer reads it."""
-    return " ".join(text.split())
+    """A text with single spaces, as every tokenizer of open_clip reads it.
+
+    Only ASCII's count: others, such as the no-break space, may be half of a letter that ftfy mends before.
+    """
+    return re.sub(r"[ \t\n\r]+", " ", text).strip(" ")
 
 
 def of_tower(facts: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ TABLE/NAME/            a whole shard; NAME is a hash of its keys
     unreadable.bin     uint8 (rows,), 1 where the input could not be read; that row's items are zeros
     values.bin         (items, width)
     scales.bin         float32 (items,), int8 only
-    blocks.bin         (rows, checksum, items) of each batch, in the order in which they were computed
+    blocks.bin         (rows, checksum, items) of each batch, in the order in which they were computed; the checksum is
+                       of the place too, so a block that two processes wrote is no sound one
 TABLE/NAME.part/       the same while it is filled: what blocks.bin vouches for is kept, the rest computed anew
 
 A shard that is being filled is locked by a lock on its folder, which ends with the process, however it ends. So any
@@ -21,7 +22,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,9 +157,13 @@ class Shard:
 def reopen(folder: Path) -> None:
     """Make a shard a part again, so that what is sound of it is kept and the rest computed anew."""
     with locked(folder, wait=True) as mine:
-        if mine:
-            shutil.rmtree(part_folder(folder), ignore_errors=True)
-            os.replace(folder, part_folder(folder))
+        while mine and folder.exists():
+            part_folder(folder).mkdir(exist_ok=True)
+            with locked(part_folder(folder), wait=True) as free:  # nobody begins to fill it meanwhile
+                if free:
+                    for leftover in part_folder(folder).iterdir():
+                        leftover.unlink()
+                    os.replace(folder, part_folder(folder))
 
 
 def part_folder(folder: Path) -> Path:
@@ -194,6 +199,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[bool]:
             mine = False
         yield mine
     finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # processes that were started meanwhile have it open too
         os.close(handle)
 
 
@@ -247,14 +253,18 @@ class Part:
         assert self.offsets_N[self.rows + rows] == self.items + len(values_ND)
         flags_N = np.zeros(rows, np.uint8)
         flags_N[list(unreadable)] = 1
-        checksum, contents = 0, [flags_N.tobytes(), *self.layout.encode(values_ND)]
-        for name, content in zip((UNREADABLE, *self.layout.files), contents, strict=True):
-            self._handles[name].write(content)
-            self._handles[name].flush()
+        coded = [flags_N.tobytes(), *self.layout.encode(values_ND)]
+        contents = dict(zip((UNREADABLE, *self.layout.files), coded, strict=True))
+        checksum = self.rows
+        for content in contents.values():
             checksum = zlib.crc32(content, checksum)
-        block = np.array([(rows, checksum, len(values_ND))], BLOCK)
-        self._handles["blocks.bin"].write(block.tobytes())
-        self._handles["blocks.bin"].flush()
+        contents["blocks.bin"] = np.array([(rows, checksum, len(values_ND))], BLOCK).tobytes()
+        try:
+            for name, content in contents.items():
+                self._handles[name].write(content)
+                self._handles[name].flush()
+        except OSError as error:  # such as a full disk; of an open file, the system does not say which
+            raise DataError(f"{self._part}: {error.strerror}; what is written stays") from None
         self.rows, self.items = self.rows + rows, self.items + len(values_ND)
 
     def finish(self) -> None:
@@ -274,7 +284,8 @@ class Part:
     def close(self) -> None:
         """Close its files."""
         for handle in self._handles.values():
-            handle.close()
+            with suppress(OSError):  # a full disk, once more
+                handle.close()
 
 
 def _head_checksum(folder: Path) -> int:
@@ -286,8 +297,9 @@ def _sound_blocks(folder: Path, layout: Layout, blocks: np.ndarray) -> int:
     grow = {UNREADABLE: ("rows", 1), **{name: ("items", size) for name, size in layout.files.items()}}
     handles = [(open(folder / name, "rb"), *how) for name, how in grow.items()]  # noqa: SIM115
     try:
+        starts = np.cumsum(blocks["rows"], dtype=np.int64) - blocks["rows"]
         for number, block in enumerate(blocks):
-            checksum = 0
+            checksum = int(starts[number])
             for handle, counted, size in handles:
                 left = int(block[counted]) * size
                 while left:

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ class Store:
         table = Table(folder, Layout(width, dtype), f"{kind} features", say=self.say)
         if not (folder / "table.json").is_file():
             write_json(folder / "table.json", {**facts, "named": named})
-        os.utime(folder / "table.json")  # when it was used last
+        with suppress(OSError):  # a cache of others may be read
+            os.utime(folder / "table.json")  # when it was used last
         return table
 
     def _passing(self, name: str, kind: str, width: int) -> Table:

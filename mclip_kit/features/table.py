@@ -60,8 +60,13 @@ class Table:
         bad_N, shard_N = np.zeros(len(rows), bool), rows >> BITS
         for number in np.unique(shard_N):
             mine = shard_N == number
-            bad_N[mine] = self._shards[number].unreadable_N[rows[mine] & LOCAL]
+            bad_N[mine] = self._shard(number).unreadable_N[rows[mine] & LOCAL]
         return bad_N
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._shards:
+            raise DataError(f"{self.folder}: features were removed or found damaged in use; run again, or --resume")
+        return self._shards[number]
 
     def _open(self) -> None:
         """Look at the whole shards that are there; nothing but their descriptions is read.
@@ -104,7 +109,7 @@ class Table:
         out = np.empty((int(starts_N[-1]), self.layout.width), np.float32)
         for number in np.unique(shard_N):
             mine = np.flatnonzero(shard_N == number)
-            items_ND = self._shards[number].take(bounds_N2[mine, 0], lengths_N[mine])
+            items_ND = self._shard(number).take(bounds_N2[mine, 0], lengths_N[mine])
             out[_spans(starts_N[mine], lengths_N[mine])] = items_ND
         return torch.from_numpy(out)
 
@@ -115,11 +120,11 @@ class Table:
         for number in np.unique(shard_N):
             mine = shard_N == number
             local = rows[mine] & LOCAL
-            offsets_N = self._shards[number].offsets_N
+            offsets_N = self._shard(number).offsets_N
             bounds_N2[mine] = np.stack([offsets_N[local], offsets_N[local + 1]], 1)
         return bounds_N2
 
-    def fill(self, keys_N2: np.ndarray, work: Work, share: int = 1, shares: int = 1) -> np.ndarray:
+    def fill(self, keys_N2: np.ndarray, work: Work, share: int = 0, shares: int = 1) -> np.ndarray:
         """Compute what is missing and return the row of each key, int64 (N,).
 
         Shards in which the keys were found are verified first, once a process; what is damaged is computed anew.
@@ -130,12 +135,13 @@ class Table:
             NoRoom: the disk has no room for what is missing; nothing was computed.
             DataError: an output cannot be stored.
         """
-        self._verify(keys_N2)
+        self._verify(keys_N2, quiet=share > 0)
         missing = first_of_each(keys_N2, np.flatnonzero(self.find(keys_N2) < 0))
         if len(missing):
             self._check_room(missing, work)
             plan = list(self._plan(keys_N2, missing, work, shares))
-            self._compute(plan[share * len(plan) // shares :] + plan[: share * len(plan) // shares], keys_N2, work)
+            first = share * len(plan) // shares
+            self._compute(plan[first:] + plan[:first], keys_N2, work, quiet=share > 0)
             self._open()
             self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
         return self.find(keys_N2)
@@ -147,14 +153,14 @@ class Table:
             raise NoRoom(f"{self.name} would take {gigabytes(size)}, and {self.folder} has {gigabytes(free)} free")
         self._say(f"{self.name}: {len(missing):,} rows to compute, {gigabytes(size)} of {gigabytes(free)} free")
 
-    def _verify(self, keys_N2: np.ndarray) -> None:
+    def _verify(self, keys_N2: np.ndarray, quiet: bool) -> None:
         self._verify_index()
         rows = self.find(keys_N2)
         needed = [self._shards[int(number)] for number in np.unique(rows[rows >= 0] >> BITS)]
         unchecked = [shard for shard in needed if shard.folder.name not in self._checked]
         large = sum(shard.items for shard in unchecked) * self.layout.item_bytes > self.shard_bytes
         damaged = []
-        for shard in tqdm(unchecked, f"{self.name}: verify", unit="shard", leave=False, disable=not large):
+        for shard in tqdm(unchecked, f"{self.name}: verify", unit="shard", leave=False, disable=quiet or not large):
             if shard.is_sound():
                 self._checked.add(shard.folder.name)
             else:
@@ -190,11 +196,12 @@ class Table:
         for rows in cut(order, np.cumsum(items_N[order]), room):
             yield shard_name(keys_N2[rows]), rows
 
-    def _compute(self, plan: list[tuple[str, np.ndarray]], keys_N2: np.ndarray, work: Work) -> None:
+    def _compute(self, plan: list[tuple[str, np.ndarray]], keys_N2: np.ndarray, work: Work, quiet: bool) -> None:
         sizes_N = work.sizes_N if work.sizes_N is not None else np.ones(len(keys_N2), np.int64)
         total = sum(int(sizes_N[rows].sum()) for _, rows in plan)
         unit = "row" if work.sizes_N is None else "token"
-        with tqdm(total=total, desc=self.name, unit=unit, leave=False, dynamic_ncols=True, disable=total < 256) as bar:
+        quiet = quiet or total < 256
+        with tqdm(total=total, desc=self.name, unit=unit, leave=False, dynamic_ncols=True, disable=quiet) as bar:
             while plan:
                 left = [shard for shard in plan if not self._fill_one(*shard, keys_N2, work, sizes_N, bar)]
                 if len(left) == len(plan):

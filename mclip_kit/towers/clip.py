@@ -76,10 +76,11 @@ class Clip(nn.Module):
     def tokenizer_facts(self) -> dict[str, Any]:
         """What decides the tokenizer's ids, as plain values."""
         backend = getattr(getattr(self.tokenizer, "tokenizer", None), "backend_tokenizer", None)
+        rules = json.loads(backend.to_str()) if backend is not None else {}
         return {
             "kind": type(self.tokenizer).__name__,
             "length": getattr(self.tokenizer, "context_length", None),
-            "rules": backend.to_str() if backend is not None else "",
+            "rules": {**rules, "truncation": None, "padding": None},  # those change with the first call
         }
 
     @property

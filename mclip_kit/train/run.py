@@ -24,6 +24,7 @@ from mclip_kit.data.batching import Plan
 from mclip_kit.data.examples import Examples
 from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
 from mclip_kit.features.feed import Feed, Frozen
+from mclip_kit.features.shards import locked
 from mclip_kit.features.store import Store
 from mclip_kit.files import write_text
 from mclip_kit.recipe import TOWERS, Recipe, Stage, dump, read_yaml
@@ -192,10 +193,12 @@ class Run:
     def _report_unreadable(self, path: Path) -> None:
         """Name a picture that is left out, once a run, on the terminal and in RUN/unreadable.txt."""
         listed = self.folder / "unreadable.txt"
-        known = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-        if self.accelerator.is_main_process and str(path) not in known:
-            tqdm.write(f"{path}: not a readable picture; it is left out")
-            write_text(listed, "".join(f"{line}\n" for line in [*known, str(path)]))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder, wait=True):  # of a live tower, each process sees pictures of its own
+            known = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+            if str(path) not in known:
+                tqdm.write(f"{path}: not a readable picture; it is left out")
+                write_text(listed, "".join(f"{line}\n" for line in [*known, str(path)]))
 
     def extract(self) -> None:
         """Compute and keep what the frozen towers give for every stage, as far as it is known before training."""
@@ -266,7 +269,8 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     if not resume:
         raise CheckpointError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
     before, now = _flat(read_yaml(written)), _flat(yaml.safe_load(dump(recipe)))
-    changed = sorted(key for key in before | now if before.get(key) != now.get(key))
+    differ = (key for key in before | now if before.get(key) != now.get(key))
+    changed = sorted(key for key in differ if not key.startswith("cache."))  # where features lie is no part of a run
     if changed:
         raise CheckpointError(
             f"{folder}: was started with another recipe; what differs: {', '.join(changed)}; choose another --out"

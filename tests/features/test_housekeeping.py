@@ -71,6 +71,14 @@ def test_verify_finds_a_flipped_byte_and_training_mends_it(type_: Type, filled: 
     assert type_("cache", "verify").exit_code == 0
 
 
+def test_a_damaged_description_of_a_shard_is_that_shards_alone(type_: Type, filled: Path) -> None:
+    (facts,) = filled.glob("tokens-*/*/shard.json")
+    facts.write_text("{")
+    assert type_("cache", "ls").exit_code == 0
+    result = type_("cache", "verify")
+    assert (result.exit_code, f"{facts.parent.name}: damaged" in result.output) == (1, True)
+
+
 def test_prune_by_age(type_: Type, filled: Path) -> None:
     (old,) = filled.glob("image-*/table.json")
     os.utime(old, (time.time() - 9 * 86400,) * 2)

@@ -719,3 +719,29 @@ def anonymous() -> int:
     """Bytes of this process's own memory."""
     with open("/proc/self/status", encoding="ascii") as handle:
         return next(int(line.split()[1]) << 10 for line in handle if line.startswith("RssAnon"))
+
+
+def test_a_block_that_was_written_twice_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    """As two writers leave it where locks do not reach, such as on two nodes."""
+    names, (layout, folder) = list(range(20)), (Layout(WIDTH, "fp32"), tmp_path / "shard")
+    first_ND = np.concatenate([features(name, False) for name in names[:10]])
+    (tmp_path / "shard.part").mkdir()
+    part = Part(folder, layout, keys_of(names), np.arange(21))
+    part.append(10, first_ND)
+    part.close()
+    for name in ("blocks.bin", "unreadable.bin", "values.bin"):
+        path = tmp_path / "shard.part" / name
+        path.write_bytes(path.read_bytes() * 2)
+    again = Part(folder, layout, keys_of(names), np.arange(21))
+    again.close()
+    assert again.rows == 10
+
+
+def test_a_disk_that_is_full_while_writing_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "shard.part").mkdir()
+    part = Part(tmp_path / "shard", Layout(WIDTH, "fp32"), keys_of(range(20)), np.arange(21))
+    part._handles["values.bin"].close()
+    part._handles["values.bin"] = open("/dev/full", "ab")  # noqa: SIM115
+    with pytest.raises(DataError, match=r"shard\.part: No space left on device"):
+        part.append(1, features(1, False))
+    part.close()
