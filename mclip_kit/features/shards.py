@@ -158,7 +158,8 @@ def reopen(folder: Path) -> None:
     """Make a shard a part again, so that what is sound of it is kept and the rest computed anew."""
     with locked(folder, wait=True) as mine:
         while mine and folder.exists():
-            part_folder(folder).mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                part_folder(folder).mkdir()
             with locked(part_folder(folder), wait=True) as free:  # nobody begins to fill it meanwhile
                 if free:
                     for leftover in part_folder(folder).iterdir():
@@ -175,7 +176,8 @@ def part_folder(folder: Path) -> Path:
 def claimed(folder: Path) -> Iterator[bool]:
     """Whether a shard that is not whole is this process's to fill; while it is, no other gets it."""
     part = part_folder(folder)
-    part.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # `exist_ok` looks again, when another process may have finished it
+        part.mkdir(parents=True)
     with locked(part) as mine:
         whole = folder.exists()
         if mine and whole:
