@@ -14,6 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mclip_kit.errors import MclipError, RecipeError, first_line
@@ -194,7 +195,21 @@ def _recipe(name: str, overrides: Sequence[str]) -> list[Finding]:
     findings = [finding for check in (weights, prepared) for finding in _guarded(check.__name__, check, recipe)]
     if recipe.precision == "fp16" and not importlib.import_module("torch").cuda.is_available():
         findings.append(Finding(PROBLEM, "precision: fp16 needs a GPU", "--set precision=bf16, or fp32"))
+    if not any(finding.status == PROBLEM or finding.download for finding in findings):
+        findings += _guarded("start", starts, recipe)
     return findings
+
+
+def starts(recipe: "Recipe") -> list[Finding]:
+    """Whether a run of the recipe gets to its first step: its towers are built, and each stage has rows for a batch."""
+    from mclip_kit.train.build import build_examples
+    from mclip_kit.train.run import Run
+
+    with TemporaryDirectory() as folder:
+        run = Run(recipe, Path(folder, "run"))
+        rows = [len(build_examples(stage, recipe, run.model, run.captions)) for stage in recipe.stages]
+    counts = ", ".join(f"{stage.name} {count:,}" for stage, count in zip(recipe.stages, rows, strict=True))
+    return [Finding(OK, f"towers are built; rows to train on: {counts}")]
 
 
 def weights(recipe: "Recipe") -> list[Finding]:

@@ -128,6 +128,22 @@ def test_a_wrong_recipe_is_one_problem_beside_the_machine(type_: Type, recipe: P
     assert result.output.splitlines()[-1] == f"{recipe} cannot start: 1 problem"
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("stages.1.batch_size=5000", "make no batch of 5000"),
+        ("stages.1.train=[student, nothing.*]", "nothing.*"),
+        ("teacher.model.vision_cfg.patch_size=99", "cannot build this config"),
+    ],
+)
+def test_what_only_the_run_itself_would_find_is_found(type_: Type, recipe: Path, change: str, said: str) -> None:
+    result = type_("doctor", recipe, "--set", change)
+    assert result.exit_code == 1, result.output
+    (problem,) = problems(result)
+    assert said in problem
+    assert not (recipe.parent / "runs").exists()
+
+
 def test_overrides_without_a_recipe_are_wrong_usage(type_: Type) -> None:
     assert type_("doctor", "--set", "seed=3").exit_code == 2
 

@@ -18,8 +18,8 @@ RANK = {
     "train": 6,
     "evaluate": 6,
     "interop": 6,
-    "doctor": 6,
-    "cli": 7,
+    "doctor": 7,
+    "cli": 8,
 }
 
 
