@@ -14,6 +14,7 @@ import click
 
 from mclip_kit import __version__
 from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
+from mclip_kit.files import readable
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -194,10 +195,10 @@ def cache_ls(root: Path) -> None:
     for table in kept:
         used = f"{datetime.fromtimestamp(table.used):%Y-%m-%d %H:%M}"
         click.echo(
-            f"{table.folder.name:32} {table.rows:>11,} rows {_size(table.bytes):>10}  {table.dtype:5} "
+            f"{table.folder.name:32} {table.rows:>11,} rows {readable(table.bytes):>10}  {table.layout.dtype:5} "
             f"{table.precision:8} {used}  {table.named} ({table.weights[:8]})"
         )
-    click.echo(f"{root}: {len(kept)} tables, {_size(sum(table.bytes for table in kept))}")
+    click.echo(f"{root}: {len(kept)} tables, {readable(sum(table.bytes for table in kept))}")
 
 
 @cache.command("verify")
@@ -240,13 +241,9 @@ def cache_prune(
     for table in gone:
         if not dry_run:
             remove(table)
-        click.echo(f"{table.folder}: {_size(table.bytes)} {'would go' if dry_run else 'removed'}")
-    total = _size(sum(table.bytes for table in gone))
+        click.echo(f"{table.folder}: {readable(table.bytes)} {'would go' if dry_run else 'removed'}")
+    total = readable(sum(table.bytes for table in gone))
     click.echo(f"{root}: {len(gone)} tables, {total} {'would go' if dry_run else 'removed'}")
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 @cli.group("import")

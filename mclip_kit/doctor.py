@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mclip_kit.errors import MclipError, RecipeError, first_line
+from mclip_kit.files import readable
 
 if TYPE_CHECKING:
     from mclip_kit.recipe import Recipe
@@ -158,7 +159,7 @@ def devices() -> list[Finding]:
     why = "".join(f" ({' '.join(str(warning.message).split())[:200]})" for warning in said[:1])
     bf16 = "bf16" if count and torch.cuda.is_bf16_supported() else "no bf16"
     cards = map(torch.cuda.get_device_properties, range(count))
-    gpus = [Finding(OK, f"GPU: {card.name}, {_gb(card.total_memory)}, {bf16}") for card in cards]
+    gpus = [Finding(OK, f"GPU: {card.name}, {readable(card.total_memory, 1)}, {bf16}") for card in cards]
     cpu = Finding(OK, f"CPU: {torch.get_num_threads()} threads of {os.cpu_count()} cores")
     return [*(gpus or [Finding(NOTE, f"GPU: none: runs on the CPU{why}")]), cpu]
 
@@ -171,21 +172,17 @@ def room(size: int, download: int) -> list[Finding]:
     memory = psutil.virtual_memory()
     limits = [Path(name).read_text(encoding="ascii").strip() for name in LIMITS if Path(name).is_file()]
     total = min([memory.total, *(int(limit) for limit in limits if limit.isdecimal())])
-    what = f"memory: {_gb(total)}, free {_gb(min(total, memory.available))}"
+    what = f"memory: {readable(total, 1)}, free {readable(min(total, memory.available), 1)}"
     rows = [(what, total, size, "take smaller towers, or a larger machine")]
     mend = "make room there, or take another disk: run elsewhere, or let HF_HOME name another cache"
     for folder, need in ((Path("runs"), size), (Path(HF_HUB_CACHE), download)):
         there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         free = shutil.disk_usage(there).free
-        rows.append((f"disk: {_gb(free)} free for {folder}", free, need, mend))
+        rows.append((f"disk: {readable(free, 1)} free for {folder}", free, need, mend))
     return [
-        Finding(PROBLEM, f"{what}; the weights take {_gb(need)}", mend) if need > there else Finding(OK, what)
+        Finding(PROBLEM, f"{what}; the weights take {readable(need, 1)}", mend) if need > there else Finding(OK, what)
         for what, there, need, mend in rows
     ]
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _recipe(name: str, overrides: Sequence[str]) -> list[Finding]:
@@ -242,8 +239,8 @@ def _look_up(key: str, name: str) -> list[Finding]:
         return [Finding(PROBLEM, f"{key} {name}: {why}", "; or ".join([*made, ways]))]
     size, download = (sum(column) for column in zip(*filter(None, sizes), strict=True))
     here = "on disk" if isinstance(place, Path) else "in the cache"
-    here = f"{_gb(download)} of it to be downloaded" if download else here
-    return [Finding(NOTE if download else OK, f"{key} {name}: {_gb(size)}, {here}", "", size, download)]
+    here = f"{readable(download, 1)} of it to be downloaded" if download else here
+    return [Finding(NOTE if download else OK, f"{key} {name}: {readable(size, 1)}, {here}", "", size, download)]
 
 
 def _place(name: str) -> tuple[Path | str, Needs]:

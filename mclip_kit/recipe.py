@@ -6,7 +6,7 @@ This module imports no torch, so a wrong recipe is refused in a blink.
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -142,6 +142,12 @@ class Edge(Section):
         return self
 
 
+def vertices(edges: Mapping[Any, Any]) -> set[str]:
+    """The vertices that some edges need: their ends, and the image where it stands in for the teacher's text."""
+    ends = {vertex for name in edges for vertex in name.split("-")}
+    return ends | {"image"} if any(edge.without_teacher == "image" for edge in edges.values()) else ends
+
+
 class Augment(Section):
     """Small changes of the pictures in training; never a flip (arrows, text)."""
 
@@ -211,8 +217,7 @@ class Stage(Section):
     @property
     def vertices(self) -> set[str]:
         """The vertices of the triangle that some edge needs."""
-        named = {vertex for edge in self.edges for vertex in edge.split("-")}
-        return named | {"image"} if any(e.without_teacher == "image" for e in self.edges.values()) else named
+        return vertices(self.edges)
 
 
 class Cache(Section):

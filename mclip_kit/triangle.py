@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mclip_kit import losses
+from mclip_kit.recipe import vertices
 from mclip_kit.towers.model import MultilingualClip
 
 
@@ -81,11 +82,8 @@ class Triangle(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms by edge, unweighted, and `loss`, their weighted sum."""
-        needed = {vertex for edge in self.edges for vertex in edge.split("-")}
-        if any(edge.without_teacher == "image" for edge in self.edges.values()):
-            needed.add("image")
-        vertices = {vertex: getattr(self, vertex)(batch) for vertex in sorted(needed)}
-        terms = {name: self._term(name, vertices, batch) for name in self.edges}
+        embeddings = {vertex: getattr(self, vertex)(batch) for vertex in sorted(vertices(self.edges))}
+        terms = {name: self._term(name, embeddings, batch) for name in self.edges}
         total = sum((self.edges[name].weight * term for name, term in terms.items()), torch.zeros(()))
         return {**terms, "loss": total}
 
@@ -121,12 +119,12 @@ class Triangle(nn.Module):
             return self.scales[name].exp()
         return 1 / self.edges[name].temperature
 
-    def _term(self, name: str, vertices: dict[str, Tensor], batch: Batch) -> Tensor:
+    def _term(self, name: str, embeddings: dict[str, Tensor], batch: Batch) -> Tensor:
         edge = self.edges[name]
-        left, right = (vertices[vertex].float() for vertex in name.split("-"))
+        left, right = (embeddings[vertex].float() for vertex in name.split("-"))
         keep_B = batch.has_teacher_B if "teacher_text" in name else None
         if edge.without_teacher == "image" and keep_B is not None:
-            left, keep_B = torch.where(keep_B[:, None], left, vertices["image"].float()), None
+            left, keep_B = torch.where(keep_B[:, None], left, embeddings["image"].float()), None
         with torch.autocast(left.device.type, enabled=False):  # logits in full precision
             if edge.loss == "mse":
                 return losses.mse(right, left, edge.normalize, keep_B)

@@ -200,6 +200,7 @@ class Feed:
         if self._reads("image", "image"):
             assert captions is not None
             self._keep("image", lambda: frozen.images(captions, examples.images_N))
+        if "image" in self._read:
             self._leave_out_unreadable()
         examples = self.examples
         if self._reads("teacher_text", "teacher_text"):
@@ -222,10 +223,11 @@ class Feed:
             self._frozen.store.say(f"{error}: computed in every step instead")
 
     def _leave_out_unreadable(self) -> None:
-        bad_N = self._read["image"].unreadable() if "image" in self._read else np.zeros(1, bool)
+        features = self._read["image"]
+        bad_N = features.unreadable()
         if bad_N.any():
             self._note(self.examples.images_N[bad_N])
-            features, kept = self._read["image"], np.flatnonzero(~bad_N)
+            kept = np.flatnonzero(~bad_N)
             self._read["image"] = Features(features.table, features.rows[kept])
             self.examples = self.examples.some(kept)
 

@@ -25,7 +25,8 @@ class Kept:
         kind: image, teacher, pooled_cls, tokens, ...
         named: what the recipe that filled it calls the tower's weights.
         weights: their hash.
-        precision, dtype: how they were computed, and are stored.
+        precision: in which they were computed.
+        layout: of its items, as they are stored.
         rows: in whole shards.
         bytes: on disk, unfinished shards included.
         used: when it was used last, in seconds since 1970.
@@ -36,7 +37,7 @@ class Kept:
     named: str
     weights: str
     precision: str
-    dtype: str
+    layout: Layout
     rows: int
     bytes: int
     used: float
@@ -57,12 +58,13 @@ def _look(folder: Path) -> Kept:
     path = folder / "table.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        said = {name: str(facts[name]) for name in ("kind", "named", "weights", "precision", "dtype")}
+        said = {name: str(facts[name]) for name in ("kind", "named", "weights", "precision")}
+        layout = Layout(int(facts["width"]), facts["dtype"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); remove its folder, and it is computed anew") from None
     rows = sum(_rows(shard) for shard in _shards(folder))
     size = sum(_size(file) for file in folder.rglob("*"))
-    return Kept(folder, rows=rows, bytes=size, used=path.stat().st_mtime, **said)
+    return Kept(folder, layout=layout, rows=rows, bytes=size, used=path.stat().st_mtime, **said)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -89,9 +91,8 @@ def verify(kept: Sequence[Kept]) -> Iterator[Path]:
     """Read every shard and yield the damaged ones, which the next run that needs them computes anew."""
     shards = [(table, shard) for table in kept for shard in _shards(table.folder)]
     for table, folder in tqdm(shards, "verify", unit="shard", leave=False):
-        facts = json.loads((table.folder / "table.json").read_text(encoding="utf-8"))
         try:
-            sound = Shard(folder, Layout(int(facts["width"]), facts["dtype"])).is_sound()
+            sound = Shard(folder, table.layout).is_sound()
         except DataError:
             sound = False
         if not sound:

@@ -20,6 +20,7 @@ from mclip_kit.errors import DataError
 from mclip_kit.features.index import BITS, LOCAL, find, index_is_sound, index_path, open_index
 from mclip_kit.features.shards import Layout, Part, Shard, claimed, reopen, shard_name
 from mclip_kit.features.work import Work, batches, cut, first_of_each, loaded
+from mclip_kit.files import readable
 
 SHARD_BYTES = 256 << 20
 FULL = 0.95  # of the free disk that features may take
@@ -150,8 +151,8 @@ class Table:
         items = int(work.sizes_N[missing].sum()) if work.ragged and work.sizes_N is not None else len(missing)
         size, free = items * self.layout.item_bytes, shutil.disk_usage(self.folder).free
         if size > FULL * free:
-            raise NoRoom(f"{self.name} would take {gigabytes(size)}, and {self.folder} has {gigabytes(free)} free")
-        self._say(f"{self.name}: {len(missing):,} rows to compute, {gigabytes(size)} of {gigabytes(free)} free")
+            raise NoRoom(f"{self.name} would take {readable(size)}, and {self.folder} has {readable(free)} free")
+        self._say(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
 
     def _verify(self, keys_N2: np.ndarray, quiet: bool) -> None:
         self._verify_index()
@@ -230,11 +231,6 @@ class Table:
                 finally:
                     part.close()
         return folder.exists()
-
-
-def gigabytes(size: int) -> str:
-    """Bytes, readable."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
 
 
 def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

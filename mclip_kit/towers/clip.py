@@ -135,14 +135,20 @@ def _cut_mask(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any])
 
 def _from_config(config: dict[str, Any]) -> Clip:
     try:
-        model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
-        preprocess = PreprocessCfg(size=model.visual.image_size)
-        set_model_preprocess_cfg(model, asdict(preprocess))
+        model = _new(config)
+        size = PreprocessCfg(**model.visual.preprocess_cfg).input_size
         with evaluating(model):  # sizes that do not fit together show only when a picture comes
-            model.visual(torch.zeros(1, *preprocess.input_size))
+            model.visual(torch.zeros(1, *size))
         return Clip(model, config, _tokenizer(config))
     except UNFIT as error:
         raise RecipeError(f"teacher.model: open_clip cannot build this config: {first_line(error)}") from None
+
+
+def _new(config: dict[str, Any]) -> Any:
+    """open_clip's towers with new weights, and CLIP's own preprocessing."""
+    model = open_clip.CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
+    set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
+    return model
 
 
 def _tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
@@ -167,12 +173,11 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
     try:
         config = {**(config or _openai_config(state)), "quick_gelu": True}  # as OpenAI's models were trained
         weights = {name: tensor.float() for name, tensor in state.items() if name not in OPENAI_MARKS}
-        model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+        model = _new(config)
         model.load_state_dict(convert_to_custom_text_state_dict(weights))
     except UNFIT as error:
         why = first_line(error)
         raise CheckpointError(f"{where}: not the CLIP that was asked for, in OpenAI's naming: {why}") from None
-    set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
     return Clip(model, config, _tokenizer(config))
 
 

@@ -424,7 +424,9 @@ def from_hub(words: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_a_model_of_the_hubs_cache_embeds_as_it_should(from_hub: tuple[Path, Any], words: Path) -> None:
     out, model = from_hub
     tokenizer = open_clip.tokenizer.HFTokenizer(str(words), context_length=CONTEXT)
-    torch.testing.assert_close(torch.load(out / "whole.pt"), theirs(model, tokenizer)[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.load(out / "whole.pt", weights_only=True), theirs(model, tokenizer)[1], rtol=0, atol=1e-5
+    )
 
 
 def test_a_model_of_the_hub_becomes_a_folder_that_needs_no_hub(from_hub: tuple[Path, Any], words: Path) -> None:
