@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "mclip_kit"
 RANK = {
     "errors": 0,
     "files": 0,
-    "recipe": 1,
+    "schema": 1,
+    "recipe": 2,
     "data": 2,
     "losses": 2,
     "towers": 3,

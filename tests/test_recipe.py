@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from mclip_kit.errors import RecipeError
-from mclip_kit.recipe import Recipe, Section, dump, find, load, shipped
+from mclip_kit.recipe import Recipe, dump, load
+from mclip_kit.schema import Section, find, shipped
 from tests import tiny
 
 SHIPPED = ["altclip_full", "multi30k_finetune", "quickstart", "quickstart_trikd", "trikd_projectors"]

@@ -15,7 +15,8 @@ from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.examples import Examples, from_captions
 from mclip_kit.features.feed import Feed, Frozen, Needs
 from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe, parse
+from mclip_kit.recipe import Recipe
+from mclip_kit.schema import parse
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train.build import build_model
 from mclip_kit.train.optim import build_optimizer, trainable

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
-from mclip_kit.recipe import suggest
+from mclip_kit.schema import suggest
 from mclip_kit.towers.hub import MissingWeights, look
 from mclip_kit.towers.mode import evaluating
 from mclip_kit.towers.pickles import UNFIT, read_pickle

@@ -10,7 +10,8 @@ from mclip_kit.data.captions import read_captions
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.retrieval import Retrieval, evaluate, evaluator, ranks, recall, score, summary
 from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe, parse
+from mclip_kit.recipe import Recipe
+from mclip_kit.schema import parse
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train.build import build_model
 from tests import tiny

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModel
 
 from mclip_kit.errors import CheckpointError
-from mclip_kit.recipe import Recipe, parse
+from mclip_kit.recipe import Recipe
+from mclip_kit.schema import parse
 from mclip_kit.towers.model import MultilingualClip, load
 from mclip_kit.train.build import build_model
 from tests import tiny

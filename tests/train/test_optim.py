@@ -9,7 +9,8 @@ from timm.optim import Lamb
 from torch import nn
 
 from mclip_kit.errors import RecipeError
-from mclip_kit.recipe import Recipe, parse
+from mclip_kit.recipe import Recipe
+from mclip_kit.schema import parse
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train.build import build_model
 from mclip_kit.train.optim import build_optimizer, learning_rate, trainable
