@@ -1,5 +1,6 @@
 """Files are written whole or not at all: a temporary name beside the target, fsync, rename."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -41,3 +42,23 @@ def write_json(path: str | Path, value: Any) -> None:
 def readable(size: float, digits: int = 2) -> str:
     """Bytes, for people: GB from 0.1 on, else MB."""
     return f"{size / 1e9:.{digits}f} GB" if size >= 1e8 else f"{size / 1e6:.{digits}f} MB"
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process has the lock of a folder that is still where it was."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = os.stat(folder).st_ino == os.fstat(handle).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        yield mine
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # processes that were started meanwhile have it open too
+        os.close(handle)

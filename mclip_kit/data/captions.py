@@ -1,19 +1,19 @@
 """Image-caption pairs of a prepared folder.
 
-The pictures are rows of images.npy, or files that the column `file` of images.tsv names, relative to the folder.
+The pictures are rows of images.npy, or files that the column `file` of images.tsv names, relative to the folder: paths,
+or members of tars (`data.members`). An empty one was not found then; it may be in the folder `pictures` by now.
 """
 
-import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from mclip_kit.data import CAPTION_COLUMNS, PICTURE_COLUMNS, members
 from mclip_kit.errors import DataError, first_line
-
-PICTURE_COLUMNS = ("image", "group", "stratum")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Captions:
         groups: int64 (N,); pictures with the same number look the same.
         strata: a label per picture.
         images, languages, splits, texts: columns of the caption table; `images` are rows of the picture table.
-        files: a path per picture; empty where pictures are rows of `pixels`.
+        files: a path, or a member of a tar, per picture; empty where pictures are rows of `pixels`.
     """
 
     folder: Path
@@ -41,16 +41,20 @@ class Captions:
     texts: np.ndarray
     files: list[Path]
 
-    def select(self, split: str, languages: Sequence[str] | str = "all") -> np.ndarray:
+    def select(self, split: str | Mapping[str, str], languages: Sequence[str] | str = "all") -> np.ndarray:
         """Rows of the caption table in a split and languages, int64.
 
+        Args:
+            split: of all rows; or language -> split, of the rows of each language.
         Raises:
             DataError: a language or the split has no caption; the message lists those that have.
         """
+        if not isinstance(split, str):
+            return self._select_each(split, list(split) if languages == "all" else list(languages))
         inside = self.splits == split
         if not inside.any():
             known = sorted(set(self.splits))
-            raise DataError(f"{self.folder}: no captions in split {split!r}; there are {', '.join(known)}")
+            raise DataError(f"{self.folder}: no captions in split {split!r}; there are {', '.join(known) or 'none'}")
         known = sorted(set(self.languages[inside]))
         wanted = known if languages == "all" else list(languages)
         missing = [language for language in wanted if language not in known]
@@ -58,6 +62,15 @@ class Captions:
             asked = ", ".join(missing) or "an empty list of languages"
             raise DataError(f"{self.folder}: no {split} captions in {asked}; there are {', '.join(known)}")
         return np.flatnonzero(inside & np.isin(self.languages, wanted))
+
+    def _select_each(self, splits: Mapping[str, str], languages: list[str]) -> np.ndarray:
+        """Rows of each language from its own split, in the table's order."""
+        missing = [language for language in languages if language not in splits]
+        if missing or not languages:
+            asked = ", ".join(missing) or "an empty list of languages"
+            named = ", ".join(f"{language} from {split}" for language, split in splits.items()) or "none"
+            raise DataError(f"{self.folder}: no split is named for {asked}; those named are {named}")
+        return np.unique(np.concatenate([self.select(splits[language], [language]) for language in languages]))
 
     def picture(self, image: int) -> Image.Image:
         """A picture as RGB.
@@ -69,8 +82,10 @@ class Captions:
             return Image.fromarray(np.asarray(self.pixels[image]))
         path = self.files[image]
         try:
-            with Image.open(path) as picture:
+            with Image.open(io.BytesIO(members.read_bytes(path))) as picture:
                 return picture.convert("RGB")
+        except UnidentifiedImageError:
+            raise DataError(f"{path}: not a readable picture: cannot identify its format") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's decoders raise
             raise DataError(f"{path}: not a readable picture: {first_line(error)}") from None
 
@@ -85,13 +100,13 @@ def read_captions(folder: str | Path) -> Captions:
     if not (folder / "manifest.json").is_file():
         raise DataError(f"{folder}: not a prepared corpus (no manifest.json); run mclip-kit prepare")
     images = _read_table(folder / "images.tsv", PICTURE_COLUMNS, "file")
-    captions = _read_table(folder / "captions.tsv", ("image", "language", "split", "caption"))
+    captions = _read_table(folder / "captions.tsv", CAPTION_COLUMNS)
     wrong = next((line for line, row in enumerate(images, 2) if not row[1].isdecimal()), None)
     if wrong:
         raise DataError(f"{folder / 'images.tsv'} line {wrong}: its group is not a number")
     groups = np.array([int(row[1]) for row in images], dtype=np.int64)
-    as_files = bool(images) and len(images[0]) == len(PICTURE_COLUMNS) + 1
-    pixels = None if as_files else _read_pixels(folder, len(images))
+    drawn = bool(images) and len(images[0]) == len(PICTURE_COLUMNS)
+    pixels = _read_pixels(folder, len(images)) if drawn else None
     row_of = {row[0]: number for number, row in enumerate(images)}
     unknown = next((line for line, row in enumerate(captions, 2) if row[0] not in row_of), None)
     if unknown:
@@ -106,7 +121,7 @@ def read_captions(folder: str | Path) -> Captions:
         languages=np.array([row[1] for row in captions]),
         splits=np.array([row[2] for row in captions]),
         texts=np.array([row[3] for row in captions], dtype=object),
-        files=[folder / row[3] for row in images] if as_files else [],
+        files=[] if drawn else [folder / (row[3] or Path("pictures", row[0])) for row in images],
     )
 
 
@@ -125,11 +140,11 @@ def _read_pixels(folder: Path, count: int) -> np.ndarray:
 def _read_table(path: Path, columns: tuple[str, ...], more: str | None = None) -> list[list[str]]:
     """The rows of a table; `more` names a column that may stand behind the others."""
     try:
-        with open(path, encoding="utf-8", newline="") as handle:
-            header, *rows = csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE)
+        with open(path, encoding="utf-8", newline="\n") as handle:  # a CR by itself, as captions have, ends no row
+            header, *rows = (line.rstrip("\r\n").split("\t") for line in handle)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; prepare the corpus again") from None
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not a UTF-8 table ({error}); prepare the corpus again") from None
     if more and tuple(header) == (*columns, more):
         columns = (*columns, more)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_kit.features.shards import READ, Shard, locked
-from mclip_kit.files import write_whole
+from mclip_kit.features.shards import READ, Shard
+from mclip_kit.files import locked, write_whole
 
 BITS = 32  # of a row's place in its shard; the shard's number stands above
 LOCAL = (1 << BITS) - 1

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from mclip_kit.data import members
 from mclip_kit.errors import DataError
 
 READERS = 8  # threads that read files at once
@@ -39,7 +40,7 @@ def of_tokens(tokens: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def of_files(paths: Sequence[Path], memory: Path) -> np.ndarray:
-    """Keys of files' contents, uint64 (N, 2).
+    """Keys of the contents of files, or of members of tars, uint64 (N, 2).
 
     A file whose path, size and time of change (of its content or its inode: copies keep the former) are known from
     before is not read again. One that cannot be read gets a key of its own, which it loses when it can.
@@ -75,7 +76,7 @@ def _of_files(paths: Sequence[Path], memory: Path) -> np.ndarray:
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        status = path.stat()
+        status = members.container(path).stat()
     except OSError:
         return -1, -1
     return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
@@ -84,7 +85,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _digest(path: Path) -> tuple[bytes, bool]:
     """A hash, and whether it is of the file's content."""
     try:
-        content, read = path.read_bytes(), True
+        content, read = members.read_bytes(path), True
     except OSError:
         content, read = f"unreadable {path}".encode(), False
     return hashlib.blake2b(content, digest_size=16).digest(), read

@@ -15,7 +15,6 @@ A shard that is being filled is locked by a lock on its folder, which ends with 
 number of processes may fill one table, and none of them computes what another one is at.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,7 +31,7 @@ import numpy as np
 
 from mclip_kit import __version__
 from mclip_kit.errors import DataError
-from mclip_kit.files import write_json
+from mclip_kit.files import locked, write_json
 
 Dtype = Literal["fp16", "fp32", "int8"]
 DTYPES: dict[Dtype, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4"), "int8": np.dtype("i1")}
@@ -183,26 +182,6 @@ def claimed(folder: Path) -> Iterator[bool]:
         if mine and whole:
             shutil.rmtree(part, ignore_errors=True)
         yield mine and not whole
-
-
-@contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process has the lock of a folder that is still where it was."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            mine = os.stat(folder).st_ino == os.fstat(handle).st_ino
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        yield mine
-    finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)  # processes that were started meanwhile have it open too
-        os.close(handle)
 
 
 class Part:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mclip_kit.errors import DataError
@@ -35,3 +36,27 @@ def test_a_damaged_memory_is_named(tmp_path: Path) -> None:
     memory.write_bytes(b"no base at all, " * 100)
     with pytest.raises(DataError, match=r"files\.sqlite: file is not a database"):
         keys.of_files([tmp_path / "a.png"], memory)
+
+
+def test_a_member_of_a_tar_has_the_key_of_its_content(tmp_path: Path) -> None:
+    tar, memory = tmp_path / "0.tar", tmp_path / "files.sqlite"
+    inside = [Path(f"{tar}@2+3"), Path(f"{tar}@5+3")]
+    for content in (b"..onetwo..", b"..sixten.."):  # the second time it is another tar of the same size
+        tar.write_bytes(content)
+        os.utime(tar, (1, 1))
+        wanted = keys.of_bytes([content[2:5], content[5:8]])
+        assert (keys.of_files(inside, memory) == wanted).all()
+
+
+def test_members_are_remembered_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar, memory = tmp_path / "0.tar", tmp_path / "files.sqlite"
+    tar.write_bytes(b"..onetwo..")
+    inside = [Path(f"{tar}@2+3"), Path(f"{tar}@5+3"), Path(f"{tar}@9+3")]  # the last one is not whole
+    before = keys.of_files(inside, memory)
+    assert len(np.unique(before, axis=0)) == 3
+    read: list[Path] = []
+    monkeypatch.setattr(keys, "_digest", lambda path: read.append(path) or (b"0" * 16, False))
+    assert (keys.of_files(inside[:2], memory) == before[:2]).all()
+    assert read == []
+    keys.of_files(inside, memory)
+    assert read == inside[2:]

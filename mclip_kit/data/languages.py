@@ -1,0 +1,36 @@
+"""Language codes: one spelling each, ISO 639-1 where there is one."""
+
+ALIASES = {
+    "jp": "ja",
+    "cn": "zh",
+    "zh_cn": "zh",
+    "zh_hans": "zh",
+    "zhs": "zh",
+    "cz": "cs",
+    "kr": "ko",
+    "ua": "uk",
+    "iw": "he",
+    "in": "id",
+    "tl": "fil",
+    "nb": "no",
+}
+"""Another spelling, lower case and with underscores -> the code."""
+
+
+def normal(code: str) -> str:
+    """The one spelling of a code: `jp` -> `ja`, `zh-CN` -> `zh`, `pt-BR` -> `pt_br`."""
+    plain = code.strip().lower().replace("-", "_")
+    return ALIASES.get(plain, plain)
+
+
+def spellings(code: str) -> list[str]:
+    """How files may spell a code, the code itself first."""
+    others = [alias for alias, meant in ALIASES.items() if meant == code]
+    cased = [
+        f"{language}{mark}{region.upper()}"
+        for alias in others
+        if "_" in alias
+        for mark in "_-"
+        for language, region in [alias.split("_")]
+    ]
+    return [code, *others, *cased]

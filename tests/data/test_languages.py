@@ -1,0 +1,38 @@
+"""One spelling for each language."""
+
+import pytest
+
+from mclip_kit.data.languages import ALIASES, normal, spellings
+
+SAME = {
+    "en": ["en", "EN", " en\n"],
+    "ja": ["ja", "jp", "JP"],
+    "zh": ["zh", "cn", "zh-CN", "zh_CN", "zh_cn", "zh-Hans", "zhs"],
+    "zh_tw": ["zh-TW", "zh_tw"],
+    "pt_br": ["pt-BR", "pt_br"],
+    "cs": ["cs", "cz"],
+    "he": ["iw"],
+    "fil": ["tl", "fil"],
+}
+
+
+@pytest.mark.parametrize(("spelling", "code"), [(other, code) for code, others in SAME.items() for other in others])
+def test_a_code_has_one_spelling(spelling, code):
+    assert normal(spelling) == code
+
+
+def test_the_one_spelling_is_its_own():
+    assert {code: normal(code) for code in ALIASES.values()} == {code: code for code in ALIASES.values()}
+
+
+def test_files_may_spell_a_code_otherwise():
+    assert spellings("en") == ["en"]
+    assert spellings("ja") == ["ja", "jp"]
+    assert {"zh", "cn", "zh_cn", "zh_CN", "zh-CN", "zhs"} <= set(spellings("zh"))
+
+
+@pytest.mark.parametrize("code", sorted(set(ALIASES.values())))
+def test_every_spelling_means_the_code_and_the_code_comes_first(code):
+    assert spellings(code)[0] == code
+    assert {normal(spelling) for spelling in spellings(code)} == {code}
+    assert len(set(spellings(code))) == len(spellings(code))
