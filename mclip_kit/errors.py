@@ -8,6 +8,11 @@ prints it and exits with code 2; a library user catches `MclipError`.
 class MclipError(Exception):
     """The base of all errors below: something the user can mend."""
 
+    def __str__(self) -> str:
+        """One line, whatever a file's name or cell put into it."""
+        line = " ".join(super().__str__().split())
+        return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
 
 class RecipeError(MclipError):
     """A recipe, a corpus declaration or a command-line option is wrong."""

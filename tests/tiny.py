@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mclip_kit.data.corpora import Caption, Content, Corpus
+from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.prepare import write
 from mclip_kit.data.tokenizer import XlmrTokenizer
 
@@ -33,23 +33,25 @@ SIZE = 16
 
 def content() -> Content:
     """96 pictures: a coloured square in a place, on a light ground of four shades; en de fr captions."""
-    names, pixels, captions = [], [], []
+    rows, pixels = [], []
     for colour, (rgb, *colour_names) in COLOURS.items():
         for place, place_names in PLACES.items():
             for shade in range(4):
                 picture = np.full((SIZE, SIZE, 3), 255 - 8 * shade, np.uint8)
-                rows = slice(0, 8) if place == "above" else slice(8, 16) if place == "below" else slice(0, 16)
+                lines = slice(0, 8) if place == "above" else slice(8, 16) if place == "below" else slice(0, 16)
                 columns = slice(0, 8) if place == "left" else slice(8, 16) if place == "right" else slice(0, 16)
-                picture[rows, columns] = rgb
-                image = len(names)
-                names.append(f"{colour}-{place}-{shade}")
+                picture[lines, columns] = rgb
+                image = len(rows)
+                texts = [
+                    ("en", f"{colour} square {place}, shade {shade}"),
+                    ("de", f"Quadrat {colour_names[0]} {place_names[0]}, Ton {shade}"),
+                    ("fr", f"carré {colour_names[1]} {place_names[1]}, nuance {shade}"),
+                ]
+                split = "test" if image % 8 == 7 else "valid" if image % 8 == 3 else "train"
+                stratum = "even" if image % 2 else "odd"
+                rows.append(Row(split, texts, f"{colour}-{place}-{shade}", parallel=True, group=image, stratum=stratum))
                 pixels.append(picture)
-                captions.append(Caption(image, "en", f"{colour} square {place}, shade {shade}"))
-                captions.append(Caption(image, "de", f"Quadrat {colour_names[0]} {place_names[0]}, Ton {shade}"))
-                captions.append(Caption(image, "fr", f"carré {colour_names[1]} {place_names[1]}, nuance {shade}"))
-    splits = ["test" if i % 8 == 7 else "valid" if i % 8 == 3 else "train" for i in range(len(names))]
-    strata = ["even" if i % 2 else "odd" for i in range(len(names))]
-    return Content(names, splits, list(range(len(names))), strata, np.stack(pixels), captions)
+    return Content(rows, np.stack(pixels))
 
 
 def declaration() -> Corpus:
@@ -68,7 +70,7 @@ def declaration() -> Corpus:
 
 def corpus(folder: Path) -> Path:
     """Write the corpus as a prepared folder."""
-    write(content(), declaration(), folder)
+    write(content, declaration(), folder)
     return folder
 
 

@@ -1,6 +1,6 @@
 """The rows of a stage, as columns: what a batch is a gather from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,11 @@ class Examples:
 
 
 def from_captions(
-    captions: Captions, split: str, languages: Sequence[str] | str, teacher_language: str, tokenize: Tokenize
+    captions: Captions,
+    split: str | Mapping[str, str],
+    languages: Sequence[str] | str,
+    teacher_language: str,
+    tokenize: Tokenize,
 ) -> Examples:
     """One row a caption. A caption in the teacher's language is also its own teacher text."""
     rows = captions.select(split, languages)

@@ -5,9 +5,13 @@ A folder of parallel sentences holds, as `fairseq-preprocess` writes it, `dict.L
 """
 
 import logging
+import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -15,65 +19,113 @@ from mclip_kit.data.tokenizer import BOS
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 
-# When it is imported, fairseq sets the root logger to DEBUG and advertises a package for speech.
-_root = logging.getLogger()
-_before = _root.level, list(_root.handlers)
-logging.getLogger("fairseq.tasks").setLevel(logging.ERROR)
-from fairseq.data import Dictionary, indexed_dataset  # noqa: E402
-
-_root.setLevel(_before[0])
-_root.handlers[:] = _before[1]
-
-
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQ")  # magic, version, integer type, sentences; then int32 sizes and int64 pointers
+CODES = {np.uint16: 8, np.uint32: 9}  # fairseq's numbers of integer types
+POINTERS = 2**20  # that are written at once
 
 
-def write_dictionary(pieces: Sequence[str], path: Path) -> None:
-    """Write dict.txt: one `piece count` line a piece, in order (the specials are fairseq's own)."""
-    dictionary = Dictionary()
-    for piece in pieces:
-        dictionary.add_symbol(piece)
-    with write_whole(path) as temporary:
-        dictionary.save(str(temporary))
+@cache
+def fairseq_data() -> Any:
+    """fairseq.data, imported when it is needed: it brings torch, sets the root logger to DEBUG and advertises a
+    package for speech. Preparing a corpus does without it."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    logging.getLogger("fairseq.tasks").setLevel(logging.ERROR)
+    import fairseq.data
+
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    return fairseq.data
+
+
+def write_dictionary(pieces: Sequence[str], *paths: Path) -> None:
+    """Write dict.txt as fairseq's Dictionary does: one `piece count` line a piece (the specials are its own)."""
+    content = " 1\n".join([*pieces, ""]).encode()
+    for path in paths:
+        with write_whole(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def read_dictionary(path: Path) -> list[str]:
     """The pieces of a dict.txt after the four specials, in order."""
     try:
         with open(path, encoding="utf-8") as handle:  # given a path, fairseq hides the error behind a bare Exception
-            dictionary = Dictionary.load(handle)
+            dictionary = fairseq_data().Dictionary.load(handle)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: not a readable fairseq dictionary ({' '.join(str(error).split())})") from None
     return list(dictionary.symbols[dictionary.nspecial :])
 
 
-def write_sentences(sentences: Sequence[np.ndarray], prefix: Path, vocabulary: int) -> None:
-    """Write `prefix.bin` and `prefix.idx`.
+class SentenceWriter:
+    """Writes `.bin` and `.idx` in a stream, byte for byte as `fairseq-preprocess` does; see `writing`."""
+
+    def __init__(self, data: IO[bytes], sizes: IO[bytes], dtype: type[np.integer[Any]]) -> None:
+        self._data, self._sizes, self.dtype, self.count = data, sizes, dtype, 0
+
+    def add(self, ids: np.ndarray, sizes_N: np.ndarray) -> None:
+        """Append N sentences: their ids one after the other, each with `</s>` at its end and without `<s>`."""
+        ids.astype(self.dtype, copy=False).tofile(self._data)
+        sizes_N.astype(np.int32, copy=False).tofile(self._sizes)
+        self.count += len(sizes_N)
+
+
+@contextmanager
+def writing(prefix: Path, vocabulary: int) -> Iterator[SentenceWriter]:
+    """A writer of `prefix.bin` and `prefix.idx`, which are there whole when the block ends, or not at all.
 
     Args:
-        sentences: ids with `</s>` at the end and without `<s>`.
-        vocabulary: number of ids; it decides the integer type, as in fairseq.
+        prefix: their path without the suffix.
+        vocabulary: number of entries of the dictionary; it decides the integer type, as in fairseq.
     """
-    dtype = indexed_dataset.best_fitting_int_dtype(vocabulary)
-    tokens = np.concatenate([np.zeros(0, dtype), *sentences]).astype(dtype)
-    with write_whole(prefix.with_name(prefix.name + ".bin")) as temporary:
-        tokens.tofile(temporary)
-    writer = indexed_dataset.MMapIndexedDataset.Index.writer
-    with write_whole(prefix.with_name(prefix.name + ".idx")) as temporary, writer(str(temporary), dtype) as index:
-        index.write([len(sentence) for sentence in sentences])
+    dtype = np.uint16 if vocabulary < 65500 else np.uint32
+    with write_whole(suffixed(prefix, "bin")) as data, write_whole(suffixed(prefix, "idx")) as index:
+        sizes = index.with_name(f"{index.name}.sizes")
+        try:
+            with open(data, "wb") as data_handle, open(sizes, "wb") as size_handle:
+                writer = SentenceWriter(data_handle, size_handle, dtype)
+                yield writer
+            _write_index(index, sizes, writer)
+        finally:
+            sizes.unlink(missing_ok=True)
+
+
+def _write_index(index: Path, sizes: Path, writer: SentenceWriter) -> None:
+    with open(index, "wb") as handle, open(sizes, "rb") as counted:
+        handle.write(HEADER.pack(MAGIC, 1, CODES[writer.dtype], writer.count))
+        shutil.copyfileobj(counted, handle)
+        counted.seek(0)
+        offset = 0
+        for start in range(0, writer.count, POINTERS):
+            block = np.fromfile(counted, np.int32, min(POINTERS, writer.count - start)).astype(np.int64)
+            ends = offset + block.cumsum() * np.dtype(writer.dtype).itemsize
+            np.concatenate(([offset], ends[:-1])).astype(np.int64).tofile(handle)
+            offset = int(ends[-1])
+
+
+def write_sentences(sentences: Sequence[np.ndarray], prefix: Path, vocabulary: int) -> None:
+    """Write `prefix.bin` and `prefix.idx` of sentences in memory; arguments as in `writing`."""
+    with writing(prefix, vocabulary) as writer:
+        writer.add(
+            np.concatenate([np.zeros(0, np.int64), *sentences]), np.array([len(ids) for ids in sentences], np.int32)
+        )
+
+
+def suffixed(prefix: Path, suffix: str) -> Path:
+    """A file of a binarised side."""
+    return prefix.with_name(f"{prefix.name}.{suffix}")
 
 
 class Sentences(Sequence[np.ndarray]):
     """Binarised sentences, memory-mapped; an item is int32 (T,), `<s> ... </s>`."""
 
     def __init__(self, prefix: Path, max_tokens: int | None = None) -> None:
-        index, data = (prefix.with_name(f"{prefix.name}.{suffix}") for suffix in ("idx", "bin"))
+        index, data = (suffixed(prefix, suffix) for suffix in ("idx", "bin"))
         for path in (index, data):
             if not path.is_file():
                 raise DataError(f"{path}: missing; run mclip-kit prepare or fairseq-preprocess")
         _check_whole(index, data)
-        self._data = indexed_dataset.MMapIndexedDataset(str(prefix))
+        self._data = fairseq_data().indexed_dataset.MMapIndexedDataset(str(prefix))
         self.sizes = np.asarray(self._data.sizes, dtype=np.int64)
         self._room = None if max_tokens is None else max_tokens - 2
         kept = self.sizes if self._room is None else np.minimum(self.sizes, self._room + 1)

@@ -1,4 +1,4 @@
-"""Long columns that stay on disk: lines of a text file, and several columns read as one."""
+"""Long columns: lines of a text file, several columns read as one, and which values came before."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from mclip_kit.errors import DataError
+
+RECENT = 2**18  # hashes that a Seen holds in a set
 
 
 class Lines(Sequence[str]):
@@ -50,3 +52,36 @@ class Chain(Sequence[Any]):
         if part == len(self.parts):
             raise IndexError(index)
         return self.parts[part][int(index - (self._stops[part - 1] if part else 0))]
+
+
+class Seen:
+    """Texts that came before, at 8 bytes each: their hashes, in arrays that double and a small set before them.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._recent: set[int] = set()
+        self._sorted: list[np.ndarray] = []
+
+    def add(self, text: str) -> bool:
+        """Whether a text is new; it is not from then on."""
+        number = hash(text.encode())  # of the string itself, `ok` and a Japanese tooth have the same
+        if number in self._recent or any(_holds(numbers, number) for numbers in self._sorted):
+            return False
+        self.count += 1
+        self._recent.add(number)
+        if len(self._recent) >= RECENT:
+            numbers = np.fromiter(self._recent, np.int64, len(self._recent))
+            while self._sorted and len(self._sorted[-1]) <= len(numbers):
+                numbers = np.concatenate([self._sorted.pop(), numbers])
+            self._sorted.append(np.sort(numbers))
+            self._recent.clear()
+        return True
+
+
+def _holds(numbers: np.ndarray, number: int) -> bool:
+    place = int(numbers.searchsorted(number))
+    return place < len(numbers) and int(numbers[place]) == number

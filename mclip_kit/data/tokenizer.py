@@ -5,19 +5,23 @@ which is that of the SentencePiece model from its third piece on; `<mask>` comes
 id plus one, and `<unk>` is 3. transformers' XLM-R tokenizer has the same ids.
 """
 
+import io
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
+from mclip_kit.data.sequences import Seen
 from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.files import write_json, write_whole
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE = "sentencepiece.bpe.model"
+SAMPLE = 4_000_000  # lines that SentencePiece holds while it trains
 
 
 class XlmrTokenizer:
@@ -58,9 +62,32 @@ class XlmrTokenizer:
         pieces = self.spm.encode(list(texts), out_type=int, num_threads=os.cpu_count() or 1)
         return [_with_specials(ids[:room]) for ids in pieces]
 
+    def encode_flat(self, texts: list[str], max_tokens: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray, int]:
+        """Ids as fairseq stores them, all in one array: each text's, `</s>` at its end, no `<s>`.
+
+        Args:
+            texts: N of them.
+            max_tokens: texts beyond lose their last pieces; `<s>` and `</s>` count.
+            threads: of SentencePiece.
+        Returns:
+            ids int32 (sum of sizes,), sizes int64 (N,), and how many texts were cut.
+        """
+        arrays = self.spm.encode(texts, return_type="numpy", num_threads=threads)
+        pieces_N = np.fromiter(map(len, arrays), np.int64, len(arrays))
+        cut_N = pieces_N > max_tokens - 2
+        if cut_N.any():
+            arrays = [array[: max_tokens - 2] for array in arrays]
+            pieces_N = np.minimum(pieces_N, max_tokens - 2)
+        sizes_N = pieces_N + 1
+        ids = np.full(int(sizes_N.sum()), EOS, np.int32)
+        piece = np.ones(len(ids), bool)
+        piece[sizes_N.cumsum() - 1] = False
+        ids[piece] = fairseq_ids(np.concatenate([np.zeros(0, np.int32), *arrays]))
+        return ids, sizes_N, int(cut_N.sum())
+
     def pieces(self) -> list[str]:
         """The pieces of dict.txt, in order."""
-        return [self.spm.id_to_piece(index) for index in range(3, self.spm.get_piece_size())]
+        return list(self.spm.id_to_piece(list(range(3, self.spm.get_piece_size()))))
 
     def save(self, folder: Path) -> None:
         """Write what transformers' XLM-R tokenizer reads."""
@@ -75,38 +102,59 @@ class XlmrTokenizer:
         return str(self.spm.decode([int(index) - 1 for index in ids if UNK < index < mask]))
 
 
+def loading(path: Path) -> Future[XlmrTokenizer]:
+    """A tokenizer that loads in a thread of its own; the same one when the same file is asked for again.
+
+    A vocabulary of 250,000 pieces takes as long as reading a small corpus, or as importing what reads it.
+    """
+    return _loading(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(1)
+def _loading(path: Path, changed: int) -> Future[XlmrTokenizer]:
+    return ThreadPoolExecutor(1).submit(XlmrTokenizer, path)
+
+
 def _with_specials(spm_ids: list[int]) -> np.ndarray:
     ids = np.empty(len(spm_ids) + 2, dtype=np.int32)
     ids[0], ids[-1] = BOS, EOS
-    ids[1:-1] = spm_ids
-    ids[1:-1] += 1
-    ids[1:-1][ids[1:-1] == 1] = UNK
+    ids[1:-1] = fairseq_ids(np.asarray(spm_ids, np.int32))
     return ids
+
+
+def fairseq_ids(spm_ids: np.ndarray) -> np.ndarray:
+    """SentencePiece's ids in fairseq's alignment: one more, and `<unk>` is 3."""
+    return np.where(spm_ids == 0, UNK, spm_ids + 1)
 
 
 def train_sentencepiece(lines: Iterable[str], path: Path, pieces: int, coverage: float) -> XlmrTokenizer:
     """Train a unigram model with XLM-R's special pieces and normalisation, and write it to `path`.
 
+    Args:
+        lines: of any number; each counts once, and SentencePiece samples from more than it can hold.
+        path: where the model goes.
+        pieces: vocabulary size.
+        coverage: share of characters that get a piece of their own.
     Raises:
         DataError: there are no lines to train on, or too few pieces for their characters.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder, "lines.txt")
-        text.write_text("\n".join(dict.fromkeys(lines)), encoding="utf-8")
-        if not text.stat().st_size:
-            raise DataError("there is no text to train a SentencePiece model on")
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                input=str(text),
-                model_prefix=str(Path(folder, "spm")),
-                vocab_size=pieces,
-                character_coverage=coverage,
-                hard_vocab_limit=False,
-                model_type="unigram",
-                minloglevel=2,
-            )
-        except RuntimeError as error:  # fewer pieces than characters
-            raise DataError(f"SentencePiece cannot train {pieces} pieces: {error}") from None
-        with write_whole(path) as temporary:
-            temporary.write_bytes(Path(folder, "spm.model").read_bytes())
+    seen, model = Seen(), io.BytesIO()  # a file's name would stay in the model
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(line for line in lines if line and seen.add(line)),
+            model_writer=model,
+            vocab_size=pieces,
+            character_coverage=coverage,
+            hard_vocab_limit=False,
+            model_type="unigram",
+            input_sentence_size=SAMPLE,
+            shuffle_input_sentence=True,  # when it samples
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if not seen.count:
+            raise DataError("there is no text to train a SentencePiece model on") from None
+        raise DataError(f"SentencePiece cannot train {pieces} pieces: {error}") from None  # fewer than characters
+    with write_whole(path) as temporary:
+        temporary.write_bytes(model.getvalue())
     return XlmrTokenizer(path)

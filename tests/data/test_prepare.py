@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import pytest
 
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
-from mclip_kit.data.corpora import Caption, Content, Corpus, declaration, declared
+from mclip_kit.data.corpora import Cleaning, Content, Corpus, Row, Vocabulary, declaration, declared
 from mclip_kit.data.prepare import prepare, write
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError, RecipeError
@@ -23,30 +23,33 @@ from mclip_kit.files import write_whole
 from tests import tiny
 
 
-def with_reader(monkeypatch: pytest.MonkeyPatch, read: Callable[[Corpus], Content]) -> Corpus:
+def with_reader(monkeypatch: pytest.MonkeyPatch, read: Callable[[], Content]) -> Corpus:
     """The tiny declaration, naming a reader that is there for this test."""
-    monkeypatch.setitem(sys.modules, "mclip_kit.data.corpora.squares", SimpleNamespace(read=read))
+    module = SimpleNamespace(read=lambda corpus, source: read())
+    monkeypatch.setitem(sys.modules, "mclip_kit.data.corpora.squares", module)
     return tiny.declaration().model_copy(update={"reader": "squares"})
 
 
 def few(**changes: object) -> Content:
-    """Four pictures of the tiny corpus."""
+    """Four pictures of the tiny corpus; `changes` are to every row."""
     whole = tiny.content()
-    rows = slice(0, 4)
-    captions = [caption for caption in whole.captions if caption.image < 4]
-    splits = ["train", "train", "train", "valid"]
-    parts = (whole.names[rows], splits, whole.groups[rows], whole.strata[rows], whole.pixels[rows], captions)
-    return replace(Content(*parts), **changes)
+    rows = [replace(row, split=split) for row, split in zip(whole.rows, ["train"] * 3 + ["valid"], strict=False)]
+    return Content([replace(row, **changes) for row in rows], whole.pixels[:4])
+
+
+def rows_of(content: Content) -> list[Row]:
+    return list(content.rows)
 
 
 def test_pictures_and_captions_come_back(squares):
     content, captions = tiny.content(), read_captions(squares)
+    rows = rows_of(content)
     np.testing.assert_array_equal(captions.pixels, content.pixels)
-    assert captions.names == content.names
-    assert captions.groups.tolist() == content.groups
-    assert captions.strata.tolist() == content.strata
+    assert captions.names == [row.image for row in rows]
+    assert captions.groups.tolist() == [row.group for row in rows]
+    assert captions.strata.tolist() == [row.stratum for row in rows]
     read = zip(captions.images, captions.languages, captions.texts, captions.splits, strict=True)
-    assert list(read) == [(c.image, c.language, c.text, content.splits[c.image]) for c in content.captions]
+    assert list(read) == [(image, *text, row.split) for image, row in enumerate(rows) for text in row.texts]
 
 
 def test_rows_are_selected_by_split_and_language(squares):
@@ -60,11 +63,8 @@ def test_rows_are_selected_by_split_and_language(squares):
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_parallel_sentences_are_the_captions_of_one_picture(squares, split):
-    content = tiny.content()
-    by_language = {
-        language: [c.text for c in content.captions if c.language == language and content.splits[c.image] == split]
-        for language in ("en", "fr")
-    }
+    rows = [row for row in rows_of(tiny.content()) if row.split == split]
+    by_language = {language: [dict(row.texts)[language] for row in rows] for language in ("en", "fr")}
     source, target = open_bitext(squares / "bitext").read(split, "en", "fr")
     assert (list(source.texts), list(target.texts)) == (by_language["en"], by_language["fr"])
     tokenizer = XlmrTokenizer(squares / "bitext")
@@ -78,7 +78,7 @@ def test_held_out_text_is_not_in_the_vocabulary(squares):
 
 def test_a_given_vocabulary_is_taken(squares, tmp_path):
     spm = squares / "bitext" / "sentencepiece.bpe.model"
-    write(few(), tiny.declaration(), tmp_path / "data", spm)
+    write(few, tiny.declaration(), tmp_path / "data", spm)
     assert (tmp_path / "data" / "bitext" / "sentencepiece.bpe.model").read_bytes() == spm.read_bytes()
 
 
@@ -86,8 +86,9 @@ def test_the_manifest_counts(squares):
     counts = json.loads((squares / "manifest.json").read_text(encoding="utf-8"))["counts"]
     assert counts["images"] == 96
     assert counts["splits"] == {"train": 72, "valid": 12, "test": 12}
-    assert counts["captions"] == {"en": 96, "de": 96, "fr": 96}
-    assert counts["sentence_pairs"] == 2 * 96
+    assert counts["captions"] == {split: dict.fromkeys(("en", "de", "fr"), n) for split, n in counts["splits"].items()}
+    assert counts["sentence_pairs"] == {split: {"en-de": n, "en-fr": n} for split, n in counts["splits"].items()}
+    assert (counts["missing_pictures"], counts["left_out"]) == (0, {})
     assert {split: sum(strata.values()) for split, strata in counts["strata"].items()} == counts["splits"]
 
 
@@ -119,18 +120,18 @@ ODD = [
 
 @pytest.mark.parametrize("text", ODD)
 def test_any_caption_comes_back_on_one_line(tmp_path, text):
-    content = few()
-    captions = [Caption(0, "en", text), *content.captions[1:]]
-    write(replace(content, captions=captions), tiny.declaration(), tmp_path / "data")
+    first, *others = rows_of(few())
+    odd = replace(first, texts=[("en", text), *first.texts[1:]])
+    write(lambda: replace(few(), rows=[odd, *others]), tiny.declaration(), tmp_path / "data")
     source, _ = open_bitext(tmp_path / "data" / "bitext").read("train", "en", "de")
     expected = " ".join(text.split())
     assert read_captions(tmp_path / "data").texts[0] == expected
-    assert " ".join(source.texts[0].split()) == expected
+    assert source.texts[0] == expected
 
 
 def test_preparing_twice_keeps_the_folder(tmp_path, monkeypatch):
     reads = []
-    corpus = with_reader(monkeypatch, lambda corpus: reads.append(corpus) or few())
+    corpus = with_reader(monkeypatch, lambda: reads.append(1) or few())
     first = prepare(corpus, tmp_path / "data")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
     assert prepare(corpus, tmp_path / "data") == first
@@ -140,14 +141,16 @@ def test_preparing_twice_keeps_the_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", [{"about": "other squares"}, {"languages": ["en", "de"]}, {"options": {"size": 8}}])
 def test_a_folder_of_another_declaration_is_refused(tmp_path, monkeypatch, change):
-    corpus = with_reader(monkeypatch, lambda corpus: few())
+    corpus = with_reader(monkeypatch, few)
     prepare(corpus, tmp_path / "data")
-    with pytest.raises(DataError, match="prepared from another declaration; remove it or choose another --out"):
+    with pytest.raises(
+        DataError, match="prepared from another declaration or source; remove it or choose another --out"
+    ):
         prepare(corpus.model_copy(update=change), tmp_path / "data")
 
 
 def test_a_folder_with_another_vocabulary_is_refused(squares, tmp_path, monkeypatch):
-    corpus = with_reader(monkeypatch, lambda corpus: few())
+    corpus = with_reader(monkeypatch, few)
     prepare(corpus, tmp_path / "data")
     with pytest.raises(DataError, match="prepared from another declaration"):
         prepare(corpus, tmp_path / "data", squares / "bitext" / "sentencepiece.bpe.model")
@@ -161,53 +164,80 @@ def test_a_folder_that_is_no_corpus_is_refused_and_kept(tmp_path, monkeypatch, c
     if content is not None:
         (out / "manifest.json").write_text(content)
     with pytest.raises(DataError, match="exists and is not a prepared corpus"):
-        prepare(with_reader(monkeypatch, lambda corpus: few()), out)
+        prepare(with_reader(monkeypatch, few), out)
     assert (out / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_lost_file_is_noticed(tmp_path, monkeypatch):
-    corpus = with_reader(monkeypatch, lambda corpus: few())
+    corpus = with_reader(monkeypatch, few)
     prepare(corpus, tmp_path / "data")
     (tmp_path / "data" / "bitext" / "dict.de.txt").unlink()
     with pytest.raises(DataError, match=r"dict\.de\.txt: missing; remove .* and prepare it again"):
         prepare(corpus, tmp_path / "data")
 
 
-class Breaking(Sequence[Caption]):
-    """Captions of a source that ends in the middle."""
-
-    def __init__(self, captions: Sequence[Caption], after: int) -> None:
-        self.captions, self.after = captions, after
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def __getitem__(self, index):
-        return self.captions[index]
-
-    def __iter__(self) -> Iterator[Caption]:
-        yield from self.captions[: self.after]
-        raise OSError("the source broke off")
+def breaking(rows: list[Row]) -> Iterator[Row]:
+    """Rows of a source that ends in the middle."""
+    yield from rows
+    raise OSError("the source broke off")
 
 
 def test_a_reader_that_fails_midway_leaves_nothing(tmp_path, monkeypatch):
-    content = few()
-    corpus = with_reader(monkeypatch, lambda corpus: replace(content, captions=Breaking(content.captions, 5)))
+    corpus = with_reader(monkeypatch, lambda: replace(few(), rows=breaking(rows_of(few()))))
     with pytest.raises(OSError, match="broke off"):
         prepare(corpus, tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_vocabulary_that_cannot_be_trained_leaves_nothing(tmp_path):
-    held_out = few(splits=["valid"] * 4)
-    with pytest.raises(DataError, match="no text"):
-        write(held_out, tiny.declaration(), tmp_path / "data")
+    corpus = tiny.declaration().model_copy(update={"vocabulary": Vocabulary(pieces=5, coverage=1.0)})
+    with pytest.raises(DataError, match="SentencePiece cannot train 5 pieces"):
+        write(few, corpus, tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_held_out_text_alone_is_not_binarised_without_a_vocabulary(squares, tmp_path, capsys):
+    spm = squares / "bitext" / "sentencepiece.bpe.model"
+    write(lambda: few(split="test"), tiny.declaration(), tmp_path / "without")
+    assert "give one: --spm" in capsys.readouterr().out
+    assert not (tmp_path / "without" / "bitext").exists()
+    assert len(read_captions(tmp_path / "without").select("test")) == 12
+    write(lambda: few(split="test"), tiny.declaration(), tmp_path / "with", spm)
+    assert len(open_bitext(tmp_path / "with" / "bitext").read("test", "en", "de")[0].texts) == 4
+
+
+def test_a_pair_of_which_nothing_is_short_enough_is_named(tmp_path):
+    short = {"cleaning": Cleaning(max_tokens=3, too_long="drop")}
+    with pytest.raises(DataError, match="all sentence pairs of train en-de are longer than 3"):
+        write(few, tiny.declaration().model_copy(update=short), tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_corpus_is_refused_with_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match=r"the corpus is empty; made by tests/tiny\.py"):
-        write(few(captions=[]), tiny.declaration(), tmp_path / "data")
+        write(lambda: Content([]), tiny.declaration(), tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_share_a_name_are_refused(tmp_path):
+    with pytest.raises(DataError, match="4 pictures have 1 names"):
+        write(lambda: few(image="same"), tiny.declaration(), tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("expect", "said"),
+    [
+        ({"images": 5}, "images: 4 found, 5 expected"),
+        ({"images.valid": 2}, r"images\.valid: 1 found, 2 expected"),
+        ({"captions.train.de": 4}, r"captions\.train\.de: 3 found, 4 expected"),
+        ({"pairs.train.en-fr": 1}, r"pairs\.train\.en-fr: 3 found, 1 expected"),
+        ({"captions.test.de": 4}, r"captions\.test\.de: 0 found, 4 expected"),
+    ],
+)
+def test_counts_that_differ_are_named(tmp_path, expect, said):
+    with pytest.raises(DataError, match=f"{said}.*--set expect="):
+        write(few, tiny.declaration().model_copy(update={"expect": expect}), tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_write_keeps_the_former_file(tmp_path):
@@ -278,8 +308,14 @@ def test_damage_is_named_with_file_and_line(squares, tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+DECLARED = (
+    "cc3m cc3m_webdataset coco coco_cn crossmodal3600 emoji flickr30k flickr30k_cn imagenet imagenet_a imagenet_r "
+    "imagenet_sketch imagenet_v2 mclip_translations multi30k objectnet opus translation2019zh tsl2019 wit xtd10"
+)
+
+
 def test_every_shipped_declaration_loads():
-    assert [path.name for path in declared()] == ["emoji.yaml"]
+    assert [path.stem for path in declared()] == DECLARED.split(" ")
     for path in declared():
         corpus = declaration(path.stem)
         assert corpus.languages

@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 
 from mclip_kit.data.captions import Captions, read_captions
-from mclip_kit.data.corpora import Caption
+from mclip_kit.data.corpora import Content
 from mclip_kit.data.prepare import write
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.retrieval import evaluate, evaluator
 from mclip_kit.features.feed import Features, Feed, Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.features.table import NoRoom, Table
-from mclip_kit.recipe import Recipe, load, parse
+from mclip_kit.recipe import Recipe, load
+from mclip_kit.schema import parse
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train import run as run_module
 from mclip_kit.train.build import build_examples, build_model
@@ -181,11 +182,13 @@ def kinds(root: Path) -> list[str]:
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny corpus in five languages: four pairs with English."""
     content, corpus = tiny.content(), tiny.declaration()
-    english = [caption for caption in content.captions if caption.language == "en"]
-    more = [Caption(c.image, code, f"{word} {c.text}") for c in english for code, word in (("es", "el"), ("it", "il"))]
-    content = replace(content, captions=[*content.captions, *more])
+    rows = []
+    for row in content.rows:
+        english = dict(row.texts)["en"]
+        rows.append(replace(row, texts=[*row.texts, ("es", f"el {english}"), ("it", f"il {english}")]))
     out = tmp_path_factory.mktemp("five") / "data"
-    write(content, corpus.model_copy(update={"languages": ["en", "de", "fr", "es", "it"]}), out)
+    languages = {"languages": ["en", "de", "fr", "es", "it"]}
+    write(lambda: Content(rows, content.pixels), corpus.model_copy(update=languages), out)
     return out
 
 
@@ -444,7 +447,7 @@ def test_what_has_no_room_is_computed_or_refused(
 
 def as_files(squares: Path, folder: Path) -> Path:
     """The same corpus, each picture a PNG."""
-    write(tiny.content(), tiny.declaration(), folder)
+    tiny.corpus(folder)
     captions = read_captions(folder)
     assert captions.pixels is not None
     (folder / "pictures").mkdir()

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from mclip_kit.data.bitext import open_bitext
+from mclip_kit.data.corpora import Content, Row
 from mclip_kit.data.examples import from_bitext
-from mclip_kit.data.prepare import write_bitext
+from mclip_kit.data.prepare import write
 from mclip_kit.data.tokenizer import train_sentencepiece
 from mclip_kit.features.feed import Feed, Frozen, Needs
 from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe, parse
+from mclip_kit.recipe import Recipe
+from mclip_kit.schema import parse
 from mclip_kit.train.build import build_model
 from tests import tiny
 
@@ -35,9 +37,10 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
     english, some = texts["en"], [line for side in texts.values() for line in side[:1000]]
     spm = train_sentencepiece(some, tmp_path / "spm.model", 400, 0.999).path
     corpus = tiny.declaration().model_copy(update={"languages": LANGUAGES})
-    pairs = {("train", other): (english, texts[other]) for other in LANGUAGES[1:]}
-    write_bitext(pairs, tmp_path / "b", corpus, spm)
-    tree = tiny.recipe(tmp_path) | {"data": {"bitext": str(tmp_path / "b")}, "evaluation": None}
+    together = [list(zip(LANGUAGES, row, strict=True)) for row in zip(*texts.values(), strict=True)]
+    write(lambda: Content(Row("train", row, parallel=True) for row in together), corpus, tmp_path / "b", spm)
+    bitext = tmp_path / "b" / "bitext"
+    tree = tiny.recipe(tmp_path) | {"data": {"bitext": str(bitext)}, "evaluation": None}
     tree |= {"stages": [tree["stages"][1]], "teacher": {"model": tiny.TEACHER, "weights": "random"}}
     model = build_model(parse(tree, Recipe, "tiny"))
     read: list[str] = []
@@ -46,7 +49,7 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
     monkeypatch.setattr(model, "teacher_tokens", lambda texts: read.extend(texts) or tokens(texts))
     monkeypatch.setattr(model.teacher_text, "forward", lambda ids_BT: seen.append(len(ids_BT)) or run(ids_BT))
     examples = from_bitext(
-        open_bitext(tmp_path / "b"),
+        open_bitext(bitext),
         "train",
         LANGUAGES,
         "en",

@@ -3,7 +3,6 @@
 import io
 import random
 from collections import defaultdict
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,9 @@ import resvg_py
 from PIL import Image
 from tqdm import tqdm
 
-from mclip_kit.data.corpora import Caption, Content, Corpus
+from mclip_kit.data.corpora import Content, Corpus, Row
+from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.workers import follow_parent
 from mclip_kit.errors import DataError
 
 SKIN_TONES = range(0x1F3FB, 0x1F400)
@@ -23,7 +24,7 @@ REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
 JOINER, VARIATION, TAG_END = 0x200D, 0xFE0F, 0xE007F
 
 
-def read(corpus: Corpus) -> Content:
+def read(corpus: Corpus, source: Source) -> Content:
     """Render every emoji that has a picture and a name in all of the corpus's languages."""
     for language in [*corpus.languages, *corpus.caption_languages]:
         emoji.config.load_language(language)
@@ -44,14 +45,15 @@ def read(corpus: Corpus) -> Content:
     pixels = _render([pictures[_code(character)] for character in characters], corpus.options["size"])
     groups = _same_pictures(pixels)
     strata = [_stratum(character) for character in characters]
-    return Content(
-        names=[_code(character) for character in characters],
-        splits=_split(groups, strata, corpus.splits),
-        groups=groups,
-        strata=strata,
-        pixels=pixels,
-        captions=list(_captions(characters, [*corpus.languages, *corpus.caption_languages])),
-    )
+    splits = _split(groups, strata, corpus.splits)
+    rows = zip(characters, splits, groups, strata, strict=True)
+    return Content((_row(*row, [*corpus.languages, *corpus.caption_languages]) for row in rows), pixels)
+
+
+def _row(character: str, split: str, group: int, stratum: str, languages: list[str]) -> Row:
+    names = [(language, emoji.EMOJI_DATA[character].get(language)) for language in languages]
+    texts = [(language, str(name).strip(":").replace("_", " ")) for language, name in names if name]
+    return Row(split, texts, _code(character), parallel=True, group=group, stratum=stratum)
 
 
 def _code(character: str) -> str:
@@ -63,18 +65,10 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return {path.stem.replace("-FE0F", ""): path for path in sorted(folder.glob("*.svg"))}
 
 
-def _captions(characters: list[str], languages: list[str]) -> Iterable[Caption]:
-    for image, character in enumerate(characters):
-        for language in languages:
-            name = emoji.EMOJI_DATA[character].get(language)
-            if name:
-                yield Caption(image, language, str(name).strip(":").replace("_", " "))
-
-
 def _render(paths: list[Path], size: int) -> np.ndarray:
     """Pictures on white, uint8 (N, size, size, 3)."""
     pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=follow_parent) as pool:
         rendered = pool.map(partial(_render_one, size=size), paths, chunksize=32)
         for row, picture in enumerate(tqdm(rendered, "rendering", len(paths), unit="picture", dynamic_ncols=True)):
             pixels[row] = picture

@@ -1,0 +1,206 @@
+"""Captions that name their picture, from several files, joined by the picture: Flickr30k, COCO, STAIR, COCO-CN.
+
+All captions of a corpus are held in memory: these corpora have about a million.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from tqdm import tqdm
+
+from mclip_kit.data.corpora import Content, Corpus, Row, options
+from mclip_kit.data.corpora.source import File, Source
+from mclip_kit.data.picture_ids import PICTURES, picture_id
+from mclip_kit.errors import DataError
+from mclip_kit.schema import Section
+
+KARPATHY = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
+TAG = re.compile(r":[A-Za-z]+\d*(?=\s|$)")
+NEEDLESS_SPACE = re.compile(r"(?<![!-~]) | (?![!-~])")
+
+
+class Splits(Section):
+    """Which pictures are in which split."""
+
+    karpathy: str | None = Field(None, description="Karpathy's dataset_*.json.")
+    lists: dict[str, str] | None = Field(None, description="Split -> a file with a picture's name a line.")
+
+    @model_validator(mode="after")
+    def _said_one_way(self) -> "Splits":
+        if (self.karpathy is None) == (self.lists is None):
+            raise ValueError("give one of karpathy and lists")
+        return self
+
+
+class Part(Section):
+    """Captions in one language."""
+
+    language: str
+    format: Literal["karpathy", "coco", "numbered"] = Field(
+        description="karpathy: dataset_*.json; coco: COCO's annotations; numbered: lines of NAME#N and a caption."
+    )
+    files: list[str] = Field(description="Where they are; wildcards may stand for several.")
+    split: str = Field("", description="Of all its pictures, where the corpus has no `splits`; none: drawn.")
+    segmented: bool = Field(
+        False, description="Chinese with spaces between words, perhaps tagged (`狗:n`): they are put together."
+    )
+    optional: bool = Field(False, description="A source may lack it.")
+
+
+class Options(Section):
+    """What the reader takes."""
+
+    splits: Splits | None = Field(None, description="None: each part has its own.")
+    captions: list[Part]
+    parallel: bool = Field(False, description="Captions of a picture with the same number are translations.")
+
+
+Found = list[tuple[Part, File]]
+Captions = Iterator[tuple[str, int, str]]
+"""(picture's name, number, caption)."""
+
+
+@dataclass
+class Picture:
+    """A picture and its (language, number, caption)."""
+
+    name: str
+    split: str
+    texts: list[tuple[str, int, str]] = field(default_factory=list)
+
+
+def read(corpus: Corpus, source: Source) -> Content:
+    """A row for each picture, or for each number of its captions where those are translations."""
+    chosen = options(corpus, Options)
+    languages = {*corpus.languages, *corpus.caption_languages}
+    found = [(part, f) for part in chosen.captions if part.language in languages for f in _files(part, source)]
+    if not found:
+        raise DataError(f"{source.root}: no captions in {', '.join(sorted(languages))}; {corpus.obtain}")
+    lists = _lists(chosen.splits, source)
+    return Content(_rows(found, lists, corpus.pictures, chosen.parallel))
+
+
+def _files(part: Part, source: Source) -> list[File]:
+    found = [source.files(pattern) for pattern in part.files]
+    if part.optional and not any(found):
+        return []
+    return [file for files, pattern in zip(found, part.files, strict=True) for file in files or [source.need(pattern)]]
+
+
+def _lists(splits: Splits | None, source: Source) -> list[tuple[str, File]]:
+    """(split, list of pictures); the split is `karpathy` where the file says it for each."""
+    if splits is None:
+        return []
+    named = {"karpathy": splits.karpathy} if splits.karpathy else splits.lists or {}
+    return [(split, source.need(pattern)) for split, pattern in named.items()]
+
+
+def _rows(found: Found, lists: list[tuple[str, File]], source: str | None, parallel: bool) -> Iterator[Row]:
+    pictures: dict[str, Picture] = {}
+    for split, file in lists:
+        names = _karpathy_splits(file) if split == "karpathy" else ((line.strip(), split) for line in file.lines())
+        for name, where in names:
+            if name:
+                _enter(pictures, name, where, source, file)
+    outside = [_gather(part, file, pictures, source, closed=bool(lists)) for part, file in found]
+    left_out = [f"{n:,} of {file.name}" for (_, file), n in zip(found, outside, strict=True) if n]
+    if left_out:
+        tqdm.write(f"pictures in no split, left out with their captions: {', '.join(left_out)}")
+    for picture in pictures.values():
+        numbers = sorted({number for _, number, _ in picture.texts}) if parallel else [None]
+        for chosen in numbers:
+            texts = [(language, text) for language, number, text in picture.texts if chosen in (None, number)]
+            if texts:
+                yield Row(picture.split, texts, image=picture.name, parallel=parallel)
+
+
+def _enter(pictures: dict[str, Picture], name: str, split: str, source: str | None, file: File) -> Picture:
+    """The picture of a name, which must be in the same split whenever it comes."""
+    name = name.partition("#")[0]
+    picture = pictures.setdefault(picture_id(name, source), Picture(name, split))
+    if picture.split != split:
+        here, there = split or "none", picture.split or "none"
+        raise DataError(f"{file}: picture {name} is in split {here} here, and in {there} before; mend the lists")
+    return picture
+
+
+def _gather(part: Part, file: File, pictures: dict[str, Picture], source: str | None, closed: bool) -> int:
+    """Add a file's captions to their pictures; how many pictures are in no split, if those are given (`closed`)."""
+    inside, outside = False, set()
+    for name, number, caption in FORMATS[part.format](file):
+        picture = pictures.get(picture_id(name, source)) if closed else _enter(pictures, name, part.split, source, file)
+        if picture is None:
+            outside.add(picture_id(name, source))
+            continue
+        inside = True
+        if not picture.name.lower().endswith(tuple(PICTURES)) and name.lower().endswith(tuple(PICTURES)):
+            picture.name = name
+        picture.texts.append((part.language, number, _joined(caption) if part.segmented else caption))
+    if not inside:
+        raise DataError(f"{file}: none of its {len(outside):,} pictures is in a split; is it of another corpus?")
+    return len(outside)
+
+
+def _joined(caption: str) -> str:
+    """Words put together; where two spaces or more are left between them, there was a comma."""
+    return NEEDLESS_SPACE.sub("", re.sub(r"\s{2,}", "，", TAG.sub("", caption.strip())))
+
+
+def _karpathy_splits(file: File) -> Iterator[tuple[str, str]]:
+    for number, image in enumerate(_items(file, file.json(), "images")):
+        split = _member(image, "split", str, file, "images", number)
+        if split not in KARPATHY:
+            raise DataError(f"{file}: images[{number}] has split {split!r}, none of {', '.join(KARPATHY)}; mend it")
+        yield _member(image, "filename", str, file, "images", number), KARPATHY[split]
+
+
+def _karpathy(file: File) -> Captions:
+    for number, image in enumerate(_items(file, file.json(), "images")):
+        name = _member(image, "filename", str, file, "images", number)
+        for index, sentence in enumerate(_member(image, "sentences", list, file, "images", number)):
+            yield name, index, _member(sentence, "raw", str, file, f"images[{number}].sentences", index)
+
+
+def _coco(file: File) -> Captions:
+    content = file.json()
+    names = {}
+    for number, image in enumerate(_items(file, content, "images")):
+        identity = _member(image, "id", int, file, "images", number)
+        names[identity] = str(image.get("file_name") or identity)
+    seen: dict[int, int] = {}
+    for number, annotation in enumerate(_items(file, content, "annotations")):
+        identity = _member(annotation, "image_id", int, file, "annotations", number)
+        index = seen[identity] = seen.get(identity, -1) + 1
+        name = names.get(identity, str(identity))
+        yield name, index, _member(annotation, "caption", str, file, "annotations", number)
+
+
+def _items(file: File, content: Any, key: str) -> list[Any]:
+    items = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        raise DataError(f"{file}: has no list {key!r}; is it the file that the corpus's documentation names?")
+    return items
+
+
+def _member(item: Any, key: str, kind: type, file: File, where: str, number: int) -> Any:
+    value = item.get(key) if isinstance(item, dict) else None
+    if not isinstance(value, kind):
+        raise DataError(f"{file}: {where}[{number}] has no {key!r} ({kind.__name__}); fetch the file again")
+    return value
+
+
+def _numbered(file: File) -> Captions:
+    """Lines `NAME#N caption` or `NAME#TAG#N caption`; any space stands between."""
+    for number, line in enumerate(file.lines(), 1):
+        key, _, caption = line.strip().replace("\t", " ", 1).partition(" ")
+        name, *tag, index = key.split("#") if "#" in key else (key, "")
+        if index.isascii() and index.isdigit() and len(tag) < 2:
+            yield name, int(index), caption
+        elif key:
+            raise DataError(f"{file} line {number}: does not begin with NAME#N or NAME#TAG#N; mend or remove the line")
+
+
+FORMATS: dict[str, Callable[[File], Captions]] = {"karpathy": _karpathy, "coco": _coco, "numbered": _numbered}

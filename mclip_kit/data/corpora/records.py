@@ -1,0 +1,196 @@
+"""Files of rows with named columns, opened one way whatever their form: .tsv, .csv, .jsonl, .parquet.
+
+Rows are read as they come, so that a file of any size takes the same memory.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import chain
+from operator import itemgetter, methodcaller
+from typing import Any, Literal
+
+from mclip_kit.data.corpora.source import File
+from mclip_kit.errors import DataError, first_line
+
+Format = Literal["tsv", "csv", "jsonl", "parquet"]
+Numbered = Iterator[tuple[int, Any]]
+"""(number, row): the line of a text, the row of a .parquet, from 1 on."""
+
+ENDINGS: dict[str, Format] = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+ROWS_AT_ONCE = 1024
+LONGEST_CELL = 2**22  # characters in quotes; more is a quote that was not closed
+
+
+class WrongCell(ValueError):
+    """What is wrong with a row, said by who does not know which it is."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An opened file.
+
+    Attributes:
+        unit: what its rows are counted in: line or row.
+        names: its columns; None: each row names its own.
+        pick: column -> a function that takes its cell from a row; None where there is nothing.
+        read: the rows, with at least some columns; read once.
+    """
+
+    unit: str
+    names: list[str] | None
+    pick: Callable[[str], Callable[[Any], Any]]
+    read: Callable[[Collection[str]], Numbered]
+
+
+def open_rows(file: File, format: Format | None, header: list[str] | None, quotes: bool | None) -> Rows:
+    """Open a file.
+
+    Args:
+        format: None: as its name ends.
+        header: the names of columns, for a .tsv or .csv without them.
+        quotes: whether quotes enclose cells; None: in a .csv.
+    Raises:
+        DataError: it cannot be read, or its name does not say what it is.
+    """
+    format = format or _format(file)
+    if format == "parquet":
+        return Rows("row", _parquet_names(file), _member, partial(_parquet_rows, file))
+    if format == "jsonl":
+        return Rows("line", None, _member, lambda _: _json_rows(file))
+    delimiter = "\t" if format == "tsv" else ","
+    quoted = format == "csv" if quotes is None else quotes
+    rows = _quoted_rows(file, delimiter) if quoted else _plain_rows(file, delimiter)
+    names = header or next((cells for _, cells in rows), [])
+    return Rows("line", names, lambda name: itemgetter(names.index(name)), lambda _: _whole(file, names, rows))
+
+
+def _format(file: File) -> Format:
+    for ending, format in ENDINGS.items():
+        if file.name.endswith(ending):
+            return format
+    raise DataError(f"{file}: its name ends in none of {', '.join(ENDINGS)}; say its `format` in options.tables")
+
+
+def _member(name: str) -> Callable[[Any], Any]:
+    """What takes a member from an object, `a.b` from inside another."""
+    return partial(_inner, name) if "." in name else methodcaller("get", name)
+
+
+def _inner(name: str, row: dict[str, Any]) -> Any:
+    if name in row:
+        return row[name]
+    value: Any = row
+    for key in name.split("."):
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise WrongCell(f"{name}: {str(value)[:50]!r} is not an object with {key!r} in it")
+        value = value.get(key)
+    return value
+
+
+def _plain_rows(file: File, delimiter: str) -> Numbered:
+    """Cells in which a quote is a quote."""
+    for number, line in enumerate(_lines(file), 1):
+        yield number, line.split(delimiter)
+
+
+def _quoted_rows(file: File, delimiter: str) -> Numbered:
+    """Cells perhaps in quotes, between which there may be line ends."""
+    csv.field_size_limit(LONGEST_CELL)
+    rows = csv.reader((line + "\n" for line in _lines(file)), delimiter=delimiter, strict=True)
+    try:
+        for cells in rows:
+            yield rows.line_num, cells
+    except csv.Error as error:
+        where = f"{file} line {rows.line_num}: {first_line(error)}"
+        raise DataError(f"{where}; a quote there or above is not closed, or not doubled inside quotes") from None
+
+
+def _whole(file: File, names: list[str], rows: Numbered) -> Numbered:
+    """Rows with as many cells as there are columns; an empty line is no row."""
+    width = len(names)
+    for number, cells in rows:
+        if len(cells) == width:
+            yield number, cells
+        elif any(cells):
+            raise DataError(
+                f"{file} line {number}: {_count(len(cells), 'cell')}, but there are {_count(width, 'column')} "
+                f"({', '.join(names)}); mend the line, or fetch the file again"
+            )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def _json_rows(file: File) -> Numbered:
+    for number, line in enumerate(_lines(file), 1):
+        if not line or line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{file} line {number}: not JSON ({first_line(error)}); every line must be an object"
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(f"{file} line {number}: not a JSON object; every line must be one")
+        yield number, row
+
+
+def _lines(file: File) -> Iterator[str]:
+    """A file's lines, without a byte-order mark."""
+    lines = file.lines()
+    return chain((line.removeprefix("\ufeff") for line in [next(lines, None)] if line is not None), lines)
+
+
+def _parquet_names(file: File) -> list[str]:
+    return [name for _, name in _parquet_columns(file)]
+
+
+def _parquet_columns(file: File) -> list[tuple[str, str]]:
+    """(column, name) for each column and, with dots, for what is inside of it."""
+    schema = _open_parquet(file).schema_arrow
+    return [(field.name, name) for field in schema for name in _inner_names(field)]
+
+
+def _inner_names(field: Any) -> Iterator[str]:
+    yield field.name
+    if str(field.type).startswith("struct<"):
+        for inner in field.type:
+            yield from (f"{field.name}.{name}" for name in _inner_names(inner))
+
+
+def _parquet_rows(file: File, columns: Collection[str]) -> Numbered:
+    """Rows with the columns that are asked for: others may hold whole pictures."""
+    wanted = list(dict.fromkeys(column for column, name in _parquet_columns(file) if name in columns))
+    opened, number = _open_parquet(file), 0
+    try:
+        for batch in opened.iter_batches(ROWS_AT_ONCE, columns=wanted):
+            for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
+                yield number, row
+    except _arrow_errors() as error:
+        what = f"{file}: cannot be read after row {number} ({first_line(error)})"
+        raise DataError(f"{what}; fetch it again") from None
+
+
+def _open_parquet(file: File) -> Any:
+    if file.member or str(file.path) != str(file.path.with_name(file.name)):
+        raise DataError(f"{file}: a .parquet is read where it lies: unpack it first")
+    errors = _arrow_errors()
+    try:
+        return import_module("pyarrow.parquet").ParquetFile(file.path)
+    except errors as error:
+        raise DataError(f"{file}: not a readable .parquet ({first_line(error)}); fetch it again") from None
+
+
+def _arrow_errors() -> tuple[type[Exception], ...]:
+    try:
+        return (import_module("pyarrow").ArrowException, OSError)
+    except ModuleNotFoundError:
+        raise DataError("a .parquet is read by pyarrow, which is not installed: pip install pyarrow") from None

@@ -1,0 +1,116 @@
+"""Declarations of a user's own files, as `data_prep/` has them for published corpora."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mclip_kit.data import corpora
+from mclip_kit.data.corpora.records import open_rows
+from mclip_kit.data.corpora.source import File
+from mclip_kit.data.languages import normal
+from mclip_kit.errors import DataError, RecipeError
+
+COLUMNS = {
+    "image": {"image", "image_path", "image_id", "file", "filename", "file_name", "filepath", "path"},
+    "text": {"caption", "text", "title"},
+    "language": {"language", "lang", "locale"},
+    "split": {"split"},
+}
+"""What a column holds -> how tables call it."""
+CODE = re.compile(r"[a-z]{2,3}(_[a-z]{2,4})?")
+
+Declared = tuple[str, dict[str, Any]]
+"""A name for the prepared folder, and what a YAML file would hold."""
+
+
+def declared(
+    files: list[str], table: Path | None, shards: str | None, folder: Path | None, languages: list[str]
+) -> Declared:
+    """The declaration of parallel files, or of whichever of a table, shards and a folder is given.
+
+    Raises:
+        RecipeError: files or columns do not say what they are.
+    """
+    codes = [normal(language) for language in languages]
+    if table is not None:
+        return _table(table, codes)
+    if shards is not None:
+        return _name(shards), _tree("webdataset", codes or ["en"], {"shards": shards})
+    if folder is not None:
+        return folder.resolve().name, _tree("folder", codes or ["en"], {})
+    return _bitext(files)
+
+
+def _tree(reader: str, languages: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "about": "files of your own",
+        "reader": reader,
+        "languages": languages,
+        "licences": [],
+        "obtain": "check the paths that you gave",
+        "options": options,
+    }
+
+
+def _bitext(files: list[str]) -> Declared:
+    texts: dict[str, str] = {}
+    for item in files:
+        language, separator, file = item.partition("=")
+        code = normal(language)
+        if not separator or not file or not code:
+            raise RecipeError(f"--bitext {item}: write LANG=FILE, as in --bitext en=train.en de=train.de")
+        if code in texts:
+            raise RecipeError(f"--bitext {item}: {code} is given twice")
+        if not Path(file).is_file():
+            raise RecipeError(f"--bitext {item}: there is no such file")
+        texts[code] = str(Path(file).absolute())
+    if len(texts) < 2:
+        raise RecipeError("--bitext needs two languages at least, as in --bitext en=train.en de=train.de")
+    return "-".join(texts), _tree("lines", list(texts), {"parts": [{"texts": texts, "parallel": True}]})
+
+
+def _table(table: Path, languages: list[str]) -> Declared:
+    """A column a language; or a picture, its caption, and perhaps the caption's language and split."""
+    file = str(table.absolute())
+    names = _columns(table)
+    found = {what: next((name for name in names if name.lower() in known), None) for what, known in COLUMNS.items()}
+    options: dict[str, Any] = {"tables": [{"file": file}], "split": found["split"]}
+    if found["image"] and found["text"]:
+        options |= {key: found[key] for key in ("image", "text", "language")}
+        languages = languages or (_codes(table, found["language"]) if found["language"] else ["en"])
+    else:
+        columns = {normal(name): name for name in names if CODE.fullmatch(normal(name))}
+        languages = languages or list(columns)
+        if len(languages) < 2 or set(languages) - set(columns):
+            raise RecipeError(
+                f"{table}: columns are {', '.join(names)}; name them image and caption (and language, split), or after "
+                "the languages of parallel texts, such as en and de"
+            )
+        options |= {"texts": {code: columns[code] for code in languages}, "parallel": True}
+    return _name(str(table)), _tree("table", languages, options)
+
+
+def _columns(table: Path) -> list[str]:
+    rows = open_rows(File(table), None, None, None)
+    return rows.names if rows.names is not None else list(next((row for _, row in rows.read([])), {}))
+
+
+def _codes(table: Path, column: str) -> list[str]:
+    """The languages that a column names, English first."""
+    rows = open_rows(File(table), None, None, None)
+    pick = rows.pick(column)
+    codes = set()
+    for number, row in rows.read([column]):
+        code = normal(str(pick(row)))
+        if code not in codes and not corpora.CODE.fullmatch(code):
+            where = f"{table} {rows.unit} {number}: {column} is {pick(row)!r}"
+            raise DataError(f"{where}, no code such as en or pt_br; mend it, or choose with --langs")
+        codes.add(code)
+    return sorted(codes, key=lambda code: (code != "en", code))
+
+
+def _name(path: str) -> str:
+    """A folder's name from a pattern of files."""
+    stem = Path(path).name.partition(".")[0]
+    kept = "".join(letter if letter.isalnum() or letter in "-_" else " " for letter in stem.partition("{")[0])
+    return kept.strip(" -_").replace(" ", "_") or "own"

@@ -1,0 +1,74 @@
+"""Prepared corpora in words: what one holds, and which there are."""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from mclip_kit.data.corpora import declaration, declared
+from mclip_kit.data.leakage import leaks_of
+
+
+def described(folder: Path, manifest: dict[str, Any]) -> str:
+    """What a prepared folder holds and lacks, whose it is, and which test sets it spoils."""
+    counts = manifest["counts"]
+    lines = [f"{folder}: {counts['images']:,} pictures{_several(counts['splits'])}"]
+    for split, languages in counts["captions"].items():
+        lines.append(f"  captions, {split}: " + _listed(languages))
+    for split, pairs in counts["sentence_pairs"].items():
+        lines.append(f"  sentence pairs, {split}: " + _listed(pairs))
+    if counts["left_out"]:
+        lines.append("  left out or changed: " + "; ".join(f"{n:,} {why}" for why, n in counts["left_out"].items()))
+    if counts["missing_pictures"]:
+        lines.append(
+            f"  {counts['missing_pictures']:,} of {counts['images']:,} picture files were not found (their `file` in "
+            f"images.tsv is empty): prepare again with --images DIR, or put them, named as there, into "
+            f"{folder / 'pictures'}"
+        )
+    lines += [f"  {part['what']}: {part['licence']}, {part['by']}" for part in manifest["licences"]]
+    lines += [f"  leak: {leak.line()}" for leak in leaks_of(folder)]
+    return "\n".join(lines)
+
+
+def _several(splits: dict[str, int]) -> str:
+    return " (" + ", ".join(f"{count:,} {split}" for split, count in splits.items()) + ")" if splits else ""
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def listing(folder: Path) -> str:
+    """Every corpus that is declared: what it is, its size and licences, and where in a folder it is prepared."""
+    prepared = _prepared(folder)
+    lines = []
+    for path in declared():
+        corpus = declaration(path.stem)
+        done = prepared.pop(path.stem, None)
+        lines.append(f"{path.stem:20} {corpus.about}")
+        terms = dict.fromkeys(f"{part.what}: {part.licence}" for part in corpus.licences)
+        facts = [
+            corpus.size,
+            f"{len(corpus.languages)} language{'s' if len(corpus.languages) > 1 else ''}",
+            *terms,
+            f"prepared: {done}" if done else "not prepared",
+        ]
+        lines.append(textwrap.indent(textwrap.fill("; ".join(filter(None, facts)), 96), " " * 21))
+    lines += [f"{name:20} yours, prepared: {where}" for name, where in prepared.items()]
+    return "\n".join(lines)
+
+
+def _prepared(folder: Path) -> dict[str, str]:
+    """Name of a corpus -> what was prepared of it in a folder."""
+    found = {}
+    for path in sorted(folder.glob("*/manifest.json")):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            counts = manifest["counts"]
+            pairs = sum(sum(split.values()) for split in counts["sentence_pairs"].values())
+            captions = sum(sum(split.values()) for split in counts["captions"].values())
+            name = manifest["corpus"]["name"] or path.parent.name
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # some other program's, or an earlier version's
+        found[name] = f"{path.parent} ({counts['images']:,} pictures, {captions:,} captions, {pairs:,} sentence pairs)"
+    return found
