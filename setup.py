@@ -22,7 +22,7 @@ REQUIRES = [
     # elsewhere the maintained source fork is built. Both are `import fairseq`.
     f"ve-fairseq==0.12.3; {HAS_WHEEL}",
     f"fairseq-fixed==0.12.3.1; {NO_WHEEL}",
-    "sentencepiece>=0.2",
+    "sentencepiece>=0.2.3",  # ids as arrays
     "sacrebleu>=2.4",
     "numpy>=1.26",
     "click>=8.1",
@@ -32,6 +32,8 @@ REQUIRES = [
     "safetensors>=0.5",
     "PyYAML>=6",
     "tqdm>=4.66",
+    "pyarrow>=15",  # .parquet
+    "webdataset>=1",  # its rules for keys and shard names
     "tensorboard>=2.17",
     "timm>=1.0.17",  # LAMB
     "pillow>=10.1",  # scalable built-in font
@@ -50,8 +52,15 @@ DEMO = [
     ' or (platform_system == "Darwin" and platform_machine == "arm64")',
 ]
 
-# a new minor version of ruff formats differently
-DEV = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.17,<0.18", "mypy>=1.11", "types-PyYAML"]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "py3langid>=0.4",
+    "ruff>=0.17,<0.18",  # a new minor version formats differently
+    "mypy>=1.11",
+    "types-PyYAML",
+]
 
 setup(
     name="mclip-kit",
@@ -66,6 +75,6 @@ setup(
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
     package_data={"mclip_kit": ["py.typed"], "mclip_kit.recipes": ["*.yaml"], "mclip_kit.data_prep": ["*.yaml"]},
     install_requires=REQUIRES,
-    extras_require={"demo": DEMO, "dev": DEV},
+    extras_require={"demo": DEMO, "language": ["py3langid>=0.4"], "dev": DEV},  # language: cleaning.language
     entry_points={"console_scripts": ["mclip-kit = mclip_kit.cli:main"]},
 )

@@ -54,24 +54,68 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("corpus", default="emoji")
+@click.argument("corpora", metavar="[CORPUS | LANG=FILE ...]", nargs=-1, default=("emoji",))
+@click.option("--source", type=ANY, help="Where the corpus's files are: a folder, or a zip.")
+@click.option("--images", type=FOLDER, help="Where its pictures are, at any depth.  [default: the source]")
 @click.option("--out", type=FOLDER, help="The prepared folder.  [default: data/CORPUS]")
+@click.option("--langs", help="Some of its languages, with commas between.  [default: all]")
 @click.option("--spm", type=FILE, help="A SentencePiece model in XLM-R's form; without it, one is trained.")
-def prepare(corpus: str, out: Path | None, spm: Path | None) -> None:
-    """Prepare a corpus that data_prep/ declares, by name or file (the embedded one by default)."""
-    from mclip_kit.data.corpora import declaration
-    from mclip_kit.data.prepare import prepare
+@click.option("--workers", type=click.IntRange(1), help="Processes for large inputs.  [default: the cores]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the declaration."
+)
+@click.option("--bitext", is_flag=True, help="Prepare parallel files: --bitext en=FILE de=FILE")
+@click.option("--pairs", type=FILE, help="Prepare a table of captions or parallel texts: .tsv .csv .jsonl .parquet")
+@click.option("--webdataset", metavar="SHARDS", help="Prepare captioned pictures in tars: 'shards-{000..099}.tar'")
+@click.option("--folder", type=FOLDER, help="Prepare a folder of pictures with .txt beside, or of one folder a class.")
+@click.option(
+    "--list", "listing", is_flag=True, help="List the corpora, their sizes and licences, and what is prepared."
+)
+def prepare(
+    corpora: tuple[str, ...],
+    source: Path | None,
+    images: Path | None,
+    out: Path | None,
+    langs: str | None,
+    spm: Path | None,
+    workers: int | None,
+    overrides: tuple[str, ...],
+    bitext: bool,
+    pairs: Path | None,
+    webdataset: str | None,
+    folder: Path | None,
+    listing: bool,
+) -> None:
+    """Prepare a corpus that data_prep/ declares, by name or file (by default the embedded one), or your own files."""
+    from mclip_kit.data.tokenizer import loading
 
-    declared = declaration(corpus)
-    folder = out or Path("data", Path(corpus).stem)
-    counts = prepare(declared, folder, spm)["counts"]
-    splits = ", ".join(f"{count} {split}" for split, count in counts["splits"].items())
-    click.echo(
-        f"{folder}: {counts['images']} pictures ({splits}), captions in {len(counts['captions'])} languages, "
-        f"{counts['sentence_pairs']} sentence pairs"
-    )
-    for licence in declared.licences:
-        click.echo(f"{licence.what}: {licence.licence}, {licence.by}")
+    if spm:
+        loading(spm)  # while the rest is imported
+    from mclip_kit.data import own, summary
+    from mclip_kit.data.corpora import Corpus, declaration
+    from mclip_kit.data.corpora.source import Source
+    from mclip_kit.data.prepare import prepare
+    from mclip_kit.schema import overridden, parse
+
+    languages = [language.strip() for language in langs.split(",")] if langs else []
+    if listing:
+        click.echo(summary.listing((out or Path("data/corpus")).parent))
+        return
+    if sum([bitext, pairs is not None, webdataset is not None, folder is not None]) > 1:
+        raise click.UsageError("one of --bitext, --pairs, --webdataset and --folder at a time")
+    if bitext or pairs or webdataset or folder:
+        name, tree = own.declared(list(corpora), pairs, webdataset, folder, languages)
+        corpus = parse(overridden(tree, overrides), Corpus, name)
+        source = folder or (pairs and pairs.parent)
+    elif len(corpora) > 1:
+        raise click.UsageError(f"one corpus at a time, not {' '.join(corpora)}; parallel files need --bitext")
+    else:
+        name = Path(corpora[0]).stem
+        corpus = declaration(corpora[0], overrides)
+        corpus = corpus.only(languages) if languages else corpus
+    target = out or Path("data", name)
+    manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), workers)
+    click.echo(summary.described(target, manifest))
 
 
 @cli.command()
@@ -135,6 +179,7 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
 def evaluate(models: tuple[Path, ...], data: Path, split: str, langs: str | None, out: Path | None) -> None:
     """Score model folders by image-text retrieval in every language, and draw what the last one finds."""
     _quiet()
+    from mclip_kit.data import leakage
     from mclip_kit.data.captions import read_captions
     from mclip_kit.evaluate import picture, report
     from mclip_kit.evaluate.retrieval import evaluate
@@ -145,17 +190,22 @@ def evaluate(models: tuple[Path, ...], data: Path, split: str, langs: str | None
     credit = _credits(data)
     languages = [language.strip() for language in langs.split(",")] if langs else "all"
     folder = out or models[-1].resolve().parent / "eval"
-    written, scored = {}, []
+    written, scored, leaks = {}, [], []
     for name in models:
         model = load(name)
         results = evaluate(model, captions, split, languages)
         scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
-        written[str(name)] = report.as_json(results, model.trained_languages, captions, split)
+        found = leakage.read_json(name.resolve().parent / leakage.LEAKAGE)
+        leaks += [(name, leak) for leak in leakage.concerning(found, data, split)]
+        shared = leakage.as_json(leak for of, leak in leaks if of == name)
+        written[str(name)] = report.as_json(results, model.trained_languages, captions, split) | {"leakage": shared}
     if len(scored) == 1:
         title, results, trained = scored[0]
         click.echo("\n" + report.table(results, trained, f"{title}, {split} of {data}"))
     else:
         click.echo("\n" + report.comparison(scored))
+    for name, leak in leaks:
+        click.echo(f"leak, {name}: {leak.line()}")
     write_json(folder / "results.json", written)
     shown = [language for language in results if language != report.TEACHER]
     rows = report.picture_rows(model, captions, split, shown)
@@ -227,7 +277,8 @@ def cache_prune(
 ) -> None:
     """Remove features by age, by size, or by weights that no recipe names (shipped ones, and those of runs beside)."""
     from mclip_kit.features.housekeeping import doomed, remove, tables
-    from mclip_kit.recipe import load, shipped
+    from mclip_kit.recipe import load
+    from mclip_kit.schema import shipped
 
     if days is None and size is None and not unnamed:
         raise click.UsageError("say what may go: --days, --size or --unnamed")
@@ -284,7 +335,8 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
 @cli.command()
 def recipes() -> None:
     """List the shipped recipes."""
-    from mclip_kit.recipe import load, shipped
+    from mclip_kit.recipe import load
+    from mclip_kit.schema import shipped
 
     for path in sorted(shipped("recipes").glob("*.yaml")):
         click.echo(f"{path.stem:20} {load(path).about}")

@@ -146,7 +146,9 @@ def matched(installed: Mapping[str, str]) -> list[Finding]:
 
 def imported(package: str, module: str) -> list[Finding]:
     """Whether a heavy package can be imported, by the module of ours that asks most of it."""
-    importlib.import_module(f"mclip_kit.{module}")
+    ours = importlib.import_module(f"mclip_kit.{module}")
+    if package == "fairseq":
+        ours.fairseq_data()  # which imports it when it is needed
     return [Finding(OK, f"import {package}")]
 
 
@@ -303,7 +305,7 @@ def prepared(recipe: "Recipe") -> list[Finding]:
         captions = read_captions(folder)
         for stage in recipe.stages:
             if stage.data == "captions":
-                captions.select("train", stage.languages)
+                captions.select(stage.split, stage.languages)
         if recipe.evaluation:
             captions.select(recipe.evaluation.split, recipe.evaluation.languages)
 

@@ -8,6 +8,7 @@ import torch
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.examples import Examples, from_bitext, from_captions
+from mclip_kit.data.leakage import LEAKAGE, Leak, held_out_beside, leaks, read_json
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
 from mclip_kit.features.feed import Needs
@@ -64,17 +65,37 @@ def check_data(recipe: Recipe) -> Captions | None:
     return read_captions(recipe.data.captions) if recipe.data.captions else None
 
 
+def shared_with_tests(recipe: Recipe) -> list[Leak]:
+    """What the recipe trains on of test sets that are prepared beside its data, and what its start was trained on."""
+    trained = training_splits(recipe)
+    tests = {test for folder in trained for test in held_out_beside(folder)}
+    before = read_json(Path(recipe.start).parent / LEAKAGE) if recipe.start else []
+    return list(dict.fromkeys([*before, *leaks(trained, tests)]))
+
+
+def training_splits(recipe: Recipe) -> dict[Path, set[str]]:
+    """Prepared folder -> the splits that some stage trains on."""
+    trained: dict[Path, set[str]] = {}
+    for stage in recipe.stages:
+        folder = Path(str(getattr(recipe.data, stage.data)))
+        folder = folder.parent if stage.data == "bitext" else folder  # its manifest lies above it
+        splits = [stage.split] if isinstance(stage.split, str) else stage.split.values()
+        trained.setdefault(folder, set()).update(splits)
+    return trained
+
+
 def build_examples(stage: Stage, recipe: Recipe, model: MultilingualClip, captions: Captions | None) -> Examples:
     """The training rows of a stage."""
     cut = min(stage.max_tokens, model.encoder.positions)
     tokenize = lambda texts: model.student_tokens(texts, cut)  # noqa: E731
     if stage.data == "captions":
         assert captions is not None
-        examples = from_captions(captions, "train", stage.languages, TEACHER_LANGUAGE, tokenize)
+        examples = from_captions(captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
     else:
+        assert isinstance(stage.split, str)
         examples = from_bitext(
             open_bitext(str(recipe.data.bitext)),
-            "train",
+            stage.split,
             stage.languages,
             TEACHER_LANGUAGE,
             stage.include_english,

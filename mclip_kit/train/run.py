@@ -4,6 +4,7 @@ RUN/recipe.yaml             the resolved recipe
 RUN/metrics.jsonl           loss terms and evaluations, one row each; the same in RUN/tensorboard
 RUN/checkpoints/last.pt     where it stands;  best.pt: the stage's best weights
 RUN/model/                  what it was for
+RUN/leakage.json            test sets that it trained on, if any are prepared beside its data
 RUN/unreadable.txt          pictures that could not be read, if any
 RUN/../features/            outputs of frozen towers, which other runs beside it read too
 """
@@ -22,15 +23,24 @@ from tqdm import tqdm
 
 from mclip_kit.data.batching import Plan
 from mclip_kit.data.examples import Examples
+from mclip_kit.data.leakage import LEAKAGE, as_json, unknown
 from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
 from mclip_kit.features.feed import Feed, Frozen
-from mclip_kit.features.shards import locked
 from mclip_kit.features.store import Store
-from mclip_kit.files import write_text
-from mclip_kit.recipe import TOWERS, Recipe, Stage, dump, read_yaml
+from mclip_kit.files import locked, write_json, write_text
+from mclip_kit.recipe import TOWERS, Recipe, Stage, dump
+from mclip_kit.schema import read_yaml
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train import checkpoint
-from mclip_kit.train.build import build_examples, build_model, check_data, edge_losses, needs
+from mclip_kit.train.build import (
+    build_examples,
+    build_model,
+    check_data,
+    edge_losses,
+    needs,
+    shared_with_tests,
+    training_splits,
+)
 from mclip_kit.train.checkpoint import State
 from mclip_kit.train.logging import Log
 from mclip_kit.train.loop import Loop, stop_requests, train
@@ -74,6 +84,7 @@ class Run:
                     f"{self.accelerator.num_processes} processes that share it"
                 )
         self.captions = check_data(recipe)
+        self.leaks = shared_with_tests(recipe) if self.accelerator.is_main_process else []
         self.model = build_model(recipe).to(self.accelerator.device)
         # convolutions run faster so, on CPUs too
         self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -107,6 +118,9 @@ class Run:
                 for stage, trained in zip(self.recipe.stages, self.trained, strict=True)
             ]
             lines.append(f"  {tower:15}{count / 1e6:9.2f}M  " + "  ".join(shares if count else ["(identity)"]))
+        lines += [f"  leak: {leak.line()}" for leak in self.leaks]
+        for folder in unknown(training_splits(self.recipe)):
+            lines.append(f"  {folder}: not prepared by this version, so it is not known whether test sets are in it")
         return "\n".join(lines)
 
     def go(self) -> Path:
@@ -117,6 +131,7 @@ class Run:
         self.model.trained_languages = sorted({*self.model.trained_languages, *state.languages})
         if self.accelerator.is_main_process:
             write_text(self.folder / "recipe.yaml", dump(self.recipe))
+            write_json(self.folder / LEAKAGE, as_json(self.leaks))
             self.log = Log(self.folder, state.stage, state.step)
         for index in range(state.stage, len(self.recipe.stages)):
             self._stage(index, state)

@@ -233,6 +233,7 @@ def test_start_goes_on_from_a_model_folder(finished: tuple[Recipe, Path], square
         f"start={folder / 'model'}",
         f"data.captions={squares}",
         "stages.0.languages=[en,de]",
+        "stages.0.split=train",
         "stages.0.train=[projector]",
         "evaluation.keep=last",
         "stages.0.epochs=2",
