@@ -1,0 +1,237 @@
+"""`mclip-kit prepare` as a user types it: files of one's own, choices, listings, leaks, and what is refused."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from mclip_kit.cli import cli
+from mclip_kit.data.bitext import open_bitext
+from mclip_kit.data.captions import read_captions
+from mclip_kit.data.corpora import declared
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def spm(squares: Path) -> str:
+    return str(squares / "bitext" / "sentencepiece.bpe.model")
+
+
+def prepare(*words: str) -> Result:
+    return CliRunner().invoke(cli, ["prepare", *words])
+
+
+def done(*words: str) -> str:
+    result = prepare(*words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*words: str) -> str:
+    """The one line with which a command ends."""
+    result = prepare(*words)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.output.strip().splitlines()[-1]
+
+
+def picture(path: Path, shade: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (shade, 0, 0)).save(path)
+    return path
+
+
+def text(path: str, *lines: str) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_parallel_files_of_ones_own(spm):
+    sides = [f"{code}={text(f'my.{code}', f'{code} one', f'{code} two')}" for code in ("en", "de", "jp")]
+    assert "sentence pairs, train: en-de 2, en-ja 2" in done("--bitext", *sides, "--spm", spm)
+    source, target = open_bitext("data/en-de-ja/bitext").read("train", "en", "ja")
+    assert (list(source.texts), list(target.texts)) == (["en one", "en two"], ["jp one", "jp two"])
+
+
+def test_shares_are_held_out(spm):
+    lines = [f"line {number}" for number in range(400)]
+    sides = [f"{code}={text(f'my.{code}', *lines)}" for code in ("en", "de")]
+    done("--bitext", *sides, "--spm", spm, "--out", "out", "--set", "splits={valid: 0.1}")
+    counts = json.loads(Path("out/manifest.json").read_text())["counts"]["sentence_pairs"]
+    assert counts["train"]["en-de"] + counts["valid"]["en-de"] == 400
+    assert 20 < counts["valid"]["en-de"] < 70
+
+
+def table(ending: str, rows: list[dict[str, str]]) -> str:
+    path = f"my.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif ending == "jsonl":
+        text(path, *map(json.dumps, rows))
+    else:
+        cell = "\t" if ending == "tsv" else ","
+        text(path, cell.join(rows[0]), *(cell.join(row.values()) for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("names", [("image", "caption", "language"), ("filepath", "title", "lang")])
+def test_tables_of_captions(ending, names):
+    picture(Path("pictures/a.png"))
+    rows = [
+        dict(zip(names, cells, strict=True))
+        for cells in (("pictures/a.png", "a dog", "en"), ("b.png", "ein Hund", "de"))
+    ]
+    assert "captions, train: en 1, de 1" in done("--pairs", table(ending, rows), "--out", "out")
+    captions = read_captions("out")
+    assert list(captions.texts) == ["a dog", "ein Hund"]
+    assert captions.picture(0).size == (4, 4)
+    assert captions.files[1] == Path("out/pictures/b.png")
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl", "parquet"])
+def test_tables_of_parallel_texts(ending, spm):
+    rows = [{"en": "a dog", "de": "ein Hund"}, {"en": "a cat", "de": "eine Katze"}]
+    assert "sentence pairs, train: en-de 2" in done("--pairs", table(ending, rows), "--spm", spm, "--out", "out")
+
+
+def test_a_split_column_is_taken():
+    rows = [{"image": f"{s}.jpg", "caption": s, "split": s} for s in ("train", "val", "test")]
+    assert "(1 train, 1 valid, 1 test)" in done("--pairs", table("csv", rows), "--out", "out")
+
+
+def test_shards_are_read_where_they_lie():
+    for number in range(2):
+        with tarfile.open(f"s-{number:03}.tar", "w") as tar:
+            for name, content in (("0.png", picture(Path("p.png"), number).read_bytes()), ("0.txt", b"a square")):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    assert "data/s: 2 pictures" in done("--webdataset", "s-{000..001}.tar")
+    captions = read_captions("data/s")
+    assert captions.picture(1).getpixel((0, 0)) == (1, 0, 0)
+    assert not list(Path("data/s").glob("*.png"))
+
+
+def test_folders_of_captions_and_of_classes():
+    picture(Path("mine/a.png"))
+    text("mine/a.txt", "a red square")
+    assert "captions, train: en 1" in done("--folder", "mine")
+    for name in ("cat/1.png", "dog/1.png"):
+        picture(Path("classes") / name)
+    assert "data/classes: 2 pictures" in done("--folder", "classes")
+    assert sorted(read_captions("data/classes").strata) == ["cat", "dog"]
+
+
+def test_a_second_time_the_folder_is_kept(spm):
+    sides = [f"{code}={text(f'my.{code}', code)}" for code in ("en", "de")]
+    first = done("--bitext", *sides, "--spm", spm, "--out", "out")
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    again = done("--bitext", *sides, "--spm", spm, "--out", "out")
+    for said in (first, again):
+        assert "out: 0 pictures\n  sentence pairs, train: en-de 1" in said
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+    other = refused("--bitext", *sides, "--spm", spm, "--out", "out", "--set", "cleaning.duplicates=true")
+    assert other == "Error: out: prepared from another declaration or source; remove it or choose another --out"
+
+
+def test_the_list_has_every_corpus_and_what_is_prepared(spm):
+    sides = [f"{code}={text(f'my.{code}', code)}" for code in ("en", "de")]
+    done("--bitext", *sides, "--spm", spm)
+    listed = done("--list")
+    names = [line.split()[0] for line in listed.splitlines() if not line.startswith(" ")]
+    assert names == [*(path.stem for path in declared()), "en-de"]
+    assert "data/en-de (0 pictures, 0 captions, 1 sentence pairs)" in listed
+    assert " ".join(listed.split()).count("not prepared") == len(declared())
+
+
+def corpus_of(name: str, source: str, split: str, **captions: str) -> None:
+    """A declared corpus of pictures from somewhere, and its table."""
+    rows = [{"image": image, "caption": caption} for image, caption in captions.items()]
+    text(f"{name}.jsonl", *map(json.dumps, rows))
+    tree = {
+        "about": name,
+        "reader": "table",
+        "languages": ["en"],
+        "licences": [],
+        "obtain": "make it",
+        "pictures": source,
+        "options": {"tables": [{"file": f"{name}.jsonl", "split": split}], "text": "caption", "image": "image"},
+    }
+    text(f"{name}.yaml", json.dumps(tree))
+
+
+def test_a_test_set_in_a_training_set_is_named_whichever_is_prepared_first():
+    seen = {"COCO_train2014_000000000009.jpg": "a bowl of soup", "COCO_train2014_000000000025.jpg": "a tall giraffe"}
+    corpus_of("xtd", "coco", "test", **seen, **{"COCO_val2014_000000000042.jpg": "A DOG on a shoe!"})
+    corpus_of("coco", "coco", "train", **{"9.jpg": "food", "25.jpg": "an animal", "77.jpg": "a dog, on a shoe"})
+    assert "leak" not in done("xtd.yaml", "--source", ".")
+    lines = [
+        "leak: data/xtd test: 2 of 3 pictures (by name) are in data/coco train; scores on them are no longer held out",
+        "leak: data/xtd test: 1 of 3 texts is in data/coco train; scores on it are no longer held out",
+    ]
+    said = done("coco.yaml", "--source", ".")
+    assert [line.strip() for line in said.splitlines() if "leak" in line] == lines
+    said = done("xtd.yaml", "--source", ".")
+    assert [line.strip() for line in said.splitlines() if "leak" in line] == lines
+
+
+def test_a_picture_under_another_name_is_known_by_its_content():
+    picture(Path("a/one.png"), 7)
+    picture(Path("b/other.png"), 7)
+    corpus_of("mine", "here", "test", **{"one.png": "x"})
+    corpus_of("theirs", "there", "train", **{"other.png": "y"})
+    done("mine.yaml", "--source", ".", "--images", "a")
+    assert "1 of 1 picture (by content) is in data/theirs train" in done(
+        "theirs.yaml", "--source", ".", "--images", "b"
+    )
+
+
+WRONG = {
+    "no source": (["multi30k"], "--source DIR is missing: where the corpus's files are; clone the repository"),
+    "no such source": (["multi30k", "--source", "nowhere"], "nowhere: there is no such folder; clone"),
+    "an empty source": (["multi30k", "--source", "."], "task1/raw/train.en is missing, plain or compressed; clone"),
+    "no such corpus": (["multi31k"], "multi31k: no such file, and none of that name is shipped; did you mean multi30k"),
+    "no such language": (["emoji", "--langs", "en,xx"], "no xx in this corpus; there are en, zh"),
+    "no first languages": (["emoji", "--langs", "pt"], "choose one of en, zh"),
+    "unknown key": (["emoji", "--set", "cleening.ratio=2"], "cleening: unknown key; did you mean cleaning"),
+    "wrong value": (
+        ["emoji", "--set", "cleaning.ratio=0.5"],
+        "cleaning.ratio: Input should be greater than or equal to 1",
+    ),
+    "two corpora": (["emoji", "coco"], "one corpus at a time, not emoji coco"),
+    "one side": (["--bitext", "en=here.txt"], "--bitext needs two languages at least"),
+    "no language": (["--bitext", "here.txt", "de=here.txt"], "--bitext here.txt: write LANG=FILE"),
+    "no file": (["--bitext", "en=here.txt", "de=gone.txt"], "--bitext de=gone.txt: there is no such file"),
+    "a language twice": (["--bitext", "ja=here.txt", "jp=here.txt"], "--bitext jp=here.txt: ja is given twice"),
+    "a table of nothing": (["--pairs", "here.tsv"], "here.tsv: columns are a, b; name them image and caption"),
+    "no table": (["--pairs", "gone.tsv"], "gone.tsv"),
+    "a table of another kind": (["--pairs", "here.txt"], "here.txt: its name ends in none of .tsv"),
+    "no shards": (["--webdataset", "x-{000..003}.tar"], "x-000.tar"),
+    "no pictures": (["--folder", "empty"], "empty: no pictures in it"),
+    "two kinds": (["--pairs", "here.tsv", "--folder", "empty"], "one of --bitext, --pairs, --webdataset and --folder"),
+    "a folder in the way": (["--bitext", "en=here.txt", "de=here.txt", "--out", "empty"], "empty: exists and is not"),
+    "no vocabulary": (["--bitext", "en=here.txt", "de=here.txt", "--spm", "here.txt"], "here.txt: not a readable Sent"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_ends_in_one_line(name):
+    words, said = WRONG[name]
+    text("here.txt", "one line", "another")
+    text("here.tsv", "a\tb", "1\t2")
+    Path("empty").mkdir()
+    before = sorted(Path().rglob("*"))
+    assert said in refused(*words)
+    assert [path for path in sorted(Path().rglob("*")) if path != Path("data")] == before
