@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HEALTH_ROWS = 256
 MAX_SCALE = 100.0  # CLIP clamps exp(logit_scale) here (Radford et al. 2021, section 2.5)
 
 
@@ -74,6 +75,25 @@ def contrastive(
     if over_positives == "mean":
         right_NN = right_NN / right_NN.sum(1, keepdim=True)
     return (F.cross_entropy(logits_NN, right_NN) + F.cross_entropy(logits_NN.T, right_NN)) / 2
+
+
+@torch.no_grad()
+def health(a_BD: Tensor, b_BD: Tensor, groups_B: Tensor, keep_B: Tensor | None = None) -> dict[str, Tensor]:
+    """Two signs that embeddings still tell texts apart, of some rows of this process; a falling loss can hide that.
+
+    Returns:
+        `cosine`: the mean cosine of two different rows of `a`: near 1, all texts have one embedding. `matching`: the
+        share of rows of `a` that are nearest to a row of `b` in their own group (translation matching).
+    """
+    rows = slice(None) if keep_B is None else keep_B
+    a_ND, b_ND, groups_N = (column[rows][:HEALTH_ROWS] for column in (a_BD.float(), b_BD.float(), groups_B))
+    count = len(a_ND)
+    if count < 2:  # nothing to tell apart, so nothing is wrong; every process has the same terms
+        return {"cosine": a_BD.new_zeros(()).float(), "matching": a_BD.new_ones(()).float()}
+    a_ND, b_ND = F.normalize(a_ND, dim=-1), F.normalize(b_ND, dim=-1)
+    cosine = (a_ND.sum(0).square().sum() - count) / (count * (count - 1))
+    nearest_N = (a_ND @ b_ND.T).argmax(1)
+    return {"cosine": cosine, "matching": (groups_N[nearest_N] == groups_N).float().mean()}
 
 
 def _processes() -> int:

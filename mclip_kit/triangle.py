@@ -5,7 +5,7 @@ AltCLIP's two stages, mCLIP's TriKD and fine-tuning differ only in edges and in 
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from mclip_kit import losses
 from mclip_kit.recipe import vertices
 from mclip_kit.towers.model import MultilingualClip
+
+HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text")  # the first that a stage has
 
 
 @dataclass
@@ -40,6 +42,25 @@ class Batch:
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in given.items()})
 
+    def __len__(self) -> int:
+        return len(self.groups_B)
+
+    def split(self, size: int) -> list["Batch"]:
+        """Parts of at most `size` rows, each no wider than its longest text."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return [
+            Batch(**{name: tensor[start : start + size] for name, tensor in given.items()}).trimmed()
+            for start in range(0, len(self), size)
+        ]
+
+    def trimmed(self) -> "Batch":
+        """The same rows without columns that are padding in all of them."""
+        if self.mask_BT is None:
+            return self
+        width = int(self.mask_BT.sum(1).max())
+        names = [name for name in ("ids_BT", "mask_BT", "states_BTH") if getattr(self, name) is not None]
+        return replace(self, **{name: getattr(self, name)[:, :width] for name in names})
+
 
 @dataclass(frozen=True)
 class EdgeLoss:
@@ -52,6 +73,24 @@ class EdgeLoss:
     positives: Literal["image", "image_sum", "pair"] = "image"
     without_teacher: Literal["drop", "image"] = "drop"
     normalize: Literal["none", "both"] = "none"
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Gradients of a loss, by embeddings and by the learned scales."""
+
+    embeddings: dict[str, Tensor]
+    scales: dict[str, Tensor]
+
+    def of_rows(self, rows: slice, scales: bool) -> "Slopes":
+        """Those by some rows' embeddings; with or without those by the scales."""
+        return Slopes({name: slope[rows] for name, slope in self.embeddings.items()}, self.scales if scales else {})
+
+    def surrogate(self, embeddings: dict[str, Tensor], scales: nn.ParameterDict) -> Tensor:
+        """A number whose gradients are these."""
+        live = [name for name in self.embeddings if embeddings[name].requires_grad]
+        parts = [(embeddings[name].float() * self.embeddings[name]).sum() for name in live]
+        return torch.stack([*parts, *(scales[name] * slope for name, slope in self.scales.items())]).sum()
 
 
 class Triangle(nn.Module):
@@ -80,12 +119,39 @@ class Triangle(nn.Module):
             tower.train(mode and any(parameter.requires_grad for parameter in tower.parameters()))
         return self
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss terms by edge, unweighted, and `loss`, their weighted sum."""
-        embeddings = {vertex: getattr(self, vertex)(batch) for vertex in sorted(vertices(self.edges))}
+    def forward(self, batch: Batch, want: "Literal['terms', 'embeddings'] | Slopes" = "terms") -> dict[str, Tensor]:
+        """What is wanted of some rows; one entrance, as parallel wrappers watch no other.
+
+        Args:
+            batch: the rows.
+            want: `terms`: loss terms by edge, unweighted, and `loss`, their weighted sum; `embeddings`, by vertex;
+                or slopes: a `loss` that has these gradients.
+        """
+        embeddings = self.embed(batch)
+        if want == "embeddings":
+            return embeddings
+        if isinstance(want, Slopes):
+            return {"loss": want.surrogate(embeddings, self.scales)}
+        return self.terms(embeddings, batch)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings (B, D) of the vertices that the edges need."""
+        return {vertex: getattr(self, vertex)(batch) for vertex in sorted(vertices(self.edges))}
+
+    def terms(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of embeddings; of `batch`, only languages, groups and who has a teacher text are read."""
         terms = {name: self._term(name, embeddings, batch) for name in self.edges}
         total = sum((self.edges[name].weight * term for name, term in terms.items()), torch.zeros(()))
-        return {**terms, "loss": total}
+        return {**terms, "loss": total, **self._health(embeddings, batch)}
+
+    def _health(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """How far the student's embeddings, or the teacher's, still tell rows apart."""
+        name = next((name for name in HEALTH if name in self.edges), None)
+        if name is None:
+            return {}
+        other, text = name.split("-")
+        keep_B = batch.has_teacher_B if "teacher_text" in name else None
+        return losses.health(embeddings[text], embeddings[other], batch.groups_B, keep_B)
 
     def image(self, batch: Batch) -> Tensor:
         """Image embeddings (B, D)."""

@@ -11,7 +11,7 @@ import torch.multiprocessing
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from mclip_kit.losses import contrastive, mse
+from mclip_kit.losses import contrastive, health, mse
 
 SCALE = 12.0
 GROUPS = [0, 1, 1, 2, 0, 3, 1, 4]
@@ -230,3 +230,24 @@ def test_the_mean_of_the_processes_is_the_mse_of_the_whole_batch(processes, name
 def test_gradients_averaged_over_processes_are_those_of_the_whole_batch(processes, name):
     for found in processes:
         torch.testing.assert_close(found[name][1], term(name, slice(None))[1])
+
+
+def test_health_is_the_mean_cosine_of_different_rows_and_the_share_of_matches():
+    draw = np.random.default_rng(3)
+    a, b = draw.normal(size=(2, 12, 5))
+    groups = np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9])
+    unit_a, unit_b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    cosines = [unit_a[i] @ unit_a[j] for i in range(12) for j in range(12) if i != j]
+    nearest = [int(np.argmax(unit_b @ row)) for row in unit_a]
+    matches = [groups[i] == groups[j] for i, j in enumerate(nearest)]
+    found = health(torch.tensor(a), torch.tensor(b), torch.tensor(groups))
+    assert float(found["cosine"]) == pytest.approx(np.mean(cosines), abs=1e-6)
+    assert float(found["matching"]) == pytest.approx(np.mean(matches), abs=1e-6)
+
+
+def test_health_looks_at_kept_rows_alone():
+    a = torch.randn(6, 4)
+    keep = torch.tensor([True, True, False, True, False, False])
+    whole = health(a, a, torch.arange(6), keep)
+    assert whole == health(a[keep], a[keep], torch.arange(3))
+    assert health(a, a, torch.arange(6), torch.tensor([True] + [False] * 5)) == {"cosine": 0, "matching": 1}

@@ -147,14 +147,14 @@ def test_only_the_vertices_of_named_edges_are_computed(model, batch, name):
     unneeded = next(vertex for vertex in inputs if vertex not in name.split("-"))
     triangle = triangle_of(model, {name: ALL_EDGES[name]}, ["clip_projector"]).eval()
     terms = triangle(without(batch, inputs[unneeded]))
-    assert set(terms) == {name, "loss"}
+    assert set(terms) == {name, "loss", "cosine", "matching"}
     torch.testing.assert_close(terms["loss"], triangle_of(model, ALL_EDGES, ["clip_projector"]).eval()(batch)[name])
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(model, batch):
     edges = {IMAGE_STUDENT: EdgeLoss("contrastive", weight=2.0), TEACHER_STUDENT: EdgeLoss("mse", weight=0.25)}
     terms = triangle_of(model, edges, ["projector"])(batch)
-    assert set(terms) == {IMAGE_STUDENT, TEACHER_STUDENT, "loss"}
+    assert set(terms) == {IMAGE_STUDENT, TEACHER_STUDENT, "loss", "cosine", "matching"}
     torch.testing.assert_close(terms["loss"], 2 * terms[IMAGE_STUDENT] + 0.25 * terms[TEACHER_STUDENT])
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mclip_kit.data.captions import Captions
+from mclip_kit.errors import RecipeError
 from mclip_kit.features.feed import Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.features.table import NoRoom
@@ -188,15 +189,23 @@ def summary(results: dict[str, Retrieval]) -> dict[str, float]:
     return {**means, **teacher, **flat}
 
 
-def evaluator(captions: Captions, split: str, languages: Sequence[str] | str) -> Any:
+def evaluator(captions: Captions, split: str, languages: Sequence[str] | str, metric: str | None = None) -> Any:
     """What a run calls while training: (model, store, stage) -> numbers for the log.
 
-    `score` is what the stage is about: the student's mean T2I R@1 if it trains the student, else the teacher's.
+    `score` is the metric, or what the stage is about: the student's mean T2I R@1 if it trains the student, else the
+    teacher's.
+
+    Raises:
+        RecipeError: there is no such metric; those that there are are named.
     """
 
     def score_stage(model: MultilingualClip, store: Store, stage: Stage) -> dict[str, float]:
         values = summary(evaluate(model, captions, split, languages, store=store))
         student = any("student_text" in edge for edge in stage.edges)
-        return {"score": values["mean_t2i_r1" if student else "teacher_t2i_r1"], **values}
+        name = metric or ("mean_t2i_r1" if student else "teacher_t2i_r1")
+        name = name if name in values else f"mean_{name}"
+        if name not in values:
+            raise RecipeError(f"evaluation.metric: there is no {metric}; there are {', '.join(values)}")
+        return {"score": values[name], **values}
 
     return score_stage

@@ -20,6 +20,7 @@ class State:
         model: every tensor of the model that some stage so far has trained, and buffers.
         scales: learned temperatures of the stage's edges.
         optimizer: its state dict; None at a stage's start.
+        average: the moving average of the weights that the stage trains, if it has one.
         best: the best score of the stage so far, and the step it was seen at.
         languages: those that the student has been trained on.
     """
@@ -29,6 +30,7 @@ class State:
     model: dict[str, Tensor]
     scales: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
+    average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, float] | None = None
     languages: list[str] = field(default_factory=list)
 

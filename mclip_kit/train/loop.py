@@ -1,10 +1,12 @@
 """The one training loop."""
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mclip_kit.errors import DataError
+from mclip_kit.train import gradients
 from mclip_kit.triangle import Batch
 
 
@@ -24,7 +27,7 @@ class Loop:
     Attributes:
         name: for the progress bar.
         triangle: prepared by the accelerator; a batch to named loss terms.
-        optimizer: prepared by the accelerator.
+        optimizer: prepared by the accelerator; each group learns at the rate times its `scale`.
         batches: epoch -> its batches of rows, over all processes; every epoch has as many.
         fetch: rows of this process -> fields of a Batch.
         rate: step -> learning rate.
@@ -32,6 +35,9 @@ class Loop:
         per_epoch: steps of one.
         clip_norm: largest gradient norm, or None.
         seed: each step's draws (dropout, augmentation) depend on it and on the step's number alone.
+        gradients: (accelerator, triangle, batch, seed) -> loss terms; leaves gradients in the parameters.
+        max_nonfinite: steps in a row that may be skipped because loss or gradient is no finite number.
+        skipped: what becomes of (step, rows) of such a step.
     """
 
     name: str
@@ -44,6 +50,9 @@ class Loop:
     per_epoch: int
     clip_norm: float | None
     seed: int
+    gradients: Callable[..., dict[str, Tensor]] = gradients.whole
+    max_nonfinite: int = 1
+    skipped: Callable[[int, np.ndarray], None] = lambda step, rows: None
 
     @property
     def steps(self) -> int:
@@ -54,6 +63,7 @@ class Loop:
 def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[int, dict[str, float]]]:
     """Take the steps from `start` on; after each, yield how many are taken and what the step measured."""
     rank, world = accelerator.process_index, accelerator.num_processes
+    bad = 0
     with tqdm(
         desc=loop.name,
         initial=start,
@@ -64,23 +74,59 @@ def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[in
     ) as bar:
         for step, rows in _rows(loop, start):
             began = time.perf_counter()
-            torch.manual_seed(hash((loop.seed, step, rank)))
+            seed = partial(_seed, loop.seed, step, rank)
+            seed(0)
             batch = Batch(**loop.fetch(rows[rank::world])).to(accelerator.device)
+            fetched = time.perf_counter()
             for group in loop.optimizer.param_groups:
-                group["lr"] = loop.rate(step)
+                group["lr"] = loop.rate(step) * group.get("scale", 1.0)
             loop.optimizer.zero_grad()
-            terms = loop.triangle(batch)
-            accelerator.backward(terms["loss"])
-            if loop.clip_norm is not None:
-                accelerator.clip_grad_norm_(loop.triangle.parameters(), loop.clip_norm)
-            loop.optimizer.step()
-            values = {name: float(term.detach()) for name, term in terms.items()}
-            if not np.isfinite(values["loss"]):
-                raise DataError(f"{loop.name}: the loss is {values['loss']} at step {step}; lower lr or set clip_norm")
-            values |= {"lr": loop.rate(step), "pairs_per_s": len(rows) / (time.perf_counter() - began)}
+            terms = loop.gradients(accelerator, loop.triangle, batch, seed)
+            norm = float(accelerator.clip_grad_norm_(loop.triangle.parameters(), loop.clip_norm or math.inf))
+            values = _over_processes(accelerator, terms)
+            finite = math.isfinite(norm) and math.isfinite(values["loss"])
+            if finite or accelerator.scaler is not None:  # a scaler skips the step itself, and learns from it
+                loop.optimizer.step()
+            bad = 0 if finite else bad + 1
+            values |= {"lr": loop.rate(step), "grad_norm": norm, "skipped": float(not finite)}
+            if not finite:
+                loop.skipped(step, rows)
+                if bad >= loop.max_nonfinite:
+                    raise DataError(_hopeless(loop, step, values, bad))
+            values |= _pace(len(rows), batch, world, began, fetched)
             bar.update()
             bar.set_postfix_str(_postfix(values))
             yield step + 1, values
+
+
+def _over_processes(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The means of all processes: of the rows of each, or of what each knows of all rows."""
+    means = accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
+    return dict(zip(terms, means.tolist(), strict=True))
+
+
+def _seed(seed: int, step: int, rank: int, part: int) -> None:
+    torch.manual_seed(hash((seed, step, rank, part) if part else (seed, step, rank)))
+
+
+def _hopeless(loop: Loop, step: int, values: dict[str, float], bad: int) -> str:
+    which = f"loss {values['loss']:.3g}, gradient norm {values['grad_norm']:.3g}"
+    return (
+        f"{loop.name}: not a finite number in {bad} step{'s' * (bad > 1)} up to {step} ({which}); lower lr, set "
+        "clip_norm, or precision=fp32; RUN/nonfinite.jsonl has their rows"
+    )
+
+
+def _pace(rows: int, batch: Batch, world: int, began: float, fetched: float) -> dict[str, float]:
+    """How fast the step was, which share of it the data took, and the most memory so far."""
+    took = time.perf_counter() - began
+    tokens = 0 if batch.mask_BT is None else world * int(batch.mask_BT.sum())
+    pace = {"pairs_per_s": rows / took, "wait": (fetched - began) / took}
+    if tokens:
+        pace["tokens_per_s"] = tokens / took
+    if torch.cuda.is_available():
+        pace["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return pace
 
 
 def _rows(loop: Loop, start: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -91,9 +137,15 @@ def _rows(loop: Loop, start: int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _postfix(values: dict[str, float]) -> str:
-    terms = {name: value for name, value in values.items() if name not in ("loss", "lr", "pairs_per_s")}
+    terms = {name: value for name, value in values.items() if "-" in name}
     shown = {"loss": values["loss"], **(terms if len(terms) > 1 else {})}
-    return "  ".join([*(f"{k} {v:.4g}" for k, v in shown.items()), f"{values['pairs_per_s']:.0f} pairs/s"])
+    pace = [f"{values['pairs_per_s']:.0f} pairs/s"]
+    if "tokens_per_s" in values:
+        pace.append(f"{values['tokens_per_s']:.0f} tokens/s")
+    pace.append(f"data {values['wait']:.0%}")
+    if "memory_gb" in values:
+        pace.append(f"{values['memory_gb']:.1f} GB")
+    return "  ".join([*(f"{k} {v:.4g}" for k, v in shown.items()), f"lr {values['lr']:.2g}", *pace])
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """What is trained, by which optimiser, at which learning rate."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.optim import Lamb
 from torch import nn
+from transformers import PreTrainedModel
 
 from mclip_kit.errors import RecipeError
 from mclip_kit.recipe import STUDENT
@@ -17,14 +19,14 @@ def trainable(model: nn.Module, patterns: Sequence[str]) -> set[str]:
     """Names of the parameters that a stage trains.
 
     Args:
-        patterns: towers (`student` is encoder and projector) or globs over parameter names.
+        patterns: towers (`student` is encoder and projector), `lora` (the adapters), or globs over parameter names.
     Raises:
         RecipeError: a pattern matches nothing.
     """
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
     for pattern in patterns:
-        towers = STUDENT if pattern == "student" else (pattern,)
+        towers = STUDENT if pattern == "student" else ("*.lora_*",) if pattern == "lora" else (pattern,)
         matches = {n for n in names for tower in towers if fnmatchcase(n, tower) or fnmatchcase(n, f"{tower}.*")}
         if not matches:
             raise RecipeError(f"train: {pattern!r} matches no parameter of the model")
@@ -39,18 +41,48 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """An optimiser of the module's trainable parameters; biases, norms and scales are not decayed."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """An optimiser of the module's trainable parameters; biases, norms and scales are not decayed.
+
+    Args:
+        layer_decay: a layer of the encoder learns at so much of the rate of the one above it, the word embeddings below
+            the first (BEiT, arXiv 2106.08254); each group's `scale` says at how much of the rate.
+    """
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        decay = weight_decay if parameter.dim() > 1 else 0.0
+        found.setdefault((scales[name], decay), []).append(parameter)
+    groups = [{"params": ps, "weight_decay": decay, "scale": scale} for (scale, decay), ps in found.items()]
     if kind == "lamb":
         # LAMB (arXiv 1904.00962) from timm; its own gradient clipping is off, the loop clips
         return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def compute_again(model: nn.Module, wanted: bool) -> None:
+    """Whether the towers' layers compute their outputs again in the backward pass instead of keeping them."""
+    part: Any
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            name = (
+                "activation_checkpointing"
+                if hasattr(part, "activation_checkpointing_enable")
+                else "gradient_checkpointing"
+            )
+            getattr(part, f"{name}_{'enable' if wanted else 'disable'}")()
+        elif hasattr(part, "set_grad_checkpointing"):
+            part.set_grad_checkpointing(wanted)
+
+
+def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
+    """At how much of the rate each parameter learns: less in the encoder's lower layers, 1 outside of it."""
+    places = {name: re.search(r"\bencoder\.(?:model\.)?(?:encoder\.layer\.(\d+)|embeddings)\.", name) for name in names}
+    layers = 1 + max((int(place[1]) for place in places.values() if place and place[1]), default=-1)
+    depths = {name: int(place[1]) + 1 if place and place[1] else 0 for name, place in places.items()}
+    return {name: layer_decay ** (layers - depths[name]) if place else 1.0 for name, place in places.items()}
 
 
 def learning_rate(
