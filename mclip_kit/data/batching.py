@@ -24,6 +24,8 @@ class Plan:
         lengths_N: int, tokens of each row; rows of similar length share a batch.
         batch_size: rows a batch, over all processes.
         temperature: languages are drawn with probability ~ rows^(1/temperature); 1 keeps their natural share.
+        sources_N: int, the corpus of each row; None: there is one.
+        weights: share of each corpus, in any unit; None: as many as it has rows.
         monolingual: every batch holds one language.
         seed: of all draws.
     """
@@ -34,6 +36,8 @@ class Plan:
     temperature: float = 1.0
     monolingual: bool = False
     seed: int = 1
+    sources_N: np.ndarray | None = None
+    weights: Sequence[float] | None = None
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The batches of an epoch, each int64 (batch_size,): as many rows as there are, less what fills no batch."""
@@ -47,16 +51,25 @@ class Plan:
         return [batches[index] for index in random.permutation(len(batches))]
 
     def _draw(self, random: np.random.Generator) -> np.ndarray:
-        """Rows in random order, languages in their sampled share; no row comes again before all others came."""
-        if self.temperature == 1:
-            return random.permutation(len(self.languages_N))
-        languages, counts = np.unique(self.languages_N, return_counts=True)
-        wanted = np.round(len(self.languages_N) * language_shares(counts, self.temperature)).astype(int)
+        """Rows in random order, corpora and languages in their sampled share.
+
+        No row comes again before all others of its corpus and language came.
+        """
+        size = len(self.languages_N)
+        if self.temperature == 1 and self.weights is None:
+            return random.permutation(size)
+        sources_N = np.zeros(size, int) if self.sources_N is None else self.sources_N
+        numbers, rows = np.unique(sources_N, return_counts=True)
+        weights = rows if self.weights is None else np.asarray(self.weights, float)[numbers]
         drawn = []
-        for language, count, want in zip(languages, counts, wanted, strict=True):
-            rows = np.flatnonzero(self.languages_N == language)
-            repeats = [random.permutation(rows) for _ in range(-(-want // count))]
-            drawn.append(np.concatenate([rows[:0], *repeats])[:want])
+        for number, share in zip(numbers, weights / weights.sum(), strict=True):
+            own = np.flatnonzero(sources_N == number)
+            languages, counts = np.unique(self.languages_N[own], return_counts=True)
+            wanted = np.round(size * share * language_shares(counts, self.temperature)).astype(int)
+            for language, count, want in zip(languages, counts, wanted, strict=True):
+                group = own[self.languages_N[own] == language]
+                repeats = [random.permutation(group) for _ in range(-(-want // count))]
+                drawn.append(np.concatenate([group[:0], *repeats])[:want])
         return random.permutation(np.concatenate(drawn))
 
     def _buckets(self, rows: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:

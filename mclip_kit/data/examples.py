@@ -27,6 +27,7 @@ class Examples:
         teacher_texts: the teacher's text a row; empty where there is none.
         images_N: a row of the captions folder's pictures, or MISSING.
         groups_N: rows with the same number are right answers for each other.
+        sources_N: the corpus of each row.
     """
 
     languages: list[str]
@@ -37,6 +38,7 @@ class Examples:
     teacher_texts: Sequence[str]
     images_N: np.ndarray
     groups_N: np.ndarray
+    sources_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.languages_N)
@@ -52,6 +54,7 @@ class Examples:
             teacher_texts=Picked(self.teacher_texts, rows),
             images_N=self.images_N[rows],
             groups_N=self.groups_N[rows],
+            sources_N=self.sources_N[rows],
         )
 
 
@@ -77,6 +80,7 @@ def from_captions(
         teacher_texts=[text if known else "" for text, known in zip(texts, spoken, strict=True)],
         images_N=captions.images[rows],
         groups_N=captions.groups[captions.images[rows]],
+        sources_N=np.zeros(len(rows), int),
     )
 
 
@@ -128,8 +132,50 @@ def from_bitext(
         teacher_texts=teacher_texts,
         images_N=np.full(len(lengths), MISSING),
         groups_N=np.array([number.setdefault(text, len(number)) for text in teacher_texts]),
+        sources_N=np.zeros(len(lengths), int),
     )
     return _once(columns, teacher_language)
+
+
+def from_bitexts(
+    bitexts: Sequence[Bitext], split: str, languages: Sequence[str] | str, teacher_language: str, **how: Any
+) -> Examples:
+    """The rows of several corpora, one after the other; each needs only some of the languages. See `from_bitext`.
+
+    Raises:
+        DataError: a wanted language has no pair with the teacher's in any of them.
+    """
+    if len(bitexts) == 1:
+        return from_bitext(bitexts[0], split, languages, teacher_language, **how)
+    partners = [{code for pair in b.pairs(split) if teacher_language in pair for code in pair} for b in bitexts]
+    wanted = sorted(set().union(*partners)) if languages == "all" else list(languages)
+    missing = [code for code in wanted if not any(code in some for some in partners)]
+    if missing:
+        places = ", ".join(str(bitext.folder) for bitext in bitexts)
+        raise DataError(f"no {split} pair of {teacher_language} with {', '.join(missing)} in any of {places}")
+    chosen = [
+        (bitext, [code for code in wanted if code in some]) for bitext, some in zip(bitexts, partners, strict=True)
+    ]
+    return _joined([from_bitext(b, split, codes, teacher_language, **how) if codes else None for b, codes in chosen])
+
+
+def _joined(parts: Sequence[Examples | None]) -> Examples:
+    """Rows of several corpora; those with the same teacher text stay right answers for each other."""
+    given = [(number, part) for number, part in enumerate(parts) if part is not None]
+    codes = list(dict.fromkeys(code for _, part in given for code in part.languages))
+    texts = Chain([part.teacher_texts for _, part in given])
+    numbered: dict[str, int] = {}
+    return Examples(
+        languages=codes,
+        languages_N=np.concatenate([np.array([codes.index(c) for c in p.languages])[p.languages_N] for _, p in given]),
+        tokens=Chain([part.tokens for _, part in given]),
+        texts=Chain([part.texts for _, part in given]),
+        lengths_N=np.concatenate([part.lengths_N for _, part in given]),
+        teacher_texts=texts,
+        images_N=np.concatenate([part.images_N for _, part in given]),
+        groups_N=np.array([numbered.setdefault(text, len(numbered)) for text in texts]),
+        sources_N=np.concatenate([np.full(len(part), number) for number, part in given]),
+    )
 
 
 def _sides(

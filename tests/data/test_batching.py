@@ -142,3 +142,21 @@ def test_rows_of_one_length_are_not_padded():
     ids_BT, mask_BT = pad([np.array([0, 5, 2]), np.array([0, 6, 2])])
     assert ids_BT.shape == (2, 3)
     assert mask_BT.all()
+
+
+def test_corpora_are_drawn_in_their_shares():
+    sources_N = np.repeat([0, 1], [900, 100])
+    plan = Plan(np.zeros(1000, int), np.full(1000, 5), 10, sources_N=sources_N, weights=[1.0, 3.0])
+    drawn = np.concatenate(plan.epoch(0))
+    counts = np.bincount(sources_N[drawn])
+    assert counts.tolist() == [250, 750]
+    assert set(np.bincount(drawn, minlength=1000)[900:]) == {7, 8}
+    assert np.bincount(drawn, minlength=1000)[:900].max() == 1
+
+
+def test_shares_of_corpora_and_of_languages_work_together():
+    languages_N, sources_N = np.repeat([0, 1, 1], [300, 100, 600]), np.repeat([0, 1], [400, 600])
+    plan = Plan(languages_N, np.full(1000, 5), 10, 1e9, sources_N=sources_N, weights=[1.0, 1.0])
+    drawn = np.concatenate(plan.epoch(0))
+    counts = [int(((sources_N == s) & (languages_N == n))[drawn].sum()) for s, n in ((0, 0), (0, 1), (1, 1))]
+    assert counts == [250, 250, 500]

@@ -9,7 +9,7 @@ import pytest
 from mclip_kit.data import fairseq_io
 from mclip_kit.data.bitext import Bitext, open_bitext, raw_text
 from mclip_kit.data.captions import read_captions
-from mclip_kit.data.examples import MISSING, Examples, from_bitext, from_captions
+from mclip_kit.data.examples import MISSING, Examples, from_bitext, from_bitexts, from_captions
 from mclip_kit.data.sequences import Chain, Lines
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
@@ -263,3 +263,25 @@ def test_captions_of_one_picture_are_right_for_each_other(squares, tokenizer):
 def test_captions_that_are_not_there_are_named(squares, tokenizer, split, languages):
     with pytest.raises(DataError, match=r"no (train captions in ja; there are de, en, fr|captions in split 'dev')"):
         from_captions(read_captions(squares), split, languages, "en", tokenizer.encode)
+
+
+def test_rows_of_several_corpora_come_one_after_the_other(squares: Path, folder: Path, tokenizer: XlmrTokenizer):
+    bitexts = [open_bitext(folder), open_bitext(squares / "bitext")]
+    how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": tokenizer.encode}
+    how |= {"pieces": tokenizer.pieces()}
+    joined = from_bitexts(bitexts, "train", ["de", "en", "fr"], "en", **how)
+    parts = [from_bitext(bitext, "train", ["de", "en", "fr"], "en", **how) for bitext in bitexts]
+    assert len(joined) == sum(map(len, parts))
+    assert np.bincount(joined.sources_N).tolist() == [len(part) for part in parts]
+    codes = [joined.languages[number] for number in joined.languages_N]
+    assert codes == [part.languages[number] for part in parts for number in part.languages_N]
+    assert [list(ids) for ids in joined.tokens] == [list(ids) for part in parts for ids in part.tokens]
+    by_text = {text: group for text, group in zip(joined.teacher_texts, joined.groups_N, strict=True)}
+    assert [by_text[text] for text in joined.teacher_texts] == joined.groups_N.tolist()
+
+
+def test_a_language_that_no_corpus_has_is_named(squares: Path, folder: Path, tokenizer: XlmrTokenizer):
+    bitexts = [open_bitext(folder), open_bitext(squares / "bitext")]
+    how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": tokenizer.encode, "pieces": []}
+    with pytest.raises(DataError, match=r"no train pair of en with it in any of"):
+        from_bitexts(bitexts, "train", ["de", "it"], "en", **how)
