@@ -31,6 +31,7 @@ REQUIRES = [
     "pydantic>=2.7,<3",
     "safetensors>=0.5",
     "PyYAML>=6",
+    "psutil>=5.9",  # the memory that --dry-run compares with
     "tqdm>=4.66",
     "pyarrow>=15",  # .parquet
     "webdataset>=1",  # its rules for keys and shard names
@@ -57,6 +58,7 @@ DEV = [
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "py3langid>=0.4",
+    "peft>=0.17",
     "ruff>=0.17,<0.18",  # a new minor version formats differently
     "mypy>=1.11",
     "types-PyYAML",
@@ -75,6 +77,11 @@ setup(
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
     package_data={"mclip_kit": ["py.typed"], "mclip_kit.recipes": ["*.yaml"], "mclip_kit.data_prep": ["*.yaml"]},
     install_requires=REQUIRES,
-    extras_require={"demo": DEMO, "language": ["py3langid>=0.4"], "dev": DEV},  # language: cleaning.language
+    extras_require={
+        "demo": DEMO,
+        "language": ["py3langid>=0.4"],
+        "lora": ["peft>=0.17"],
+        "dev": DEV,
+    },  # cleaning.language; lora
     entry_points={"console_scripts": ["mclip-kit = mclip_kit.cli:main"]},
 )

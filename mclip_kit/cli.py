@@ -123,7 +123,8 @@ def prepare(
 @click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 @click.option("--out", type=FOLDER, help="The run's folder.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on where the run stopped; start it if there is none.")
-def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Everything up to the first step, and what time and memory it will take.")
+def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
     """Train a recipe, by file or by the name of a shipped one."""
     from mclip_kit.recipe import load
 
@@ -137,10 +138,14 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     scored = None
     if checked.evaluation:
         captions = read_captions(str(checked.data.captions))
-        scored = evaluator(captions, checked.evaluation.split, checked.evaluation.languages)
+        scored = evaluator(captions, checked.evaluation.split, checked.evaluation.languages, checked.evaluation.metric)
     try:
-        run = Run(checked, folder, scored, resume)
+        run = Run(checked, folder, scored, resume or dry_run)
         run.accelerator.print(run.describe(), flush=True)
+        if dry_run:
+            for line in run.estimate():
+                run.accelerator.print(line, flush=True)
+            return
         model = run.go()
     except Interrupted as stop:
         changes = [word for override in overrides for word in ("--set", override)]

@@ -168,7 +168,7 @@ def devices() -> list[Finding]:
 
 def room(size: int, download: int) -> list[Finding]:
     """Memory and disk for weights of `size` bytes, and disk for a download of so many in the hub's cache."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
     from huggingface_hub.constants import HF_HUB_CACHE
 
     memory = psutil.virtual_memory()
@@ -310,14 +310,18 @@ def prepared(recipe: "Recipe") -> list[Finding]:
             captions.select(recipe.evaluation.split, recipe.evaluation.languages)
 
     vocabulary = [] if recipe.start or isinstance(recipe.encoder, str) else [XlmrTokenizer]
-    readers: dict[str, list[Callable[[str], Any]]] = {"captions": [selected], "bitext": [open_bitext, *vocabulary]}
+    readers: list[tuple[str, str, list[Callable[[str], Any]]]] = []
+    if recipe.data.captions:
+        readers.append(("captions", recipe.data.captions, [selected]))
+    for number, folder in enumerate(recipe.data.bitexts):
+        readers.append(("bitext", folder, [open_bitext, *([] if number else vocabulary)]))
     findings = []
-    for key, folder in recipe.data:
+    for key, folder, reads in readers:
         try:
-            for read in readers[key] if folder else []:
+            for read in reads:
                 read(folder)
-            findings.append(Finding(OK, f"data.{key}: {folder or 'not needed'}"))
+            findings.append(Finding(OK, f"data.{key}: {folder}"))
         except MclipError as error:
-            mend = f"mclip-kit prepare CORPUS --out {str(folder).removesuffix('/bitext')}, or --set data.{key}=DIR"
+            mend = f"mclip-kit prepare CORPUS --out {folder.removesuffix('/bitext')}, or --set data.{key}=DIR"
             findings.append(Finding(PROBLEM, f"data.{key}: {error}", mend))
     return findings

@@ -102,11 +102,30 @@ class Projector(Section):
     )
 
 
+class Lora(Section):
+    """Low-rank adapters in the encoder, which `train: [lora]` names; they are merged into it at the end."""
+
+    rank: Count = Field(8, description="Rank of each layer's update.")
+    alpha: Count = Field(16, description="The update is scaled by alpha / rank.")
+    dropout: Fraction = Field(0.0, description="Dropout before an adapter.")
+    targets: Annotated[list[str], Field(min_length=1)] = Field(
+        ["query", "value"], description="Layers that get one, as transformers calls them."
+    )
+
+
 class Data(Section):
     """Prepared folders, relative to the current folder."""
 
     captions: str | None = Field(None, description="A folder that `mclip-kit prepare` made: pictures and captions.")
-    bitext: str | None = Field(None, description="A fairseq-binarised folder of parallel sentences.")
+    bitext: str | dict[str, Positive] | None = Field(
+        None,
+        description="A fairseq-binarised folder of parallel sentences; or several, each with its share of the rows.",
+    )
+
+    @property
+    def bitexts(self) -> dict[str, float]:
+        """Folder of parallel sentences -> its share, in any unit."""
+        return {self.bitext: 1.0} if isinstance(self.bitext, str) else dict(self.bitext or {})
 
 
 class Edge(Section):
@@ -176,6 +195,10 @@ class Stage(Section):
     augment: Augment | None = Field(None, description="Augmentation of the pictures; needs the live image tower.")
     epochs: Count = Field(description="Passes over the rows.")
     batch_size: Annotated[int, Field(ge=2)] = Field(description="Rows a step, over all processes.")
+    micro_batch: Count | None = Field(
+        None, description="Rows a process computes at once; the loss stays that of the whole batch. None: all of them."
+    )
+    checkpointing: bool = Field(False, description="Compute layers' outputs again in the backward pass: less memory.")
     max_tokens: Annotated[int, Field(ge=3)] = Field(
         77, description="Longest student text in tokens, special tokens included; cut beyond."
     )
@@ -184,11 +207,22 @@ class Stage(Section):
     weight_decay: NonNegative = Field(
         0.01, description="Decoupled weight decay of matrices (not biases, norms, scales)."
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Each layer of the encoder learns at so much of the rate of the one above."
+    )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam's moment decays.")
     eps: Positive = Field(1e-8, description="Adam's epsilon.")
     schedule: Literal["cosine", "inverse_sqrt", "constant"] = Field("cosine", description="Shape after the warm-up.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Linear warm-up, in steps.")
     clip_norm: Positive | None = Field(None, description="Largest gradient norm; none: no clipping.")
+    max_nonfinite: Count = Field(
+        5,
+        description="Steps in a row whose loss or gradient may be no finite number; each is skipped.",
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Decay of the moving average of weights that is scored and kept; none: no average.",
+    )
 
     @model_validator(mode="after")
     def _edges_fit_the_data(self) -> "Stage":
@@ -255,7 +289,14 @@ class Evaluation(Section):
     split: str = Field("valid", description="Split of the captions to score while training.")
     languages: list[str] | Literal["all"] = Field("all", description="Languages to score.")
     every_epochs: Count = Field(1, description="Epochs between evaluations; step 0 and a stage's end always count.")
+    every_steps: Count | None = Field(None, description="Steps between evaluations, instead of epochs.")
     keep: Literal["best", "last"] = Field("last", description="The weights with which a stage ends.")
+    metric: str | None = Field(
+        None, description="The number that decides, such as mean_recall or de_t2i_r1; none: what the stage is about."
+    )
+    stop_below_start: NonNegative | None = Field(
+        None, description="End a run whose metric falls so many points below the stage's step 0; none: never."
+    )
 
 
 class Recipe(Section):
@@ -271,6 +312,7 @@ class Recipe(Section):
         None, description="`hf:NAME_OR_DIR` of a transformers encoder, `fairseq:DIR` of an XLM-R, or a new one's sizes."
     )
     projector: Projector | None = None
+    lora: Lora | None = Field(None, description="Adapters in the encoder; needs the package peft.")
     clip_projector: Literal["none", "linear"] = Field(
         "none", description="`linear`: one bias-free map from CLIP's space, shared by image and teacher text (mCLIP)."
     )
@@ -310,6 +352,9 @@ class Recipe(Section):
         for index, stage in enumerate(self.stages):
             if getattr(self.data, stage.data) is None:
                 yield f"stages.{index}.data is {stage.data}, but data.{stage.data} is not given"
+        named = [f"stages.{i}" for i, stage in enumerate(self.stages) if "lora" in stage.train]
+        if bool(named) != bool(self.lora):
+            yield f"{named[0]} trains lora, which is not given" if named else "lora is given, but no stage trains it"
         if self.evaluation and self.data.captions is None:
             yield "evaluation needs data.captions"
         parts = {"teacher": self.teacher, "encoder": self.encoder, "projector": self.projector}

@@ -50,6 +50,7 @@ def test_recipes_lists_each_with_its_line(type_: Type) -> None:
     lines = type_("recipes").output.splitlines()
     assert [line.split()[0] for line in lines] == [
         "altclip_full",
+        "altclip_m9",
         "multi30k_finetune",
         "quickstart",
         "quickstart_trikd",

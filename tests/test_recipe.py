@@ -11,7 +11,7 @@ from mclip_kit.recipe import Recipe, dump, load
 from mclip_kit.schema import Section, find, shipped
 from tests import tiny
 
-SHIPPED = ["altclip_full", "multi30k_finetune", "quickstart", "quickstart_trikd", "trikd_projectors"]
+SHIPPED = ["altclip_full", "altclip_m9", "multi30k_finetune", "quickstart", "quickstart_trikd", "trikd_projectors"]
 
 
 def test_every_shipped_recipe_loads_and_they_are_counted() -> None:

@@ -1,13 +1,16 @@
 """From a recipe to the parts of a run."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
-from mclip_kit.data.examples import Examples, from_bitext, from_captions
+from mclip_kit.data.examples import Examples, from_bitexts, from_captions
 from mclip_kit.data.leakage import LEAKAGE, Leak, held_out_beside, leaks, read_json
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
@@ -15,8 +18,10 @@ from mclip_kit.features.feed import Needs
 from mclip_kit.recipe import Cache, NewEncoder, Recipe, Stage
 from mclip_kit.towers.clip import build_clip
 from mclip_kit.towers.hub import MissingWeights
+from mclip_kit.towers.lora import adapt
 from mclip_kit.towers.model import MultilingualClip, load
 from mclip_kit.towers.xlmr import Encoder, named_encoder, new_encoder
+from mclip_kit.train import gradients
 from mclip_kit.triangle import EdgeLoss
 
 TEACHER_LANGUAGE = "en"  # CLIP speaks English
@@ -27,6 +32,8 @@ def build_model(recipe: Recipe) -> MultilingualClip:
     torch.manual_seed(recipe.seed)
     if recipe.start:
         model = load(recipe.start)
+        if recipe.lora:
+            adapt(model.encoder, **recipe.lora.model_dump())
         model.sources = recipe.sources
         return model
     assert recipe.teacher
@@ -34,7 +41,7 @@ def build_model(recipe: Recipe) -> MultilingualClip:
     assert recipe.projector
     missing: list[tuple[str, str]] = []
     try:
-        encoder = build_encoder(recipe.encoder, recipe.data.bitext)
+        encoder = build_encoder(recipe.encoder, next(iter(recipe.data.bitexts), None))
     except MissingWeights as error:
         missing += error.what
     try:
@@ -44,6 +51,8 @@ def build_model(recipe: Recipe) -> MultilingualClip:
     if missing:
         raise MissingWeights(*missing)
     model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
+    if recipe.lora:
+        adapt(model.encoder, **recipe.lora.model_dump())
     new = isinstance(recipe.encoder, NewEncoder)
     model.sources = recipe.sources
     model.made_from = f"a new encoder of {encoder.config.num_hidden_layers} layers" if new else str(recipe.encoder)
@@ -51,7 +60,7 @@ def build_model(recipe: Recipe) -> MultilingualClip:
 
 
 def build_encoder(wanted: str | NewEncoder, bitext: str | None) -> Encoder:
-    """A pretrained encoder by name, or a new one with the vocabulary of the bitext folder."""
+    """A pretrained encoder by name, or a new one with the vocabulary of the first bitext folder."""
     if isinstance(wanted, str):
         return named_encoder(wanted)
     tokenizer = XlmrTokenizer(Path(str(bitext)))
@@ -60,8 +69,8 @@ def build_encoder(wanted: str | NewEncoder, bitext: str | None) -> Encoder:
 
 def check_data(recipe: Recipe) -> Captions | None:
     """Open the recipe's folders before any weight is loaded; DataError if one is missing."""
-    if recipe.data.bitext:
-        open_bitext(recipe.data.bitext)
+    for folder in recipe.data.bitexts:
+        open_bitext(folder)
     return read_captions(recipe.data.captions) if recipe.data.captions else None
 
 
@@ -77,10 +86,10 @@ def training_splits(recipe: Recipe) -> dict[Path, set[str]]:
     """Prepared folder -> the splits that some stage trains on."""
     trained: dict[Path, set[str]] = {}
     for stage in recipe.stages:
-        folder = Path(str(getattr(recipe.data, stage.data)))
-        folder = folder.parent if stage.data == "bitext" else folder  # its manifest lies above it
+        bitexts = [Path(folder).parent for folder in recipe.data.bitexts]  # their manifests lie above them
         splits = [stage.split] if isinstance(stage.split, str) else stage.split.values()
-        trained.setdefault(folder, set()).update(splits)
+        for folder in bitexts if stage.data == "bitext" else [Path(str(recipe.data.captions))]:
+            trained.setdefault(folder, set()).update(splits)
     return trained
 
 
@@ -93,15 +102,15 @@ def build_examples(stage: Stage, recipe: Recipe, model: MultilingualClip, captio
         examples = from_captions(captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
     else:
         assert isinstance(stage.split, str)
-        examples = from_bitext(
-            open_bitext(str(recipe.data.bitext)),
+        examples = from_bitexts(
+            [open_bitext(folder) for folder in recipe.data.bitexts],
             stage.split,
             stage.languages,
             TEACHER_LANGUAGE,
-            stage.include_english,
-            cut,
-            tokenize,
-            model.encoder.tokenizer.pieces(),
+            include_teacher_language=stage.include_english,
+            max_tokens=cut,
+            tokenize=tokenize,
+            pieces=model.encoder.tokenizer.pieces(),
         )
     dropping = [e for name, e in stage.edges.items() if "teacher_text" in name and e.without_teacher == "drop"]
     if len(dropping) == len(stage.edges) and not any(examples.teacher_texts):
@@ -127,6 +136,14 @@ def needs(stage: Stage, trained: set[str], cache: Cache) -> Needs:
         cache=cache.features,
         max_bad_fraction=cache.max_bad_fraction,
     )
+
+
+def step_gradients(stage: Stage) -> Callable[..., dict[str, Tensor]]:
+    """How a step of the stage computes its gradients: at once, or in parts of `micro_batch` rows."""
+    if stage.micro_batch is None:
+        return gradients.whole
+    means = stage.data == "bitext" and all(edge.loss == "mse" for edge in stage.edges.values())
+    return partial(gradients.accumulated if means else gradients.cached, size=stage.micro_batch)
 
 
 def edge_losses(stage: Stage) -> dict[str, EdgeLoss]:

@@ -4,16 +4,20 @@ RUN/recipe.yaml             the resolved recipe
 RUN/metrics.jsonl           loss terms and evaluations, one row each; the same in RUN/tensorboard
 RUN/checkpoints/last.pt     where it stands;  best.pt: the stage's best weights
 RUN/model/                  what it was for
+RUN/nonfinite.jsonl         rows of steps that were skipped, as loss or gradient was no finite number, if any
 RUN/leakage.json            test sets that it trained on, if any are prepared beside its data
 RUN/unreadable.txt          pictures that could not be read, if any
 RUN/../features/            outputs of frozen towers, which other runs beside it read too
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
@@ -30,8 +34,11 @@ from mclip_kit.features.store import Store
 from mclip_kit.files import locked, write_json, write_text
 from mclip_kit.recipe import TOWERS, Recipe, Stage, dump
 from mclip_kit.schema import read_yaml
+from mclip_kit.towers.lora import merge
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train import checkpoint
+from mclip_kit.train.alarm import Alarm
+from mclip_kit.train.average import Average
 from mclip_kit.train.build import (
     build_examples,
     build_model,
@@ -39,12 +46,14 @@ from mclip_kit.train.build import (
     edge_losses,
     needs,
     shared_with_tests,
+    step_gradients,
     training_splits,
 )
 from mclip_kit.train.checkpoint import State
+from mclip_kit.train.estimate import Trial, estimate
 from mclip_kit.train.logging import Log
 from mclip_kit.train.loop import Loop, stop_requests, train
-from mclip_kit.train.optim import build_optimizer, learning_rate, trainable
+from mclip_kit.train.optim import build_optimizer, compute_again, learning_rate, trainable
 from mclip_kit.triangle import Triangle
 
 CACHE_VARIABLE = "MCLIP_KIT_CACHE"
@@ -141,6 +150,7 @@ class Run:
         if self.accelerator.is_main_process:
             self.log.close()
             if not (finished and (out / "config.json").is_file()):
+                merge(self.model.encoder)
                 self.model.save(out)
         return out
 
@@ -150,26 +160,38 @@ class Run:
         self._forget(index)
         self.store.trained = frozenset(name.split(".")[0] for name in self.trained[index])
         triangle = Triangle(self.model, edge_losses(stage), self.trained[index])
+        if stage.checkpointing:
+            compute_again(self.model, True)
         loop = self._loop(index, triangle)
+        self.average = Average(self.model, self.trained[index], stage.ema, state.average)
         if state.optimizer is not None:
             loop.optimizer.load_state_dict(state.optimizer)
             triangle.scales.load_state_dict(state.scales)
         if state.step == 0:
             best = self._evaluate(index, 0, best)
+        alarm = Alarm(loop.steps)
         with stop_requests() as asked:
             for step, values in train(self.accelerator, loop, state.step):
                 end = step == loop.steps
+                self.average.update()
+                for line in alarm.hear(step, values):
+                    self.store.say(f"stage {stage.name}, step {step}: {line}")
                 if step % LOG_EVERY == 0 or end:
                     self._write(index, step, values)
                 if end or self._evaluates(step, loop):
                     best = self._evaluate(index, step, best)
                 if not end and (asked or step % self.recipe.checkpoint_every == 0):
                     scales, moments = triangle.scales.state_dict(), loop.optimizer.state_dict()
-                    self._save(State(index, step, {}, dict(scales), moments, best), self.last)
+                    state = State(index, step, {}, dict(scales), moments, self.average.values, best)
+                    self._save(state, self.last)
                 if asked and not end:
                     raise Interrupted(f"stage {stage.name}: stopped after step {step} of {loop.steps}; it is saved")
         if best and self.recipe.evaluation and self.recipe.evaluation.keep == "best":
             self._load(checkpoint.read(self.best).model)
+        elif stage.ema is not None:
+            self._load(self.average.values)
+        if stage.checkpointing:
+            compute_again(self.model, False)
         self._keep_temperature(triangle)
         self._forget(index)
         self._save(State(index + 1, 0, {}), self.last)
@@ -181,8 +203,19 @@ class Run:
             self.model.trained_languages = sorted({*self.model.trained_languages, *examples.languages})
         feed = self._feed(stage, self.trained[index], examples)
         columns = feed.examples.languages_N, feed.examples.lengths_N
-        plan = Plan(*columns, stage.batch_size, stage.language_temperature, stage.monolingual, seed)
-        optimizer = build_optimizer(triangle, stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps)
+        weights = list(self.recipe.data.bitexts.values())
+        mixed = weights if stage.data == "bitext" and len(weights) > 1 else None
+        plan = Plan(
+            *columns,
+            stage.batch_size,
+            stage.language_temperature,
+            stage.monolingual,
+            seed,
+            feed.examples.sources_N,
+            mixed,
+        )
+        how = stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps, stage.layer_decay
+        optimizer = build_optimizer(triangle, *how)
         wrapped, optimizer = self.accelerator.prepare(triangle, optimizer)
         wrapped.train()
         per_epoch = len(plan.epoch(0))
@@ -199,7 +232,17 @@ class Run:
             per_epoch=per_epoch,
             clip_norm=stage.clip_norm,
             seed=seed,
+            gradients=step_gradients(stage),
+            max_nonfinite=stage.max_nonfinite,
+            skipped=partial(self._note_skipped, stage.name),
         )
+
+    def _note_skipped(self, stage: str, step: int, rows: np.ndarray) -> None:
+        """Keep which rows made a loss or gradient that is no finite number."""
+        if self.accelerator.is_main_process:
+            row = {"stage": stage, "step": step, "rows": rows.tolist()}
+            with open(self.folder / "nonfinite.jsonl", "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
 
     def _feed(self, stage: Stage, live: set[str], examples: Examples) -> Feed:
         wanted = needs(stage, live, self.recipe.cache)
@@ -223,23 +266,70 @@ class Run:
             self.store.trained = frozenset(name.split(".")[0] for name in changed)
             self._feed(stage, changed, build_examples(stage, self.recipe, self.model, self.captions))
 
+    def estimate(self) -> Iterator[str]:
+        """What every stage will take, measured in small; nothing is written. See `train.estimate`."""
+        changed: set[str] = set()
+        for index, stage in enumerate(self.recipe.stages):
+            changed |= self.trained[index]
+            triangle = Triangle(self.model, edge_losses(stage), self.trained[index])
+            if stage.checkpointing:
+                compute_again(self.model, True)
+            how = stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps, stage.layer_decay
+            wrapped, optimizer = self.accelerator.prepare(triangle, build_optimizer(triangle, *how))
+            share = stage.batch_size // self.accelerator.num_processes
+            trial = Trial(
+                stage=stage,
+                examples=build_examples(stage, self.recipe, self.model, self.captions),
+                model=self.model,
+                needs=needs(stage, self.trained[index], self.recipe.cache),
+                captions=self.captions,
+                share=share,
+                together=min(share, stage.micro_batch or share),
+                step=partial(self._step, step_gradients(stage), wrapped.train(), optimizer),
+                dtype=self.recipe.cache.dtype,
+            )
+            yield from estimate(trial)
+            self.accelerator.free_memory()
+
+    def _step(self, gradients: Callable[..., Any], triangle: Any, optimizer: Any, batch: Any) -> None:
+        optimizer.zero_grad()
+        gradients(self.accelerator, triangle, batch, lambda part: None)
+        optimizer.step()
+
     def _evaluates(self, step: int, loop: Loop) -> bool:
-        every = self.recipe.evaluation.every_epochs if self.recipe.evaluation else loop.epochs
-        return step % (every * loop.per_epoch) == 0
+        evaluation = self.recipe.evaluation
+        if evaluation is None:
+            return False
+        return step % (evaluation.every_steps or evaluation.every_epochs * loop.per_epoch) == 0
 
     def _evaluate(self, index: int, step: int, best: dict[str, float] | None) -> dict[str, float] | None:
         """Evaluate on the main process; the best weights so far are kept in best.pt."""
         if self.evaluator is not None and self.accelerator.is_main_process:
             self._forget(index)
-            values = self.evaluator(self.model, self.store, self.recipe.stages[index])
-            self._forget(index)
-            self._write(index, step, values)
-            shown = {name: values[name] for name in SHOWN if name in values}
-            tqdm.write(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
-            if best is None or values["score"] > best["score"]:
-                best = {"score": values["score"], "step": step}
-                self._save(State(index, step, {}, best=best), self.best)
-        return broadcast_object_list([best])[0]
+            with self.average.applied():
+                values = self.evaluator(self.model, self.store, self.recipe.stages[index])
+                self._forget(index)
+                self._write(index, step, values)
+                shown = {name: values[name] for name in SHOWN if name in values}
+                tqdm.write(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
+                start = values["score"] if best is None else best["start"]
+                if best is None or values["score"] > best["score"]:
+                    best = {"score": values["score"], "step": step, "start": start}
+                    self._save(State(index, step, {}, best=best), self.best)
+            best["now"] = values["score"]
+        best = broadcast_object_list([best])[0]
+        self._stop_if_spoilt(index, step, best)
+        return best
+
+    def _stop_if_spoilt(self, index: int, step: int, best: dict[str, float] | None) -> None:
+        """End a run whose score has fallen far below where the stage began; the best weights are kept."""
+        margin = self.recipe.evaluation.stop_below_start if self.recipe.evaluation else None
+        if best and margin is not None and best["now"] < best["start"] - margin:
+            raise DataError(
+                f"stage {self.recipe.stages[index].name}, step {step}: the score fell from {best['start']:.1f} at step "
+                f"0 to {best['now']:.1f}, more than evaluation.stop_below_start allows; lower lr, and choose another "
+                f"--out; the best weights, of step {best['step']:.0f}, are in {self.best}"
+            )
 
     def _forget(self, index: int) -> None:
         for tower in {name.split(".")[0] for name in self.trained[index]}:

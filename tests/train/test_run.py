@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.tokenizer import MODEL_FILE
-from mclip_kit.errors import CheckpointError, DataError
+from mclip_kit.errors import CheckpointError, DataError, RecipeError
 from mclip_kit.evaluate.retrieval import evaluator
 from mclip_kit.recipe import Recipe, load
 from mclip_kit.towers.model import load as load_model
@@ -32,7 +33,8 @@ def run(recipe: Recipe, folder: Path, resume: bool = False) -> Run:
     scored = None
     if recipe.evaluation:
         captions = read_captions(str(recipe.data.captions))
-        scored = evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages)
+        wanted = recipe.evaluation
+        scored = evaluator(captions, wanted.split, wanted.languages, wanted.metric)
     made = Run(recipe, folder, scored, resume)
     made.go()
     return made
@@ -222,9 +224,13 @@ def test_too_few_rows_for_a_batch(squares: Path, tmp_path: Path) -> None:
         Run(recipe_of(squares, tmp_path, "stages.0.batch_size=100"), tmp_path / "run").go()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(squares: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the loss is"):
-        Run(recipe_of(squares, tmp_path, "stages.0.lr=1.0e+30", "stages.0.epochs=50"), tmp_path / "run").go()
+def test_losses_that_are_not_finite_are_skipped_then_stop_the_run(squares: Path, tmp_path: Path) -> None:
+    wild = ["stages.0.lr=1.0e+30", "stages.0.epochs=50", "stages.0.max_nonfinite=3"]
+    with pytest.raises(DataError, match=r"stage 1/3 teacher: not a finite number in 3 steps up to .*nonfinite\.jsonl"):
+        Run(recipe_of(squares, tmp_path, *wild), tmp_path / "run").go()
+    skipped = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
+    assert len(skipped) >= 3
+    assert all(len(row["rows"]) == 24 and row["stage"] == "teacher" for row in skipped)
 
 
 def test_start_goes_on_from_a_model_folder(finished: tuple[Recipe, Path], squares: Path, tmp_path: Path) -> None:
@@ -292,3 +298,79 @@ def assert_same(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) 
     """Bit for bit."""
     assert some.keys() == others.keys()
     assert [name for name in some if not torch.equal(some[name], others[name])] == []
+
+
+PARTS = ["stages.2.micro_batch=8", "stages.1.micro_batch=8", "stages.2.checkpointing=true", "stages.0.layer_decay=0.8"]
+
+
+def test_a_run_in_parts_with_an_average_resumes_to_the_same_weights(squares: Path, tmp_path: Path) -> None:
+    changes = [*PARTS, "stages.1.ema=0.8", "stages.2.ema=0.9", "checkpoint_every=3"]
+    recipe = recipe_of(squares, tmp_path, *changes)
+    run(recipe, tmp_path / "whole")
+    for stage, step in ((1, 5), (2, 5)):
+        code = f"""
+import os, sys
+from tests.train.test_run import *
+import mclip_kit.train.run as module
+before = module.Run._write
+def write(self, index, step, values):
+    before(self, index, step, values)
+module.LOG_EVERY = 1
+def stop(self, index, step, values):
+    write(self, index, step, values)
+    if (index, step) == ({stage}, {step}):
+        os._exit(9)
+module.Run._write = stop
+run(load(sys.argv[1]), Path(sys.argv[2]), resume=True)
+"""
+        words = [sys.executable, "-c", code, str(tmp_path / "tiny.yaml"), str(tmp_path / "cut")]
+        (tmp_path / "tiny.yaml").write_text((tmp_path / "whole" / "recipe.yaml").read_text())
+        assert subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True).returncode == 9
+    run(load(tmp_path / "tiny.yaml"), tmp_path / "cut", resume=True)
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_adapters_are_trained_alone_and_leave_a_standard_encoder(squares: Path, tmp_path: Path) -> None:
+    kept = ["encoder.weights=random", "evaluation.keep=last"]
+    lora = ["lora={rank: 2}", "stages.1.train=[lora, projector]", "stages.2.train=[lora]"]
+    made = run(recipe_of(squares, tmp_path, *kept, *lora), tmp_path / "run")
+    names = [name for name, _ in load_model(tmp_path / "run" / "model").named_parameters()]
+    assert names == [name for name, _ in made.model.named_parameters()]
+    assert not any("lora" in name for name in names)
+    alone = [f"stages.{stage}.train=[projector]" for stage in (1, 2)]
+    fresh = run(recipe_of(squares, tmp_path, *kept, *alone), tmp_path / "frozen")
+    tuned, frozen = made.model.encoder.state_dict(), fresh.model.encoder.state_dict()
+    changed = {name for name in tuned if not torch.equal(tuned[name], frozen[name])}
+    assert changed == {name for name in tuned if re.search(r"(query|value)\.weight$", name)}
+
+
+def test_evaluation_by_steps_and_by_a_named_metric(squares: Path, tmp_path: Path) -> None:
+    run(recipe_of(squares, tmp_path, "evaluation.every_steps=4", "evaluation.metric=de_t2i_r1"), tmp_path / "run")
+    scored = [row for row in read_log(tmp_path / "run") if "score" in row and row["stage"] == "distill"]
+    assert [row["step"] for row in scored] == [0, 4, 8, 12, 16, 18]
+    assert all(row["score"] == row["de_t2i_r1"] for row in scored)
+    with pytest.raises(RecipeError, match=r"evaluation\.metric: there is no beauty; there are mean_t2i_r1"):
+        run_with_metric("beauty", squares, tmp_path)
+
+
+def run_with_metric(name: str, squares: Path, folder: Path) -> None:
+    recipe = recipe_of(squares, folder, f"evaluation.metric={name}")
+    captions = read_captions(squares)
+    Run(recipe, folder / "other", evaluator(captions, "valid", "all", name)).go()
+
+
+def test_a_score_that_falls_far_ends_the_run(squares: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(squares, tmp_path, "evaluation.stop_below_start=5")
+    scores = iter([50.0, 47.0, 44.0])
+    falling = Run(recipe, tmp_path / "run", lambda model, store, stage: {"score": next(scores)})
+    with pytest.raises(DataError, match=r"fell from 50\.0 at step 0 to 44\.0.* of step 0, are in .*best\.pt"):
+        falling.go()
+
+
+def test_a_dry_run_estimates_every_stage_and_writes_nothing(squares: Path, tmp_path: Path) -> None:
+    lines = list(Run(recipe_of(squares, tmp_path), tmp_path / "run").estimate())
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["teacher", "distill", "contrast"]
+    assert sum("what 24 rows keep for the backward pass" in line for line in lines) == 3
+    assert any("features, teacher texts" in line for line in lines)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,38 @@
+"""Low-rank adapters in the encoder, by the package peft (LoRA: Hu et al. 2021, arXiv 2106.09685)."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from mclip_kit.errors import RecipeError, first_line
+
+
+def adapt(encoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Sequence[str]) -> None:
+    """Put adapters into an encoder's linear layers; they give the encoder's own output until they are trained.
+
+    Args:
+        rank: of the update of each layer's weight.
+        alpha: the update is scaled by alpha / rank.
+        dropout: before an adapter, while training.
+        targets: names of layers, as transformers calls them: `query`, `value`, `key`, `dense`.
+    Raises:
+        RecipeError: peft is not installed, or no layer has such a name.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError:
+        raise RecipeError("lora needs peft: pip install 'mclip-kit[lora]'") from None
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    try:
+        inject_adapter_in_model(config, encoder)
+    except ValueError as error:
+        raise RecipeError(f"lora.targets: {first_line(error)}") from None
+
+
+def merge(encoder: nn.Module) -> None:
+    """Add the adapters to the weights that they are beside, and take them out: a standard encoder again."""
+    for name, layer in list(encoder.named_modules()):
+        if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
+            layer.merge()
+            above, _, own = name.rpartition(".")
+            setattr(encoder.get_submodule(above), own, layer.get_base_layer())

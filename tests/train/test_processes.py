@@ -1,0 +1,51 @@
+"""Two gloo processes with half a batch each train as one process with the whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mclip_kit.train.logging import read_log
+from tests import tiny
+
+SINGLE = [sys.executable, "-m", "mclip_kit.cli"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mclip_kit.cli"]
+ROWS = 32
+
+
+def stages() -> list[dict[str, Any]]:
+    """MSE and contrastive, at once and in parts; more than twenty steps each."""
+    one = {"epochs": 4, "batch_size": ROWS, "lr": 2e-3, "train": ["student"], "clip_norm": 1.0}
+    mse = one | {"data": "bitext", "edges": {"teacher_text-student_text": {"loss": "mse"}}}
+    contrast = {"image-student_text": {"loss": "contrastive", "learned": True}}
+    teacher = {"teacher_text-student_text": {"loss": "contrastive", "weight": 0.1}}
+    captions = one | {"data": "captions"}
+    return [
+        mse | {"name": "mse"},
+        mse | {"name": "mse_in_parts", "micro_batch": 8},
+        captions | {"name": "contrast", "edges": contrast},
+        captions | {"name": "contrast_in_parts", "edges": contrast | teacher, "micro_batch": 8},
+    ]
+
+
+def test_two_processes_train_as_one(squares: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe(squares)
+    tree["teacher"]["weights"] = "random"
+    tree["encoder"]["dropout"] = 0.0  # processes draw apart
+    del tree["evaluation"]
+    recipe = tiny.write_recipe(tree | {"stages": stages(), "cache": {"dtype": "fp32"}}, tmp_path / "tiny.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for launch, name in ((SINGLE, "one"), (TWO, "two")):
+        command = [*launch, "train", str(recipe), "--out", str(tmp_path / name / "run")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = ([row for row in read_log(tmp_path / name / "run") if "loss" in row] for name in ("one", "two"))
+    assert {row["stage"] for row in one} == {stage["name"] for stage in stages()}
+    for stage in {row["stage"] for row in one}:
+        pairs = [(a, b) for a, b in zip(one, two, strict=True) if a["stage"] == stage and a["step"] <= 20]
+        assert len(pairs) >= 2
+        for a, b in pairs:
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), (stage, a["step"])
