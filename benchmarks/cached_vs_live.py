@@ -85,7 +85,7 @@ def made(model: MultilingualClip) -> tuple[Examples, Captions, np.ndarray]:
     tokens = [np.array([BOS, *rng.integers(5, VOCABULARY, length - 2), EOS], np.int32) for length in lengths_N]
     english = [" ".join(rng.choice(WORDS, length - 2)) for length in lengths_N]
     zeros, rows = np.zeros(count, int), np.arange(count)
-    examples = Examples(["en"], zeros, tokens, [""] * count, lengths_N, english, rows % PICTURES, rows)
+    examples = Examples(["en"], zeros, tokens, [""] * count, lengths_N, english, rows % PICTURES, rows, zeros)
     pixels, none = rng.integers(0, 256, (PICTURES, size, size, 3), np.uint8), np.zeros(0, object)
     captions = Captions(Path(), pixels, [], none, none, none, none, none, none, [])
     buckets_NB = np.argsort(lengths_N, kind="stable").reshape(WINDOW, BATCH)
