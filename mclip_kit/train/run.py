@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
@@ -33,7 +32,6 @@ from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.files import locked, write_json, write_text
 from mclip_kit.recipe import TOWERS, Recipe, Stage, dump
-from mclip_kit.schema import read_yaml
 from mclip_kit.towers.lora import merge
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train import checkpoint
@@ -85,7 +83,7 @@ class Run:
         self.last, self.best = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
         self.accelerator = Accelerator(mixed_precision=_precision(recipe.precision), cpu=_several_without_gpu())
         if self.accelerator.is_main_process:
-            _check_folder(folder, recipe, resume)
+            checkpoint.check_folder(folder, recipe, resume)
         for stage in recipe.stages:
             if stage.batch_size % self.accelerator.num_processes:
                 raise RecipeError(
@@ -365,28 +363,6 @@ class Run:
 def _share(trained: set[str], sizes: dict[str, int], count: int) -> str:
     share = sum(sizes[name] for name in trained) / max(1, count)
     return "frozen" if not share else "trained" if share == 1 else f"{share:.0%} trained"
-
-
-def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    written = folder / "recipe.yaml"
-    if not written.is_file() or not (folder / "checkpoints" / "last.pt").is_file():
-        return  # a run that saved nothing, such as one that failed at once, is started anew
-    if not resume:
-        raise CheckpointError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
-    before, now = _flat(read_yaml(written)), _flat(yaml.safe_load(dump(recipe)))
-    differ = (key for key in before | now if before.get(key) != now.get(key))
-    changed = sorted(key for key in differ if not key.startswith("cache."))  # where features lie is no part of a run
-    if changed:
-        raise CheckpointError(
-            f"{folder}: was started with another recipe; what differs: {', '.join(changed)}; choose another --out"
-        )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    if not isinstance(tree, dict | list):
-        return {prefix: tree}
-    return {k: v for key, part in items for k, v in _flat(part, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 def _several_without_gpu() -> bool:
