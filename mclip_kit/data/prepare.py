@@ -86,9 +86,8 @@ def write(
             return _already_prepared(out, wanted)
         try:
             given = loading(spm) if spm else None
-            if given:
-                with suppress(TimeoutError):
-                    given.result(0.05)  # a file that is none shows itself at once, before anything is read
+            if given and given.done():
+                given.result()  # what is no vocabulary shows itself at once, before anything is read
             progress = _earlier(building, wanted) or _read(read(), corpus, building, source, wanted, given)
             manifest = _finish(corpus, building, given.result() if given else None, progress, workers)
         except Exception:  # what Ctrl-C has cut short stays, to go on with
