@@ -35,8 +35,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON that keeps every script readable."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write indented JSON that keeps every script readable; in names that are not UTF-8, the odd bytes as escapes."""
+    content = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, content.encode(errors="backslashreplace").decode())
 
 
 def readable(size: float, digits: int = 2) -> str:

@@ -38,6 +38,8 @@ def declared(
         return _name(shards), _tree("webdataset", codes or ["en"], {"shards": shards})
     if folder is not None:
         return folder.resolve().name, _tree("folder", codes or ["en"], {})
+    if codes:
+        raise RecipeError("--bitext names its languages itself, as in en=train.en; leave --langs out")
     return _bitext(files)
 
 
@@ -83,8 +85,8 @@ def _table(table: Path, languages: list[str]) -> Declared:
         languages = languages or list(columns)
         if len(languages) < 2 or set(languages) - set(columns):
             raise RecipeError(
-                f"{table}: columns are {', '.join(names)}; name them image and caption (and language, split), or after "
-                "the languages of parallel texts, such as en and de"
+                f"{table}: columns are {', '.join(names) or 'none'}; name them image and caption (and language, "
+                "split), or after the languages of parallel texts, such as en and de"
             )
         options |= {"texts": {code: columns[code] for code in languages}, "parallel": True}
     return _name(str(table)), _tree("table", languages, options)

@@ -16,7 +16,7 @@ import numpy as np
 import sentencepiece
 
 from mclip_kit.data.sequences import Seen
-from mclip_kit.errors import CheckpointError, DataError
+from mclip_kit.errors import CheckpointError, DataError, first_line
 from mclip_kit.files import write_json, write_whole
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
@@ -154,7 +154,8 @@ def train_sentencepiece(lines: Iterable[str], path: Path, pieces: int, coverage:
     except RuntimeError as error:
         if not seen.count:
             raise DataError("there is no text to train a SentencePiece model on") from None
-        raise DataError(f"SentencePiece cannot train {pieces} pieces: {error}") from None  # fewer than characters
+        wrong = f"SentencePiece cannot train {pieces} pieces: {first_line(error)}"  # fewer than characters
+        raise DataError(f"{wrong}; raise vocabulary.pieces, or lower vocabulary.coverage") from None
     with write_whole(path) as temporary:
         temporary.write_bytes(model.getvalue())
     return XlmrTokenizer(path)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -156,6 +158,39 @@ def test_the_list_has_every_corpus_and_what_is_prepared(spm):
     assert " ".join(listed.split()).count("not prepared") == len(declared())
 
 
+def test_a_source_may_be_a_zip_and_its_pictures_elsewhere():
+    corpus_of("mine", "here", "train", **{"one.png": "a red square"})
+    with zipfile.ZipFile("source.zip", "w") as archive:
+        archive.write("mine.jsonl", "deep/mine.jsonl")
+    Path("mine.jsonl").unlink()
+    picture(Path("pictures/deep/one.png"), 9)
+    assert "not found" in done("mine.yaml", "--source", "source.zip", "--out", "without")
+    assert "not found" not in done("mine.yaml", "--source", "source.zip", "--images", "pictures", "--out", "with")
+    assert read_captions("with").picture(0).getpixel((0, 0)) == (9, 0, 0)
+
+
+def test_some_languages_of_a_table():
+    rows = [{"image": "a.jpg", "caption": code, "language": code} for code in ("en", "de", "fr")]
+    said = done("--pairs", table("tsv", rows), "--langs", "de,fr", "--out", "out")
+    assert "captions, train: de 1, fr 1" in said
+    assert list(read_captions("out").languages) == ["de", "fr"]
+
+
+def test_names_that_are_not_utf8_or_not_printable_are_kept():
+    folder = Path(os.fsdecode(b"f\xff"))
+    picture(folder / "Screenshot at 1.00\u202fPM.png")
+    text(str(folder / "Screenshot at 1.00\u202fPM.txt"), "a red square")
+    text(str(folder / "a.en"), "one")
+    text(str(folder / "a.de"), "eins")
+    assert "a path with a character that no table can hold" in refused("--folder", str(folder), "--out", "out")
+    assert "en-de 1" in done(
+        "--bitext", f"en={folder / 'a.en'}", f"de={folder / 'a.de'}", "--set", "vocabulary.pieces=20", "--out", "out"
+    )
+    folder.rename("plain")
+    assert "captions, train: en 1" in done("--folder", "plain", "--out", "pictures")
+    assert read_captions("pictures").names == ["Screenshot at 1.00\u202fPM.png"]
+
+
 def corpus_of(name: str, source: str, split: str, **captions: str) -> None:
     """A declared corpus of pictures from somewhere, and its table."""
     rows = [{"image": image, "caption": caption} for image, caption in captions.items()]
@@ -222,6 +257,42 @@ WRONG = {
     "no pictures": (["--folder", "empty"], "empty: no pictures in it"),
     "two kinds": (["--pairs", "here.tsv", "--folder", "empty"], "one of --bitext, --pairs, --webdataset and --folder"),
     "a folder in the way": (["--bitext", "en=here.txt", "de=here.txt", "--out", "empty"], "empty: exists and is not"),
+    "languages said twice": (
+        ["--bitext", "en=here.txt", "de=here.txt", "--langs", "en"],
+        "--bitext names its languages itself",
+    ),
+    "no code": (["--bitext", "e/n=here.txt", "de=here.txt"], "language 'e/n' is no code such as en or pt_br"),
+    "no split": (
+        ["--bitext", "en=here.txt", "de=here.txt", "--set", "options.parts.0.split=te/st"],
+        "split 'te/st': call it train, valid or test",
+    ),
+    "no count": (
+        ["--bitext", "en=here.txt", "de=here.txt", "--set", "expect.foo=3"],
+        "expect.foo: String should match",
+    ),
+    "another count": (
+        ["--bitext", "en=here.txt", "de=here.txt", "--set", "expect={'pairs.train.en-de': 3}"],
+        "pairs.train.en-de: 2 found, 3 expected",
+    ),
+    "too few pieces": (
+        ["--bitext", "en=here.txt", "de=here.txt", "--set", "vocabulary.pieces=5"],
+        "SentencePiece cannot train 5 pieces",
+    ),
+    "all too long": (
+        [
+            *("--bitext", "en=here.txt", "de=here.txt", "--set", "vocabulary.pieces=40"),
+            *("--set", "cleaning.max_tokens=3", "--set", "cleaning.too_long=drop"),
+        ],
+        "cleaning.max_tokens: all sentence pairs of train en-de are longer than 3",
+    ),
+    "no language in a row": (["--pairs", "null.jsonl"], "null.jsonl line 1: language is None, no code"),
+    "a split of another place": (["--pairs", "split.jsonl"], "split.jsonl line 1: split 'train/../x' is none of train"),
+    "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: columns are none"),
+    "no zip": (["multi30k", "--source", "here.txt"], "here.txt: not a readable zip"),
+    "no vocabulary's file": (
+        ["--bitext", "en=here.txt", "de=here.txt", "--spm", "gone.model"],
+        "gone.model: No such file or directory",
+    ),
     "no vocabulary": (["--bitext", "en=here.txt", "de=here.txt", "--spm", "here.txt"], "here.txt: not a readable Sent"),
 }
 
@@ -231,6 +302,9 @@ def test_what_is_wrong_ends_in_one_line(name):
     words, said = WRONG[name]
     text("here.txt", "one line", "another")
     text("here.tsv", "a\tb", "1\t2")
+    text("null.jsonl", json.dumps({"image": "a.jpg", "caption": "a dog", "language": None}))
+    text("split.jsonl", json.dumps({"image": "a.jpg", "caption": "a dog", "split": "train/../x"}))
+    text("empty.tsv")
     Path("empty").mkdir()
     before = sorted(Path().rglob("*"))
     assert said in refused(*words)

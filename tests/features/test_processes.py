@@ -1,18 +1,12 @@
 """torchrun and gloo: processes share the work of filling, and train as one would."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mclip_kit.train.logging import read_log
-from tests import tiny
-
-SINGLE = [sys.executable, "-m", "mclip_kit.cli"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mclip_kit.cli"]
+from tests import processes, tiny
 
 
 def losses(run: Path) -> list[float]:
@@ -38,12 +32,8 @@ def test_two_processes_fill_and_train_as_one(squares: Path, tmp_path: Path) -> N
     stage = tree["stages"][2] | {"train": ["projector", "clip_projector"], "epochs": 3}
     tree |= {"stages": [stage | {"edges": stage["edges"] | distill}], "cache": {"features": "tokens", "dtype": "fp32"}}
     recipe = tiny.write_recipe(tree, tmp_path / "tiny.yaml")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    for launch, name in ((SINGLE, "one"), (TWO, "two")):
-        command = [*launch, "train", str(recipe), "--out", str(tmp_path / name / "run")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("done; score it with") == 1
+    for name, count in (("one", 1), ("two", 2)):
+        assert processes.train(recipe, tmp_path / name / "run", count).count("done; score it with") == 1
     one, two = (keys(tmp_path / name / "features") for name in ("one", "two"))
     assert sorted(name.split("-")[0] for name in one) == ["image", "teacher", "tokens"]
     assert {name: sorted(rows) for name, rows in two.items()} == {name: sorted(rows) for name, rows in one.items()}

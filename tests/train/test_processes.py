@@ -1,18 +1,13 @@
 """Two gloo processes with half a batch each train as one process with the whole."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mclip_kit.train.logging import read_log
-from tests import tiny
+from tests import processes, tiny
 
-SINGLE = [sys.executable, "-m", "mclip_kit.cli"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mclip_kit.cli"]
 ROWS = 32
 
 
@@ -37,11 +32,8 @@ def test_two_processes_train_as_one(squares: Path, tmp_path: Path) -> None:
     tree["encoder"]["dropout"] = 0.0  # processes draw apart
     del tree["evaluation"]
     recipe = tiny.write_recipe(tree | {"stages": stages(), "cache": {"dtype": "fp32"}}, tmp_path / "tiny.yaml")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    for launch, name in ((SINGLE, "one"), (TWO, "two")):
-        command = [*launch, "train", str(recipe), "--out", str(tmp_path / name / "run")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
+    for name, count in (("one", 1), ("two", 2)):
+        processes.train(recipe, tmp_path / name / "run", count)
     one, two = ([row for row in read_log(tmp_path / name / "run") if "loss" in row] for name in ("one", "two"))
     assert {row["stage"] for row in one} == {stage["name"] for stage in stages()}
     for stage in {row["stage"] for row in one}:

@@ -155,8 +155,11 @@ def _parquet_names(file: File) -> list[str]:
 
 def _parquet_columns(file: File) -> list[tuple[str, str]]:
     """(column, name) for each column and, with dots, for what is inside of it."""
-    schema = _open_parquet(file).schema_arrow
-    return [(field.name, name) for field in schema for name in _inner_names(field)]
+    opened = _open_parquet(file)
+    try:
+        return [(field.name, name) for field in opened.schema_arrow for name in _inner_names(field)]
+    except _arrow_errors() as error:
+        raise DataError(f"{file}: its columns cannot be read ({first_line(error)}); fetch it again") from None
 
 
 def _inner_names(field: Any) -> Iterator[str]:
@@ -191,6 +194,6 @@ def _open_parquet(file: File) -> Any:
 
 def _arrow_errors() -> tuple[type[Exception], ...]:
     try:
-        return (import_module("pyarrow").ArrowException, OSError)
+        return (import_module("pyarrow").ArrowException, OSError, UnicodeDecodeError)
     except ModuleNotFoundError:
         raise DataError("a .parquet is read by pyarrow, which is not installed: pip install pyarrow") from None

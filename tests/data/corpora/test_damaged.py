@@ -64,6 +64,7 @@ def zipped(files: Files) -> Files:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
+            name = name.encode(errors="replace").decode()
             archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
     return {"all.zip": buffer.getvalue()}
 
