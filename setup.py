@@ -27,7 +27,7 @@ REQUIRES = [
     "numpy>=1.26",
     "click>=8.1",
     "transformers>=5,<6",  # a new major renames what towers/ touches
-    "accelerate>=1.2",
+    "accelerate>=1.15",  # clips gradients of dealt-out and copied weights together
     "pydantic>=2.7,<3",
     "safetensors>=0.5",
     "PyYAML>=6",
@@ -59,6 +59,7 @@ DEV = [
     "hypothesis>=6.100",
     "py3langid>=0.4",
     "peft>=0.17",
+    "wandb>=0.19",
     "ruff>=0.17,<0.18",  # a new minor version formats differently
     "mypy>=1.11",
     "types-PyYAML",
@@ -81,7 +82,8 @@ setup(
         "demo": DEMO,
         "language": ["py3langid>=0.4"],
         "lora": ["peft>=0.17"],
+        "wandb": ["wandb>=0.19"],
         "dev": DEV,
-    },  # cleaning.language; lora
+    },  # cleaning.language; lora; trackers
     entry_points={"console_scripts": ["mclip-kit = mclip_kit.cli:main"]},
 )

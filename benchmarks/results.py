@@ -19,7 +19,8 @@ from mclip_kit.evaluate.report import TEACHER, as_json
 from mclip_kit.evaluate.retrieval import evaluate, evaluator
 from mclip_kit.features.store import Store
 from mclip_kit.files import write_json, write_text
-from mclip_kit.recipe import Recipe, Stage, load
+from mclip_kit.recipe import Recipe, load
+from mclip_kit.stage import Stage
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train.run import Run
 

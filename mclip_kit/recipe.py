@@ -5,7 +5,7 @@ This module imports no torch, so a wrong recipe is refused in a blink.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,6 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from mclip_kit.schema import (
     Count,
-    Decay,
     Fraction,
     NonNegative,
     Positive,
@@ -24,10 +23,7 @@ from mclip_kit.schema import (
     parse,
     read_yaml,
 )
-
-EdgeName = Literal["image-teacher_text", "image-student_text", "teacher_text-student_text"]
-TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
-STUDENT = ("encoder", "projector")
+from mclip_kit.stage import Stage
 
 
 class Teacher(Section):
@@ -128,134 +124,6 @@ class Data(Section):
         return {self.bitext: 1.0} if isinstance(self.bitext, str) else dict(self.bitext or {})
 
 
-class Edge(Section):
-    """The loss on one edge of the triangle."""
-
-    loss: Literal["contrastive", "mse"] = Field(description="Symmetric InfoNCE, or mean squared error.")
-    weight: NonNegative = Field(1.0, description="Factor of this term in the sum.")
-    temperature: Positive = Field(0.07, description="contrastive: the true temperature (at the start, when learned).")
-    learned: bool = Field(False, description="contrastive: learn the temperature, with exp(scale) clamped at 100.")
-    positives: Literal["image", "image_sum", "pair"] = Field(
-        "image",
-        description="contrastive: every text of the same image is right, averaged over them or summed (mCLIP's "
-        "released fine-tuning), or only the row's own.",
-    )
-    without_teacher: Literal["drop", "image"] = Field(
-        "drop",
-        description="teacher_text-student_text: rows without a text in the teacher's language take no part, or take "
-        "the image's embedding in its place (mCLIP's released code).",
-    )
-    normalize: Literal["none", "both"] = Field("none", description="mse: L2-normalise both sides first.")
-
-    @model_validator(mode="after")
-    def _learned_temperature_can_move(self) -> "Edge":
-        if self.learned and self.loss == "mse":
-            raise ValueError("mse has no temperature to be learned")
-        if self.learned and self.temperature < 0.01:
-            raise ValueError(
-                f"a learned temperature starts at 0.01 or above, not {self.temperature}: it is clamped there"
-            )
-        return self
-
-
-def vertices(edges: Mapping[Any, Any]) -> set[str]:
-    """The vertices that some edges need: their ends, and the image where it stands in for the teacher's text."""
-    ends = {vertex for name in edges for vertex in name.split("-")}
-    return ends | {"image"} if any(edge.without_teacher == "image" for edge in edges.values()) else ends
-
-
-class Augment(Section):
-    """Small changes of the pictures in training; never a flip (arrows, text)."""
-
-    shift: Annotated[int, Field(ge=0)] = Field(0, description="Largest shift in pixels, each direction.")
-    colour: Fraction = Field(0.0, description="Largest relative change of brightness and contrast.")
-
-
-class Stage(Section):
-    """Which towers are trained on which edges of the triangle, with which data and optimiser."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = Field(description="A short name for logs and folders.")
-    train: Annotated[list[str], Field(min_length=1)] = Field(
-        description="Towers (image, teacher_text, encoder, projector, clip_projector, student) or globs of parameters."
-    )
-    edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(description="Edge of the triangle: its loss.")
-    data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
-    languages: list[str] | Literal["all"] = Field("all", description="Languages of the student's side.")
-    split: str | dict[str, str] = Field(
-        "train", description="Split of the rows; captions: or language -> split (Multi30K's two tasks)."
-    )
-    include_english: bool = Field(
-        True, description="bitext: add English->English rows (the collapse without: AltCLIP)."
-    )
-    language_temperature: Annotated[float, Field(ge=1)] = Field(
-        1.0, description="Sampling of languages: probability ~ rows^(1/temperature)."
-    )
-    monolingual: bool = Field(False, description="Every batch holds one language.")
-    templates: list[str] = Field([], description="Patterns with {} for the teacher's text while it is trained.")
-    augment: Augment | None = Field(None, description="Augmentation of the pictures; needs the live image tower.")
-    epochs: Count = Field(description="Passes over the rows.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(description="Rows a step, over all processes.")
-    micro_batch: Count | None = Field(
-        None, description="Rows a process computes at once; the loss stays that of the whole batch. None: all of them."
-    )
-    checkpointing: bool = Field(False, description="Compute layers' outputs again in the backward pass: less memory.")
-    max_tokens: Annotated[int, Field(ge=3)] = Field(
-        77, description="Longest student text in tokens, special tokens included; cut beyond."
-    )
-    optimizer: Literal["adamw", "lamb"] = Field("adamw", description="AdamW (torch) or LAMB (timm).")
-    lr: Positive = Field(description="Peak learning rate.")
-    weight_decay: NonNegative = Field(
-        0.01, description="Decoupled weight decay of matrices (not biases, norms, scales)."
-    )
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Each layer of the encoder learns at so much of the rate of the one above."
-    )
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam's moment decays.")
-    eps: Positive = Field(1e-8, description="Adam's epsilon.")
-    schedule: Literal["cosine", "inverse_sqrt", "constant"] = Field("cosine", description="Shape after the warm-up.")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Linear warm-up, in steps.")
-    clip_norm: Positive | None = Field(None, description="Largest gradient norm; none: no clipping.")
-    max_nonfinite: Count = Field(
-        5,
-        description="Steps in a row whose loss or gradient may be no finite number; each is skipped.",
-    )
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None,
-        description="Decay of the moving average of weights that is scored and kept; none: no average.",
-    )
-
-    @model_validator(mode="after")
-    def _edges_fit_the_data(self) -> "Stage":
-        if self.data == "bitext" and any("image" in edge for edge in self.edges):
-            raise ValueError("bitext has no pictures: its only edge is teacher_text-student_text")
-        if self.data == "bitext" and not isinstance(self.split, str):
-            raise ValueError("split: bitext has one for all languages")
-        used = {"clip_projector"} | (self.vertices & {"image", "teacher_text"})
-        used |= {"student", *STUDENT} if "student_text" in self.vertices else set()
-        for pattern in self.train:
-            tower = pattern.split(".")[0]
-            if tower in (*TOWERS, "student") and tower not in used:
-                raise ValueError(f"train names {tower}, which is on none of the stage's edges")
-        for name, edge in self.edges.items():
-            if edge.without_teacher == "image" and (name != "teacher_text-student_text" or self.data == "bitext"):
-                raise ValueError(f"edges.{name}.without_teacher: image is for teacher_text-student_text on captions")
-        if any("{}" not in template for template in self.templates):
-            raise ValueError("every template needs a {} where the caption goes")
-        if self.augment and "image" not in self.vertices:
-            raise ValueError("augment has no effect: no edge has the image")
-        return self
-
-    def trains(self, tower: str) -> bool:
-        """Whether some parameter of this tower may be trained (globs are taken at their first part)."""
-        heads = {pattern.split(".")[0] for pattern in self.train}
-        return tower in heads or "*" in heads or (tower in STUDENT and "student" in heads)
-
-    @property
-    def vertices(self) -> set[str]:
-        """The vertices of the triangle that some edge needs."""
-        return vertices(self.edges)
-
-
 class Cache(Section):
     """Where outputs of frozen towers are kept, so that each is computed once."""
 
@@ -326,6 +194,13 @@ class Recipe(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, else fp32."
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="Several processes: each has all weights (ddp), or those of the encoder are dealt out (fsdp).",
+    )
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
+        ["tensorboard"], description="Where curves go besides RUN/metrics.jsonl; wandb needs the package of that name."
+    )
     checkpoint_every: Count = Field(200, description="Steps between checkpoints; a stage's end always writes one.")
 
     @model_validator(mode="after")
@@ -353,6 +228,8 @@ class Recipe(Section):
             if getattr(self.data, stage.data) is None:
                 yield f"stages.{index}.data is {stage.data}, but data.{stage.data} is not given"
         named = [f"stages.{i}" for i, stage in enumerate(self.stages) if "lora" in stage.train]
+        if self.parallel == "fsdp" and any(stage.optimizer == "lamb" for stage in self.stages):
+            yield "parallel: fsdp goes with adamw: lamb compares whole weights"
         if bool(named) != bool(self.lora):
             yield f"{named[0]} trains lora, which is not given" if named else "lora is given, but no stage trains it"
         if self.evaluation and self.data.captions is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mclip_kit import losses
-from mclip_kit.recipe import vertices
+from mclip_kit.stage import vertices
 from mclip_kit.towers.model import MultilingualClip
 
 HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text")  # the first that a stage has

@@ -13,7 +13,7 @@ from mclip_kit.errors import RecipeError
 from mclip_kit.features.feed import Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.features.table import NoRoom
-from mclip_kit.recipe import Stage
+from mclip_kit.stage import Stage
 from mclip_kit.towers.mode import evaluating
 from mclip_kit.towers.model import MultilingualClip
 

@@ -20,7 +20,7 @@ class Average:
     def __init__(
         self, model: nn.Module, names: set[str], decay: float | None, known: dict[str, Tensor] | None = None
     ) -> None:
-        self._decay = decay
+        self._decay = decay or 0.0
         self._weights = {} if decay is None else {n: p for n, p in model.named_parameters() if n in names}
         known = known or {}
         self.values = {n: known.get(n, p.detach()).to(p.device, copy=True) for n, p in self._weights.items()}
@@ -28,8 +28,8 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights of a step in."""
-        if self._decay is not None:
-            torch._foreach_lerp_(list(self.values.values()), list(self._weights.values()), 1 - self._decay)
+        for name, weight in self._weights.items():
+            self.values[name].lerp_(weight, 1 - self._decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -15,7 +15,8 @@ from mclip_kit.data.leakage import LEAKAGE, Leak, held_out_beside, leaks, read_j
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
 from mclip_kit.features.feed import Needs
-from mclip_kit.recipe import Cache, NewEncoder, Recipe, Stage
+from mclip_kit.recipe import Cache, NewEncoder, Recipe
+from mclip_kit.stage import Stage
 from mclip_kit.towers.clip import build_clip
 from mclip_kit.towers.hub import MissingWeights
 from mclip_kit.towers.lora import adapt

@@ -19,7 +19,7 @@ from mclip_kit.data.examples import Examples
 from mclip_kit.features.feed import Feed, Frozen, Needs
 from mclip_kit.features.store import Store
 from mclip_kit.files import readable
-from mclip_kit.recipe import Stage
+from mclip_kit.stage import Stage
 from mclip_kit.towers.mode import evaluating
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.triangle import Batch

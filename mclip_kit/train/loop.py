@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mclip_kit.errors import DataError
 from mclip_kit.train import gradients
+from mclip_kit.train.sharding import whole
 from mclip_kit.triangle import Batch
 
 
@@ -82,7 +83,7 @@ def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[in
                 group["lr"] = loop.rate(step) * group.get("scale", 1.0)
             loop.optimizer.zero_grad()
             terms = loop.gradients(accelerator, loop.triangle, batch, seed)
-            norm = float(accelerator.clip_grad_norm_(loop.triangle.parameters(), loop.clip_norm or math.inf))
+            norm = float(whole(accelerator.clip_grad_norm_(loop.triangle.parameters(), loop.clip_norm or math.inf)))
             values = _over_processes(accelerator, terms)
             finite = math.isfinite(norm) and math.isfinite(values["loss"])
             if finite or accelerator.scaler is not None:  # a scaler skips the step itself, and learns from it

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mclip_kit.errors import RecipeError
-from mclip_kit.recipe import STUDENT
+from mclip_kit.stage import STUDENT, Stage
 
 
 def trainable(model: nn.Module, patterns: Sequence[str]) -> set[str]:
@@ -51,15 +51,22 @@ def build_optimizer(
     """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # the encoder's are apart: they may be dealt out among processes, and no step of a group mixes both kinds
+    found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         decay = weight_decay if parameter.dim() > 1 else 0.0
-        found.setdefault((scales[name], decay), []).append(parameter)
-    groups = [{"params": ps, "weight_decay": decay, "scale": scale} for (scale, decay), ps in found.items()]
+        found.setdefault((scales[name], decay, "encoder." in name), []).append(parameter)
+    groups = [{"params": ps, "weight_decay": decay, "scale": scale} for (scale, decay, _), ps in found.items()]
     if kind == "lamb":
         # LAMB (arXiv 1904.00962) from timm; its own gradient clipping is off, the loop clips
         return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """A stage's optimiser of the module's trainable parameters."""
+    how = stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps, stage.layer_decay
+    return build_optimizer(module, *how)
 
 
 def compute_again(model: nn.Module, wanted: bool) -> None:

@@ -31,10 +31,11 @@ from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
 from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.files import locked, write_json, write_text
-from mclip_kit.recipe import TOWERS, Recipe, Stage, dump
+from mclip_kit.recipe import Recipe, dump
+from mclip_kit.stage import Stage
 from mclip_kit.towers.lora import merge
 from mclip_kit.towers.model import MultilingualClip
-from mclip_kit.train import checkpoint
+from mclip_kit.train import checkpoint, sharding
 from mclip_kit.train.alarm import Alarm
 from mclip_kit.train.average import Average
 from mclip_kit.train.build import (
@@ -51,7 +52,8 @@ from mclip_kit.train.checkpoint import State
 from mclip_kit.train.estimate import Trial, estimate
 from mclip_kit.train.logging import Log
 from mclip_kit.train.loop import Loop, stop_requests, train
-from mclip_kit.train.optim import build_optimizer, compute_again, learning_rate, trainable
+from mclip_kit.train.optim import compute_again, learning_rate, optimizer_of, trainable
+from mclip_kit.train.overview import table
 from mclip_kit.triangle import Triangle
 
 CACHE_VARIABLE = "MCLIP_KIT_CACHE"
@@ -96,6 +98,9 @@ class Run:
         # convolutions run faster so, on CPUs too
         self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = [trainable(self.model, stage.train) for stage in recipe.stages]
+        self.sharded = recipe.parallel == "fsdp" and self.accelerator.num_processes > 1
+        if self.sharded:
+            sharding.shard(self.model.encoder)
         self.store = self._store()
 
     def _store(self) -> Store:
@@ -114,17 +119,9 @@ class Run:
         )
 
     def describe(self) -> str:
-        """The towers, their parameters, and what each stage trains."""
+        """The towers, their parameters, what each stage trains and how, and what is known of leaks."""
         lines = [f"{self.folder} on {self.accelerator.device}, {self.accelerator.mixed_precision} mixed precision"]
-        sizes = {name: p.numel() for name, p in self.model.named_parameters()}
-        for tower in TOWERS:
-            own = {name for name in sizes if name.startswith(f"{tower}.")}
-            count = sum(sizes[name] for name in own)
-            shares = [
-                f"{stage.name} {_share(own & trained, sizes, count)}"
-                for stage, trained in zip(self.recipe.stages, self.trained, strict=True)
-            ]
-            lines.append(f"  {tower:15}{count / 1e6:9.2f}M  " + "  ".join(shares if count else ["(identity)"]))
+        lines += table(self.model, self.recipe.stages, self.trained)
         lines += [f"  leak: {leak.line()}" for leak in self.leaks]
         for folder in unknown(training_splits(self.recipe)):
             lines.append(f"  {folder}: not prepared by this version, so it is not known whether test sets are in it")
@@ -139,18 +136,28 @@ class Run:
         if self.accelerator.is_main_process:
             write_text(self.folder / "recipe.yaml", dump(self.recipe))
             write_json(self.folder / LEAKAGE, as_json(self.leaks))
-            self.log = Log(self.folder, state.stage, state.step)
+            self.log = Log(self.folder, self.recipe.trackers, state.stage, state.step)
         for index in range(state.stage, len(self.recipe.stages)):
             self._stage(index, state)
             state = State(index + 1, 0, {})
             self.accelerator.free_memory()  # it would hold every stage's optimiser until the end
         out = self.folder / "model"
+        tensors = sharding.whole(self.model.state_dict())
         if self.accelerator.is_main_process:
             self.log.close()
             if not (finished and (out / "config.json").is_file()):
-                merge(self.model.encoder)
-                self.model.save(out)
+                self._whole(tensors).save(out)
         return out
+
+    def _whole(self, tensors: dict[str, Tensor]) -> MultilingualClip:
+        """The model as others load it: in one piece, and without adapters."""
+        model = self.model
+        if self.sharded:
+            model = build_model(self.recipe)
+            model.load_state_dict(tensors)
+            model.trained_languages = self.model.trained_languages
+        merge(model.encoder)
+        return model
 
     def _stage(self, index: int, state: State) -> None:
         """Train one stage from a state on; it ends with its best weights or its last, as the recipe says."""
@@ -161,9 +168,10 @@ class Run:
         if stage.checkpointing:
             compute_again(self.model, True)
         loop = self._loop(index, triangle)
-        self.average = Average(self.model, self.trained[index], stage.ema, state.average)
+        known = sharding.dealt(state.average, self.model.state_dict())
+        self.average = Average(self.model, self.trained[index], stage.ema, known)
         if state.optimizer is not None:
-            loop.optimizer.load_state_dict(state.optimizer)
+            loop.optimizer.load_state_dict(sharding.moments_dealt(state.optimizer, loop.optimizer))
             triangle.scales.load_state_dict(state.scales)
         if state.step == 0:
             best = self._evaluate(index, 0, best)
@@ -212,10 +220,8 @@ class Run:
             feed.examples.sources_N,
             mixed,
         )
-        how = stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps, stage.layer_decay
-        optimizer = build_optimizer(triangle, *how)
-        wrapped, optimizer = self.accelerator.prepare(triangle, optimizer)
-        wrapped.train()
+        optimizer = self.accelerator.prepare(optimizer_of(triangle, stage))
+        wrapped = sharding.prepare(self.accelerator, triangle).train()
         per_epoch = len(plan.epoch(0))
         if not per_epoch:
             raise DataError(f"stage {stage.name}: without unreadable pictures no batch of {stage.batch_size} is left")
@@ -272,8 +278,8 @@ class Run:
             triangle = Triangle(self.model, edge_losses(stage), self.trained[index])
             if stage.checkpointing:
                 compute_again(self.model, True)
-            how = stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps, stage.layer_decay
-            wrapped, optimizer = self.accelerator.prepare(triangle, build_optimizer(triangle, *how))
+            optimizer = self.accelerator.prepare(optimizer_of(triangle, stage))
+            wrapped = sharding.prepare(self.accelerator, triangle)
             share = stage.batch_size // self.accelerator.num_processes
             trial = Trial(
                 stage=stage,
@@ -301,28 +307,29 @@ class Run:
         return step % (evaluation.every_steps or evaluation.every_epochs * loop.per_epoch) == 0
 
     def _evaluate(self, index: int, step: int, best: dict[str, float] | None) -> dict[str, float] | None:
-        """Evaluate on the main process; the best weights so far are kept in best.pt."""
-        if self.evaluator is not None and self.accelerator.is_main_process:
+        """Evaluate, once over all processes; the best weights so far are kept in best.pt."""
+        if self.evaluator is not None:
             self._forget(index)
             with self.average.applied():
-                values = self.evaluator(self.model, self.store, self.recipe.stages[index])
+                together = self.sharded or self.accelerator.is_main_process  # a dealt-out encoder needs everyone
+                values = self.evaluator(self.model, self.store, self.recipe.stages[index]) if together else {}
+                values = broadcast_object_list([values])[0]
                 self._forget(index)
                 self._write(index, step, values)
                 shown = {name: values[name] for name in SHOWN if name in values}
-                tqdm.write(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
+                self.store.say(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
                 start = values["score"] if best is None else best["start"]
                 if best is None or values["score"] > best["score"]:
                     best = {"score": values["score"], "step": step, "start": start}
                     self._save(State(index, step, {}, best=best), self.best)
             best["now"] = values["score"]
-        best = broadcast_object_list([best])[0]
-        self._stop_if_spoilt(index, step, best)
+            self._stop_if_spoilt(index, step, best)
         return best
 
-    def _stop_if_spoilt(self, index: int, step: int, best: dict[str, float] | None) -> None:
+    def _stop_if_spoilt(self, index: int, step: int, best: dict[str, float]) -> None:
         """End a run whose score has fallen far below where the stage began; the best weights are kept."""
         margin = self.recipe.evaluation.stop_below_start if self.recipe.evaluation else None
-        if best and margin is not None and best["now"] < best["start"] - margin:
+        if margin is not None and best["now"] < best["start"] - margin:
             raise DataError(
                 f"stage {self.recipe.stages[index].name}, step {step}: the score fell from {best['start']:.1f} at step "
                 f"0 to {best['now']:.1f}, more than evaluation.stop_below_start allows; lower lr, and choose another "
@@ -344,12 +351,13 @@ class Run:
 
     def _save(self, state: State, path: Path) -> None:
         """Write a checkpoint with every tensor that a stage up to the state's has trained, and the buffers."""
+        trained = set().union(*self.trained[: state.stage + 1])
+        parameters = {name for name, _ in self.model.named_parameters()}
+        tensors = self.model.state_dict()
+        state.languages = self.model.trained_languages
+        state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}
+        state = State(**sharding.whole(vars(state)))
         if self.accelerator.is_main_process:
-            trained = set().union(*self.trained[: state.stage + 1])
-            parameters = {name for name, _ in self.model.named_parameters()}
-            tensors = self.model.state_dict()
-            state.languages = self.model.trained_languages
-            state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}
             checkpoint.save(state, path)
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -357,12 +365,7 @@ class Run:
         wrong = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
         if wrong:
             raise CheckpointError(f"{self.last}: does not fit the recipe's model: {wrong[0]}; remove it to start anew")
-        self.model.load_state_dict(tensors, strict=False)
-
-
-def _share(trained: set[str], sizes: dict[str, int], count: int) -> str:
-    share = sum(sizes[name] for name in trained) / max(1, count)
-    return "frozen" if not share else "trained" if share == 1 else f"{share:.0%} trained"
+        self.model.load_state_dict(sharding.dealt(tensors, own), strict=False)
 
 
 def _several_without_gpu() -> bool:
