@@ -1,0 +1,30 @@
+"""The command line: prepare | extract | train | eval | import | cache | recipes | doctor.
+
+Wiring only; heavy imports live inside commands.
+"""
+
+import click
+
+from mclip_kit import __version__
+from mclip_kit.cli.about import doctor, recipes
+from mclip_kit.cli.cache import cache
+from mclip_kit.cli.common import Commands
+from mclip_kit.cli.convert import import_
+from mclip_kit.cli.evaluate import evaluate
+from mclip_kit.cli.prepare import prepare
+from mclip_kit.cli.train import extract, train
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mclip-kit")
+def cli() -> None:
+    """Give an existing CLIP many languages, cheaply."""
+
+
+for command in (prepare, extract, train, evaluate, import_, cache, recipes, doctor):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point."""
+    cli()

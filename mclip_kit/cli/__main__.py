@@ -1,0 +1,5 @@
+"""python -m mclip_kit.cli"""
+
+from mclip_kit.cli import main
+
+main()

@@ -1,0 +1,34 @@
+"""mclip-kit recipes | doctor"""
+
+import sys
+
+import click
+
+from mclip_kit.cli.common import SET
+
+
+@click.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from mclip_kit.recipe import load
+    from mclip_kit.schema import shipped
+
+    for path in sorted(shipped("recipes").glob("*.yaml")):
+        click.echo(f"{path.stem:20} {load(path).about}")
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@SET
+def doctor(recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Say whether this machine, this environment and a recipe can start, and how to mend what cannot."""
+    from mclip_kit.doctor import PROBLEM, diagnose, verdict
+
+    if overrides and recipe is None:
+        raise click.UsageError("--set overrides a key of a recipe: name one")
+    findings = []
+    for finding in diagnose(recipe, overrides):
+        findings.append(finding)
+        click.echo(str(finding))
+    click.echo(verdict(recipe, findings))
+    sys.exit(any(finding.status == PROBLEM for finding in findings))

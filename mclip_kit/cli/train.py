@@ -1,0 +1,67 @@
+"""mclip-kit train | extract"""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from mclip_kit.cli.common import FOLDER, SET, quiet
+from mclip_kit.errors import RecipeError
+
+
+@click.command()
+@click.argument("recipe")
+@SET
+@click.option("--out", type=FOLDER, help="The run's folder.  [default: runs/RECIPE]")
+@click.option("--resume", is_flag=True, help="Go on where the run stopped; start it if there is none.")
+@click.option("--dry-run", is_flag=True, help="Everything up to the first step, and what time and memory it will take.")
+def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
+    """Train a recipe, by file or by the name of a shipped one."""
+    from mclip_kit.recipe import load
+
+    checked = load(recipe, overrides)
+    quiet()
+    from mclip_kit.data.captions import read_captions
+    from mclip_kit.evaluate.retrieval import evaluator
+    from mclip_kit.train.run import Interrupted, Run
+
+    folder = out or Path("runs", Path(recipe).stem)
+    scored = None
+    if checked.evaluation:
+        captions = read_captions(str(checked.data.captions))
+        scored = evaluator(captions, checked.evaluation.split, checked.evaluation.languages, checked.evaluation.metric)
+    try:
+        run = Run(checked, folder, scored, resume or dry_run)
+        run.accelerator.print(run.describe(), flush=True)
+        if dry_run:
+            for line in run.estimate():
+                run.accelerator.print(line, flush=True)
+            return
+        model = run.go()
+    except Interrupted as stop:
+        changes = [word for override in overrides for word in ("--set", override)]
+        again = shlex.join(["mclip-kit", "train", recipe, "--out", str(folder), "--resume", *changes])
+        click.echo(f"{stop}; go on with: {again}", err=True)
+        sys.exit(130)
+    run.accelerator.print(f"{model}: done; score it with: mclip-kit eval {model}", flush=True)
+
+
+@click.command()
+@click.argument("recipe")
+@SET
+@click.option("--out", type=FOLDER, help="The run's folder, beside which features lie.  [default: runs/RECIPE]")
+def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Compute and keep what the recipe's frozen towers give for its training rows, so that training only reads it."""
+    from mclip_kit.recipe import load
+
+    checked = load(recipe, overrides)
+    if checked.cache.features == "off":
+        raise RecipeError(f"{recipe}: cache is off, so there is nothing to keep; set cache=auto")
+    quiet()
+    from mclip_kit.train.run import Run
+
+    run = Run(checked, out or Path("runs", Path(recipe).stem), resume=True)
+    run.accelerator.print(run.describe(), flush=True)
+    run.extract()
+    run.accelerator.print(f"{run.store.root}: filled; train with: mclip-kit train {recipe}", flush=True)
