@@ -60,6 +60,7 @@ DEV = [
     "py3langid>=0.4",
     "peft>=0.17",
     "wandb>=0.19",
+    "sentence-transformers[train]>=6",  # the peer of a benchmark
     "ruff>=0.17,<0.18",  # a new minor version formats differently
     "mypy>=1.11",
     "types-PyYAML",

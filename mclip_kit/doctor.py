@@ -201,12 +201,10 @@ def _recipe(name: str, overrides: Sequence[str]) -> list[Finding]:
 
 def starts(recipe: "Recipe") -> list[Finding]:
     """Whether a run of the recipe gets to its first step: its towers are built, and each stage has rows for a batch."""
-    from mclip_kit.train.build import build_examples
     from mclip_kit.train.run import Run
 
     with TemporaryDirectory() as folder:
-        run = Run(recipe, Path(folder, "run"))
-        rows = [len(build_examples(stage, recipe, run.model, run.captions)) for stage in recipe.stages]
+        rows = Run(recipe, Path(folder, "run")).rows()
     counts = ", ".join(f"{stage.name} {count:,}" for stage, count in zip(recipe.stages, rows, strict=True))
     return [Finding(OK, f"towers are built; rows to train on: {counts}")]
 
@@ -303,7 +301,7 @@ def prepared(recipe: "Recipe") -> list[Finding]:
 
     def selected(folder: str) -> None:
         captions = read_captions(folder)
-        for stage in recipe.stages:
+        for stage in recipe.triangles:
             if stage.data == "captions":
                 captions.select(stage.split, stage.languages)
         if recipe.evaluation:

@@ -26,15 +26,15 @@ def mse(
         keep_B: bool; the other rows take no part. If none is left, the loss is 0. Processes count by the rows they
             keep, so that the mean over processes is the loss of all rows.
     """
-    share: Tensor | float = 1.0
+    counted: Tensor | float = 1.0
     if keep_B is not None:
-        share = _share(keep_B)
+        counted = share(keep_B)
         student_BD, teacher_BD = student_BD[keep_B], teacher_BD[keep_B]
         if not len(student_BD):
             return student_BD.sum() + teacher_BD.sum()
     if normalize == "both":
         student_BD, teacher_BD = F.normalize(student_BD, dim=-1), F.normalize(teacher_BD, dim=-1)
-    return share * F.mse_loss(student_BD, teacher_BD)
+    return counted * F.mse_loss(student_BD, teacher_BD)
 
 
 def contrastive(
@@ -101,8 +101,8 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 
-def _share(keep_B: Tensor) -> Tensor | float:
-    """Rows that this process keeps, over the mean of all processes."""
+def share(keep_B: Tensor) -> Tensor | float:
+    """Rows, or tokens, that this process keeps, over the mean of all processes."""
     if _processes() == 1:
         return 1.0
     kept = keep_B.sum().float()

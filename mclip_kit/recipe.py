@@ -23,7 +23,7 @@ from mclip_kit.schema import (
     parse,
     read_yaml,
 )
-from mclip_kit.stage import Stage
+from mclip_kit.stage import AnyStage, Stage, Translate
 
 
 class Teacher(Section):
@@ -69,6 +69,15 @@ class NewEncoder(Section):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
+
+
+class NewDecoder(Section):
+    """A new decoder for translation stages, of the encoder's width; its word table is the encoder's (mCLIP's MTE)."""
+
+    layers: Count = Field(12, description="Transformer layers.")
+    heads: Count | None = Field(None, description="Attention heads; none: as many as the encoder has.")
+    ffn: Count | None = Field(None, description="Width of the feed-forward layers; none: the encoder's.")
+    dropout: Fraction = Field(0.1, description="Dropout of hidden states and attention.")
 
 
 def _kind_of_encoder(value: Any) -> str:
@@ -123,6 +132,11 @@ class Data(Section):
         """Folder of parallel sentences -> its share, in any unit."""
         return {self.bitext: 1.0} if isinstance(self.bitext, str) else dict(self.bitext or {})
 
+    @property
+    def shares(self) -> list[float] | None:
+        """The shares of several folders of parallel sentences; None: there are not several."""
+        return list(self.bitexts.values()) if len(self.bitexts) > 1 else None
+
 
 class Cache(Section):
     """Where outputs of frozen towers are kept, so that each is computed once."""
@@ -152,15 +166,18 @@ def _cache_by_name(value: Any) -> Any:
 
 
 class Evaluation(Section):
-    """Retrieval while training, on the captions folder."""
+    """Scores while training: retrieval on the captions folder; of translation stages, translations of the bitext."""
 
-    split: str = Field("valid", description="Split of the captions to score while training.")
+    split: str = Field("valid", description="Split of the captions, or sentences, to score while training.")
     languages: list[str] | Literal["all"] = Field("all", description="Languages to score.")
+    sentences: Count = Field(500, description="Translation: of each direction, the first so many sentences.")
+    beams: Count = Field(5, description="Translation: width of the beam search.")
     every_epochs: Count = Field(1, description="Epochs between evaluations; step 0 and a stage's end always count.")
     every_steps: Count | None = Field(None, description="Steps between evaluations, instead of epochs.")
     keep: Literal["best", "last"] = Field("last", description="The weights with which a stage ends.")
     metric: str | None = Field(
-        None, description="The number that decides, such as mean_recall or de_t2i_r1; none: what the stage is about."
+        None,
+        description="The number that decides, such as mean_recall, de_t2i_r1 or bleu; none: what the stage is about.",
     )
     stop_below_start: NonNegative | None = Field(
         None, description="End a run whose metric falls so many points below the stage's step 0; none: never."
@@ -180,12 +197,13 @@ class Recipe(Section):
         None, description="`hf:NAME_OR_DIR` of a transformers encoder, `fairseq:DIR` of an XLM-R, or a new one's sizes."
     )
     projector: Projector | None = None
+    decoder: NewDecoder | None = Field(None, description="For stages of kind translate; none: one of 12 layers.")
     lora: Lora | None = Field(None, description="Adapters in the encoder; needs the package peft.")
     clip_projector: Literal["none", "linear"] = Field(
         "none", description="`linear`: one bias-free map from CLIP's space, shared by image and teacher text (mCLIP)."
     )
     data: Data
-    stages: Annotated[list[Stage], Field(min_length=1)]
+    stages: Annotated[list[AnyStage], Field(min_length=1)]
     cache: Annotated[Cache, BeforeValidator(_cache_by_name)] = Field(
         default_factory=lambda: Cache.model_validate({}),
         description="Features of frozen towers: off, pooled, tokens, auto, or a section.",
@@ -211,6 +229,16 @@ class Recipe(Section):
         return self
 
     @property
+    def triangles(self) -> list[Stage]:
+        """The stages on edges of the triangle."""
+        return [stage for stage in self.stages if isinstance(stage, Stage)]
+
+    @property
+    def translations(self) -> list[Translate]:
+        """The stages that learn to translate."""
+        return [stage for stage in self.stages if isinstance(stage, Translate)]
+
+    @property
     def sources(self) -> dict[str, str]:
         """What the recipe calls the weights of its frozen towers: a name or a place, or `new`."""
         if self.start:
@@ -232,9 +260,17 @@ class Recipe(Section):
             yield "parallel: fsdp goes with adamw: lamb compares whole weights"
         if bool(named) != bool(self.lora):
             yield f"{named[0]} trains lora, which is not given" if named else "lora is given, but no stage trains it"
-        if self.evaluation and self.data.captions is None:
+        if self.parallel == "fsdp" and self.translations:
+            yield "parallel: fsdp is for the triangle's stages: the decoder shares the encoder's word table"
+        if self.decoder and not self.translations:
+            yield "decoder is given, but no stage is of kind translate"
+        if self.evaluation and self.triangles and self.data.captions is None:
             yield "evaluation needs data.captions"
-        parts = {"teacher": self.teacher, "encoder": self.encoder, "projector": self.projector}
+        parts: dict[str, Any] = {"encoder": self.encoder}
+        if self.triangles:
+            parts |= {"teacher": self.teacher, "projector": self.projector}
+        elif self.teacher or self.projector:
+            yield "teacher and projector: no stage has them; leave them out"
         given = [name for name, part in parts.items() if part is not None]
         if self.start and (given or self.clip_projector != "none"):
             yield f"start brings its own towers: leave out {', '.join(given or ['clip_projector'])}"
@@ -244,10 +280,11 @@ class Recipe(Section):
             yield from self._tower_problems()
 
     def _tower_problems(self) -> Iterator[str]:
-        assert self.teacher
-        assert self.encoder
-        assert self.projector
-        if self.teacher.weights == "train" and not any(stage.trains("teacher_text") for stage in self.stages):
+        if (
+            self.teacher
+            and self.teacher.weights == "train"
+            and not any(stage.trains("teacher_text") for stage in self.stages)
+        ):
             yield "teacher.weights is train, but no stage trains teacher_text"
         if isinstance(self.encoder, str) and not re.match(r"(hf|fairseq):.", self.encoder):
             yield f"encoder {self.encoder!r} is not of the form hf:NAME_OR_DIR or fairseq:DIR"
@@ -256,7 +293,7 @@ class Recipe(Section):
                 yield "the encoder is new, but no stage trains it (encoder.weights: random if that is meant)"
             if self.data.bitext is None:
                 yield "a new encoder takes its vocabulary from data.bitext, which is not given"
-        if self.projector.noise and self.projector.kind not in ("linear", "mlp"):
+        if self.projector and self.projector.noise and self.projector.kind not in ("linear", "mlp"):
             yield f"projector.noise has no effect on kind {self.projector.kind}"
 
 

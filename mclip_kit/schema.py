@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 
 from mclip_kit.errors import RecipeError
 
@@ -102,7 +102,7 @@ def _explain(item: Any, schema: type[BaseModel]) -> str:
     location = [str(part) for part in item["loc"] if not _is_union_tag(str(part))]
     key = ".".join(location) or "recipe"
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key{suggest(location[-1], _keys(schema, location[:-1]))}"
+        return f"{key}: unknown key{suggest(location[-1], _keys(schema, [str(part) for part in item['loc'][:-1]]))}"
     if item["type"] == "missing":
         return f"{key}: is missing"
     message = item["msg"].removeprefix("Value error, ")
@@ -112,23 +112,26 @@ def _explain(item: Any, schema: type[BaseModel]) -> str:
 
 def _is_union_tag(part: str) -> bool:
     """pydantic puts the tried member of a union into the path; a reader has no use for it."""
-    return bool(re.fullmatch(r"a-name|sizes|str|dict\[.*\]|list\[.*\]|literal\[.*\]|\[key\]", part))
+    return bool(re.fullmatch(r"a-name|sizes|triangle|translate|str|dict\[.*\]|list\[.*\]|literal\[.*\]|\[key\]", part))
 
 
 def _keys(schema: Any, location: list[str]) -> list[str]:
     """The known keys at a place in the schema."""
     for part in location:
         if part in getattr(schema, "model_fields", {}):
-            schema = _section(schema.model_fields[part].annotation)
+            tagged = _sections(schema.model_fields[part].annotation)
+            schema = tagged.get(next((tag for tag in location if tag in tagged), ""), next(iter(tagged.values()), None))
     return list(getattr(schema, "model_fields", {}))
 
 
-def _section(annotation: Any) -> Any:
-    """The Section inside an annotation such as list[Stage] or Evaluation | None."""
+def _sections(annotation: Any) -> dict[str, Any]:
+    """The sections inside an annotation such as list[Stage] or Evaluation | None, by their tags."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_section(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((section for section in inner if section is not None), None)
+        return {annotation.__name__: annotation}
+    tags = [extra.tag for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Tag)]
+    inner = [_sections(argument) for argument in getattr(annotation, "__args__", ())]
+    found = {tag: section for sections in inner for tag, section in sections.items()}
+    return dict(zip(tags, found.values(), strict=False)) or found
 
 
 def suggest(word: str, known: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
-"""A stage of a recipe: which towers are trained on which edges of the triangle, with which data and optimiser."""
+"""A stage of a recipe: what is trained, with which data and optimiser; on edges of the triangle, or to translate."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from mclip_kit.schema import Count, Decay, Fraction, NonNegative, Positive, Section
 
@@ -55,36 +55,20 @@ class Augment(Section):
     colour: Fraction = Field(0.0, description="Largest relative change of brightness and contrast.")
 
 
-class Stage(Section):
-    """Which towers are trained on which edges of the triangle, with which data and optimiser."""
+class Training(Section):
+    """What every kind of stage has: what is trained, how fast, and by which optimiser."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = Field(description="A short name for logs and folders.")
     train: Annotated[list[str], Field(min_length=1)] = Field(
-        description="Towers (image, teacher_text, encoder, projector, clip_projector, student) or globs of parameters."
-    )
-    edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(description="Edge of the triangle: its loss.")
-    data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
-    languages: list[str] | Literal["all"] = Field("all", description="Languages of the student's side.")
-    split: str | dict[str, str] = Field(
-        "train", description="Split of the rows; captions: or language -> split (Multi30K's two tasks)."
-    )
-    include_english: bool = Field(
-        True, description="bitext: add English->English rows (the collapse without: AltCLIP)."
+        description="Towers (image, teacher_text, encoder, projector, clip_projector, student, decoder) or globs of "
+        "parameters."
     )
     language_temperature: Annotated[float, Field(ge=1)] = Field(
-        1.0, description="Sampling of languages: probability ~ rows^(1/temperature)."
-    )
-    monolingual: bool = Field(False, description="Every batch holds one language.")
-    templates: list[str] = Field([], description="Patterns with {} for the teacher's text while it is trained.")
-    augment: Augment | None = Field(None, description="Augmentation of the pictures; needs the live image tower.")
-    epochs: Count = Field(description="Passes over the rows.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(description="Rows a step, over all processes.")
-    micro_batch: Count | None = Field(
-        None, description="Rows a process computes at once; the loss stays that of the whole batch. None: all of them."
+        1.0, description="Sampling of languages, or of directions: probability ~ rows^(1/temperature)."
     )
     checkpointing: bool = Field(False, description="Compute layers' outputs again in the backward pass: less memory.")
     max_tokens: Annotated[int, Field(ge=3)] = Field(
-        77, description="Longest student text in tokens, special tokens included; cut beyond."
+        77, description="Longest text of the encoder in tokens, special tokens included; cut beyond."
     )
     optimizer: Literal["adamw", "lamb"] = Field("adamw", description="AdamW (torch) or LAMB (timm).")
     lr: Positive = Field(description="Peak learning rate.")
@@ -108,6 +92,34 @@ class Stage(Section):
         description="Decay of the moving average of weights that is scored and kept; none: no average.",
     )
 
+    def trains(self, tower: str) -> bool:
+        """Whether some parameter of this tower may be trained (globs are taken at their first part)."""
+        heads = {pattern.split(".")[0] for pattern in self.train}
+        return tower in heads or "*" in heads or (tower in STUDENT and "student" in heads)
+
+
+class Stage(Training):
+    """Which towers are trained on which edges of the triangle, with which data."""
+
+    kind: Literal["triangle"] = Field("triangle", description="On edges of the triangle.")
+    edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(description="Edge of the triangle: its loss.")
+    data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
+    languages: list[str] | Literal["all"] = Field("all", description="Languages of the student's side.")
+    split: str | dict[str, str] = Field(
+        "train", description="Split of the rows; captions: or language -> split (Multi30K's two tasks)."
+    )
+    include_english: bool = Field(
+        True, description="bitext: add English->English rows (the collapse without: AltCLIP)."
+    )
+    monolingual: bool = Field(False, description="Every batch holds one language.")
+    templates: list[str] = Field([], description="Patterns with {} for the teacher's text while it is trained.")
+    augment: Augment | None = Field(None, description="Augmentation of the pictures; needs the live image tower.")
+    epochs: Count = Field(description="Passes over the rows.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="Rows a step, over all processes.")
+    micro_batch: Count | None = Field(
+        None, description="Rows a process computes at once; the loss stays that of the whole batch. None: all of them."
+    )
+
     @model_validator(mode="after")
     def _edges_fit_the_data(self) -> "Stage":
         if self.data == "bitext" and any("image" in edge for edge in self.edges):
@@ -129,12 +141,56 @@ class Stage(Section):
             raise ValueError("augment has no effect: no edge has the image")
         return self
 
-    def trains(self, tower: str) -> bool:
-        """Whether some parameter of this tower may be trained (globs are taken at their first part)."""
-        heads = {pattern.split(".")[0] for pattern in self.train}
-        return tower in heads or "*" in heads or (tower in STUDENT and "student" in heads)
-
     @property
     def vertices(self) -> set[str]:
         """The vertices of the triangle that some edge needs."""
         return vertices(self.edges)
+
+
+class Contrast(Section):
+    """The sentence contrast of a translation stage: a sentence is nearest to its translation, both ways (mCLIP)."""
+
+    weight: NonNegative = Field(2.0, description="Factor of this term beside the translation's.")
+    temperature: Positive = Field(0.1, description="The true temperature.")
+
+
+class Translate(Training):
+    """A decoder learns to translate from the encoder's token states: mCLIP's multilingual text encoder (MTE)."""
+
+    kind: Literal["translate"] = Field(description="Translation, with a decoder.")
+    directions: list[Annotated[str, Field(pattern=r"^[^-\s]+-[^-\s]+$")]] | Literal["all"] = Field(
+        "all", description="SOURCE-TARGET, such as de-en; all: every pair of the bitext, both ways."
+    )
+    split: str = Field("train", description="Split of the sentences.")
+    steps: Count = Field(description="Optimisation steps.")
+    batch_tokens: Annotated[int, Field(ge=16)] = Field(
+        description="Tokens a step, over all processes: sentences of one direction times the longest side's length."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Of the cross-entropy.")
+    contrast: Contrast | None = Field(None, description="None: translation alone.")
+    language_linear: bool = Field(
+        False, description="A linear layer a source language between encoder and decoder; dropped at the end (mCLIP)."
+    )
+
+    @model_validator(mode="after")
+    def _trains_what_takes_part(self) -> "Translate":
+        for pattern in self.train:
+            tower = pattern.split(".")[0]
+            if tower in (*TOWERS, "student") and tower != "encoder":
+                raise ValueError(f"train names {tower}; a translation stage has encoder and decoder")
+        return self
+
+    @property
+    def data(self) -> Literal["bitext"]:
+        """Rows are parallel sentences."""
+        return "bitext"
+
+
+def kind_of_stage(value: Any) -> str:
+    """The kind that a stage says it is; without a word, the triangle's."""
+    return str(value.get("kind", "triangle") if isinstance(value, dict) else getattr(value, "kind", "triangle"))
+
+
+AnyStage = Annotated[
+    Annotated[Stage, Tag("triangle")] | Annotated[Translate, Tag("translate")], Discriminator(kind_of_stage)
+]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mclip_kit import losses
 from mclip_kit.stage import vertices
+from mclip_kit.towers.mode import only, train_only
 from mclip_kit.towers.model import MultilingualClip
 
 HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text")  # the first that a stage has
@@ -44,6 +45,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.groups_B)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the student's texts, without padding; 0 if their pooled states are read."""
+        return 0 if self.mask_BT is None else int(self.mask_BT.sum())
 
     def split(self, size: int) -> list["Batch"]:
         """Parts of at most `size` rows, each no wider than its longest text."""
@@ -109,14 +115,12 @@ class Triangle(nn.Module):
         self.scales = nn.ParameterDict(
             {name: torch.tensor(math.log(1 / edge.temperature)) for name, edge in edges.items() if edge.learned}
         )
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in train)
+        only(model, train)
 
     def train(self, mode: bool = True) -> "Triangle":
         """Frozen towers stay in eval mode: no dropout, no running statistics."""
         super().train(mode)
-        for tower in self.model.children():
-            tower.train(mode and any(parameter.requires_grad for parameter in tower.parameters()))
+        train_only(self.model, mode)
         return self
 
     def forward(self, batch: Batch, want: "Literal['terms', 'embeddings'] | Slopes" = "terms") -> dict[str, Tensor]:

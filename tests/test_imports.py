@@ -17,6 +17,7 @@ RANK = {
     "towers": 4,
     "features": 5,
     "triangle": 6,
+    "translation": 6,
     "train": 7,
     "evaluate": 7,
     "interop": 7,

@@ -11,7 +11,16 @@ from mclip_kit.recipe import Recipe, dump, load
 from mclip_kit.schema import Section, find, shipped
 from tests import tiny
 
-SHIPPED = ["altclip_full", "altclip_m9", "multi30k_finetune", "quickstart", "quickstart_trikd", "trikd_projectors"]
+SHIPPED = [
+    "altclip_full",
+    "altclip_m9",
+    "mclip_plus",
+    "mte",
+    "multi30k_finetune",
+    "quickstart",
+    "quickstart_trikd",
+    "trikd_projectors",
+]
 
 
 def test_every_shipped_recipe_loads_and_they_are_counted() -> None:
@@ -34,6 +43,67 @@ def test_every_field_is_documented() -> None:
         if not field.description and name not in composite
     ]
     assert not bare
+
+
+def test_both_recipes_of_the_multilingual_text_encoder_are_the_papers() -> None:
+    alone, plus = load("mte"), load("mclip_plus")
+    assert plus.stages[:2] == alone.stages
+    assert plus.stages[2:] == load("trikd_projectors").stages
+    first, second = alone.translations
+    assert (first.train, first.contrast) == (["decoder"], None)
+    assert (first.steps, first.lr, first.warmup_steps) == (400000, 5e-4, 4000)
+    assert (second.steps, second.lr, second.contrast and dict(second.contrast)) == (
+        160000,
+        1e-4,
+        {"weight": 2.0, "temperature": 0.1},
+    )
+    for stage in (first, second):
+        assert (stage.batch_tokens, stage.language_temperature, stage.label_smoothing) == (8 * 4096, 5, 0.1)
+        assert (stage.betas, stage.language_linear) == ((0.9, 0.98), True)
+
+
+TRANSLATE = {"kind": "translate", "name": "mt", "train": ["decoder"], "steps": 1, "batch_tokens": 64, "lr": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train": ["projector"]}, "train names projector; a translation stage has encoder and decoder"),
+        ({"steps": None}, "stages.0.steps:"),
+        ({"batch_token": 3}, "stages.0.batch_token: unknown key; did you mean batch_tokens?"),
+        ({"kind": "translation"}, "kind"),
+        ({"directions": ["deen"]}, "stages.0.directions.0:"),
+        ({"contrast": {"weight": 1, "temp": 1}}, "stages.0.contrast.temp: unknown key; known: weight, temperature"),
+    ],
+)
+def test_wrong_translation_stages_are_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    tree = {"about": "x", "encoder": dict(tiny.ENCODER), "data": {"bitext": "b"}, "stages": [TRANSLATE | change]}
+    with pytest.raises(RecipeError) as raised:
+        load(tiny.write_recipe(tree, tmp_path / "x.yaml"))
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"teacher": {"model": "ViT-B-32", "weights": "random"}}, "no stage has them"),
+        ({"encoder": None}, "encoder: missing"),
+        ({"parallel": "fsdp"}, "fsdp is for the triangle's stages"),
+        ({"data": {"captions": "c"}}, "data.bitext is not given"),
+    ],
+)
+def test_recipes_that_only_translate(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    encoder = dict(tiny.ENCODER) | {"weights": "random"}
+    tree = {"about": "x", "encoder": encoder, "data": {"bitext": "b"}, "stages": [TRANSLATE]}
+    assert load(tiny.write_recipe(tree, tmp_path / "x.yaml")).translations
+    with pytest.raises(RecipeError, match=words):
+        load(tiny.write_recipe(tree | change, tmp_path / "x.yaml"))
+
+
+def test_a_decoder_needs_a_stage_that_translates(tmp_path: Path) -> None:
+    tree = tiny.recipe(tmp_path) | {"decoder": {"layers": 1}}
+    with pytest.raises(RecipeError, match="no stage is of kind translate"):
+        load(tiny.write_recipe(tree, tmp_path / "x.yaml"))
 
 
 def test_papers_figures() -> None:

@@ -1,4 +1,4 @@
-"""mclip-kit import"""
+"""mclip-kit import | export"""
 
 from pathlib import Path
 
@@ -41,3 +41,23 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     if imported.temperature:
         click.echo(f"learned temperature of image-student_text: {imported.temperature:.4f}")
     click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  start: {out}")
+
+
+@click.group("export")
+def export() -> None:
+    """Write models as others load them."""
+
+
+@export.command("fairseq")
+@click.argument("encoder", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True)
+def export_fairseq(encoder: Path, out: Path) -> None:
+    """An encoder's folder, or that of a model or translator, as a fairseq XLM-R folder."""
+    quiet()
+    from mclip_kit.towers.fairseq import write_folder
+    from mclip_kit.towers.xlmr import encoder_within
+
+    write_folder(encoder_within(encoder), out)
+    click.echo(
+        f"{out}: name it in a recipe as  encoder: fairseq:{out}; fairseq: XLMRModel.from_pretrained({str(out)!r})"
+    )

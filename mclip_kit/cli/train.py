@@ -22,17 +22,12 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
     checked = load(recipe, overrides)
     quiet()
-    from mclip_kit.data.captions import read_captions
-    from mclip_kit.evaluate.retrieval import evaluator
+    from mclip_kit.evaluate.training import evaluator
     from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
-    scored = None
-    if checked.evaluation:
-        captions = read_captions(str(checked.data.captions))
-        scored = evaluator(captions, checked.evaluation.split, checked.evaluation.languages, checked.evaluation.metric)
     try:
-        run = Run(checked, folder, scored, resume or dry_run)
+        run = Run(checked, folder, evaluator(checked), resume or dry_run)
         run.accelerator.print(run.describe(), flush=True)
         if dry_run:
             for line in run.estimate():
@@ -44,7 +39,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         again = shlex.join(["mclip-kit", "train", recipe, "--out", str(folder), "--resume", *changes])
         click.echo(f"{stop}; go on with: {again}", err=True)
         sys.exit(130)
-    run.accelerator.print(f"{model}: done; score it with: mclip-kit eval {model}", flush=True)
+    scored, named = f"score it with: mclip-kit eval {model}", f"recipes name it as  encoder: hf:{model / 'encoder'}"
+    run.accelerator.print(f"{model}: done; {scored if checked.triangles else named}", flush=True)
 
 
 @click.command()

@@ -22,12 +22,13 @@ class Plan:
     Attributes:
         languages_N: int, the language of each row.
         lengths_N: int, tokens of each row; rows of similar length share a batch.
-        batch_size: rows a batch, over all processes.
+        batch_size: rows a batch, over all processes; of batches that are cut by tokens, a divisor of their rows.
         temperature: languages are drawn with probability ~ rows^(1/temperature); 1 keeps their natural share.
         sources_N: int, the corpus of each row; None: there is one.
         weights: share of each corpus, in any unit; None: as many as it has rows.
         monolingual: every batch holds one language.
         seed: of all draws.
+        tokens: of a batch, padding included: rows times the longest; None: batches are cut by rows.
     """
 
     languages_N: np.ndarray
@@ -38,10 +39,27 @@ class Plan:
     seed: int = 1
     sources_N: np.ndarray | None = None
     weights: Sequence[float] | None = None
+    tokens: int | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        if self.tokens is None:
+            return len(self.epoch(0))
+        return max(1, int(self.lengths_N.sum()) // self.tokens)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The batches of an epoch, each int64 (batch_size,): as many rows as there are, less what fills no batch."""
-        random = np.random.default_rng((self.seed, number))
+        if self.tokens is None:
+            return self._batches(np.random.default_rng((self.seed, number)))
+        batches: list[np.ndarray] = []
+        for part in range(1 + self.per_epoch):  # cut by tokens, a draw gives more batches than another
+            batches += self._batches(np.random.default_rng((self.seed, number, part)))
+            if len(batches) >= self.per_epoch:
+                break
+        return batches[: self.per_epoch]
+
+    def _batches(self, random: np.random.Generator) -> list[np.ndarray]:
         rows = self._draw(random)
         if self.monolingual:
             parts = [rows[self.languages_N[rows] == language] for language in np.unique(self.languages_N)]
@@ -74,13 +92,27 @@ class Plan:
 
     def _buckets(self, rows: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
         batches = []
-        for start in range(0, len(rows), WINDOW * self.batch_size):
-            window = rows[start : start + WINDOW * self.batch_size]
+        size = WINDOW * (self.batch_size if self.tokens is None else 1 + self.tokens // int(self.lengths_N.mean()))
+        for start in range(0, len(rows), size):
+            window = rows[start : start + size]
             ragged = len(window) % self.batch_size  # the remainder is left out before sorting, at random
             window = window[: len(window) - ragged]
             window = window[np.argsort(self.lengths_N[window], kind="stable")]
-            batches += np.split(window, len(window) // self.batch_size) if len(window) else []
+            if self.tokens is not None:
+                batches += self._by_tokens(window, self.tokens)
+            elif len(window):
+                batches += np.split(window, len(window) // self.batch_size)
         return batches
+
+    def _by_tokens(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
+        """Rows in the order of their lengths, cut where one more would exceed the budget; at least one share each."""
+        cuts, start = [], 0
+        for stop in range(self.batch_size, len(rows), self.batch_size):
+            longest = self.lengths_N[rows[min(stop + self.batch_size, len(rows)) - 1]]
+            if (stop + self.batch_size - start) * longest > budget:
+                cuts.append(stop)
+                start = stop
+        return [part for part in np.split(rows, cuts) if len(part)]
 
 
 def language_shares(counts: np.ndarray, temperature: float) -> np.ndarray:

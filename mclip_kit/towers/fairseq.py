@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaXLConfig, XLMRobertaXLModel
 
-from mclip_kit.data.fairseq_io import read_dictionary
+from mclip_kit.data.fairseq_io import read_dictionary, write_dictionary
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, UNK, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.files import write_whole
 from mclip_kit.towers.pickles import UNFIT, named_tensors, read_pickle
+from mclip_kit.towers.xlmr import Encoder
 
 State = dict[str, Tensor]
 
@@ -193,3 +195,79 @@ def read_folder(path: Path) -> tuple[torch.nn.Module, XlmrTokenizer]:
     tokenizer = XlmrTokenizer(checkpoint.parent / MODEL_FILE)
     pieces = read_dictionary(checkpoint.parent / "dict.txt")
     return build_encoder(state, options, pieces, tokenizer, str(checkpoint)), tokenizer
+
+
+def write_folder(encoder: Encoder, folder: Path) -> None:
+    """Write an encoder as a fairseq XLM-R folder: model.pt, dict.txt, sentencepiece.bpe.model.
+
+    The options are plain values, so fairseq's own loader takes the file under torch's safe default. The state of the
+    one token type is added to every position's. fairseq's model has a head that guesses masked words, which an encoder
+    has not: the identity stands there.
+
+    Raises:
+        CheckpointError: the encoder is no XLM-R, or the folder has a model already.
+    """
+    config = encoder.config
+    tokenizer = encoder.tokenizer
+    if type(config) is not XLMRobertaConfig or not isinstance(tokenizer, XlmrTokenizer):
+        raise CheckpointError(f"fairseq's XLM-R folder holds an XLM-R with its vocabulary, not a {config.model_type}")
+    if (folder / "model.pt").exists():
+        raise CheckpointError(f"{folder / 'model.pt'}: exists already; remove it or choose another --out")
+    state = {f"encoder.sentence_encoder.{name}": t for name, t in to_fairseq(encoder.model.state_dict()).items()}
+    words, width = state["encoder.sentence_encoder.embed_tokens.weight"], config.hidden_size
+    head = {
+        "weight": words,
+        "bias": torch.zeros(len(words)),
+        "dense.weight": torch.eye(width),
+        "dense.bias": torch.zeros(width),
+        "layer_norm.weight": torch.ones(width),
+        "layer_norm.bias": torch.zeros(width),
+    }
+    state |= {f"encoder.lm_head.{name}": tensor for name, tensor in head.items()}
+    options = {
+        "_name": "roberta_base",
+        "encoder_layers": config.num_hidden_layers,
+        "encoder_embed_dim": width,
+        "encoder_ffn_embed_dim": config.intermediate_size,
+        "encoder_attention_heads": config.num_attention_heads,
+        "max_positions": config.max_position_embeddings - PAD - 1,
+        "dropout": config.hidden_dropout_prob,
+        "attention_dropout": config.attention_probs_dropout_prob,
+        "activation_fn": "gelu",
+        "layernorm_embedding": True,
+        "encoder_normalize_before": False,
+    }
+    spm = {"_name": "sentencepiece", "sentencepiece_model": MODEL_FILE, "sentencepiece_enable_sampling": False}
+    task = {"_name": None, "task": "multilingual_masked_lm", "data": ".", "seed": 1}
+    history = {"criterion_name": "masked_lm", "optimizer_name": "adam", "lr_scheduler_state": {}, "num_updates": 0}
+    content = {
+        "args": None,
+        "cfg": {"model": options, "task": task, "bpe": {**spm, "sentencepiece_alpha": None}, "common": {"seed": 1}},
+        "model": state,
+        "optimizer_history": [history],
+        "extra_state": {},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    write_dictionary(tokenizer.pieces(), folder / "dict.txt")
+    with write_whole(folder / "model.pt") as temporary:
+        torch.save(content, temporary)
+
+
+def to_fairseq(state: State) -> State:
+    """Rename a post-norm encoder's weights to fairseq's current names; what `to_transformers` undoes."""
+    parts = {ours: theirs for theirs, ours in POST_NORM.items()}
+    tables = {
+        "embeddings.word_embeddings": "embed_tokens",
+        "embeddings.position_embeddings": "embed_positions",
+        "embeddings.LayerNorm": "layernorm_embedding",
+    }
+    renamed = {}
+    for name, tensor in state.items():
+        part, _, kind = name.rpartition(".")
+        layer = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", part)
+        if layer or part in tables:
+            named = f"layers.{layer[1]}.{parts[layer[2]]}" if layer else tables[part]
+            renamed[f"{named}.{kind}"] = tensor.detach().cpu().clone()
+    renamed["embed_positions.weight"] += state["embeddings.token_type_embeddings.weight"][0].cpu()
+    return renamed

@@ -22,6 +22,7 @@ from mclip_kit import __version__
 from mclip_kit.errors import CheckpointError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.towers.clip import Clip, build_clip
+from mclip_kit.towers.decoder import Decoder
 from mclip_kit.towers.mode import evaluating
 from mclip_kit.towers.projectors import build_projector
 from mclip_kit.towers.xlmr import Encoder, pretrained_encoder
@@ -34,7 +35,7 @@ class MultilingualClip(nn.Module):
 
     The attributes are the tower names of a recipe: `image`, `teacher_text`, `encoder`, `projector`, `clip_projector`.
     `trained_languages` are those that the student was trained on, `made_from` says from which encoder; `sources` says
-    what a recipe calls a tower's weights.
+    what a recipe calls a tower's weights. While the encoder learns to translate there is a `decoder`; it is not saved.
     """
 
     def __init__(self, clip: Clip, encoder: Encoder, projector: dict[str, Any], clip_projector: str = "none") -> None:
@@ -52,6 +53,7 @@ class MultilingualClip(nn.Module):
         self.teacher_scale: Tensor
         self.register_buffer("teacher_scale", clip.model.get_parameter("logit_scale").detach().clone())
         self.encoder = encoder
+        self.decoder: Decoder | None = None
         self.settings = {"projector": projector, "clip_projector": clip_projector}
         self.trained_languages: list[str] = []
         self.made_from = ""
@@ -68,8 +70,7 @@ class MultilingualClip(nn.Module):
     def tower_config(self, tower: str) -> dict[str, Any]:
         """The configuration of `image`, `teacher_text` or `encoder`, as plain values."""
         if tower == "encoder":
-            passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
-            return {key: value for key, value in self.encoder.config.to_dict().items() if key not in passing}
+            return self.encoder.plain_config()
         part = {"image": "vision_cfg", "teacher_text": "text_cfg"}[tower]
         config = self.clip[0].config
         return {key: config.get(key) for key in ("embed_dim", "quick_gelu", part)}

@@ -84,6 +84,11 @@ class Encoder(nn.Module):
         """The transformers config."""
         return self.model.config
 
+    def plain_config(self) -> dict[str, Any]:
+        """What decides the encoder's outputs besides its weights, as plain values."""
+        passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
+        return {key: value for key, value in self.config.to_dict().items() if key not in passing}
+
     @property
     def positions(self) -> int:
         """Longest input in tokens. XLM-R's table starts at pad + 1, its first two rows are unused; BERT's at 0."""
@@ -168,6 +173,19 @@ def pretrained_encoder(name: str) -> Encoder:
             f"encoder hf:{name}: its weights do not fit its config: {min(report['mismatched_keys'])[0]}"
         )
     return Encoder(model, tokenizer)
+
+
+def encoder_within(folder: Path) -> Encoder:
+    """The encoder of a folder: a transformers folder, or a model's or a translator's, which hold one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    inner = folder / "encoder"
+    place = inner if inner.is_dir() else folder
+    if not (place / "config.json").is_file():
+        raise CheckpointError(f"{folder}: holds no encoder: neither a transformers folder nor a model of this program")
+    return pretrained_encoder(str(place))
 
 
 def _load(name: str) -> tuple[nn.Module, dict[str, Any]]:

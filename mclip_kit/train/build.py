@@ -1,48 +1,81 @@
 """From a recipe to the parts of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mclip_kit.data.batching import Plan
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.directions import available
 from mclip_kit.data.examples import Examples, from_bitexts, from_captions
 from mclip_kit.data.leakage import LEAKAGE, Leak, held_out_beside, leaks, read_json
 from mclip_kit.data.tokenizer import XlmrTokenizer
-from mclip_kit.errors import DataError
+from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features.feed import Needs
-from mclip_kit.recipe import Cache, NewEncoder, Recipe
-from mclip_kit.stage import Stage
+from mclip_kit.recipe import Cache, NewDecoder, NewEncoder, Recipe
+from mclip_kit.stage import Stage, Translate
 from mclip_kit.towers.clip import build_clip
+from mclip_kit.towers.decoder import Decoder, Translator, new_decoder
 from mclip_kit.towers.hub import MissingWeights
 from mclip_kit.towers.lora import adapt
 from mclip_kit.towers.model import MultilingualClip, load
 from mclip_kit.towers.xlmr import Encoder, named_encoder, new_encoder
 from mclip_kit.train import gradients
-from mclip_kit.triangle import EdgeLoss
+from mclip_kit.translation import Translation
+from mclip_kit.triangle import EdgeLoss, Triangle
 
 TEACHER_LANGUAGE = "en"  # CLIP speaks English
 
 
-def build_model(recipe: Recipe) -> MultilingualClip:
-    """The recipe's towers; random weights depend on the seed alone."""
+class Rows(NamedTuple):
+    """What a stage trains on.
+
+    Attributes:
+        plan: which rows share a batch, and when.
+        fetch: rows to a batch.
+        steps, per_epoch: of the stage, and of a pass over its rows.
+        languages: that the model learns from them.
+    """
+
+    plan: Plan
+    fetch: Callable[[np.ndarray], Any]
+    steps: int
+    per_epoch: int
+    languages: list[str]
+
+
+def build_model(recipe: Recipe) -> MultilingualClip | Translator:
+    """The recipe's towers; random weights depend on the seed alone. Without a triangle, a translator."""
     torch.manual_seed(recipe.seed)
+    model: MultilingualClip | Translator
     if recipe.start:
         model = load(recipe.start)
-        if recipe.lora:
-            adapt(model.encoder, **recipe.lora.model_dump())
-        model.sources = recipe.sources
-        return model
+    elif recipe.triangles:
+        model = _build_clip(recipe)
+    else:
+        encoder = build_encoder(recipe)
+        model = Translator(encoder, build_decoder(recipe, encoder))
+        model.made_from = _made_from(recipe, encoder)
+    if recipe.lora:
+        adapt(model.encoder, **recipe.lora.model_dump())
+    if recipe.translations and isinstance(model, MultilingualClip):
+        model.decoder = build_decoder(recipe, model.encoder)
+    model.sources = recipe.sources
+    return model
+
+
+def _build_clip(recipe: Recipe) -> MultilingualClip:
     assert recipe.teacher
-    assert recipe.encoder
     assert recipe.projector
     missing: list[tuple[str, str]] = []
     try:
-        encoder = build_encoder(recipe.encoder, next(iter(recipe.data.bitexts), None))
+        encoder = build_encoder(recipe)
     except MissingWeights as error:
         missing += error.what
     try:
@@ -52,19 +85,35 @@ def build_model(recipe: Recipe) -> MultilingualClip:
     if missing:
         raise MissingWeights(*missing)
     model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
-    if recipe.lora:
-        adapt(model.encoder, **recipe.lora.model_dump())
-    new = isinstance(recipe.encoder, NewEncoder)
-    model.sources = recipe.sources
-    model.made_from = f"a new encoder of {encoder.config.num_hidden_layers} layers" if new else str(recipe.encoder)
+    model.made_from = _made_from(recipe, encoder)
     return model
 
 
-def build_encoder(wanted: str | NewEncoder, bitext: str | None) -> Encoder:
+def _made_from(recipe: Recipe, encoder: Encoder) -> str:
+    new = isinstance(recipe.encoder, NewEncoder)
+    return f"a new encoder of {encoder.config.num_hidden_layers} layers" if new else str(recipe.encoder)
+
+
+def build_decoder(recipe: Recipe, encoder: Encoder) -> Decoder:
+    """A new decoder for the encoder, with a linear layer a source language if a stage asks for them."""
+    sizes = recipe.decoder or NewDecoder.model_validate({})
+    bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
+    linear = [
+        source
+        for stage in recipe.translations
+        if stage.language_linear
+        for source, _ in available(bitexts, stage.split, stage.directions)
+    ]
+    return new_decoder(encoder, **sizes.model_dump(), languages=sorted(set(linear)))
+
+
+def build_encoder(recipe: Recipe) -> Encoder:
     """A pretrained encoder by name, or a new one with the vocabulary of the first bitext folder."""
+    wanted = recipe.encoder
+    assert wanted
     if isinstance(wanted, str):
         return named_encoder(wanted)
-    tokenizer = XlmrTokenizer(Path(str(bitext)))
+    tokenizer = XlmrTokenizer(Path(next(iter(recipe.data.bitexts))))
     return new_encoder(**wanted.model_dump(exclude={"weights"}), tokenizer=tokenizer)
 
 
@@ -73,6 +122,16 @@ def check_data(recipe: Recipe) -> Captions | None:
     for folder in recipe.data.bitexts:
         open_bitext(folder)
     return read_captions(recipe.data.captions) if recipe.data.captions else None
+
+
+def check_processes(recipe: Recipe, processes: int) -> None:
+    """RecipeError if a stage's batch cannot be dealt out evenly."""
+    for stage in recipe.triangles:
+        if stage.batch_size % processes:
+            raise RecipeError(
+                f"stage {stage.name}: batch_size {stage.batch_size} is not a multiple of the {processes} processes "
+                "that share it"
+            )
 
 
 def shared_with_tests(recipe: Recipe) -> list[Leak]:
@@ -139,9 +198,31 @@ def needs(stage: Stage, trained: set[str], cache: Cache) -> Needs:
     )
 
 
-def step_gradients(stage: Stage) -> Callable[..., dict[str, Tensor]]:
+def build_plan(stage: Stage, examples: Examples, shares: Sequence[float] | None, seed: int) -> Plan:
+    """The stage's batches."""
+    return Plan(
+        examples.languages_N,
+        examples.lengths_N,
+        stage.batch_size,
+        stage.language_temperature,
+        stage.monolingual,
+        seed,
+        examples.sources_N,
+        shares if stage.data == "bitext" else None,
+    )
+
+
+def build_objective(stage: Stage | Translate, model: Any, trained: set[str]) -> Triangle | Translation:
+    """The stage's losses on the model, of which the named parameters learn."""
+    if isinstance(stage, Translate):
+        contrast = (stage.contrast.weight, stage.contrast.temperature) if stage.contrast else None
+        return Translation(model, trained, stage.label_smoothing, contrast)
+    return Triangle(model, edge_losses(stage), trained)
+
+
+def step_gradients(stage: Stage | Translate) -> Callable[..., dict[str, Tensor]]:
     """How a step of the stage computes its gradients: at once, or in parts of `micro_batch` rows."""
-    if stage.micro_batch is None:
+    if isinstance(stage, Translate) or stage.micro_batch is None:
         return gradients.whole
     means = stage.data == "bitext" and all(edge.loss == "mse" for edge in stage.edges.values())
     return partial(gradients.accumulated if means else gradients.cached, size=stage.micro_batch)

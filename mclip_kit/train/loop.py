@@ -18,7 +18,6 @@ from tqdm import tqdm
 from mclip_kit.errors import DataError
 from mclip_kit.train import gradients
 from mclip_kit.train.sharding import whole
-from mclip_kit.triangle import Batch
 
 
 @dataclass
@@ -27,38 +26,33 @@ class Loop:
 
     Attributes:
         name: for the progress bar.
-        triangle: prepared by the accelerator; a batch to named loss terms.
+        objective: prepared by the accelerator; a batch to named loss terms.
         optimizer: prepared by the accelerator; each group learns at the rate times its `scale`.
         batches: epoch -> its batches of rows, over all processes; every epoch has as many.
-        fetch: rows of this process -> fields of a Batch.
+        fetch: rows of this process -> a batch.
         rate: step -> learning rate.
-        epochs: passes.
-        per_epoch: steps of one.
+        steps: of the whole stage.
+        per_epoch: steps of a pass over the rows.
         clip_norm: largest gradient norm, or None.
         seed: each step's draws (dropout, augmentation) depend on it and on the step's number alone.
-        gradients: (accelerator, triangle, batch, seed) -> loss terms; leaves gradients in the parameters.
+        gradients: (accelerator, objective, batch, seed) -> loss terms; leaves gradients in the parameters.
         max_nonfinite: steps in a row that may be skipped because loss or gradient is no finite number.
         skipped: what becomes of (step, rows) of such a step.
     """
 
     name: str
-    triangle: torch.nn.Module
+    objective: torch.nn.Module
     optimizer: Any
     batches: Callable[[int], list[np.ndarray]]
-    fetch: Callable[[np.ndarray], dict[str, Tensor]]
+    fetch: Callable[[np.ndarray], Any]
     rate: Callable[[int], float]
-    epochs: int
+    steps: int
     per_epoch: int
     clip_norm: float | None
     seed: int
     gradients: Callable[..., dict[str, Tensor]] = gradients.whole
     max_nonfinite: int = 1
     skipped: Callable[[int, np.ndarray], None] = lambda step, rows: None
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole stage."""
-        return self.per_epoch * self.epochs
 
 
 def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[int, dict[str, float]]]:
@@ -77,13 +71,13 @@ def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[in
             began = time.perf_counter()
             seed = partial(_seed, loop.seed, step, rank)
             seed(0)
-            batch = Batch(**loop.fetch(rows[rank::world])).to(accelerator.device)
+            batch = loop.fetch(rows[rank::world]).to(accelerator.device)
             fetched = time.perf_counter()
             for group in loop.optimizer.param_groups:
                 group["lr"] = loop.rate(step) * group.get("scale", 1.0)
             loop.optimizer.zero_grad()
-            terms = loop.gradients(accelerator, loop.triangle, batch, seed)
-            norm = float(whole(accelerator.clip_grad_norm_(loop.triangle.parameters(), loop.clip_norm or math.inf)))
+            terms = loop.gradients(accelerator, loop.objective, batch, seed)
+            norm = float(whole(accelerator.clip_grad_norm_(loop.objective.parameters(), loop.clip_norm or math.inf)))
             values = _over_processes(accelerator, terms)
             finite = math.isfinite(norm) and math.isfinite(values["loss"])
             if finite or accelerator.scaler is not None:  # a scaler skips the step itself, and learns from it
@@ -118,10 +112,10 @@ def _hopeless(loop: Loop, step: int, values: dict[str, float], bad: int) -> str:
     )
 
 
-def _pace(rows: int, batch: Batch, world: int, began: float, fetched: float) -> dict[str, float]:
+def _pace(rows: int, batch: Any, world: int, began: float, fetched: float) -> dict[str, float]:
     """How fast the step was, which share of it the data took, and the most memory so far."""
     took = time.perf_counter() - began
-    tokens = 0 if batch.mask_BT is None else world * int(batch.mask_BT.sum())
+    tokens = world * batch.tokens
     pace = {"pairs_per_s": rows / took, "wait": (fetched - began) / took}
     if tokens:
         pace["tokens_per_s"] = tokens / took
@@ -131,14 +125,14 @@ def _pace(rows: int, batch: Batch, world: int, began: float, fetched: float) -> 
 
 
 def _rows(loop: Loop, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    for epoch in range(start // loop.per_epoch, loop.epochs):
+    for epoch in range(start // loop.per_epoch, -(-loop.steps // loop.per_epoch)):
         for step, rows in enumerate(loop.batches(epoch), epoch * loop.per_epoch):
-            if step >= start:
+            if start <= step < loop.steps:
                 yield step, rows
 
 
 def _postfix(values: dict[str, float]) -> str:
-    terms = {name: value for name, value in values.items() if "-" in name}
+    terms = {name: value for name, value in values.items() if "-" in name or name in ("translation", "contrast")}
     shown = {"loss": values["loss"], **(terms if len(terms) > 1 else {})}
     pace = [f"{values['pairs_per_s']:.0f} pairs/s"]
     if "tokens_per_s" in values:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mclip_kit.errors import RecipeError
-from mclip_kit.stage import STUDENT, Stage
+from mclip_kit.stage import STUDENT, Training
 
 
 def trainable(model: nn.Module, patterns: Sequence[str]) -> set[str]:
@@ -63,7 +63,7 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+def optimizer_of(module: nn.Module, stage: Training) -> torch.optim.Optimizer:
     """A stage's optimiser of the module's trainable parameters."""
     how = stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps, stage.layer_decay
     return build_optimizer(module, *how)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from mclip_kit.stage import TOWERS, Stage
+from mclip_kit.stage import TOWERS, Training
 from mclip_kit.train.optim import layer_scales
 
 
-def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[set[str]]) -> list[str]:
+def table(model: nn.Module, stages: Sequence[Training], trained: Sequence[set[str]]) -> list[str]:
     """A line a tower: parameters, and the share of them that each stage trains; a line a stage: learning rates.
 
     Args:
@@ -16,7 +16,7 @@ def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[set[str]]
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     lines = []
-    for tower in TOWERS:
+    for tower in [name for name in (*TOWERS, "decoder") if getattr(model, name, None) is not None]:
         own = {name for name in sizes if name.startswith(f"{tower}.")}
         count = sum(sizes[name] for name in own)
         shares = [
@@ -34,7 +34,7 @@ def _share(trained: set[str], sizes: dict[str, int], count: int) -> str:
     return "frozen" if not share else "trained" if share == 1 else f"{share:.0%} trained"
 
 
-def _rates(stage: Stage, trained: set[str], sizes: dict[str, int]) -> str:
+def _rates(stage: Training, trained: set[str], sizes: dict[str, int]) -> str:
     """`adamw at lr 0.001 for 2.36M; 0.0009 for 7.09M; ...`, the highest first."""
     scales = layer_scales(list(sizes), stage.layer_decay)
     groups: dict[float, int] = {}

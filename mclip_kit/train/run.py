@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_kit.data.batching import Plan
+from mclip_kit.data.directions import Directions
 from mclip_kit.data.examples import Examples
 from mclip_kit.data.leakage import LEAKAGE, as_json, unknown
 from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
@@ -32,36 +32,43 @@ from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.files import locked, write_json, write_text
 from mclip_kit.recipe import Recipe, dump
-from mclip_kit.stage import Stage
+from mclip_kit.stage import Stage, Translate
+from mclip_kit.towers.decoder import Translator
 from mclip_kit.towers.lora import merge
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train import checkpoint, sharding
 from mclip_kit.train.alarm import Alarm
 from mclip_kit.train.average import Average
 from mclip_kit.train.build import (
+    Rows,
     build_examples,
     build_model,
+    build_objective,
+    build_plan,
     check_data,
-    edge_losses,
+    check_processes,
     needs,
     shared_with_tests,
     step_gradients,
     training_splits,
 )
 from mclip_kit.train.checkpoint import State
-from mclip_kit.train.estimate import Trial, estimate
+from mclip_kit.train.estimate import Trial, estimate, pairs_trial, triangle_trial
 from mclip_kit.train.logging import Log
 from mclip_kit.train.loop import Loop, stop_requests, train
 from mclip_kit.train.optim import compute_again, learning_rate, optimizer_of, trainable
 from mclip_kit.train.overview import table
-from mclip_kit.triangle import Triangle
+from mclip_kit.train.translate import build_directions, build_feed, pairs_plan
+from mclip_kit.translation import Translation
+from mclip_kit.triangle import Batch, Triangle
 
 CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
-SHOWN = ("score", "mean_t2i_r1", "mean_t2i_r10", "teacher_t2i_r1")  # of an evaluation, on the terminal
+# of an evaluation, on the terminal
+SHOWN = ("score", "mean_t2i_r1", "mean_t2i_r10", "teacher_t2i_r1", "bleu", "chrf", "retrieval_error")
 
-Evaluator = Callable[[MultilingualClip, Store, Stage], dict[str, float]]
-"""(model, features that are valid, stage) -> numbers for the log; `score` among them decides which is best."""
+Evaluator = Callable[[Any, Store, Any], dict[str, Any]]
+"""(model, features that are valid, stage) -> values for the log; the number `score` decides which is best."""
 
 
 class Interrupted(MclipError):
@@ -86,17 +93,12 @@ class Run:
         self.accelerator = Accelerator(mixed_precision=_precision(recipe.precision), cpu=_several_without_gpu())
         if self.accelerator.is_main_process:
             checkpoint.check_folder(folder, recipe, resume)
-        for stage in recipe.stages:
-            if stage.batch_size % self.accelerator.num_processes:
-                raise RecipeError(
-                    f"stage {stage.name}: batch_size {stage.batch_size} is not a multiple of the "
-                    f"{self.accelerator.num_processes} processes that share it"
-                )
+        check_processes(recipe, self.accelerator.num_processes)
         self.captions = check_data(recipe)
         self.leaks = shared_with_tests(recipe) if self.accelerator.is_main_process else []
-        self.model = build_model(recipe).to(self.accelerator.device)
-        # convolutions run faster so, on CPUs too
-        self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Any = build_model(recipe).to(self.accelerator.device)
+        if recipe.triangles:  # convolutions run faster so, on CPUs too
+            self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = [trainable(self.model, stage.train) for stage in recipe.stages]
         self.sharded = recipe.parallel == "fsdp" and self.accelerator.num_processes > 1
         if self.sharded:
@@ -149,7 +151,7 @@ class Run:
                 self._whole(tensors).save(out)
         return out
 
-    def _whole(self, tensors: dict[str, Tensor]) -> MultilingualClip:
+    def _whole(self, tensors: dict[str, Tensor]) -> MultilingualClip | Translator:
         """The model as others load it: in one piece, and without adapters."""
         model = self.model
         if self.sharded:
@@ -164,15 +166,15 @@ class Run:
         stage, best = self.recipe.stages[index], state.best
         self._forget(index)
         self.store.trained = frozenset(name.split(".")[0] for name in self.trained[index])
-        triangle = Triangle(self.model, edge_losses(stage), self.trained[index])
+        objective = build_objective(stage, self.model, self.trained[index])
         if stage.checkpointing:
             compute_again(self.model, True)
-        loop = self._loop(index, triangle)
+        loop = self.loop(index, objective)
         known = sharding.dealt(state.average, self.model.state_dict())
         self.average = Average(self.model, self.trained[index], stage.ema, known)
         if state.optimizer is not None:
             loop.optimizer.load_state_dict(sharding.moments_dealt(state.optimizer, loop.optimizer))
-            triangle.scales.load_state_dict(state.scales)
+            objective.scales.load_state_dict(state.scales)
         if state.step == 0:
             best = self._evaluate(index, 0, best)
         alarm = Alarm(loop.steps)
@@ -187,7 +189,7 @@ class Run:
                 if end or self._evaluates(step, loop):
                     best = self._evaluate(index, step, best)
                 if not end and (asked or step % self.recipe.checkpoint_every == 0):
-                    scales, moments = triangle.scales.state_dict(), loop.optimizer.state_dict()
+                    scales, moments = objective.scales.state_dict(), loop.optimizer.state_dict()
                     state = State(index, step, {}, dict(scales), moments, self.average.values, best)
                     self._save(state, self.last)
                 if asked and not end:
@@ -198,48 +200,50 @@ class Run:
             self._load(self.average.values)
         if stage.checkpointing:
             compute_again(self.model, False)
-        self._keep_temperature(triangle)
+        self._keep_temperature(objective)
         self._forget(index)
         self._save(State(index + 1, 0, {}), self.last)
 
-    def _loop(self, index: int, triangle: Triangle) -> Loop:
+    def loop(self, index: int, objective: Triangle | Translation) -> Loop:
+        """A stage's optimisation, ready for its first step."""
         stage, seed = self.recipe.stages[index], self.recipe.seed + index
-        examples = build_examples(stage, self.recipe, self.model, self.captions)
-        if any("student_text" in edge for edge in stage.edges):
-            self.model.trained_languages = sorted({*self.model.trained_languages, *examples.languages})
-        feed = self._feed(stage, self.trained[index], examples)
-        columns = feed.examples.languages_N, feed.examples.lengths_N
-        weights = list(self.recipe.data.bitexts.values())
-        mixed = weights if stage.data == "bitext" and len(weights) > 1 else None
-        plan = Plan(
-            *columns,
-            stage.batch_size,
-            stage.language_temperature,
-            stage.monolingual,
-            seed,
-            feed.examples.sources_N,
-            mixed,
-        )
-        optimizer = self.accelerator.prepare(optimizer_of(triangle, stage))
-        wrapped = sharding.prepare(self.accelerator, triangle).train()
-        per_epoch = len(plan.epoch(0))
-        if not per_epoch:
-            raise DataError(f"stage {stage.name}: without unreadable pictures no batch of {stage.batch_size} is left")
+        rows = self._rows(index, seed)
+        self.model.trained_languages = sorted({*self.model.trained_languages, *rows.languages})
+        optimizer = self.accelerator.prepare(optimizer_of(objective, stage))
         return Loop(
             name=f"stage {index + 1}/{len(self.recipe.stages)} {stage.name}",
-            triangle=wrapped,
+            objective=sharding.prepare(self.accelerator, objective).train(),
             optimizer=optimizer,
-            batches=plan.epoch,
-            fetch=feed.batch,
-            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, per_epoch * stage.epochs),
-            epochs=stage.epochs,
-            per_epoch=per_epoch,
+            batches=rows.plan.epoch,
+            fetch=rows.fetch,
+            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, rows.steps),
+            steps=rows.steps,
+            per_epoch=rows.per_epoch,
             clip_norm=stage.clip_norm,
             seed=seed,
             gradients=step_gradients(stage),
             max_nonfinite=stage.max_nonfinite,
             skipped=partial(self._note_skipped, stage.name),
         )
+
+    def _rows(self, index: int, seed: int) -> Rows:
+        """What a stage trains on."""
+        stage, weights = self.recipe.stages[index], self.recipe.data.shares
+        if isinstance(stage, Translate):
+            processes = self.accelerator.num_processes
+            pairs = build_directions(stage, self.recipe, self.model.encoder)
+            plan = pairs_plan(stage, pairs, weights, processes, seed)
+            pair_feed = build_feed(stage, self.recipe, self.model, self.trained[index], self.store, pairs)
+            spoken = pairs.languages if isinstance(self.model, Translator) else []  # the triangle's student speaks none
+            return Rows(plan, pair_feed.batch, stage.steps, plan.per_epoch, spoken)
+        examples = build_examples(stage, self.recipe, self.model, self.captions)
+        spoken = examples.languages if any("student_text" in edge for edge in stage.edges) else []
+        feed = self._feed(stage, self.trained[index], examples)
+        plan = build_plan(stage, feed.examples, weights, seed)
+        per_epoch = plan.per_epoch
+        if not per_epoch:
+            raise DataError(f"stage {stage.name}: without unreadable pictures no batch of {stage.batch_size} is left")
+        return Rows(plan, lambda own: Batch(**feed.batch(own)), per_epoch * stage.epochs, per_epoch, spoken)
 
     def _note_skipped(self, stage: str, step: int, rows: np.ndarray) -> None:
         """Keep which rows made a loss or gradient that is no finite number."""
@@ -268,36 +272,44 @@ class Run:
         for index, stage in enumerate(self.recipe.stages):
             changed |= self.trained[index]
             self.store.trained = frozenset(name.split(".")[0] for name in changed)
-            self._feed(stage, changed, build_examples(stage, self.recipe, self.model, self.captions))
+            if isinstance(stage, Translate):
+                pairs = build_directions(stage, self.recipe, self.model.encoder)
+                build_feed(stage, self.recipe, self.model, changed, self.store, pairs)
+            else:
+                self._feed(stage, changed, build_examples(stage, self.recipe, self.model, self.captions))
+
+    def rows(self) -> list[int]:
+        """How many rows each stage has."""
+        return [len(self._examples(stage)) for stage in self.recipe.stages]
+
+    def _examples(self, stage: Stage | Translate) -> Examples | Directions:
+        if isinstance(stage, Translate):
+            return build_directions(stage, self.recipe, self.model.encoder)
+        return build_examples(stage, self.recipe, self.model, self.captions)
 
     def estimate(self) -> Iterator[str]:
         """What every stage will take, measured in small; nothing is written. See `train.estimate`."""
-        changed: set[str] = set()
         for index, stage in enumerate(self.recipe.stages):
-            changed |= self.trained[index]
-            triangle = Triangle(self.model, edge_losses(stage), self.trained[index])
+            objective = build_objective(stage, self.model, self.trained[index])
             if stage.checkpointing:
                 compute_again(self.model, True)
-            optimizer = self.accelerator.prepare(optimizer_of(triangle, stage))
-            wrapped = sharding.prepare(self.accelerator, triangle)
-            share = stage.batch_size // self.accelerator.num_processes
-            trial = Trial(
-                stage=stage,
-                examples=build_examples(stage, self.recipe, self.model, self.captions),
-                model=self.model,
-                needs=needs(stage, self.trained[index], self.recipe.cache),
-                captions=self.captions,
-                share=share,
-                together=min(share, stage.micro_batch or share),
-                step=partial(self._step, step_gradients(stage), wrapped.train(), optimizer),
-                dtype=self.recipe.cache.dtype,
-            )
-            yield from estimate(trial)
+            optimizer = self.accelerator.prepare(optimizer_of(objective, stage))
+            wrapped = sharding.prepare(self.accelerator, objective)
+            step = partial(self._step, step_gradients(stage), wrapped.train(), optimizer)
+            yield from estimate(self._trial(stage, self.trained[index]), step, self.model)
             self.accelerator.free_memory()
 
-    def _step(self, gradients: Callable[..., Any], triangle: Any, optimizer: Any, batch: Any) -> None:
+    def _trial(self, stage: Stage | Translate, trained: set[str]) -> Trial:
+        processes = self.accelerator.num_processes
+        if isinstance(stage, Translate):
+            return pairs_trial(stage, build_directions(stage, self.recipe, self.model.encoder), self.model, processes)
+        examples = build_examples(stage, self.recipe, self.model, self.captions)
+        wanted = needs(stage, trained, self.recipe.cache)
+        return triangle_trial(stage, examples, self.model, wanted, self.captions, processes, self.recipe.cache.dtype)
+
+    def _step(self, gradients: Callable[..., Any], objective: Any, optimizer: Any, batch: Any) -> None:
         optimizer.zero_grad()
-        gradients(self.accelerator, triangle, batch, lambda part: None)
+        gradients(self.accelerator, objective, batch, lambda part: None)
         optimizer.step()
 
     def _evaluates(self, step: int, loop: Loop) -> bool:
@@ -340,10 +352,10 @@ class Run:
         for tower in {name.split(".")[0] for name in self.trained[index]}:
             self.store.forget(tower)
 
-    def _keep_temperature(self, triangle: Triangle) -> None:
+    def _keep_temperature(self, objective: Triangle | Translation) -> None:
         """A teacher that was trained keeps its learned temperature."""
-        if "image-teacher_text" in triangle.scales:
-            self.model.teacher_scale.copy_(triangle.scales["image-teacher_text"].detach())
+        if "image-teacher_text" in objective.scales:
+            self.model.teacher_scale.copy_(objective.scales["image-teacher_text"].detach())
 
     def _write(self, index: int, step: int, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -352,7 +364,7 @@ class Run:
     def _save(self, state: State, path: Path) -> None:
         """Write a checkpoint with every tensor that a stage up to the state's has trained, and the buffers."""
         trained = set().union(*self.trained[: state.stage + 1])
-        parameters = {name for name, _ in self.model.named_parameters()}
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         tensors = self.model.state_dict()
         state.languages = self.model.trained_languages
         state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}

@@ -160,3 +160,35 @@ def test_shares_of_corpora_and_of_languages_work_together():
     drawn = np.concatenate(plan.epoch(0))
     counts = [int(((sources_N == s) & (languages_N == n))[drawn].sum()) for s, n in ((0, 0), (0, 1), (1, 1))]
     assert counts == [250, 250, 500]
+
+
+def by_tokens(budget: int = 600, share: int = 1, **how) -> Plan:
+    return Plan(*columns(), share, monolingual=True, tokens=budget, **how)
+
+
+@pytest.mark.parametrize("share", [1, 4])
+def test_batches_by_tokens_keep_to_the_budget_and_divide_among_processes(share):
+    plan = by_tokens(share=share)
+    lengths_N = plan.lengths_N
+    batches = plan.epoch(0)
+    assert all(len(batch) and len(batch) % share == 0 for batch in batches)
+    assert all(len(batch) * lengths_N[batch].max() <= 600 for batch in batches)
+    assert all(len(set(plan.languages_N[batch])) == 1 for batch in batches)
+    full = [len(batch) * lengths_N[batch].max() for batch in batches]
+    assert np.median(full) > 450  # the budget is used
+
+
+def test_epochs_by_tokens_have_as_many_batches_and_differ():
+    plan = by_tokens(temperature=3.0)
+    assert {len(plan.epoch(number)) for number in range(4)} == {plan.per_epoch}
+    assert plan.per_epoch == plan.lengths_N.sum() // 600
+    first, again, other = plan.epoch(0), by_tokens(temperature=3.0).epoch(0), plan.epoch(1)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_budget_beyond_the_corpus_makes_one_batch_a_language():
+    plan = by_tokens(budget=10**6)
+    assert plan.per_epoch == 1
+    (batch,) = plan.epoch(0)
+    assert len(batch) == (plan.languages_N == plan.languages_N[batch[0]]).sum()

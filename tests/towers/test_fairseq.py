@@ -16,6 +16,7 @@ from mclip_kit.data import fairseq_io
 from mclip_kit.data.batching import pad
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, UNK, train_sentencepiece
 from mclip_kit.errors import MclipError
+from mclip_kit.towers.fairseq import write_folder
 from mclip_kit.towers.xlmr import Encoder, named_encoder, pretrained_encoder
 
 # isort: split
@@ -418,3 +419,24 @@ def test_options_may_be_namespaces_throughout(files: Files, copy: Path) -> None:
     content = files.content()
     torch.save({"cfg": Namespace(model=content["args"]), "model": content["model"]}, copy / "model.pt")
     assert named_encoder(f"fairseq:{copy}").config.num_attention_heads == SIZES["encoder_attention_heads"]
+
+
+def test_a_folder_that_we_write_is_read_by_fairseq_with_the_same_states(files: Files, tmp_path: Path) -> None:
+    encoder = named_encoder(f"fairseq:{files.folder}")
+    with torch.no_grad():
+        encoder.model.embeddings.token_type_embeddings.weight.normal_()  # type: ignore[union-attr]
+    write_folder(encoder, tmp_path / "out")
+    hub = XLMRModel.from_pretrained(str(tmp_path / "out")).eval()
+    tokens = [hub.encode(text) for text in TEXTS]
+    assert [ids.tolist() for ids in encoder.tokenizer.encode(TEXTS)] == [ids.tolist() for ids in tokens]
+    same(our_states(encoder, tokens), states(hub, tokens))
+    same(our_states(named_encoder(f"fairseq:{tmp_path / 'out'}"), tokens), our_states(encoder, tokens))
+    with pytest.raises(MclipError, match="exists already"):
+        write_folder(encoder, tmp_path / "out")
+
+
+def test_only_an_xlmr_becomes_a_fairseq_folder(copy: Path, tmp_path: Path) -> None:
+    torch.save({"args": args_of(hub := official(copy, **PRE_NORM)), "model": hub.model.state_dict()}, copy / "model.pt")
+    with pytest.raises(MclipError, match="not a xlm-roberta-xl"):
+        write_folder(named_encoder(f"fairseq:{copy}"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

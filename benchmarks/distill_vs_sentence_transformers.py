@@ -1,0 +1,184 @@
+"""Sentences a second of teacher learning (MSE, everything trained): ours against sentence-transformers' own trainer.
+
+    python benchmarks/distill_vs_sentence_transformers.py [--source MULTI30K] [--rounds 3] [--steps 6] [--smoke]
+
+Both sides train the same student on the same 8,192 English and German pairs of Multi30K, 64 pairs (128 sentences) a
+step: XLM-R base's sizes with XLM-R's 250,000 pieces and random weights, mean pooling and a linear layer, AdamW,
+gradients clipped at 1, float32, two threads. The peer is SentenceTransformerTrainer with MSELoss, as its documentation
+teaches a student new languages: a column has the teacher's embeddings of the English sides, and each language is a pass
+of its own through the encoder. Ours is a stage of a recipe: rows of similar length share a batch, and both languages a
+pass.
+The teacher has a text tower of ViT-B/32's sizes; it runs once, its time is told apart, and neither side's counts it.
+Time is from the end of a round's first step to that of its last, so it holds the reading of data. The last line has our
+sentences a second over the peer's. Without Multi30K the text is made up; `--smoke` takes small towers as well.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from prepare import MULTI30K, made_up, multi30k, run
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MSELoss
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+from side_by_side import alternate, last_line, ratio, seconds, spread
+from transformers import TrainerCallback
+
+from mclip_kit.recipe import Recipe
+from mclip_kit.train.build import edge_losses
+from mclip_kit.train.loop import train
+from mclip_kit.train.run import Run
+from mclip_kit.triangle import Triangle
+
+GOAL = 1.5
+PAIRS, MAX_TOKENS, LR = 64, 77, 2e-5
+LINES = 8192  # of each language: more would only keep the teacher longer
+BASE = {"layers": 12, "width": 768, "heads": 12, "ffn": 3072}
+SMALL = {"layers": 1, "width": 32, "heads": 2, "ffn": 64}
+SMALL_TEACHER = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
+    "text_cfg": {"width": 32, "heads": 1, "layers": 1},
+}
+
+
+def recipe(bitext: Path, small: bool) -> Recipe:
+    """Ours: one stage of teacher learning."""
+    stage = {
+        "name": "teacher_learning",
+        "train": ["student"],
+        "edges": {"teacher_text-student_text": {"loss": "mse"}},
+        "data": "bitext",
+        "epochs": 1000,
+        "batch_size": 2 * PAIRS,
+        "max_tokens": MAX_TOKENS,
+        "lr": LR,
+        "clip_norm": 1.0,
+    }
+    tree = {
+        "about": "teacher learning",
+        "teacher": {"model": SMALL_TEACHER if small else "ViT-B-32", "weights": "random"},
+        "encoder": {**(SMALL if small else BASE), "dropout": 0.1, "positions": 512},
+        "projector": {"kind": "linear", "pool": "mean"},
+        "data": {"bitext": str(bitext)},
+        "precision": "fp32",
+        "stages": [stage],
+    }
+    return Recipe.model_validate(tree)
+
+
+def our_steps(mine: Run) -> Iterator[Any]:
+    """Our training, a step at a time."""
+    stage = mine.recipe.stages[0]
+    triangle = Triangle(mine.model, edge_losses(stage), mine.trained[0])
+    return train(mine.accelerator, mine._loop(0, triangle), 0)
+
+
+class Ends(TrainerCallback):  # type: ignore[misc]
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+
+def peer(mine: Run, folder: Path, steps: int) -> tuple[SentenceTransformerTrainer, Ends]:
+    """The same student, data and teacher's embeddings in sentence-transformers' trainer."""
+    encoder = folder / "student"
+    mine.model.encoder.save(encoder)
+    words = Transformer(str(encoder), max_seq_length=MAX_TOKENS)
+    width = mine.model.encoder.width
+    dense = Dense(width, mine.model.width, activation_function=torch.nn.Identity())
+    student = SentenceTransformer(modules=[words, Pooling(width, "mean"), dense], device="cpu")
+    english, german = (read(folder / f"train.{language}") for language in ("en", "de"))
+    labels_ND = mine.model.encode_teacher_text(english).numpy()
+    columns = {"english": english, "german": german, "label": list(labels_ND)}
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder / "peer"),
+        max_steps=steps,
+        per_device_train_batch_size=PAIRS,
+        learning_rate=LR,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    ends = Ends()
+    trainer = SentenceTransformerTrainer(
+        model=student,
+        args=arguments,
+        train_dataset=Dataset.from_dict(columns),
+        loss=MSELoss(student),
+        callbacks=[ends],
+    )
+    return trainer, ends
+
+
+def read(path: Path) -> list[str]:
+    """Lines of a text file."""
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def main() -> None:
+    """Measure in turns, and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=MULTI30K, help="Multi30K, as its authors publish it.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6, help="Steps a round; the first is not counted.")
+    parser.add_argument("--smoke", action="store_true")
+    asked = parser.parse_args()
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        real = asked.source.is_dir() and not asked.smoke
+        model = multi30k(asked.source, folder) if real else made_up(folder)
+        for language in ("en", "de"):
+            path = folder / f"train.{language}"
+            path.write_text("\n".join(read(path)[:LINES]) + "\n", encoding="utf-8")
+        sides = [f"{language}={folder / f'train.{language}'}" for language in ("en", "de")]
+        prepare = [sys.executable, "-m", "mclip_kit.cli", "prepare", "--bitext", *sides]
+        run([*prepare, "--spm", str(model), "--out", str(folder / "data")])
+        mine = Run(recipe(folder / "data" / "bitext", asked.smoke), folder / "run")
+        took = seconds(mine.extract)
+        steps = our_steps(mine)
+        trainer, ends = peer(mine, folder, asked.steps)
+
+        def ours() -> float:
+            times = [time.perf_counter() for _ in zip(range(asked.steps), steps, strict=False)]
+            return pace(times)
+
+        def peers() -> float:
+            ends.times.clear()
+            trainer.train()
+            return pace(ends.times)
+
+        figures = alternate({"ours": ours, "sentence-transformers": peers}, 1 if asked.smoke else asked.rounds)
+    print(f"the teacher's embeddings, once: {took:.1f} s, not counted")
+    for name, values in figures.items():
+        print(f"{name}: {spread(values)} sentences/s")
+    ratios = ratio(figures, "ours", "sentence-transformers")
+    print(f"ratio by round: {spread(ratios)}")
+    last_line("distill_vs_sentence_transformers", median(ratios), GOAL)
+
+
+def pace(times: list[float]) -> float:
+    """Sentences a second between the ends of the first step and the last."""
+    return 2 * PAIRS * float(1 / np.diff(times).mean())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Translations, by sacreBLEU: BLEU and chrF, with the signatures that make them comparable."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from mclip_kit.data.bitext import Bitext, open_bitext
+from mclip_kit.data.directions import Direction, available, sides
+from mclip_kit.errors import RecipeError
+from mclip_kit.evaluate.bitext import errors, mean_pooled
+from mclip_kit.recipe import Recipe
+from mclip_kit.stage import Translate
+from mclip_kit.towers.decoder import Translator
+
+TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}
+"""How BLEU cuts a language into words; others as mteval-v13a. sacreBLEU's own for ja and ko need packages more."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What translations into one language are worth; the signatures say how that was counted."""
+
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -> Score:
+    """BLEU and chrF of a corpus (Papineni et al. 2002; Popovic 2015; Post 2018, arXiv 1804.08771).
+
+    Args:
+        hypotheses, references: N translations, and one right answer each.
+        language: that they are written in; it decides BLEU's tokenizer.
+    """
+    bleu, chrf = BLEU(tokenize=TOKENIZERS.get(language, "13a")), CHRF()
+    of_bleu, of_chrf = (metric.corpus_score(list(hypotheses), [list(references)]).score for metric in (bleu, chrf))
+    return Score(of_bleu, of_chrf, str(bleu.get_signature()), str(chrf.get_signature()))
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A direction's held-out sentences, what a model wrote, and its score."""
+
+    sources: list[str]
+    references: list[str]
+    hypotheses: list[str]
+    score: Score
+
+
+def translated(
+    translator: Translator, bitexts: Sequence[Bitext], split: str, direction: Direction, count: int | None, beams: int
+) -> Translated:
+    """Translate held-out sentences of a direction, and score them.
+
+    Args:
+        count: the first so many of the first corpus that has the direction; None: all.
+        beams: width of the beam search.
+    """
+    source, target = next(found for bitext in bitexts if (found := sides(bitext, split, direction)))
+    texts, references = (list(islice(side.texts, count)) for side in (source, target))
+    hypotheses = translator.translate(texts, *direction, beams)
+    return Translated(texts, references, hypotheses, score(hypotheses, references, direction[1]))
+
+
+def evaluate(
+    translator: Translator,
+    bitexts: Sequence[Bitext],
+    split: str,
+    wanted: Sequence[str] | str = "all",
+    count: int | None = None,
+    beams: int = 5,
+) -> dict[Direction, Translated]:
+    """Every direction's translations.
+
+    Raises:
+        DataError: a direction that is wanted is not there.
+    """
+    chosen = available(bitexts, split, wanted)
+    return {direction: translated(translator, bitexts, split, direction, count, beams) for direction in chosen}
+
+
+def summary(translator: Translator, results: dict[Direction, Translated]) -> dict[str, Any]:
+    """Values for a log: means over directions, each direction's, each pair's retrieval errors both ways; signatures."""
+    scores = {"-".join(direction): result.score for direction, result in results.items()}
+    embed = mean_pooled(translator.encoder)
+    wrong: dict[str, float] = {}
+    for (source, target), result in results.items():
+        if f"{source}-{target}_retrieval_error" not in wrong:
+            forth, back = errors(embed, result.sources, result.references)
+            wrong |= {f"{source}-{target}_retrieval_error": forth, f"{target}-{source}_retrieval_error": back}
+    mean_error = sum(wrong.values()) / len(wrong)
+    return {
+        "bleu": sum(s.bleu for s in scores.values()) / len(scores),
+        "chrf": sum(s.chrf for s in scores.values()) / len(scores),
+        "retrieval_error": mean_error,
+        "retrieval_accuracy": 100 - mean_error,
+        **{f"{name}_bleu": s.bleu for name, s in scores.items()},
+        **{f"{name}_chrf": s.chrf for name, s in scores.items()},
+        **wrong,
+        "bleu_signatures": " ".join(sorted({s.bleu_signature for s in scores.values()})),
+        "chrf_signatures": " ".join(sorted({s.chrf_signature for s in scores.values()})),
+    }
+
+
+def evaluator(recipe: Recipe) -> Any:
+    """What a run calls in translation stages: (model, store, stage) -> values for the log; `score` is BLEU.
+
+    Raises:
+        RecipeError: there is no such metric; those that there are are named.
+    """
+    asked = recipe.evaluation
+    assert asked
+    bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
+
+    def score_stage(model: Any, store: Any, stage: Translate) -> dict[str, Any]:
+        translator = model if isinstance(model, Translator) else Translator(model.encoder, model.decoder)
+        results = evaluate(translator, bitexts, asked.split, stage.directions, asked.sentences, asked.beams)
+        values = summary(translator, results)
+        name = asked.metric if asked.metric in values or not recipe.triangles else None
+        if name is not None and name not in values:
+            raise RecipeError(f"evaluation.metric: there is no {name}; there are {', '.join(values)}")
+        return {"score": values[name or "bleu"], **values}
+
+    return score_stage
