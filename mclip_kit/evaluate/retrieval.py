@@ -1,15 +1,15 @@
 """Image-text retrieval: metrics of arrays, and the evaluation of a model in many languages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from mclip_kit.data.captions import Captions
-from mclip_kit.errors import RecipeError
+from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features.feed import Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.features.table import NoRoom
@@ -54,6 +54,7 @@ class Retrieval:
         i2t_G: rank of the right caption of each picture that has one in this language.
         strata_Q, strata_G: label of each caption's picture, and of each of those pictures.
         gallery: number of pictures that a caption is compared with.
+        groups_Q, groups_G: group of each caption's picture, and of each of those pictures.
     """
 
     t2i_Q: np.ndarray
@@ -61,6 +62,8 @@ class Retrieval:
     strata_Q: np.ndarray
     strata_G: np.ndarray
     gallery: int
+    groups_Q: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    groups_G: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def scores(self, stratum: str | None = None) -> dict[str, float]:
         """Recalls both ways in percent and their mean; of one stratum's queries, if given."""
@@ -94,6 +97,8 @@ def score(
         strata_Q=strata_G[text_images_Q],
         strata_G=strata_G[named_G],
         gallery=len(image_GD),
+        groups_Q=text_groups_Q,
+        groups_G=image_groups_G[named_G],
     )
 
 
@@ -104,13 +109,19 @@ def evaluate(
     languages: Sequence[str] | str = "all",
     teacher_language: str | None = "en",
     store: Store | None = None,
+    tower: Literal["student", "teacher"] = "student",
+    protocol: str = "any",
 ) -> dict[str, Retrieval]:
     """Retrieval among a split's pictures, by language; the teacher's own text tower comes as `teacher`.
 
     Args:
         teacher_language: the language of the teacher's line; None leaves it out.
         store: features that are already known and stay valid.
+        tower: which one encodes the captions of `languages`.
+        protocol: what a right answer is; `any`: every picture or caption of the query's group.
     """
+    if protocol != "any":
+        raise RecipeError(f"protocol {protocol!r}: there is any")
     rows = captions.select(split, languages)
     images, text_images_Q = np.unique(captions.images[rows], return_inverse=True)
     texts, spoken = captions.texts[rows], captions.languages[rows]
@@ -123,13 +134,17 @@ def evaluate(
         text_images_Q = (np.cumsum(~unreadable_G) - 1)[text_images_Q]
         images, image_GD = images[~unreadable_G], image_GD[~unreadable_G]
     groups_G, strata_G = captions.groups[images], captions.strata[images]
-    student_QD = embed.student(list(texts))
     order = [language for language in ("en", *sorted(set(spoken) - {"en"})) if language in set(spoken)]
     wanted = order if languages == "all" else list(languages)
+    silent = [language for language in wanted if language not in set(spoken)]
+    if silent or not wanted:  # recalls of no queries would be no numbers
+        named = ", ".join(silent) or "any language"
+        raise DataError(f"{captions.folder}: no readable {split} picture has a caption in {named}")
+    text_QD = embed.teacher(list(texts)) if tower == "teacher" else embed.student(list(texts))
     results = {}
     for language in wanted:
         own = spoken == language
-        results[str(language)] = score(image_GD, student_QD[own], groups_G, text_images_Q[own], strata_G)
+        results[str(language)] = score(image_GD, text_QD[own], groups_G, text_images_Q[own], strata_G)
     if teacher_language in set(captions.languages):
         own_rows = captions.select(split, [str(teacher_language)])
         place = {int(image): row for row, image in enumerate(images)}
