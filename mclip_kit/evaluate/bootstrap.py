@@ -2,7 +2,7 @@
 
 Both answer the same queries, so it is the difference of their answers that is resampled (paired). Captions of a picture
 stand or fall together, so pictures are drawn, with replacement and each with all of its queries, and not queries
-(clusters). The interval goes from the 2.5th to the 97.5th percentile of the resampled differences: Efron & Tibshirani,
+(clusters); pictures that look the same are one. The interval goes from the 2.5th to the 97.5th percentile of the resampled differences: Efron & Tibshirani,
 An Introduction to the Bootstrap (1993), chapter 13 (percentile intervals) and section 8.3 (what to resample).
 
 N pictures, Q queries, M means, R resamples.
@@ -56,7 +56,7 @@ def compare(
     Raises:
         DataError: there are fewer than two pictures, which leaves nothing to draw.
     """
-    languages = [language for language in ours if language in theirs]
+    languages = [language for language in ours if language in theirs and language != "teacher"]
     means = [values for language in languages for values in _differences(ours[language], theirs[language])]
     observed_M, resampled_RM = means_of(means), resampled_means(means, resamples, seed)
     each = 2 * len(KS)

@@ -165,7 +165,7 @@ def comparison(models: Sequence[tuple[str, Results, Sequence[str]]]) -> str:
 def differences(title: str, ours: Results, theirs: Results, found: Sequence[Difference]) -> str:
     """A model beside a baseline, and the difference with its 95% interval, in percent and percentage points."""
     heads = "".join(f"{head:>6}{'base':>7}{'difference':>12}{'':16}" for head in ("T2I@1", "I2T@1", "mean"))
-    lines = [title, f"{'':10}{heads}"]
+    lines = [title, f"{'':10}{heads}".rstrip()]
     by_place = {(item.language, item.metric): item for item in found}
     for language in dict.fromkeys(item.language for item in found):
         shared = [name for name in ours if name in theirs] if language == "mean" else [language]
@@ -174,7 +174,7 @@ def differences(title: str, ours: Results, theirs: Results, found: Sequence[Diff
             _difference(sides[0][column], sides[1][column], by_place[language, metric])
             for metric, column in COMPARED.items()
         ]
-        lines.append(f"  {language:8}{''.join(cells)}")
+        lines.append(f"  {language:8}{''.join(cells)}".rstrip())
     return "\n".join([*lines, f"[95% intervals: {RESAMPLES:,} paired resamples of the pictures with their captions]"])
 
 
