@@ -2,8 +2,9 @@
 
 Both answer the same queries, so it is the difference of their answers that is resampled (paired). Captions of a picture
 stand or fall together, so pictures are drawn, with replacement and each with all of its queries, and not queries
-(clusters); pictures that look the same are one. The interval goes from the 2.5th to the 97.5th percentile of the resampled differences: Efron & Tibshirani,
-An Introduction to the Bootstrap (1993), chapter 13 (percentile intervals) and section 8.3 (what to resample).
+(clusters); pictures that look the same are one. The interval goes from the 2.5th to the 97.5th percentile of the
+resampled differences: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile
+intervals) and section 8.3 (what to resample).
 
 N pictures, Q queries, M means, R resamples.
 """

@@ -12,7 +12,8 @@ from mclip_kit.evaluate.retrieval import Retrieval
 def retrieval(t2i_Q, i2t_G, groups_Q, groups_G) -> Retrieval:
     t2i_Q, i2t_G = np.asarray(t2i_Q), np.asarray(i2t_G)
     strata = [np.full(len(ranks), "all") for ranks in (t2i_Q, i2t_G)]
-    return Retrieval(t2i_Q, i2t_G, *strata, len(i2t_G), np.asarray(groups_Q), np.asarray(groups_G))
+    groups = {"groups_Q": np.asarray(groups_Q), "groups_G": np.asarray(groups_G)}
+    return Retrieval(t2i_Q, i2t_G, *strata, len(i2t_G), **groups)
 
 
 def luck(pictures: int, captions: int, seed: int, shift: float = 0.0) -> Retrieval:
