@@ -60,6 +60,7 @@ DEV = [
     "py3langid>=0.4",
     "peft>=0.17",
     "wandb>=0.19",
+    "clip-benchmark>=1.6",
     "ruff>=0.17,<0.18",  # a new minor version formats differently
     "mypy>=1.11",
     "types-PyYAML",
@@ -83,7 +84,8 @@ setup(
         "language": ["py3langid>=0.4"],
         "lora": ["peft>=0.17"],
         "wandb": ["wandb>=0.19"],
+        "eval": ["clip-benchmark>=1.6"],
         "dev": DEV,
-    },  # cleaning.language; lora; trackers
+    },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages
     entry_points={"console_scripts": ["mclip-kit = mclip_kit.cli:main"]},
 )

@@ -147,13 +147,14 @@ def _places(classes: Sequence[str]) -> dict[str, int]:
 
 
 def chosen(prompts: dict[str, Prompts], languages: Sequence[str] | str, classes: Sequence[str]) -> dict[str, Prompts]:
-    """The languages that are asked for; `all`: those that name every class.
+    """The languages that are asked for; `all`: those that name every class, English first.
 
     Raises:
         RecipeError: there is no such language, or it names fewer than two classes.
     """
     if languages == "all":
-        return {code: own for code, own in prompts.items() if len(own.names) == len(classes)}
+        order = sorted(prompts, key=lambda code: (code != "en", code))
+        return {code: prompts[code] for code in order if len(prompts[code].names) == len(classes)}
     for code in languages:
         if code not in prompts:
             raise RecipeError(f"--langs {code}: no class names in it; there are {', '.join(prompts)}")

@@ -113,9 +113,11 @@ def test_without_clip_benchmark_the_line_says_how_to_get_it(monkeypatch):
 
 
 def test_languages_are_chosen_by_name():
-    prompts = {"en": Prompts({"cat": "cat", "dog": "dog"}, ["{}"]), "de": Prompts({"cat": "Katze"}, ["{}"])}
-    assert list(chosen(prompts, "all", CLASSES)) == ["en"]
-    with pytest.raises(RecipeError, match="fr: no class names in it; there are en, de"):
+    whole = Prompts({"cat": "cat", "dog": "dog"}, ["{}"])
+    prompts = {"ar": whole, "en": whole, "de": Prompts({"cat": "Katze"}, ["{}"])}
+    assert list(chosen(prompts, "all", CLASSES)) == ["en", "ar"]
+    assert list(chosen(prompts, ["ar"], CLASSES)) == ["ar"]
+    with pytest.raises(RecipeError, match="fr: no class names in it; there are ar, en, de"):
         chosen(prompts, ["fr"], CLASSES)
     with pytest.raises(RecipeError, match="de: names 1 of the data's classes; two are needed"):
         chosen(prompts, ["de"], CLASSES)

@@ -101,6 +101,9 @@ def test_a_model_scores_as_in_clip_benchmark(model, pictures, clip_benchmark, to
     adapter, names = AsOpenClip(model, tower), list(prompts.names.values())
     theirs = clip_benchmark.evaluate(adapter, batches, adapter.tokenize, names, prompts.templates, "cpu", amp=False)
     assert ours == pytest.approx({name: theirs[name] for name in NAMES})
+    weights_DC = clip_benchmark.zero_shot_classifier(adapter, adapter.tokenize, names, prompts.templates, "cpu", False)
+    encode = getattr(Embedder(model, Store()), tower)
+    np.testing.assert_allclose(class_embeddings(encode, prompts), weights_DC.T.numpy(), atol=1e-5)
 
 
 class Known(torch.nn.Module):
