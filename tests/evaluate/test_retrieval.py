@@ -8,7 +8,8 @@ from PIL import Image
 
 from mclip_kit.data.captions import read_captions
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.retrieval import Retrieval, evaluate, evaluator, ranks, recall, score, summary
+from mclip_kit.evaluate.ranks import ranks, recall
+from mclip_kit.evaluate.retrieval import Retrieval, evaluate, evaluator, score, summary
 from mclip_kit.features.store import Store
 from mclip_kit.recipe import Recipe
 from mclip_kit.schema import parse
@@ -101,7 +102,7 @@ def test_recall_is_the_share_of_ranks_up_to_k_in_percent():
 def test_scores_are_recalls_of_both_ways_and_their_mean():
     found = Retrieval(np.array([1, 2, 6, 11]), np.array([1, 1]), np.full(4, "a"), np.full(2, "a"), 2).scores()
     t2i, i2t = {"t2i_r1": 25.0, "t2i_r5": 50.0, "t2i_r10": 75.0}, {"i2t_r1": 100.0, "i2t_r5": 100.0, "i2t_r10": 100.0}
-    assert found == {**t2i, **i2t, "mean_recall": 75.0}
+    assert found == {**t2i, **i2t, "mean_recall": 75.0, "t2i_median_rank": 4.0, "i2t_median_rank": 1.0}
 
 
 def test_a_picture_without_a_caption_in_the_language_is_a_wrong_answer_but_no_question():
