@@ -58,6 +58,7 @@ DEV = [
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "py3langid>=0.4",
+    "clip-benchmark>=1.6.2,<2",  # the peer that retrieval metrics are tested against
     "peft>=0.17",
     "wandb>=0.19",
     "ruff>=0.17,<0.18",  # a new minor version formats differently

@@ -1,9 +1,12 @@
 """Retrieval metrics against slow loops, with ties, several captions a picture and pictures that look the same."""
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mclip_kit.data.captions import read_captions
@@ -178,3 +181,25 @@ def test_a_stage_is_judged_by_what_it_trains(model, squares, stage, name):
     stages = parse(tiny.recipe(squares), Recipe, "tiny").stages
     values = evaluator(read_captions(squares), "valid", "all")(model, Store(), stages[stage])
     assert values["score"] == values[name]
+
+
+def test_a_model_is_scored_by_the_protocol_that_is_asked_for(model, squares):
+    captions = read_captions(squares)
+    found = evaluate(model, captions, "valid", ["de"], protocol="xtd")
+    assert {result.protocol for result in found.values()} == {"xtd"}
+    any_caption = evaluate(model, captions, "valid", ["de"])  # one caption a picture: the same figures
+    assert found["de"].scores() == any_caption["de"].scores()
+    assert found["de"].captions == found["de"].gallery == 12
+    several = replace(captions, languages=np.full_like(captions.languages, "en"))
+    with pytest.raises(DataError, match=r"valid, en: protocol xtd takes one caption a picture"):
+        evaluate(model, several, "valid", ["en"], protocol="xtd")
+
+
+def test_embeddings_that_are_no_numbers_are_counted_by_tower_and_never_found(model, squares):
+    broken, said = deepcopy(model), list[str]()
+    with torch.no_grad():
+        broken.projector.head[-1].weight.fill_(torch.inf)
+    results = evaluate(broken, read_captions(squares), "valid", ["en", "fr"], store=Store(say=said.append))
+    assert "student text: 24 of 24 embeddings are not finite numbers; they are never found" in said
+    assert all(results[language].scores()["mean_recall"] == 0 for language in ("en", "fr"))
+    assert not any(line.startswith(("image:", "teacher")) for line in said)
