@@ -58,9 +58,9 @@ DEV = [
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "py3langid>=0.4",
+    "clip-benchmark>=1.6.2,<2",  # the peer that retrieval metrics are tested against
     "peft>=0.17",
     "wandb>=0.19",
-    "clip-benchmark>=1.6",
     "ruff>=0.17,<0.18",  # a new minor version formats differently
     "mypy>=1.11",
     "types-PyYAML",
@@ -84,7 +84,7 @@ setup(
         "language": ["py3langid>=0.4"],
         "lora": ["peft>=0.17"],
         "wandb": ["wandb>=0.19"],
-        "eval": ["clip-benchmark>=1.6"],
+        "eval": ["clip-benchmark>=1.6.2,<2"],
         "dev": DEV,
     },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages
     entry_points={"console_scripts": ["mclip-kit = mclip_kit.cli:main"]},

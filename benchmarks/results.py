@@ -181,7 +181,8 @@ def page(seeds: list[Scores], numbers: list[int]) -> str:
             "",
             "### What teacher learning needs",
             "",
-            "After the MSE stage alone, with the same teacher, student and number of steps (AltCLIP's ablation in small).",
+            "After the MSE stage alone, with the same teacher, student and number of steps "
+            "(AltCLIP's ablation in small).",
             "",
             *ablation_table(seeds),
             "",

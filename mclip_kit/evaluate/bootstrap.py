@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.retrieval import KS, Retrieval
+from mclip_kit.evaluate.ranks import KS
+from mclip_kit.evaluate.retrieval import Retrieval
 
 RESAMPLES = 2000
 CELLS = 2**22  # pictures times resamples that are drawn at once

@@ -8,7 +8,8 @@ import numpy as np
 from mclip_kit.data.captions import Captions
 from mclip_kit.evaluate.bootstrap import RESAMPLES, Difference
 from mclip_kit.evaluate.picture import Row
-from mclip_kit.evaluate.retrieval import KS, Embedder, Retrieval
+from mclip_kit.evaluate.ranks import KS
+from mclip_kit.evaluate.retrieval import Embedder, Retrieval
 from mclip_kit.evaluate.zeroshot import ENGLISH, Zeroshot
 from mclip_kit.features.store import Store
 from mclip_kit.towers.model import MultilingualClip
@@ -16,7 +17,7 @@ from mclip_kit.towers.model import MultilingualClip
 COLUMNS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10", "mean_recall")
 HEADS = ("T2I@1", "@5", "@10", "I2T@1", "@5", "@10", "mean")
 TEACHER, STUDENT = "teacher", "student"
-CLIP_BENCHMARK = {"t2i": "image_retrieval", "i2t": "text_retrieval"}
+WAYS = {"image": "t2i", "text": "i2t"}  # what is looked for, by which clip-benchmark names a way
 COMPARED = {"image_retrieval_recall@1": "t2i_r1", "text_retrieval_recall@1": "i2t_r1", "mean_recall": "mean_recall"}
 
 Results = dict[str, Retrieval]
@@ -46,7 +47,7 @@ def retrieval_rows(results: Results, about: dict[str, Any], tower: str, trained:
                 "language": ENGLISH if own else name,
                 "tower": TEACHER if own else tower,
                 "n_images": result.gallery,
-                "n_captions": len(result.t2i_Q),
+                "n_captions": result.captions,
                 "trained": None if own or trained is None else name in trained,
                 "metrics": _metrics(result),
                 "strata": {str(part): _metrics(result, str(part)) for part in (strata if len(strata) > 1 else ())},
@@ -62,15 +63,9 @@ def distinct(rows: Rows) -> Rows:
 
 def _metrics(result: Retrieval, stratum: str | None = None) -> dict[str, float | None]:
     scores = result.scores(stratum)
-    recalls = {f"{CLIP_BENCHMARK[way]}_recall@{k}": scores[f"{way}_r{k}"] / 100 for way in CLIP_BENCHMARK for k in KS}
-    kept_Q = slice(None) if stratum is None else result.strata_Q == stratum
-    kept_G = slice(None) if stratum is None else result.strata_G == stratum
-    medians = {"image": result.t2i_Q[kept_Q], "text": result.i2t_G[kept_G]}
-    return plain(
-        recalls
-        | {"mean_recall": scores["mean_recall"] / 100}
-        | {f"{what}_median_rank": float(np.median(ranks)) for what, ranks in medians.items()}
-    )
+    recalls = {f"{way}_retrieval_recall@{k}": scores[f"{short}_r{k}"] / 100 for way, short in WAYS.items() for k in KS}
+    medians = {f"{way}_median_rank": scores[f"{short}_median_rank"] for way, short in WAYS.items()}
+    return plain({**recalls, "mean_recall": scores["mean_recall"] / 100, **medians})
 
 
 def zeroshot_rows(
@@ -131,7 +126,7 @@ def table(results: Results, trained: Sequence[str], title: str) -> str:
 def _size(results: Results) -> str:
     """How many pictures and captions there are, and what chance gives."""
     pictures = next(iter(results.values())).gallery
-    counts = sorted({len(result.t2i_Q) for result in results.values()})
+    counts = sorted({result.captions for result in results.values()})
     captions = " to ".join(f"{count:,}" for count in (counts if len(counts) == 1 else (counts[0], counts[-1])))
     return f"{pictures:,} pictures, {captions} captions a language; chance T2I@1 is {100 / pictures:.2f}"
 

@@ -17,7 +17,8 @@ from mclip_kit.data.corpora import Corpus, folder
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.classes import Prompts
-from mclip_kit.evaluate.retrieval import Embedder, ranks
+from mclip_kit.evaluate.ranks import ranks
+from mclip_kit.evaluate.retrieval import Embedder
 from mclip_kit.features.store import Store
 from mclip_kit.schema import parse
 from mclip_kit.towers.model import MultilingualClip
