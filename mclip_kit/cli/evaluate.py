@@ -92,12 +92,12 @@ def _zeroshot(asked: Asked) -> Found:
         raise RecipeError("--baseline and --protocol are for --task retrieval")
     pictures = zeroshot.read_labelled(asked.data, asked.split)
     known = pictures.classes
-    prompts = classes.read_file(asked.classes, known) if asked.classes else classes.packaged(known)
-    prompts = classes.chosen(prompts, asked.languages, known)
+    there = classes.read_file(asked.classes, known) if asked.classes else classes.packaged(known)
+    prompts = classes.chosen(there, asked.languages, known)
     rows: list[dict[str, Any]] = []
     for name in asked.models:
         model = load(name)
-        teacher, students = zeroshot.evaluate(model, pictures, prompts)
+        teacher, students = zeroshot.evaluate(model, pictures, prompts, there.get(report.ENGLISH))
         about = _about(asked, name, model.made_from) | {"split": pictures.split}
         rows += report.zeroshot_rows(teacher, students, about, model.trained_languages)
         title = f"{name} ({model.made_from}), {pictures.split} of {asked.data}"
@@ -112,7 +112,11 @@ TASKS: dict[str, Callable[[Asked], Found]] = {"retrieval": _retrieval, "zeroshot
 @click.argument("models", nargs=-1, required=True, type=FOLDER)
 @click.option("--task", type=click.Choice(list(TASKS)), default="retrieval", show_default=True)
 @click.option(
-    "--data", type=FOLDER, default=Path("data/emoji"), show_default=True, help="A prepared folder; or class folders."
+    "--data",
+    type=FOLDER,
+    default=Path("data/emoji"),
+    show_default=True,
+    help="A prepared folder, or one of class folders.",
 )
 @click.option("--split", default="test", show_default=True)
 @click.option("--langs", help="Languages, with commas between.  [default: all]")
@@ -121,7 +125,7 @@ TASKS: dict[str, Callable[[Asked], Found]] = {"retrieval": _retrieval, "zeroshot
     type=click.Choice(["any", "xtd", "mclip"]),
     default="any",
     show_default=True,
-    help="Retrieval: what a right answer is.",
+    help="Retrieval: how ranks are counted: any, as CLIP does; xtd, one caption a picture; mclip, as its script.",
 )
 @click.option(
     "--baseline",
@@ -131,7 +135,11 @@ TASKS: dict[str, Callable[[Asked], Found]] = {"retrieval": _retrieval, "zeroshot
     help="Retrieval: compare with `teacher`, `translated:FILE` (captions, a tab, their English) or a model folder.",
 )
 @click.option("--classes", type=FILE, help="Zeroshot: a YAML of class names and templates.  [default: ImageNet's]")
-@click.option("--out", type=FOLDER, help="Where results.json and retrieval.png go.  [default: eval/ beside the model]")
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="Where results.json and retrieval.png go.  [default: eval/ or eval_TASK/ beside the model]",
+)
 def evaluate(
     models: tuple[Path, ...],
     task: str,

@@ -10,13 +10,13 @@ from mclip_kit.evaluate.bootstrap import RESAMPLES, Difference
 from mclip_kit.evaluate.picture import Row
 from mclip_kit.evaluate.ranks import KS
 from mclip_kit.evaluate.retrieval import Embedder, Retrieval
-from mclip_kit.evaluate.zeroshot import ENGLISH, Zeroshot
+from mclip_kit.evaluate.zeroshot import Zeroshot
 from mclip_kit.features.store import Store
 from mclip_kit.towers.model import MultilingualClip
 
 COLUMNS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10", "mean_recall")
 HEADS = ("T2I@1", "@5", "@10", "I2T@1", "@5", "@10", "mean")
-TEACHER, STUDENT = "teacher", "student"
+TEACHER, STUDENT, ENGLISH = "teacher", "student", "en"
 WAYS = {"image": "t2i", "text": "i2t"}  # what is looked for, by which clip-benchmark names a way
 COMPARED = {"image_retrieval_recall@1": "t2i_r1", "text_retrieval_recall@1": "i2t_r1", "mean_recall": "mean_recall"}
 
@@ -125,10 +125,12 @@ def table(results: Results, trained: Sequence[str], title: str) -> str:
 
 def _size(results: Results) -> str:
     """How many pictures and captions there are, and what chance gives."""
-    pictures = next(iter(results.values())).gallery
+    some = next(iter(results.values()))
+    pictures = some.gallery
     counts = sorted({result.captions for result in results.values()})
     captions = " to ".join(f"{count:,}" for count in (counts if len(counts) == 1 else (counts[0], counts[-1])))
-    return f"{pictures:,} pictures, {captions} captions a language; chance T2I@1 is {100 / pictures:.2f}"
+    chance = f"chance T2I@1 is {100 / pictures:.2f}"
+    return f"{pictures:,} pictures, {captions} captions a language, protocol {some.protocol}; {chance}"
 
 
 def comparison(models: Sequence[tuple[str, Results, Sequence[str]]]) -> str:

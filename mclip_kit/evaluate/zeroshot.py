@@ -24,7 +24,6 @@ from mclip_kit.schema import parse
 from mclip_kit.towers.model import MultilingualClip
 
 TEXTS = 4096  # prompts that are embedded at once
-ENGLISH = "en"  # what the teacher reads
 
 
 @dataclass(frozen=True)
@@ -146,20 +145,21 @@ def _split_images(captions: Captions, split: str) -> np.ndarray:
 
 
 def evaluate(
-    model: MultilingualClip, pictures: Labelled, prompts: Mapping[str, Prompts], store: Store | None = None
+    model: MultilingualClip, pictures: Labelled, prompts: Mapping[str, Prompts], english: Prompts | None = None
 ) -> tuple[Zeroshot | None, dict[str, Zeroshot]]:
-    """The teacher's own text tower in English, if there are English names, and the student in every language.
+    """The teacher's own text tower in English, if there are English prompts, and the student in every language.
 
     A language that names some of the classes is scored on their pictures alone.
 
     Raises:
         DataError: none of a language's pictures can be read.
     """
-    embed = Embedder(model, store or Store())
+    embed = Embedder(model, Store())
     captions, images_N = pictures.captions, pictures.images_N
     image_ND, unreadable_N = embed.images(captions, images_N)
     if unreadable_N.any():
         embed.say(f"{captions.folder}: {unreadable_N.sum()} of {len(images_N)} pictures cannot be read: left out")
+    embed.count_odd("image", image_ND[~unreadable_N])
     strata_N = captions.strata[images_N]
 
     def scored(encode: Callable[[list[str]], np.ndarray], own: Prompts) -> Zeroshot:
@@ -168,10 +168,11 @@ def evaluate(
         kept_N = (label_N >= 0) & ~unreadable_N
         if not kept_N.any():
             raise DataError(f"{captions.folder}: no readable picture of {', '.join(own.names.values())}")
-        found = score(image_ND[kept_N], class_embeddings(encode, own), label_N[kept_N])
+        class_CD = class_embeddings(encode, own)
+        embed.count_odd("class", class_CD)
+        found = score(image_ND[kept_N], class_CD, label_N[kept_N])
         named = Counter(own.names.values())
         return replace(found, shared=sum(count for count in named.values() if count > 1))
 
-    english = prompts.get(ENGLISH)
     teacher = scored(embed.teacher, english) if english else None
     return teacher, {language: scored(embed.student, own) for language, own in prompts.items()}

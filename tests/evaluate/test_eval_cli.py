@@ -74,7 +74,7 @@ def test_results_are_in_clip_benchmarks_names(eval_, squares, folder, tmp_path):
     assert german["metrics"]["mean_recall"] == pytest.approx(
         np.mean([german["metrics"][name] for name in METRICS if "recall@" in name])
     )
-    assert "12 pictures, 12 captions a language; chance T2I@1 is 8.33" in done.output
+    assert "12 pictures, 12 captions a language, protocol any; chance T2I@1 is 8.33" in done.output
 
 
 def test_image_retrieval_is_text_to_image_as_in_clip_benchmark():
@@ -146,11 +146,34 @@ def test_zero_shot_classification_of_class_folders(eval_, colours, tmp_path):
     assert "chance acc1 is 16.67" in done.output
     few = eval_("--task", "zeroshot", "--data", colours, "--classes", "own.yaml", "--langs", "de")
     assert few.exit_code == 0, few.output
-    assert [(row["tower"], row["language"]) for row in written(tmp_path)["results"]] == [("student", "de")]
+    assert [(row["tower"], row["language"]) for row in written(tmp_path)["results"]] == [
+        ("teacher", "en"),
+        ("student", "de"),
+    ]
 
 
 def _colour_names() -> dict[str, list[str]]:
     return {"en": list(tiny.COLOURS), "de": [names[1] for names in tiny.COLOURS.values()]}
+
+
+def test_classes_of_one_name_are_said_and_missed(eval_, colours, tmp_path):
+    for name in ("red", "blue"):
+        shutil.copytree(colours / name, tmp_path / "two" / name)
+    (tmp_path / "own.yaml").write_text("de: {classnames: [blau, blau], templates: ['{c}']}", encoding="utf-8")
+    done = eval_("--task", "zeroshot", "--data", "two", "--classes", "own.yaml")
+    assert "classes that have another's name, and count as missed: de 2" in done.output
+    assert written(tmp_path)["results"][0]["metrics"]["acc1"] == 0
+
+
+def test_synsets_take_imagenets_names_in_five_languages(eval_, colours, tmp_path):
+    pytest.importorskip("clip_benchmark", reason="clip-benchmark comes with the extras `eval` and `dev` only")
+    for name, synset in {"red": "n01440764", "blue": "n01443537", "grey": "n15075141"}.items():
+        shutil.copytree(colours / name, tmp_path / "imagenet" / synset)
+    done = eval_("--task", "zeroshot", "--data", "imagenet")
+    assert done.exit_code == 0, done.output
+    rows = written(tmp_path)["results"]
+    assert [row["language"] for row in rows] == ["en", "en", "ar", "it", "ja", "zh"]
+    assert {row["n_classes"] for row in rows} == {3}
 
 
 def test_acc5_of_few_classes_is_null(eval_, colours, tmp_path):

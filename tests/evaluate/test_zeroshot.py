@@ -91,7 +91,7 @@ def clip_benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(("tower", "language"), [("teacher", "en"), ("student", "en"), ("student", "de")])
 def test_a_model_scores_as_in_clip_benchmark(model, pictures, clip_benchmark, tower, language):
-    teacher, students = evaluate(model, pictures, PROMPTS)
+    teacher, students = evaluate(model, pictures, PROMPTS, PROMPTS["en"])
     ours = (teacher if tower == "teacher" else students[language]).scores()
     captions = pictures.captions
     pixels_NSSC = np.stack([np.asarray(captions.picture(image)) for image in range(len(captions.names))])
