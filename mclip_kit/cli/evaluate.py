@@ -92,8 +92,8 @@ def _zeroshot(asked: Asked) -> Found:
         raise RecipeError("--baseline and --protocol are for --task retrieval")
     pictures = zeroshot.read_labelled(asked.data, asked.split)
     known = pictures.classes
-    there = classes.read_file(asked.classes, known) if asked.classes else classes.packaged(known)
-    prompts = classes.chosen(there, asked.languages, known)
+    there = classes.read_file(asked.classes, known) if asked.classes else classes.packaged(known, asked.languages)
+    prompts = classes.chosen(there, asked.languages)
     rows: list[dict[str, Any]] = []
     for name in asked.models:
         model = load(name)

@@ -96,13 +96,15 @@ def _named(names: dict[str, str] | list[str], classes: Sequence[str], where: str
     return {name: names[name] for name in classes}
 
 
-def packaged(classes: Sequence[str]) -> dict[str, Prompts]:
-    """ImageNet's names and templates as clip-benchmark has them; languages that name every class come first.
+def packaged(classes: Sequence[str], languages: Sequence[str] | str = "all") -> dict[str, Prompts]:
+    """ImageNet's names and templates as clip-benchmark has them.
 
-    Those are of its own files; the others are Babel-ImageNet's (Geigle et al. 2023), which name some classes each.
+    Five languages name every class. Babel-ImageNet (Geigle et al. 2023) names some of them in many more, which come
+    where languages are asked for.
 
     Args:
         classes: the data's: some of ImageNet's synsets, or its numbers 0 to 999.
+        languages: `all` for the five.
     Raises:
         RecipeError: they are neither, or clip-benchmark is not installed.
     """
@@ -118,6 +120,8 @@ def packaged(classes: Sequence[str]) -> dict[str, Prompts]:
         templates = _json(folder / f"{code}_zeroshot_classification_templates.json").get("imagenet1k", [])
         if len(names) == IMAGENET and templates:
             found[normal(code)] = Prompts({name: names[place] for name, place in places.items()}, templates)
+    if languages == "all":
+        return found
     some, sentences = _json(folder / "babel_imagenet.json"), _json(folder / "nllb_dist13b_prompts.json")
     for code in sorted(some.keys() & sentences.keys()):
         names = dict(zip(*some[code], strict=True))
@@ -146,15 +150,14 @@ def _places(classes: Sequence[str]) -> dict[str, int]:
     return {name: place[name] for name in classes}
 
 
-def chosen(prompts: dict[str, Prompts], languages: Sequence[str] | str, classes: Sequence[str]) -> dict[str, Prompts]:
-    """The languages that are asked for; `all`: those that name every class, English first.
+def chosen(prompts: dict[str, Prompts], languages: Sequence[str] | str) -> dict[str, Prompts]:
+    """The languages that are asked for; `all`: every one, English first.
 
     Raises:
         RecipeError: there is no such language, or it names fewer than two classes.
     """
     if languages == "all":
-        order = sorted(prompts, key=lambda code: (code != "en", code))
-        return {code: prompts[code] for code in order if len(prompts[code].names) == len(classes)}
+        return dict(sorted(prompts.items(), key=lambda item: (item[0] != "en", item[0])))
     for code in languages:
         if code not in prompts:
             raise RecipeError(f"--langs {code}: no class names in it; there are {', '.join(prompts)}")

@@ -184,10 +184,8 @@ def zeroshot_table(
     title: str, teacher: Zeroshot | None, students: Mapping[str, Zeroshot], trained: Sequence[str]
 ) -> str:
     """Accuracies in percent: the teacher's English, and every language."""
-    lines = [
-        title,
-        f"{'':26}" + "".join(f"{head:>11}" for head in ("acc1", "acc5", "per class", "classes", "pictures")),
-    ]
+    heads = "".join(f"{head:>11}" for head in ("acc1", "acc5", "per class", "classes", "pictures"))
+    lines = [title, f"{'':26}{heads}"]
     named = [("teacher's own text, en", teacher)] if teacher else []
     named += [(f"  {name}{'' if name in trained else '  never trained'}", own) for name, own in students.items()]
     for label, found in named:

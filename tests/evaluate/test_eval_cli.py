@@ -167,13 +167,16 @@ def test_classes_of_one_name_are_said_and_missed(eval_, colours, tmp_path):
 
 def test_synsets_take_imagenets_names_in_five_languages(eval_, colours, tmp_path):
     pytest.importorskip("clip_benchmark", reason="clip-benchmark comes with the extras `eval` and `dev` only")
-    for name, synset in {"red": "n01440764", "blue": "n01443537", "grey": "n15075141"}.items():
+    for name, synset in {"red": "n01440764", "blue": "n01443537", "grey": "n01514859"}.items():
         shutil.copytree(colours / name, tmp_path / "imagenet" / synset)
     done = eval_("--task", "zeroshot", "--data", "imagenet")
     assert done.exit_code == 0, done.output
     rows = written(tmp_path)["results"]
     assert [row["language"] for row in rows] == ["en", "en", "ar", "it", "ja", "zh"]
     assert {row["n_classes"] for row in rows} == {3}
+    assert eval_("--task", "zeroshot", "--data", "imagenet", "--langs", "de").exit_code == 0
+    teacher, german = written(tmp_path)["results"]  # Babel-ImageNet has no German for hen
+    assert (teacher["n_classes"], german["language"], german["n_classes"], german["n_images"]) == (3, "de", 2, 32)
 
 
 def test_acc5_of_few_classes_is_null(eval_, colours, tmp_path):
