@@ -189,7 +189,7 @@ def zeroshot_table(
     named = [("teacher's own text, en", teacher)] if teacher else []
     named += [(f"  {name}{'' if name in trained else '  never trained'}", own) for name, own in students.items()]
     for label, found in named:
-        scores = "".join(f"{100 * value:11.1f}" for value in found.scores().values())
+        scores = "".join(f"{'' if np.isnan(value) else f'{100 * value:.1f}':>11}" for value in found.scores().values())
         lines.append(f"{label:26}{scores}{found.classes:11,}{len(found.ranks_N):11,}")
     shared = [f"{name} {own.shared}" for name, own in students.items() if own.shared]
     if shared:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import yaml
 from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
+from mclip_kit.data.leakage import Leak, as_json
 from mclip_kit.evaluate.report import retrieval_rows
 from mclip_kit.evaluate.retrieval import score
+from mclip_kit.files import write_json
 from mclip_kit.recipe import Recipe
 from mclip_kit.schema import parse
+from mclip_kit.towers.model import load
 from mclip_kit.train.build import build_model
 from tests import tiny
 from tests.test_cli import assert_one_line
@@ -206,6 +210,34 @@ def test_wrong_words_end_in_one_line(eval_, squares, colours, tmp_path):
         assert wrong.exit_code == 2
         assert wrong.output.splitlines()[-1] == f"Error: {said}"  # behind a progress bar
     assert not (tmp_path / "out").exists()
+
+
+def test_leaks_of_a_run_are_repeated(folder, squares, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    leak = Leak(f"{squares} train", f"{squares} test", "pictures", 3, 12)
+    write_json(tmp_path / "run" / "leakage.json", as_json([leak]))
+    monkeypatch.chdir(tmp_path)
+    words = ("eval", str(folder), "--langs", "de", "--data", str(squares), "--baseline", "run/model", "--out", "out")
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert f"leak, run/model: {leak.line()}" in done.output
+    assert written(tmp_path)["leakage"] == [{"model": "run/model", **asdict(leak)}]
+
+
+def test_a_model_of_no_numbers_finds_nothing(folder, squares, tmp_path, monkeypatch):
+    model = load(folder)
+    model.projector.requires_grad_(False)
+    for parameter in model.projector.parameters():
+        parameter.fill_(float("nan"))
+    model.save(tmp_path / "nan")
+    monkeypatch.chdir(tmp_path)
+    words = ("eval", "nan", "--langs", "de", "--data", str(squares), "--baseline", "teacher", "--out", "out")
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert "student text: 12 of 12 embeddings are not finite numbers" in done.output
+    (row,) = (row for row in written(tmp_path)["results"] if row["tower"] == "student")
+    assert {value for name, value in row["metrics"].items() if "rank" not in name} == {0}
+    assert all(item["high"] <= 0 for item in written(tmp_path)["comparisons"])
 
 
 def test_pictures_that_cannot_be_read_are_an_error_and_no_score(eval_, squares, tmp_path):
