@@ -153,7 +153,7 @@ def evaluate(
     for language in order if languages == "all" else languages:
         own = spoken == language
         results[str(language)] = scored(str(language), text_QD[own], text_images_Q[own])
-    if teacher_language in set(captions.languages):
+    if teacher_language in set(captions.languages[captions.select(split)]):
         own_rows = captions.select(split, [str(teacher_language)])
         place = {int(image): row for row, image in enumerate(images)}
         known = [row for row in own_rows if int(captions.images[row]) in place]

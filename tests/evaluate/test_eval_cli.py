@@ -240,6 +240,18 @@ def test_a_model_of_no_numbers_finds_nothing(folder, squares, tmp_path, monkeypa
     assert all(item["high"] <= 0 for item in written(tmp_path)["comparisons"])
 
 
+def test_a_split_without_english_has_no_line_of_the_teacher(eval_, squares, tmp_path):
+    shutil.copytree(squares, tmp_path / "data")
+    table = tmp_path / "data" / "captions.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("\ten\ttest\t", "\ten\tvalid\t"), encoding="utf-8")
+    done = eval_("--data", "data")
+    assert done.exit_code == 0, done.output
+    assert [(row["tower"], row["language"]) for row in written(tmp_path)["results"]] == [
+        ("student", "de"),
+        ("student", "fr"),
+    ]
+
+
 def test_pictures_that_cannot_be_read_are_an_error_and_no_score(eval_, squares, tmp_path):
     shutil.copytree(squares, tmp_path / "data")
     (tmp_path / "data" / "images.npy").unlink()
