@@ -58,6 +58,7 @@ DEV = [
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "py3langid>=0.4",
+    "clip-benchmark>=1.6.2,<2",  # the peer that retrieval metrics are tested against
     "peft>=0.17",
     "wandb>=0.19",
     "sentence-transformers[train]>=6",  # the peer of a benchmark
@@ -84,7 +85,8 @@ setup(
         "language": ["py3langid>=0.4"],
         "lora": ["peft>=0.17"],
         "wandb": ["wandb>=0.19"],
+        "eval": ["clip-benchmark>=1.6.2,<2"],
         "dev": DEV,
-    },  # cleaning.language; lora; trackers
+    },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages
     entry_points={"console_scripts": ["mclip-kit = mclip_kit.cli:main"]},
 )

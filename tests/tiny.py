@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.prepare import write
@@ -71,6 +72,17 @@ def declaration() -> Corpus:
 def corpus(folder: Path) -> Path:
     """Write the corpus as a prepared folder."""
     write(content, declaration(), folder)
+    return folder
+
+
+def class_folders(folder: Path) -> Path:
+    """The same pictures as PNG files in a folder a colour."""
+    found = content()
+    assert found.pixels is not None
+    for row, pixels in zip(found.rows, found.pixels, strict=True):
+        path = folder / str(row.image).partition("-")[0] / f"{row.image}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
     return folder
 
 

@@ -1,56 +1,186 @@
 """mclip-kit eval"""
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mclip_kit.cli.common import FOLDER, quiet
-from mclip_kit.errors import DataError
+from mclip_kit.cli.common import FILE, FOLDER, quiet
+from mclip_kit.errors import DataError, RecipeError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user wants to know.
+
+    Attributes:
+        languages: their codes, or `all`.
+        out: the folder of what is written.
+    """
+
+    models: tuple[Path, ...]
+    data: Path
+    split: str
+    languages: list[str] | str
+    protocol: str
+    baselines: tuple[str, ...]
+    classes: Path | None
+    out: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a task found: its parts of results.json, and what it has written besides."""
+
+    results: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
+def _retrieval(asked: Asked) -> Found:
+    """Tables of every model, beside its baselines; retrieval.png of the last model."""
+    from mclip_kit.data.captions import read_captions
+    from mclip_kit.evaluate import picture, report
+    from mclip_kit.evaluate.baselines import baseline
+    from mclip_kit.evaluate.bootstrap import compare
+    from mclip_kit.evaluate.retrieval import evaluate
+    from mclip_kit.features.store import Store
+    from mclip_kit.towers.model import load
+
+    if asked.classes:
+        raise RecipeError("--classes is for --task zeroshot")
+    captions, chosen = read_captions(asked.data), (asked.split, asked.languages)
+    credit = _credits(asked.data)
+    baselines = {name: baseline(name, captions, *chosen, asked.protocol) for name in asked.baselines}
+    rows: list[dict[str, Any]] = []
+    scored, tables, comparisons = [], [], []
+    for name in asked.models:
+        model, store = load(name), Store()
+        results = evaluate(model, captions, *chosen, store=store, protocol=asked.protocol)
+        about = _about(asked, name, model.made_from)
+        scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
+        rows += report.retrieval_rows(results, about, report.STUDENT, model.trained_languages)
+        for against, score in baselines.items():
+            theirs = score(model, store)
+            found = compare(results, theirs)
+            rows += report.retrieval_rows(theirs, about, against, None)
+            comparisons += [{"model": str(name), "baseline": against} | asdict(item) for item in found]
+            tables.append(report.differences(f"{name} against {against}, {asked.split}", results, theirs, found))
+    if len(scored) == 1:
+        title, results, trained = scored[0]
+        click.echo("\n" + report.table(results, trained, f"{title}, {asked.split} of {asked.data}"))
+    else:
+        click.echo("\n" + report.comparison(scored))
+    for table in tables:
+        click.echo("\n" + table)
+    shown = [language for language in results if language != report.TEACHER]
+    pictures = report.picture_rows(model, captions, asked.split, shown, store=store)
+    title = f"What one model finds in {len(shown)} languages"
+    picture.draw(pictures, asked.out / "retrieval.png", title, credit)
+    return Found(report.distinct(rows), comparisons, [asked.out / "retrieval.png"])
+
+
+def _zeroshot(asked: Asked) -> Found:
+    """A table a model."""
+    from mclip_kit.evaluate import classes, report, zeroshot
+    from mclip_kit.towers.model import load
+
+    if asked.baselines or asked.protocol != "any":
+        raise RecipeError("--baseline and --protocol are for --task retrieval")
+    pictures = zeroshot.read_labelled(asked.data, asked.split)
+    known = pictures.classes
+    there = classes.read_file(asked.classes, known) if asked.classes else classes.packaged(known, asked.languages)
+    prompts = classes.chosen(there, asked.languages)
+    rows: list[dict[str, Any]] = []
+    for name in asked.models:
+        model = load(name)
+        teacher, students = zeroshot.evaluate(model, pictures, prompts, there.get(report.ENGLISH))
+        about = _about(asked, name, model.made_from) | {"split": pictures.split}
+        rows += report.zeroshot_rows(teacher, students, about, model.trained_languages)
+        title = f"{name} ({model.made_from}), {pictures.split} of {asked.data}"
+        click.echo("\n" + report.zeroshot_table(title, teacher, students, model.trained_languages))
+    return Found(rows)
+
+
+TASKS: dict[str, Callable[[Asked], Found]] = {"retrieval": _retrieval, "zeroshot": _zeroshot}
 
 
 @click.command("eval")
 @click.argument("models", nargs=-1, required=True, type=FOLDER)
-@click.option("--data", type=FOLDER, default=Path("data/emoji"), show_default=True, help="A prepared folder.")
+@click.option("--task", type=click.Choice(list(TASKS)), default="retrieval", show_default=True)
+@click.option(
+    "--data",
+    type=FOLDER,
+    default=Path("data/emoji"),
+    show_default=True,
+    help="A prepared folder, or one of class folders.",
+)
 @click.option("--split", default="test", show_default=True)
 @click.option("--langs", help="Languages, with commas between.  [default: all]")
-@click.option("--out", type=FOLDER, help="Where results.json and retrieval.png go.  [default: eval/ beside the model]")
-def evaluate(models: tuple[Path, ...], data: Path, split: str, langs: str | None, out: Path | None) -> None:
-    """Score model folders by image-text retrieval in every language, and draw what the last one finds."""
+@click.option(
+    "--protocol",
+    type=click.Choice(["any", "xtd", "mclip"]),
+    default="any",
+    show_default=True,
+    help="Retrieval: how ranks are counted: any, as CLIP does; xtd, one caption a picture; mclip, as its script.",
+)
+@click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    metavar="NAME",
+    help="Retrieval: compare with `teacher`, `translated:FILE` (captions, a tab, their English) or a model folder.",
+)
+@click.option("--classes", type=FILE, help="Zeroshot: a YAML of class names and templates.  [default: ImageNet's]")
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="Where results.json and retrieval.png go.  [default: eval/ or eval_TASK/ beside the model]",
+)
+def evaluate(
+    models: tuple[Path, ...],
+    task: str,
+    data: Path,
+    split: str,
+    langs: str | None,
+    protocol: str,
+    baselines: tuple[str, ...],
+    classes: Path | None,
+    out: Path | None,
+) -> None:
+    """Score model folders in every language: image-text retrieval, which is also drawn, or zero-shot classification."""
     quiet()
     from mclip_kit.data import leakage
-    from mclip_kit.data.captions import read_captions
-    from mclip_kit.evaluate import picture, report
-    from mclip_kit.evaluate.retrieval import evaluate
+    from mclip_kit.data.languages import normal
     from mclip_kit.files import write_json
-    from mclip_kit.towers.model import load
 
-    captions = read_captions(data)
-    credit = _credits(data)
-    languages = [language.strip() for language in langs.split(",")] if langs else "all"
-    folder = out or models[-1].resolve().parent / "eval"
-    written, scored, leaks = {}, [], []
-    for name in models:
-        model = load(name)
-        results = evaluate(model, captions, split, languages)
-        scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
-        found = leakage.read_json(name.resolve().parent / leakage.LEAKAGE)
-        leaks += [(name, leak) for leak in leakage.concerning(found, data, split)]
-        shared = leakage.as_json(leak for of, leak in leaks if of == name)
-        written[str(name)] = report.as_json(results, model.trained_languages, captions, split) | {"leakage": shared}
-    if len(scored) == 1:
-        title, results, trained = scored[0]
-        click.echo("\n" + report.table(results, trained, f"{title}, {split} of {data}"))
-    else:
-        click.echo("\n" + report.comparison(scored))
-    for name, leak in leaks:
-        click.echo(f"leak, {name}: {leak.line()}")
-    write_json(folder / "results.json", written)
-    shown = [language for language in results if language != report.TEACHER]
-    rows = report.picture_rows(model, captions, split, shown)
-    title = f"What one model finds in {len(shown)} languages"
-    picture.draw(rows, folder / "retrieval.png", title, credit)
-    click.echo(f"\nwritten: {folder / 'results.json'}, {folder / 'retrieval.png'}")
+    languages = [normal(language) for language in langs.split(",")] if langs else "all"
+    beside = models[-1].resolve().parent / ("eval" if task == "retrieval" else f"eval_{task}")
+    asked = Asked(models, data, split, languages, protocol, baselines, classes, out or beside)
+    found = TASKS[task](asked)
+    leaks = []
+    for name in (*models, *(Path(other) for other in baselines if (Path(other) / "config.json").is_file())):
+        trained = leakage.read_json(name.resolve().parent / leakage.LEAKAGE)
+        for leak in leakage.concerning(trained, data, split):
+            leaks.append({"model": str(name), **asdict(leak)})
+            click.echo(f"leak, {name}: {leak.line()}")
+    settings = {"data": str(data), "task": task, "split": split, "protocol": protocol}
+    parts = {"results": found.results, "comparisons": found.comparisons, "leakage": leaks}
+    write_json(asked.out / "results.json", settings | parts)
+    click.echo(f"\nwritten: {', '.join(map(str, [asked.out / 'results.json', *found.files]))}")
+
+
+def _about(asked: Asked, model: Path, made_from: str) -> dict[str, Any]:
+    """What results.json says of every score of a model."""
+    return {
+        "dataset": asked.data.resolve().name,
+        "model": str(model),
+        "pretrained": made_from,
+        "split": asked.split,
+    }
 
 
 def _credits(data: Path) -> str:

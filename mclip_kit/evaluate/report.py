@@ -1,38 +1,97 @@
 """Evaluations for people: a table for the terminal, results.json, and the rows of retrieval.png."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mclip_kit.data.captions import Captions
+from mclip_kit.evaluate.bootstrap import RESAMPLES, Difference
 from mclip_kit.evaluate.picture import Row
+from mclip_kit.evaluate.ranks import KS
 from mclip_kit.evaluate.retrieval import Embedder, Retrieval
+from mclip_kit.evaluate.zeroshot import Zeroshot
 from mclip_kit.features.store import Store
 from mclip_kit.towers.model import MultilingualClip
 
 COLUMNS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10", "mean_recall")
 HEADS = ("T2I@1", "@5", "@10", "I2T@1", "@5", "@10", "mean")
-TEACHER = "teacher"
+TEACHER, STUDENT, ENGLISH = "teacher", "student", "en"
+WAYS = {"image": "t2i", "text": "i2t"}  # what is looked for, by which clip-benchmark names a way
+COMPARED = {"image_retrieval_recall@1": "t2i_r1", "text_retrieval_recall@1": "i2t_r1", "mean_recall": "mean_recall"}
 
 Results = dict[str, Retrieval]
 """Language, or `teacher`, -> its ranks."""
+Rows = list[dict[str, Any]]
+"""Entries of results.json."""
 
 
-def as_json(results: Results, trained: Sequence[str], captions: Captions, split: str) -> dict[str, Any]:
-    """Everything that the table shows, and the strata, as plain numbers."""
-    some = next(iter(results.values()))
-    return {
-        "data": str(captions.folder),
-        "split": split,
-        "images": some.gallery,
-        "trained_languages": list(trained),
-        "scores": {name: result.scores() for name, result in results.items()},
-        "strata": {
-            str(stratum): {name: result.scores(str(stratum)) for name, result in results.items()}
-            for stratum in np.unique(some.strata_G)
-        },
-    }
+def retrieval_rows(results: Results, about: dict[str, Any], tower: str, trained: Sequence[str] | None) -> Rows:
+    """A row a language for results.json, in clip-benchmark's names, recalls as fractions.
+
+    There `image_retrieval` is text to image, and `text_retrieval` image to text.
+
+    Args:
+        about: `dataset`, `model`, `pretrained`, `split`.
+        tower: which one encoded the text; the line of the teacher's own says so itself.
+        trained: the student's trained languages; None for a tower of which that is not known.
+    """
+    rows = []
+    for name, result in results.items():
+        own = name == TEACHER
+        strata = np.unique(result.strata_G)
+        rows.append(
+            about
+            | {
+                "task": "zeroshot_retrieval",
+                "language": ENGLISH if own else name,
+                "tower": TEACHER if own else tower,
+                "n_images": result.gallery,
+                "n_captions": result.captions,
+                "trained": None if own or trained is None else name in trained,
+                "metrics": _metrics(result),
+                "strata": {str(part): _metrics(result, str(part)) for part in (strata if len(strata) > 1 else ())},
+            }
+        )
+    return rows
+
+
+def distinct(rows: Rows) -> Rows:
+    """Without the teacher's English where it comes twice, by itself and as a baseline."""
+    return list({(row["model"], row["tower"], row["language"]): row for row in rows}.values())
+
+
+def _metrics(result: Retrieval, stratum: str | None = None) -> dict[str, float | None]:
+    scores = result.scores(stratum)
+    recalls = {f"{way}_retrieval_recall@{k}": scores[f"{short}_r{k}"] / 100 for way, short in WAYS.items() for k in KS}
+    medians = {f"{way}_median_rank": scores[f"{short}_median_rank"] for way, short in WAYS.items()}
+    return plain({**recalls, "mean_recall": scores["mean_recall"] / 100, **medians})
+
+
+def zeroshot_rows(
+    teacher: Zeroshot | None, students: Mapping[str, Zeroshot], about: dict[str, Any], trained: Sequence[str]
+) -> Rows:
+    """A row a language for results.json, as `retrieval_rows`."""
+    named: list[tuple[str, str, bool | None, Zeroshot]] = [(ENGLISH, TEACHER, None, teacher)] if teacher else []
+    named += [(language, STUDENT, language in trained, found) for language, found in students.items()]
+    return [
+        about
+        | {
+            "task": "zeroshot_classification",
+            "language": language,
+            "tower": tower,
+            "n_images": len(found.ranks_N),
+            "n_classes": found.classes,
+            "trained": is_trained,
+            "metrics": plain(found.scores()),
+        }
+        for language, tower, is_trained, found in named
+    ]
+
+
+def plain(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """The same for JSON, which has no NaN: null."""
+    return {name: None if np.isnan(value) else value for name, value in numbers.items()}
 
 
 def mean_scores(results: Results, languages: Sequence[str], stratum: str | None = None) -> dict[str, float]:
@@ -61,8 +120,17 @@ def table(results: Results, trained: Sequence[str], title: str) -> str:
                 _line(f"    {s} ({np.sum(results[group[0]].strata_G == s)})", mean_scores(results, group, str(s)))
                 for s in (strata if len(strata) > 1 else ())
             ]
-    chance = 100 / next(iter(results.values())).gallery
-    return "\n".join([*lines, f"percent; chance @1 is {chance:.2f}"])
+    return "\n".join([*lines, f"percent; {_size(results)}"])
+
+
+def _size(results: Results) -> str:
+    """How many pictures and captions there are, and what chance gives."""
+    some = next(iter(results.values()))
+    pictures = some.gallery
+    counts = sorted({result.captions for result in results.values()})
+    captions = " to ".join(f"{count:,}" for count in (counts if len(counts) == 1 else (counts[0], counts[-1])))
+    chance = f"chance T2I@1 is {100 / pictures:.2f}"
+    return f"{pictures:,} pictures, {captions} captions a language, protocol {some.protocol}; {chance}"
 
 
 def comparison(models: Sequence[tuple[str, Results, Sequence[str]]]) -> str:
@@ -88,7 +156,46 @@ def comparison(models: Sequence[tuple[str, Results, Sequence[str]]]) -> str:
             _cells(results, group, trained, part) for (_, results, trained), group in zip(models, groups, strict=True)
         ]
         lines.append(f"{label:22}{''.join(cells)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"percent; {_size(models[0][1])}"])
+
+
+def differences(title: str, ours: Results, theirs: Results, found: Sequence[Difference]) -> str:
+    """A model beside a baseline, and the difference with its 95% interval, in percent and percentage points."""
+    heads = "".join(f"{head:>6}{'base':>7}{'difference':>12}{'':16}" for head in ("T2I@1", "I2T@1", "mean"))
+    lines = [title, f"{'':10}{heads}".rstrip()]
+    by_place = {(item.language, item.metric): item for item in found}
+    for language in dict.fromkeys(item.language for item in found):
+        shared = [name for name in ours if name in theirs] if language == "mean" else [language]
+        sides = [mean_scores(results, shared) for results in (ours, theirs)]
+        cells = [
+            _difference(sides[0][column], sides[1][column], by_place[language, metric])
+            for metric, column in COMPARED.items()
+        ]
+        lines.append(f"  {language:8}{''.join(cells)}".rstrip())
+    return "\n".join([*lines, f"[95% intervals: {RESAMPLES:,} paired resamples of the pictures with their captions]"])
+
+
+def _difference(ours: float, theirs: float, item: Difference) -> str:
+    interval = f"[{100 * item.low:+.1f}, {100 * item.high:+.1f}]"
+    return f"{ours:6.1f}{theirs:7.1f}{100 * item.difference:+7.1f} {interval:20}"
+
+
+def zeroshot_table(
+    title: str, teacher: Zeroshot | None, students: Mapping[str, Zeroshot], trained: Sequence[str]
+) -> str:
+    """Accuracies in percent: the teacher's English, and every language."""
+    heads = "".join(f"{head:>11}" for head in ("acc1", "acc5", "per class", "classes", "pictures"))
+    lines = [title, f"{'':26}{heads}"]
+    named = [("teacher's own text, en", teacher)] if teacher else []
+    named += [(f"  {name}{'' if name in trained else '  never trained'}", own) for name, own in students.items()]
+    for label, found in named:
+        scores = "".join(f"{'' if np.isnan(value) else f'{100 * value:.1f}':>11}" for value in found.scores().values())
+        lines.append(f"{label:26}{scores}{found.classes:11,}{len(found.ranks_N):11,}")
+    shared = [f"{name} {own.shared}" for name, own in students.items() if own.shared]
+    if shared:
+        lines.append(f"classes that have another's name, and count as missed: {', '.join(shared)}")
+    chance = 100 / max(own.classes for own in students.values())
+    return "\n".join([*lines, f"percent; chance acc1 is {chance:.2f}"])
 
 
 def _cells(results: Results, names: Sequence[str], trained: Sequence[str], stratum: str | None) -> str:
@@ -104,11 +211,17 @@ def _line(label: str, scores: dict[str, float]) -> str:
 
 
 def picture_rows(
-    model: MultilingualClip, captions: Captions, split: str, languages: Sequence[str], top: int = 5, seed: int = 1
+    model: MultilingualClip,
+    captions: Captions,
+    split: str,
+    languages: Sequence[str],
+    top: int = 5,
+    seed: int = 1,
+    store: Store | None = None,
 ) -> list[Row]:
     """One query a language, drawn by the seed and not by success, and the first pictures that the model finds."""
     draw = np.random.default_rng(seed)
-    embed = Embedder(model, Store())
+    embed = Embedder(model, store or Store())
     images = np.unique(captions.images[captions.select(split, languages)])
     image_GD, unreadable_G = embed.images(captions, images)
     images, image_GD = images[~unreadable_G], image_GD[~unreadable_G]

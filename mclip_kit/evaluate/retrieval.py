@@ -1,15 +1,16 @@
 """Image-text retrieval: metrics of arrays, and the evaluation of a model in many languages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from mclip_kit.data.captions import Captions
-from mclip_kit.errors import RecipeError
+from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.evaluate.ranks import both_ranks, median_rank, recall
 from mclip_kit.features.feed import Frozen
 from mclip_kit.features.store import Store
 from mclip_kit.features.table import NoRoom
@@ -17,32 +18,8 @@ from mclip_kit.stage import Stage
 from mclip_kit.towers.mode import evaluating
 from mclip_kit.towers.model import MultilingualClip
 
-KS = (1, 5, 10)
 BATCH = 256
-
-
-def ranks(
-    queries_QD: np.ndarray, gallery_GD: np.ndarray, query_groups_Q: np.ndarray, gallery_groups_G: np.ndarray
-) -> np.ndarray:
-    """Rank of each query's best right answer, 1 is first; int64 (Q,).
-
-    Right is every gallery item of the query's group. A wrong item with an equal score comes before it, so that
-    constant embeddings score chance or worse. The gallery is compared in blocks of queries.
-    """
-    out = np.empty(len(queries_QD), dtype=np.int64)
-    for start in range(0, len(queries_QD), 1024):
-        block = slice(start, start + 1024)
-        scores_BG = queries_QD[block] @ gallery_GD.T
-        right_BG = query_groups_Q[block, None] == gallery_groups_G[None, :]
-        best_B = np.where(right_BG, scores_BG, -np.inf).max(1)
-        nearer_BG = ~(scores_BG < best_B[:, None])  # written so that NaN counts as nearer
-        out[block] = 1 + (nearer_BG & ~right_BG).sum(1)
-    return out
-
-
-def recall(ranks_Q: np.ndarray) -> dict[str, float]:
-    """R@1, R@5 and R@10 in percent."""
-    return {f"r{k}": float((ranks_Q <= k).mean() * 100) for k in KS}
+MEDIAN = "median_rank"
 
 
 @dataclass(frozen=True)
@@ -54,6 +31,8 @@ class Retrieval:
         i2t_G: rank of the right caption of each picture that has one in this language.
         strata_Q, strata_G: label of each caption's picture, and of each of those pictures.
         gallery: number of pictures that a caption is compared with.
+        protocol: how ranks were counted, see `ranks.both_ranks`.
+        groups_Q, groups_G: group of each caption's picture, and of each of those pictures.
     """
 
     t2i_Q: np.ndarray
@@ -61,14 +40,23 @@ class Retrieval:
     strata_Q: np.ndarray
     strata_G: np.ndarray
     gallery: int
+    protocol: str = "any"
+    groups_Q: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    groups_G: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def captions(self) -> int:
+        """Number of captions that a picture is compared with."""
+        return len(self.t2i_Q)
 
     def scores(self, stratum: str | None = None) -> dict[str, float]:
-        """Recalls both ways in percent and their mean; of one stratum's queries, if given."""
+        """Recalls both ways in percent, their mean, and median ranks; of one stratum's queries, if given."""
         kept_Q = slice(None) if stratum is None else self.strata_Q == stratum
         kept_G = slice(None) if stratum is None else self.strata_G == stratum
-        both = {"t2i": recall(self.t2i_Q[kept_Q]), "i2t": recall(self.i2t_G[kept_G])}
-        flat = {f"{way}_{name}": value for way, values in both.items() for name, value in values.items()}
-        return {**flat, "mean_recall": float(np.mean(list(flat.values())))}
+        both = {"t2i": self.t2i_Q[kept_Q], "i2t": self.i2t_G[kept_G]}
+        recalls = {f"{way}_{name}": value for way, ranks in both.items() for name, value in recall(ranks).items()}
+        medians = {f"{way}_{MEDIAN}": median_rank(ranks) for way, ranks in both.items()}
+        return {**recalls, "mean_recall": float(np.mean(list(recalls.values()))), **medians}
 
 
 def score(
@@ -77,6 +65,7 @@ def score(
     image_groups_G: np.ndarray,
     text_images_Q: np.ndarray,
     strata_G: np.ndarray,
+    protocol: str = "any",
 ) -> Retrieval:
     """Both directions.
 
@@ -85,15 +74,33 @@ def score(
         image_groups_G: pictures with the same number are the same answer.
         text_images_Q: the picture of each caption, a row of image_GD.
         strata_G: label of each picture.
+        protocol: `any`: a picture has found its captions if any of them is among the first k (CLIP, Karpathy's split).
+            `xtd`: a picture has one caption, as in XTD10 and its published figures. `mclip`: the official mCLIP
+            script's, which counts wrong pictures and not wrong captions, and so is lenient: see `ranks.both_ranks`.
+    Raises:
+        DataError: there are no pictures or captions, their widths differ, there is no such protocol, or a picture has
+            several captions where `xtd` has one.
     """
+    if protocol == "xtd" and len(text_images_Q):
+        captions_G = np.bincount(text_images_Q)
+        most = int(captions_G.argmax())
+        if captions_G[most] > 1:
+            raise DataError(
+                f"protocol xtd takes one caption a picture and picture {most} has {captions_G[most]}: keep one of "
+                "each, or say protocol any"
+            )
     text_groups_Q = image_groups_G[text_images_Q]
+    t2i_Q, i2t_G = both_ranks(text_QD, image_GD, text_groups_Q, image_groups_G, protocol)
     named_G = np.isin(image_groups_G, text_groups_Q)
     return Retrieval(
-        t2i_Q=ranks(text_QD, image_GD, text_groups_Q, image_groups_G),
-        i2t_G=ranks(image_GD[named_G], text_QD, image_groups_G[named_G], text_groups_Q),
+        t2i_Q=t2i_Q,
+        i2t_G=i2t_G[named_G],
         strata_Q=strata_G[text_images_Q],
         strata_G=strata_G[named_G],
         gallery=len(image_GD),
+        protocol=protocol,
+        groups_Q=text_groups_Q,
+        groups_G=image_groups_G[named_G],
     )
 
 
@@ -104,12 +111,20 @@ def evaluate(
     languages: Sequence[str] | str = "all",
     teacher_language: str | None = "en",
     store: Store | None = None,
+    protocol: str = "any",
+    tower: Literal["student", "teacher"] = "student",
 ) -> dict[str, Retrieval]:
     """Retrieval among a split's pictures, by language; the teacher's own text tower comes as `teacher`.
+
+    Embeddings that are not finite numbers are never found, and how many there are is said.
 
     Args:
         teacher_language: the language of the teacher's line; None leaves it out.
         store: features that are already known and stay valid.
+        protocol: see `score`.
+        tower: which one encodes the captions of `languages`.
+    Raises:
+        DataError: there is no such split, language or protocol, or the protocol does not fit the captions.
     """
     rows = captions.select(split, languages)
     images, text_images_Q = np.unique(captions.images[rows], return_inverse=True)
@@ -123,20 +138,29 @@ def evaluate(
         text_images_Q = (np.cumsum(~unreadable_G) - 1)[text_images_Q]
         images, image_GD = images[~unreadable_G], image_GD[~unreadable_G]
     groups_G, strata_G = captions.groups[images], captions.strata[images]
-    student_QD = embed.student(list(texts))
+    embed.count_odd("image", image_GD)
+
+    def scored(name: str, text_QD: np.ndarray, text_images_Q: np.ndarray) -> Retrieval:
+        try:
+            return score(image_GD, text_QD, groups_G, text_images_Q, strata_G, protocol)
+        except DataError as error:
+            raise DataError(f"{captions.folder}, {split}, {name}: {error}") from None
+
+    text_QD = embed.teacher(list(texts)) if tower == "teacher" else embed.student(list(texts))
+    embed.count_odd(f"{tower} text", text_QD)
     order = [language for language in ("en", *sorted(set(spoken) - {"en"})) if language in set(spoken)]
-    wanted = order if languages == "all" else list(languages)
     results = {}
-    for language in wanted:
+    for language in order if languages == "all" else languages:
         own = spoken == language
-        results[str(language)] = score(image_GD, student_QD[own], groups_G, text_images_Q[own], strata_G)
-    if teacher_language in set(captions.languages):
+        results[str(language)] = scored(str(language), text_QD[own], text_images_Q[own])
+    if teacher_language in set(captions.languages[captions.select(split)]):
         own_rows = captions.select(split, [str(teacher_language)])
         place = {int(image): row for row, image in enumerate(images)}
         known = [row for row in own_rows if int(captions.images[row]) in place]
-        text_images = np.array([place[int(captions.images[row])] for row in known])
+        text_images = np.array([place[int(captions.images[row])] for row in known], np.int64)
         teacher_QD = embed.teacher([str(captions.texts[row]) for row in known])
-        results = {"teacher": score(image_GD, teacher_QD, groups_G, text_images, strata_G), **results}
+        embed.count_odd("teacher text", teacher_QD)
+        results = {"teacher": scored("teacher", teacher_QD, text_images), **results}
     return results
 
 
@@ -147,6 +171,12 @@ class Embedder:
         self._model = model
         self._frozen = Frozen(model, store)
         self.say = store.say
+
+    def count_odd(self, tower: str, embedding_ND: np.ndarray) -> None:
+        """Say how many embeddings of a tower are not finite numbers, if any."""
+        odd = int((~np.isfinite(embedding_ND).all(1)).sum())
+        if odd:
+            self.say(f"{tower}: {odd} of {len(embedding_ND)} embeddings are not finite numbers; they are never found")
 
     def images(self, captions: Captions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Image embeddings, float32 (N, D), and which pictures could not be read, bool (N,)."""
@@ -180,16 +210,21 @@ class Embedder:
 
 
 def summary(results: dict[str, Retrieval]) -> dict[str, float]:
-    """Flat numbers for a log: the teacher's line, the mean over languages, each language's T2I R@1."""
-    students = {language: result.scores() for language, result in results.items() if language != "teacher"}
-    flat = {f"{language}_t2i_r1": scores["t2i_r1"] for language, scores in students.items()}
-    names = next(iter(students.values()), {})
-    means = {f"mean_{name}": float(np.mean([scores[name] for scores in students.values()])) for name in names}
-    teacher = {f"teacher_{k}": v for k, v in results["teacher"].scores().items()} if "teacher" in results else {}
-    return {**means, **teacher, **flat}
+    """Flat recalls for a log: the teacher's, the mean over languages, each language's T2I R@1."""
+    recalls = {name: {k: v for k, v in result.scores().items() if MEDIAN not in k} for name, result in results.items()}
+    teacher = {f"teacher_{name}": value for name, value in recalls.pop("teacher", {}).items()}
+    names = next(iter(recalls.values()), {})
+    means = {f"mean_{name}": float(np.mean([own[name] for own in recalls.values()])) for name in names}
+    return {**means, **teacher, **{f"{language}_t2i_r1": own["t2i_r1"] for language, own in recalls.items()}}
 
 
-def evaluator(captions: Captions, split: str, languages: Sequence[str] | str, metric: str | None = None) -> Any:
+def evaluator(
+    captions: Captions,
+    split: str,
+    languages: Sequence[str] | str,
+    metric: str | None = None,
+    protocol: str = "any",
+) -> Any:
     """What a run calls while training: (model, store, stage) -> numbers for the log.
 
     `score` is the metric, or what the stage is about: the student's mean T2I R@1 if it trains the student, else the
@@ -200,7 +235,7 @@ def evaluator(captions: Captions, split: str, languages: Sequence[str] | str, me
     """
 
     def score_stage(model: MultilingualClip, store: Store, stage: Stage) -> dict[str, float]:
-        values = summary(evaluate(model, captions, split, languages, store=store))
+        values = summary(evaluate(model, captions, split, languages, store=store, protocol=protocol))
         student = any("student_text" in edge for edge in stage.edges)
         name = metric or ("mean_t2i_r1" if student else "teacher_t2i_r1")
         name = name if name in values else f"mean_{name}"

@@ -1,14 +1,18 @@
 """Retrieval metrics against slow loops, with ties, several captions a picture and pictures that look the same."""
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mclip_kit.data.captions import read_captions
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.retrieval import Retrieval, evaluate, evaluator, ranks, recall, score, summary
+from mclip_kit.evaluate.ranks import ranks, recall
+from mclip_kit.evaluate.retrieval import Retrieval, evaluate, evaluator, score, summary
 from mclip_kit.features.store import Store
 from mclip_kit.recipe import Recipe
 from mclip_kit.schema import parse
@@ -101,7 +105,7 @@ def test_recall_is_the_share_of_ranks_up_to_k_in_percent():
 def test_scores_are_recalls_of_both_ways_and_their_mean():
     found = Retrieval(np.array([1, 2, 6, 11]), np.array([1, 1]), np.full(4, "a"), np.full(2, "a"), 2).scores()
     t2i, i2t = {"t2i_r1": 25.0, "t2i_r5": 50.0, "t2i_r10": 75.0}, {"i2t_r1": 100.0, "i2t_r5": 100.0, "i2t_r10": 100.0}
-    assert found == {**t2i, **i2t, "mean_recall": 75.0}
+    assert found == {**t2i, **i2t, "mean_recall": 75.0, "t2i_median_rank": 4.0, "i2t_median_rank": 1.0}
 
 
 def test_a_picture_without_a_caption_in_the_language_is_a_wrong_answer_but_no_question():
@@ -177,3 +181,25 @@ def test_a_stage_is_judged_by_what_it_trains(model, squares, stage, name):
     stages = parse(tiny.recipe(squares), Recipe, "tiny").stages
     values = evaluator(read_captions(squares), "valid", "all")(model, Store(), stages[stage])
     assert values["score"] == values[name]
+
+
+def test_a_model_is_scored_by_the_protocol_that_is_asked_for(model, squares):
+    captions = read_captions(squares)
+    found = evaluate(model, captions, "valid", ["de"], protocol="xtd")
+    assert {result.protocol for result in found.values()} == {"xtd"}
+    any_caption = evaluate(model, captions, "valid", ["de"])  # one caption a picture: the same figures
+    assert found["de"].scores() == any_caption["de"].scores()
+    assert found["de"].captions == found["de"].gallery == 12
+    several = replace(captions, languages=np.full_like(captions.languages, "en"))
+    with pytest.raises(DataError, match=r"valid, en: protocol xtd takes one caption a picture"):
+        evaluate(model, several, "valid", ["en"], protocol="xtd")
+
+
+def test_embeddings_that_are_no_numbers_are_counted_by_tower_and_never_found(model, squares):
+    broken, said = deepcopy(model), list[str]()
+    with torch.no_grad():
+        broken.projector.head[-1].weight.fill_(torch.inf)
+    results = evaluate(broken, read_captions(squares), "valid", ["en", "fr"], store=Store(say=said.append))
+    assert "student text: 24 of 24 embeddings are not finite numbers; they are never found" in said
+    assert all(results[language].scores()["mean_recall"] == 0 for language in ("en", "fr"))
+    assert not any(line.startswith(("image:", "teacher")) for line in said)

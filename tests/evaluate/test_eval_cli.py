@@ -1,0 +1,264 @@
+"""mclip-kit eval as a user types it: tables, results.json, and wrong inputs in one line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from mclip_kit.cli import cli
+from mclip_kit.data.leakage import Leak, as_json
+from mclip_kit.evaluate.report import retrieval_rows
+from mclip_kit.evaluate.retrieval import score
+from mclip_kit.files import write_json
+from mclip_kit.recipe import Recipe
+from mclip_kit.schema import parse
+from mclip_kit.towers.model import load
+from mclip_kit.train.build import build_model
+from tests import tiny
+from tests.test_cli import assert_one_line
+
+Eval = Callable[..., Result]
+METRICS = {
+    *(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)),
+    *("mean_recall", "image_median_rank", "text_median_rank"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of random towers, trained on German if one believes it."""
+    model = build_model(parse(tiny.recipe(squares), Recipe, "tiny"))
+    model.trained_languages, model.made_from = ["de"], "a tiny encoder"
+    folder = tmp_path_factory.mktemp("run") / "model"
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture
+def eval_(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Eval:
+    """Type the command in an empty folder; results go to `out`."""
+    monkeypatch.chdir(tmp_path)
+    words = ["eval", str(folder), "--out", "out"]
+    return lambda *more: CliRunner().invoke(cli, [*words, *(str(word) for word in more)])
+
+
+def written(tmp_path: Path) -> dict[str, Any]:
+    text = (tmp_path / "out" / "results.json").read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_results_are_in_clip_benchmarks_names(eval_, squares, folder, tmp_path):
+    done = eval_("--data", squares, "--langs", "de,fr")
+    assert done.exit_code == 0, done.output
+    found = written(tmp_path)
+    assert {key: found[key] for key in ("data", "task", "split", "protocol", "comparisons", "leakage")} == {
+        "data": str(squares),
+        "task": "retrieval",
+        "split": "test",
+        "protocol": "any",
+        "comparisons": [],
+        "leakage": [],
+    }
+    teacher, german, french = found["results"]
+    assert (teacher["tower"], teacher["language"], teacher["trained"]) == ("teacher", "en", None)
+    assert (german["tower"], german["language"], german["trained"]) == ("student", "de", True)
+    assert (french["language"], french["trained"]) == ("fr", False)
+    about = {"dataset": "data", "model": str(folder), "pretrained": "a tiny encoder", "task": "zeroshot_retrieval"}
+    assert german | about | {"split": "test", "n_images": 12, "n_captions": 12} == german
+    assert set(german["metrics"]) == METRICS
+    assert all(0 <= german["metrics"][name] <= 1 for name in METRICS if "rank" not in name)
+    assert german["metrics"]["mean_recall"] == pytest.approx(
+        np.mean([german["metrics"][name] for name in METRICS if "recall@" in name])
+    )
+    assert "12 pictures, 12 captions a language, protocol any; chance T2I@1 is 8.33" in done.output
+
+
+def test_image_retrieval_is_text_to_image_as_in_clip_benchmark():
+    """Three captions a picture, so that the two ways differ."""
+    theirs = pytest.importorskip(
+        "clip_benchmark.metrics.zeroshot_retrieval", reason="clip-benchmark comes with the extra `dev` only"
+    )
+    draw = np.random.default_rng(0)
+    images_GD, of_Q = draw.normal(size=(20, 6)).astype(np.float32), np.arange(60) % 20
+    texts_QD = (images_GD[of_Q] + draw.normal(size=(60, 6)) * 1.2).astype(np.float32)
+    images_GD, texts_QD = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images_GD, texts_QD))
+    groups_G, strata_G = np.arange(20), np.full(20, "all")
+    (row,) = retrieval_rows({"de": score(images_GD, texts_QD, groups_G, of_Q, strata_G)}, {}, "student", [])
+
+    class Given(torch.nn.Module):
+        encode_image = encode_text = staticmethod(lambda inputs: inputs)
+
+    captions = [[texts_QD[q] for q in np.flatnonzero(of_Q == image)] for image in range(20)]
+    tokenize = lambda texts: torch.from_numpy(np.stack(texts))  # noqa: E731
+    batches = [(torch.from_numpy(images_GD), captions)]
+    expected = theirs.evaluate(Given(), batches, tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    assert {name: row["metrics"][name] for name in expected} == pytest.approx(expected)
+    assert expected["image_retrieval_recall@1"] != expected["text_retrieval_recall@1"]
+
+
+def test_baselines_stand_beside_the_model_with_intervals(eval_, squares, folder, tmp_path):
+    lines = (squares / "captions.tsv").read_text(encoding="utf-8").splitlines()
+    german = [line.split("\t")[3] for line in lines if "\tde\ttest\t" in line]
+    (tmp_path / "de.tsv").write_text("".join(f"{text}\ta square\n" for text in german), encoding="utf-8")
+    names = ["teacher", "translated:de.tsv", str(folder)]
+    done = eval_("--data", squares, "--langs", "en,de", *(word for name in names for word in ("--baseline", name)))
+    assert done.exit_code == 0, done.output
+    assert all(f"against {name}, test" in done.output for name in names)
+    found = written(tmp_path)
+    towers = [(row["tower"], row["language"]) for row in found["results"]]
+    assert sorted(towers) == sorted((tower, code) for tower in ("student", *names) for code in ("en", "de"))
+    places = {(item["baseline"], item["language"], item["metric"]): item for item in found["comparisons"]}
+    compared = ("image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall")
+    assert len(places) == len(names) * len(("en", "de", "mean")) * len(compared)
+    rows = {(row["tower"], row["language"]): row["metrics"] for row in found["results"]}
+    for (name, code, metric), item in places.items():
+        assert item["model"] == str(folder)
+        assert item["low"] <= item["difference"] <= item["high"]
+        if code != "mean":
+            difference = rows["student", code][metric] - rows[name, code][metric]
+            assert item["difference"] == pytest.approx(difference)
+            assert f"{100 * difference:+.1f} [{100 * item['low']:+.1f}, {100 * item['high']:+.1f}]" in done.output
+        if name == str(folder):
+            assert (item["low"], item["difference"], item["high"]) == (0, 0, 0)
+    same = rows["translated:de.tsv", "de"]  # every caption the same: no better than chance
+    assert same["image_retrieval_recall@1"] <= 1 / 12
+    assert same["text_retrieval_recall@1"] == 0
+
+
+def test_zero_shot_classification_of_class_folders(eval_, colours, tmp_path):
+    names = {language: dict(zip(tiny.COLOURS, words, strict=True)) for language, words in _colour_names().items()}
+    tree = {code: {"classnames": own, "templates": ["{c} square", "a {c} square"]} for code, own in names.items()}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    done = eval_("--task", "zeroshot", "--data", colours, "--classes", "own.yaml")
+    assert done.exit_code == 0, done.output
+    found = written(tmp_path)
+    assert (found["task"], found["comparisons"]) == ("zeroshot", [])
+    rows = {(row["tower"], row["language"]): row for row in found["results"]}
+    assert list(rows) == [("teacher", "en"), ("student", "en"), ("student", "de")]
+    row = rows["student", "de"]
+    about = {"dataset": "colours", "task": "zeroshot_classification", "n_images": 96, "n_classes": 6, "trained": True}
+    assert row | about == row
+    assert set(row["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
+    assert "chance acc1 is 16.67" in done.output
+    few = eval_("--task", "zeroshot", "--data", colours, "--classes", "own.yaml", "--langs", "de")
+    assert few.exit_code == 0, few.output
+    assert [(row["tower"], row["language"]) for row in written(tmp_path)["results"]] == [
+        ("teacher", "en"),
+        ("student", "de"),
+    ]
+
+
+def _colour_names() -> dict[str, list[str]]:
+    return {"en": list(tiny.COLOURS), "de": [names[1] for names in tiny.COLOURS.values()]}
+
+
+def test_classes_of_one_name_are_said_and_missed(eval_, colours, tmp_path):
+    for name in ("red", "blue"):
+        shutil.copytree(colours / name, tmp_path / "two" / name)
+    (tmp_path / "own.yaml").write_text("de: {classnames: [blau, blau], templates: ['{c}']}", encoding="utf-8")
+    done = eval_("--task", "zeroshot", "--data", "two", "--classes", "own.yaml")
+    assert "classes that have another's name, and count as missed: de 2" in done.output
+    assert written(tmp_path)["results"][0]["metrics"]["acc1"] == 0
+
+
+def test_synsets_take_imagenets_names_in_five_languages(eval_, colours, tmp_path):
+    pytest.importorskip("clip_benchmark", reason="clip-benchmark comes with the extras `eval` and `dev` only")
+    for name, synset in {"red": "n01440764", "blue": "n01443537", "grey": "n01514859"}.items():
+        shutil.copytree(colours / name, tmp_path / "imagenet" / synset)
+    done = eval_("--task", "zeroshot", "--data", "imagenet")
+    assert done.exit_code == 0, done.output
+    rows = written(tmp_path)["results"]
+    assert [row["language"] for row in rows] == ["en", "en", "ar", "it", "ja", "zh"]
+    assert {row["n_classes"] for row in rows} == {3}
+    assert eval_("--task", "zeroshot", "--data", "imagenet", "--langs", "de").exit_code == 0
+    teacher, german = written(tmp_path)["results"]  # Babel-ImageNet has no German for hen
+    assert (teacher["n_classes"], german["language"], german["n_classes"], german["n_images"]) == (3, "de", 2, 32)
+
+
+def test_acc5_of_few_classes_is_null(eval_, colours, tmp_path):
+    for name in ("red", "blue"):
+        shutil.copytree(colours / name, tmp_path / "two" / name)
+    (tmp_path / "own.yaml").write_text("de: {classnames: [blau, rot], templates: ['{c}']}", encoding="utf-8")
+    done = eval_("--task", "zeroshot", "--data", "two", "--classes", "own.yaml")
+    assert done.exit_code == 0, done.output
+    assert written(tmp_path)["results"][0]["metrics"]["acc5"] is None
+
+
+def test_wrong_words_end_in_one_line(eval_, squares, colours, tmp_path):
+    assert_one_line(eval_("--data", squares, "--baseline", "techer"), "techer", "translated:FILE")
+    (tmp_path / "few.tsv").write_text("Quadrat\tsquare\n", encoding="utf-8")
+    missing = eval_("--data", squares, "--langs", "de", "--baseline", "translated:few.tsv")
+    assert_one_line(missing, "few.tsv: no English for 'Quadrat", "captions.tsv line")
+    assert_one_line(eval_("--data", squares, "--classes", "own.yaml"), "--classes is for --task zeroshot")
+    assert_one_line(eval_("--data", squares, "--langs", "ja"), "no test captions in ja")
+    zeroshot = ("--task", "zeroshot", "--data", colours)
+    assert_one_line(eval_(*zeroshot, "--baseline", "teacher"), "--baseline", "--task retrieval")
+    (tmp_path / "own.yaml").write_text("de: {classnames: [blau], templates: ['{c}']}", encoding="utf-8")
+    for words, said in (
+        ([], "class 'black' is no synset of ImageNet's; name the classes with --classes FILE.yaml"),
+        (["--classes", "own.yaml"], "own.yaml: de: classnames has 1 names, the data 6 classes"),
+    ):
+        wrong = eval_(*zeroshot, *words)
+        assert wrong.exit_code == 2
+        assert wrong.output.splitlines()[-1] == f"Error: {said}"  # behind a progress bar
+    assert not (tmp_path / "out").exists()
+
+
+def test_leaks_of_a_run_are_repeated(folder, squares, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    leak = Leak(f"{squares} train", f"{squares} test", "pictures", 3, 12)
+    write_json(tmp_path / "run" / "leakage.json", as_json([leak]))
+    monkeypatch.chdir(tmp_path)
+    words = ("eval", str(folder), "--langs", "de", "--data", str(squares), "--baseline", "run/model", "--out", "out")
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert f"leak, run/model: {leak.line()}" in done.output
+    assert written(tmp_path)["leakage"] == [{"model": "run/model", **asdict(leak)}]
+
+
+def test_a_model_of_no_numbers_finds_nothing(folder, squares, tmp_path, monkeypatch):
+    model = load(folder)
+    model.projector.requires_grad_(False)
+    for parameter in model.projector.parameters():
+        parameter.fill_(float("nan"))
+    model.save(tmp_path / "nan")
+    monkeypatch.chdir(tmp_path)
+    words = ("eval", "nan", "--langs", "de", "--data", str(squares), "--baseline", "teacher", "--out", "out")
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert "student text: 12 of 12 embeddings are not finite numbers" in done.output
+    (row,) = (row for row in written(tmp_path)["results"] if row["tower"] == "student")
+    assert {value for name, value in row["metrics"].items() if "rank" not in name} == {0}
+    assert all(item["high"] <= 0 for item in written(tmp_path)["comparisons"])
+
+
+def test_a_split_without_english_has_no_line_of_the_teacher(eval_, squares, tmp_path):
+    shutil.copytree(squares, tmp_path / "data")
+    table = tmp_path / "data" / "captions.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("\ten\ttest\t", "\ten\tvalid\t"), encoding="utf-8")
+    done = eval_("--data", "data")
+    assert done.exit_code == 0, done.output
+    assert [(row["tower"], row["language"]) for row in written(tmp_path)["results"]] == [
+        ("student", "de"),
+        ("student", "fr"),
+    ]
+
+
+def test_pictures_that_cannot_be_read_are_an_error_and_no_score(eval_, squares, tmp_path):
+    shutil.copytree(squares, tmp_path / "data")
+    (tmp_path / "data" / "images.npy").unlink()
+    names = (tmp_path / "data" / "images.tsv").read_text(encoding="utf-8").splitlines()
+    rows = ["\t".join(("image", "group", "stratum", "file")), *(f"{line}\tnone.png" for line in names[1:])]
+    (tmp_path / "data" / "images.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    done = eval_("--data", "data", "--langs", "de")
+    assert done.exit_code == 2
+    assert "Error: data, test, de: there is nothing to rank" in done.output
+    assert "Traceback" not in done.output
