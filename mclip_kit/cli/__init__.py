@@ -1,4 +1,4 @@
-"""The command line: prepare | extract | train | eval | import | cache | recipes | doctor.
+"""The command line: prepare | extract | train | eval | import | export | cache | recipes | doctor.
 
 Wiring only; heavy imports live inside commands.
 """
@@ -9,7 +9,7 @@ from mclip_kit import __version__
 from mclip_kit.cli.about import doctor, recipes
 from mclip_kit.cli.cache import cache
 from mclip_kit.cli.common import Commands
-from mclip_kit.cli.convert import import_
+from mclip_kit.cli.convert import export, import_
 from mclip_kit.cli.evaluate import evaluate
 from mclip_kit.cli.prepare import prepare
 from mclip_kit.cli.train import extract, train
@@ -21,7 +21,7 @@ def cli() -> None:
     """Give an existing CLIP many languages, cheaply."""
 
 
-for command in (prepare, extract, train, evaluate, import_, cache, recipes, doctor):
+for command in (prepare, extract, train, evaluate, import_, export, cache, recipes, doctor):
     cli.add_command(command)
 
 

@@ -1,6 +1,7 @@
-"""mclip-kit import"""
+"""mclip-kit import, mclip-kit export"""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -41,3 +42,37 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     if imported.temperature:
         click.echo(f"learned temperature of image-student_text: {imported.temperature:.4f}")
     click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  start: {out}")
+
+
+@click.group("export")
+def export() -> None:
+    """Turn model folders into what other programs load."""
+
+
+@export.command("open-clip")
+@click.argument("model", type=FOLDER)
+@click.option("--out", type=FOLDER, default=Path("models/open_clip"), show_default=True)
+@click.option(
+    "--tower",
+    type=click.Choice(["student", "teacher"]),
+    default="student",
+    show_default=True,
+    help="The text tower: the multilingual student, or the CLIP's own.",
+)
+@click.option(
+    "--context", type=click.IntRange(min=3), default=77, show_default=True, help="Tokens of a student's text."
+)
+def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"], context: int) -> None:
+    """A folder that open_clip loads, its embeddings compared with the model's."""
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    quiet()
+    from mclip_kit.interop.open_clip import export_open_clip
+    from mclip_kit.towers.model import load
+
+    export_open_clip(load(model), out, tower, context)
+    click.echo(f"{out}: open_clip.create_model_and_transforms('local-dir:{out}') gives the model's embeddings")
+    if tower == "student":
+        click.echo(
+            f"keep it there: its text tower's config is named by the full path, in {out / 'open_clip_config.json'}"
+        )
