@@ -112,7 +112,7 @@ def _student(model: MultilingualClip, context: int) -> tuple[State, dict[str, An
     if how not in POOLERS:
         raise CheckpointError(_cannot("pools the first token or the mean", f"pool: {how}"))
     layers = _Layers(model)
-    stages = _stages(layers, model.projector.head, how)
+    stages = _stages(layers, model.projector.head, how, _variance(model))
     steady_H, shift_H = layers.steady() if any(bias.any() for _, bias in stages) else torch.zeros(2, layers.width)
     maps, kind = _without_biases(stages, steady_H.double(), shift_H.double(), (layers.width + model.width) // 2)
     proj = {f"proj.{name}": weight.float() for name, weight in maps.items()}
@@ -180,25 +180,19 @@ class _Layers:
         """What the last layer's weights begin with."""
         return f"encoder.layer.{self.config.num_hidden_layers - 1}."
 
-    def norm(self) -> tuple[Tensor, Tensor]:
-        """Weight (H,) and bias (H,) of the LayerNorm that everything comes out of, float64."""
-        weight_H, bias_H = (self.state[f"{self.last}output.LayerNorm.{name}"].double() for name in ("weight", "bias"))
-        return weight_H, bias_H
-
     def add(self, layer: State) -> None:
         """One more layer behind the last."""
         self.config.num_hidden_layers += 1
         self.state |= {self.last + name: tensor for name, tensor in layer.items()}
 
-    def layer_norm(self, module: nn.LayerNorm) -> None:
+    def layer_norm(self, module: nn.LayerNorm, variance: float) -> None:
         """Put a LayerNorm over each token behind the last layer.
 
         A layer is LN2(LN1(x + attention) + feed-forward), and with zeros for weights LN2(LN1(x)). The second undoes the
         scale of the first, all but its epsilon: the variance v becomes v + e (v + e) / s^2 where LN1's weight is s, and
-        should become v + the module's own epsilon.
+        should become v + the module's own epsilon, as it does where v is the usual variance.
         """
-        weight_H, bias_H = self.norm()
-        variance, e = float((weight_H**2).mean() + bias_H.var()), self.config.layer_norm_eps
+        e = self.config.layer_norm_eps
         layer = {
             name.removeprefix(self.last): torch.zeros_like(tensor)
             for name, tensor in self.state.items()
@@ -218,7 +212,7 @@ class _Layers:
         Returns:
             u (H,) with u . state = 1, also for a mean of states, and what was added to each of them (H,).
         """
-        weight_H, bias_H = self.norm()
+        weight_H, bias_H = (self.state[f"{self.last}output.LayerNorm.{name}"].double() for name in ("weight", "bias"))
         across_H = 1 / torch.where(weight_H == 0, 1e-30, weight_H)
         across_H /= across_H.norm()
         moved_H = bias_H + across_H * torch.copysign(weight_H.norm(), across_H @ bias_H)
@@ -227,13 +221,20 @@ class _Layers:
         return across_H / (across_H @ moved_H), moved_H - bias_H
 
 
-def _stages(layers: _Layers, head: nn.Module, how: str) -> list[tuple[Tensor, Tensor]]:
+def _variance(model: MultilingualClip) -> float:
+    """Of the numbers of a first token's state, as texts usually have it."""
+    with evaluating(model.encoder):
+        states_NH = model.encoder(*model.encoder.pad(model.student_tokens(SAMPLES)))[:, 0]
+    return float(states_NH.double().var(1, correction=0).mean())
+
+
+def _stages(layers: _Layers, head: nn.Module, how: str, variance: float) -> list[tuple[Tensor, Tensor]]:
     """The maps of a head, weight and bias in float64, with a GELU between any two; a LayerNorm becomes a layer."""
     modules = list(head) if isinstance(head, nn.Sequential) else [head]
     if isinstance(modules[0], nn.LayerNorm):
         if how != "cls":
             raise CheckpointError(_cannot("has no LayerNorm behind its pool", f"altclip with pool: {how}, only cls"))
-        layers.layer_norm(modules.pop(0))  # type: ignore[arg-type]
+        layers.layer_norm(modules.pop(0), variance)  # type: ignore[arg-type]
     stages, fresh = list[tuple[Tensor, Tensor]](), True
     for module in modules:
         if isinstance(module, nn.GELU):

@@ -133,7 +133,7 @@ def test_a_head_that_open_clip_has_no_form_for_is_named_and_nothing_is_written(s
 def test_embeddings_that_would_differ_are_not_exported(squares, tmp_path):
     model = build(squares, {"kind": "transformer", "pool": "mean"}, "none", 24, tiny.TEACHER)
     model.encoder.config.hidden_act = "relu"  # the config's layers are the projector's too, which are GELU's
-    with pytest.raises(CheckpointError, match="text embeddings would be .* from the model's; not exported"):
+    with pytest.raises(CheckpointError, match=r"text embeddings would be .* from the model's; not exported"):
         export_open_clip(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
