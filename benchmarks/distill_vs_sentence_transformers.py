@@ -33,10 +33,9 @@ from side_by_side import alternate, last_line, ratio, seconds, spread
 from transformers import TrainerCallback
 
 from mclip_kit.recipe import Recipe
-from mclip_kit.train.build import edge_losses
+from mclip_kit.train.build import build_objective
 from mclip_kit.train.loop import train
 from mclip_kit.train.run import Run
-from mclip_kit.triangle import Triangle
 
 GOAL = 1.5
 PAIRS, MAX_TOKENS, LR = 64, 77, 2e-5
@@ -78,8 +77,8 @@ def recipe(bitext: Path, small: bool) -> Recipe:
 def our_steps(mine: Run) -> Iterator[Any]:
     """Our training, a step at a time."""
     stage = mine.recipe.stages[0]
-    triangle = Triangle(mine.model, edge_losses(stage), mine.trained[0])
-    return train(mine.accelerator, mine._loop(0, triangle), 0)
+    objective = build_objective(stage, mine.model, mine.trained[0])
+    return train(mine.accelerator, mine.loop(0, objective), 0)
 
 
 class Ends(TrainerCallback):  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """mclip-kit import | export"""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -45,7 +46,7 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
 
 @click.group("export")
 def export() -> None:
-    """Write models as others load them."""
+    """Turn model folders into what other programs load."""
 
 
 @export.command("fairseq")
@@ -58,6 +59,33 @@ def export_fairseq(encoder: Path, out: Path) -> None:
     from mclip_kit.towers.xlmr import encoder_within
 
     write_folder(encoder_within(encoder), out)
-    click.echo(
-        f"{out}: name it in a recipe as  encoder: fairseq:{out}; fairseq: XLMRModel.from_pretrained({str(out)!r})"
-    )
+    click.echo(f"{out}: fairseq reads it by XLMRModel.from_pretrained; recipes name it as  encoder: fairseq:{out}")
+
+
+@export.command("open-clip")
+@click.argument("model", type=FOLDER)
+@click.option("--out", type=FOLDER, default=Path("models/open_clip"), show_default=True)
+@click.option(
+    "--tower",
+    type=click.Choice(["student", "teacher"]),
+    default="student",
+    show_default=True,
+    help="The text tower: the multilingual student, or the CLIP's own.",
+)
+@click.option(
+    "--context", type=click.IntRange(min=3), default=77, show_default=True, help="Tokens of a student's text."
+)
+def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"], context: int) -> None:
+    """A folder that open_clip loads, its embeddings compared with the model's."""
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    quiet()
+    from mclip_kit.interop.open_clip import export_open_clip
+    from mclip_kit.towers.model import load
+
+    export_open_clip(load(model), out, tower, context)
+    click.echo(f"{out}: open_clip.create_model_and_transforms('local-dir:{out}') gives the model's embeddings")
+    if tower == "student":
+        click.echo(
+            f"keep it there: its text tower's config is named by the full path, in {out / 'open_clip_config.json'}"
+        )

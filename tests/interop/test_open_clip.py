@@ -1,0 +1,230 @@
+"""What is exported is loaded by open_clip's own functions, and scored by clip-benchmark's own command."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import Tensor
+
+from mclip_kit.cli import cli
+from mclip_kit.data.captions import read_captions
+from mclip_kit.data.tokenizer import XlmrTokenizer
+from mclip_kit.errors import CheckpointError
+from mclip_kit.evaluate.retrieval import score
+from mclip_kit.interop.open_clip import export_open_clip
+from mclip_kit.towers.clip import build_clip
+from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.towers.xlmr import new_encoder
+from tests import tiny
+
+TEXTS = ["red square left, shade 3", "Quadrat grün links, Ton 1", "carré bleu haut", "red"]
+RESNET = {**tiny.TEACHER, "vision_cfg": {"image_size": 32, "patch_size": None, "width": 8, "layers": [1, 1, 1, 1]}}
+TEXT_BIAS = {**tiny.TEACHER, "text_cfg": {**tiny.TEACHER["text_cfg"], "proj_bias": True}}
+NO_MAP = {**tiny.TEACHER, "text_cfg": {**tiny.TEACHER["text_cfg"], "proj_type": "none"}}
+
+
+def build(data: Path, projector: dict[str, Any], clip_projector: str, width: int, teacher: Any) -> MultilingualClip:
+    """A model of tiny towers in which every bias, norm and running statistic is something."""
+    torch.manual_seed(0)
+    encoder = new_encoder(1, width, 2, 32, 0.1, 32, XlmrTokenizer(data / "bitext"))
+    model = MultilingualClip(build_clip(teacher), encoder, projector, clip_projector).eval()
+    with torch.no_grad():
+        for weight in (w for w in model.parameters() if w.dim() == 1):
+            weight.add_(0.3 * torch.randn_like(weight))
+        for name, statistic in model.named_buffers():
+            if "running" in name:
+                statistic.uniform_(0.3, 3)
+    return model
+
+
+def strangers(folder: Path, texts: list[str] = TEXTS) -> tuple[Tensor, Tensor]:
+    """Text and image embeddings as anyone computes them who has open_clip and the folder."""
+    loaded, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    loaded.eval()
+    with torch.no_grad():
+        pixels = torch.stack([transform(picture) for picture in pictures()])
+        text_ND = loaded.encode_text(tokenizer(texts), normalize=True)
+        return text_ND, loaded.encode_image(pixels, normalize=True)
+
+
+def pictures() -> list[Image.Image]:
+    draw = np.random.default_rng(5)
+    return [Image.fromarray(draw.integers(0, 256, (20, 30, 3), np.uint8)) for _ in range(3)]
+
+
+STUDENTS: list[tuple[dict[str, Any], str, int]] = [
+    ({"kind": "linear", "pool": "mean"}, "none", 12),  # fewer states than embeddings
+    ({"kind": "linear", "pool": "cls"}, "none", 24),
+    ({"kind": "linear", "pool": "mean", "noise": 0.1}, "linear", 24),
+    ({"kind": "mlp", "pool": "mean", "hidden": 13}, "none", 12),  # as many units as fit beside the bias
+    ({"kind": "altclip", "pool": "cls"}, "none", 24),
+    ({"kind": "altclip", "pool": "cls"}, "linear", 12),
+    ({"kind": "transformer", "pool": "mean", "layers": 2}, "linear", 24),
+    ({"kind": "transformer", "pool": "cls", "layers": 1}, "none", 24),
+]
+
+
+@pytest.mark.parametrize(("projector", "clip_projector", "width"), STUDENTS)
+def test_open_clip_gives_the_students_embeddings(squares, tmp_path, projector, clip_projector, width):
+    model = build(squares, projector, clip_projector, width, tiny.TEACHER)
+    export_open_clip(model, tmp_path / "out")
+    text_ND, image_ND = strangers(tmp_path / "out")
+    torch.testing.assert_close(text_ND, model.encode_text(TEXTS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(image_ND, model.encode_image(pictures()), atol=1e-5, rtol=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_open_clip_cleans_texts_and_cuts_them_at_the_context(squares, tmp_path):
+    model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
+    export_open_clip(model, tmp_path / "out", context=6)
+    theirs_ND, _ = strangers(tmp_path / "out", ["“red”", "red &amp; blue"])
+    cut = [ids if len(ids) <= 6 else [*ids[:5], ids[-1]] for ids in model.student_tokens(['"red"', "red & blue"])]
+    with torch.no_grad():
+        ours_ND = torch.nn.functional.normalize(model.projector(*model._states([np.array(ids) for ids in cut])), dim=-1)
+    torch.testing.assert_close(theirs_ND, ours_ND, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("clip_projector", ["none", "linear"])
+@pytest.mark.parametrize("teacher", [tiny.TEACHER, RESNET, TEXT_BIAS], ids=["vit", "resnet", "text bias"])
+def test_open_clip_gives_the_teachers_embeddings_in_the_models_space(squares, tmp_path, teacher, clip_projector):
+    model = build(squares, {"kind": "transformer", "pool": "eos"}, clip_projector, 24, teacher)
+    export_open_clip(model, tmp_path / "out", "teacher")
+    text_ND, image_ND = strangers(tmp_path / "out")
+    assert text_ND.shape[1] == model.width
+    torch.testing.assert_close(text_ND, model.encode_teacher_text(TEXTS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(image_ND, model.encode_image(pictures()), atol=1e-5, rtol=0)
+
+
+def test_a_norm_that_lets_a_dimension_go_is_no_obstacle(squares, tmp_path):
+    model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
+    with torch.no_grad():
+        model.encoder.model.encoder.layer[-1].output.LayerNorm.weight[3] = 0
+    export_open_clip(model, tmp_path / "out")
+    torch.testing.assert_close(strangers(tmp_path / "out")[0], model.encode_text(TEXTS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("projector", "message"),
+    [
+        ({"kind": "transformer", "pool": "eos"}, "cannot represent pool: eos"),
+        ({"kind": "altclip", "pool": "mean"}, "cannot represent altclip with pool: mean"),
+        ({"kind": "mlp", "pool": "mean", "hidden": 20}, "20 units, .* cannot represent the mlp's 21"),
+    ],
+)
+def test_a_head_that_open_clip_has_no_form_for_is_named_and_nothing_is_written(squares, tmp_path, projector, message):
+    model = build(squares, projector, "none", 24, tiny.TEACHER)
+    with pytest.raises(CheckpointError, match=message):
+        export_open_clip(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_that_would_differ_are_not_exported(squares, tmp_path):
+    model = build(squares, {"kind": "transformer", "pool": "mean"}, "none", 24, tiny.TEACHER)
+    model.encoder.config.hidden_act = "relu"  # the config's layers are the projector's too, which are GELU's
+    with pytest.raises(CheckpointError, match=r"text embeddings would be .* from the model's; not exported"):
+        export_open_clip(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_whose_last_map_is_not_known_cannot_take_the_projector(squares, tmp_path):
+    model = build(squares, {"kind": "linear", "pool": "mean"}, "linear", 24, NO_MAP)
+    with pytest.raises(CheckpointError, match="the CLIP's text tower ends in none"):
+        export_open_clip(model, tmp_path / "out", "teacher")
+    export_open_clip(model, tmp_path / "out", "student")  # has another text tower
+
+
+def test_the_folder_is_a_teacher_of_ours_wherever_it_goes(squares, tmp_path):
+    model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
+    export_open_clip(model, tmp_path / "out")
+    clip = build_clip(f"local-dir:{(tmp_path / 'out').rename(tmp_path / 'elsewhere')}")
+    with torch.no_grad():
+        text_ND = torch.nn.functional.normalize(clip.eval().model.text(clip.tokenize(TEXTS)), dim=-1)
+    torch.testing.assert_close(text_ND, model.encode_text(TEXTS), atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def saved(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MultilingualClip, Path]:
+    """A model of AltCLIP's head, and its folder."""
+    model = build(squares, {"kind": "altclip", "pool": "cls"}, "linear", 24, tiny.TEACHER)
+    folder = tmp_path_factory.mktemp("saved")
+    model.save(folder / "model")
+    return model, folder
+
+
+def typed(*words: str | Path) -> Any:
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def test_the_command_says_how_to_load_what_it_wrote(saved, tmp_path):
+    _, folder = saved
+    done = typed("export", "open-clip", folder / "model", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert f"local-dir:{tmp_path / 'out'}" in done.output
+    again = typed("export", "open-clip", folder / "model", "--out", tmp_path / "out")
+    assert again.exit_code == 2
+    assert f"{tmp_path / 'out'}: exists already" in again.output
+
+
+def webdataset(folder: Path, captions: Any, images: np.ndarray) -> list[list[str]]:
+    """A retrieval set as clip-benchmark reads it, two captions a picture; the captions."""
+    (folder / "test").mkdir(parents=True)
+    (folder / "dataset_type.txt").write_text("retrieval")
+    (folder / "test" / "nshards.txt").write_text("1")
+    texts = []
+    with tarfile.open(folder / "test" / "0.tar", "w") as archive:
+        for image in images:
+            own = [str(captions.texts[row]) for row in np.flatnonzero(captions.images == image)][:2]
+            texts.append(own)
+            png = io.BytesIO()
+            captions.picture(int(image)).save(png, "png")
+            for suffix, content in (("png", png.getvalue()), ("txt", "\n".join(own).encode())):
+                member = tarfile.TarInfo(f"{image:04}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return texts
+
+
+def test_clip_benchmarks_command_prints_our_metrics_to_the_last_digit(saved, squares, tmp_path):
+    pytest.importorskip("clip_benchmark", reason="the extra `dev` is not installed")
+    model, _ = saved
+    captions = read_captions(squares)
+    images = np.unique(captions.images)[::2]
+    texts = webdataset(tmp_path / "data", captions, images)
+    towers = {"student": model.encode_text, "teacher": model.encode_teacher_text}
+    for tower in towers:
+        export_open_clip(model, tmp_path / tower, tower)
+    command = "import sys; from clip_benchmark.cli import main; sys.exit(main())"
+    options = ["--dataset", "wds/squares", "--dataset_root", "data", "--task", "zeroshot_retrieval", "--no_amp"]
+    options += ["--recall_k", "1", "5", "10", "--num_workers", "0", "--output", "{model}.json", "--model"]
+    options += [f"local-dir:{tower}" for tower in towers]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", command, "eval", *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    image_GD = model.encode_image([captions.picture(int(image)) for image in images]).numpy()
+    order, flat = np.arange(len(images)), [text for own in texts for text in own]
+    for tower, encode in towers.items():
+        printed = json.loads((tmp_path / f"local-dir:{tower}.json").read_text())["metrics"]
+        found = score(image_GD, encode(flat).numpy(), order, np.repeat(order, 2), order).scores()
+        for theirs, ours in (("image", "t2i"), ("text", "i2t")):
+            for k in (1, 5, 10):
+                assert printed[f"{theirs}_retrieval_recall@{k}"] == np.float32(found[f"{ours}_r{k}"] / 100), (tower, k)
+    assert 0 < found["t2i_r10"] < 100
