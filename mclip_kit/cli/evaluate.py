@@ -28,6 +28,8 @@ class Asked:
     protocol: str
     baselines: tuple[str, ...]
     classes: Path | None
+    sentences: int | None
+    beams: int
     out: Path
 
 
@@ -105,7 +107,56 @@ def _zeroshot(asked: Asked) -> Found:
     return Found(rows)
 
 
-TASKS: dict[str, Callable[[Asked], Found]] = {"retrieval": _retrieval, "zeroshot": _zeroshot}
+def _bitext(asked: Asked) -> Found:
+    """Parallel-sentence retrieval: a table a model."""
+    from mclip_kit.evaluate import bitext, report
+    from mclip_kit.evaluate.translation import held_out
+
+    _only_for_retrieval(asked)
+    bitexts, directions = held_out(asked.data, asked.split, asked.languages)
+    rows: list[dict[str, Any]] = []
+    for name in asked.models:
+        embed, made_from = bitext.embedder(name)
+        found = bitext.evaluate(embed, bitexts, asked.split, directions, asked.sentences)
+        rows += report.bitext_rows(found, _about(asked, name, made_from))
+        click.echo("\n" + report.bitext_table(f"{name}, {asked.split} of {asked.data}", found))
+    return Found(rows)
+
+
+def _translation(asked: Asked) -> Found:
+    """BLEU and chrF, a table a model; what was written lies beside results.json, line by line with its reference."""
+    from mclip_kit.evaluate import report, translation
+    from mclip_kit.files import write_text
+    from mclip_kit.towers.decoder import load_translator
+
+    _only_for_retrieval(asked)
+    bitexts, directions = translation.held_out(asked.data, asked.split, asked.languages)
+    rows: list[dict[str, Any]] = []
+    files: list[Path] = []
+    for name in asked.models:
+        translator = load_translator(name)
+        found = translation.evaluate(translator, bitexts, asked.split, directions, asked.sentences, asked.beams)
+        rows += report.translation_rows(found, _about(asked, name, translator.made_from))
+        click.echo("\n" + report.translation_table(f"{name}, {asked.split} of {asked.data}", found))
+        if len(asked.models) == 1:
+            for (source, target), result in found.items():
+                for kind, lines in (("hyp", result.hypotheses), ("ref", result.references)):
+                    files.append(asked.out / f"{asked.split}.{source}-{target}.{target}.{kind}")
+                    write_text(files[-1], "".join(f"{line}\n" for line in lines))
+    return Found(rows, files=files)
+
+
+def _only_for_retrieval(asked: Asked) -> None:
+    if asked.baselines or asked.protocol != "any" or asked.classes:
+        raise RecipeError("--baseline and --protocol are for --task retrieval, --classes for --task zeroshot")
+
+
+TASKS: dict[str, Callable[[Asked], Found]] = {
+    "retrieval": _retrieval,
+    "zeroshot": _zeroshot,
+    "bitext": _bitext,
+    "translation": _translation,
+}
 
 
 @click.command("eval")
@@ -134,6 +185,8 @@ TASKS: dict[str, Callable[[Asked], Found]] = {"retrieval": _retrieval, "zeroshot
     metavar="NAME",
     help="Retrieval: compare with `teacher`, `translated:FILE` (captions, a tab, their English) or a model folder.",
 )
+@click.option("--sentences", type=click.IntRange(1), help="Bitext and translation: so many of each.  [default: all]")
+@click.option("--beams", type=click.IntRange(1), default=5, show_default=True, help="Translation: width of the search.")
 @click.option("--classes", type=FILE, help="Zeroshot: a YAML of class names and templates.  [default: ImageNet's]")
 @click.option(
     "--out",
@@ -148,10 +201,16 @@ def evaluate(
     langs: str | None,
     protocol: str,
     baselines: tuple[str, ...],
+    sentences: int | None,
+    beams: int,
     classes: Path | None,
     out: Path | None,
 ) -> None:
-    """Score model folders in every language: image-text retrieval, which is also drawn, or zero-shot classification."""
+    """Score model folders in every language.
+
+    Image-text retrieval, which is also drawn; zero-shot classification; retrieval of parallel sentences (also by
+    encoders and translators, mean pool); or a translator's translations.
+    """
     quiet()
     from mclip_kit.data import leakage
     from mclip_kit.data.languages import normal
@@ -159,7 +218,7 @@ def evaluate(
 
     languages = [normal(language) for language in langs.split(",")] if langs else "all"
     beside = models[-1].resolve().parent / ("eval" if task == "retrieval" else f"eval_{task}")
-    asked = Asked(models, data, split, languages, protocol, baselines, classes, out or beside)
+    asked = Asked(models, data, split, languages, protocol, baselines, classes, sentences, beams, out or beside)
     found = TASKS[task](asked)
     leaks = []
     for name in (*models, *(Path(other) for other in baselines if (Path(other) / "config.json").is_file())):

@@ -5,14 +5,19 @@ with the same text are the same answer.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 
-from mclip_kit.evaluate.retrieval import ranks
+from mclip_kit.data.bitext import Bitext
+from mclip_kit.data.directions import Direction, sides
+from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.towers.mode import evaluating
+from mclip_kit.towers.model import load
 from mclip_kit.towers.projectors import pool
-from mclip_kit.towers.xlmr import Encoder
+from mclip_kit.towers.xlmr import Encoder, encoder_within
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts -> L2-normalised embeddings (N, D)."""
@@ -48,3 +53,40 @@ def errors(embed: Embed, sources: Sequence[str], targets: Sequence[str]) -> tupl
     forth = ranks(left_ND, right_ND, groups_2N[1], groups_2N[1])
     back = ranks(right_ND, left_ND, groups_2N[0], groups_2N[0])
     return float((forth > 1).mean() * 100), float((back > 1).mean() * 100)
+
+
+def embedder(folder: Path) -> tuple[Embed, str]:
+    """Embeddings by a model's student, or the mean pool of an encoder or of a translator's; and what it was made from.
+
+    Raises:
+        CheckpointError: the folder holds none of them.
+    """
+    if (folder / "clip").is_dir():
+        model = load(folder)
+        return lambda texts: model.encode_text(texts).numpy(), model.made_from
+    return mean_pooled(encoder_within(folder)), str(folder)
+
+
+def evaluate(
+    embed: Embed, bitexts: Sequence[Bitext], split: str, directions: Sequence[Direction], count: int | None = None
+) -> dict[Direction, tuple[int, float]]:
+    """Sentences, and the error rate in percent, of every direction.
+
+    Args:
+        count: the first so many of the first corpus that has the direction; None: all.
+    """
+    found: dict[Direction, tuple[int, float]] = {}
+    for source, target in directions:
+        if (source, target) not in found:
+            texts, translations = held_out_sentences(bitexts, split, (source, target), count)
+            forth, back = errors(embed, texts, translations)
+            found |= {(source, target): (len(texts), forth), (target, source): (len(texts), back)}
+    return {direction: found[direction] for direction in directions}
+
+
+def held_out_sentences(
+    bitexts: Sequence[Bitext], split: str, direction: Direction, count: int | None = None
+) -> tuple[list[str], list[str]]:
+    """Sentences of a direction and their translations, of the first corpus that has it."""
+    source, target = next(found for bitext in bitexts if (found := sides(bitext, split, direction)))
+    return list(islice(source.texts, count)), list(islice(target.texts, count))

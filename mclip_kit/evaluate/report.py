@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from mclip_kit.data.captions import Captions
+from mclip_kit.data.directions import Direction
 from mclip_kit.evaluate.bootstrap import RESAMPLES, Difference
 from mclip_kit.evaluate.picture import Row
 from mclip_kit.evaluate.ranks import KS
 from mclip_kit.evaluate.retrieval import Embedder, Retrieval
+from mclip_kit.evaluate.translation import Translated
 from mclip_kit.evaluate.zeroshot import Zeroshot
 from mclip_kit.features.store import Store
 from mclip_kit.towers.model import MultilingualClip
@@ -196,6 +198,58 @@ def zeroshot_table(
         lines.append(f"classes that have another's name, and count as missed: {', '.join(shared)}")
     chance = 100 / max(own.classes for own in students.values())
     return "\n".join([*lines, f"percent; chance acc1 is {chance:.2f}"])
+
+
+def bitext_rows(found: Mapping[Direction, tuple[int, float]], about: dict[str, Any]) -> Rows:
+    """A row a direction for results.json."""
+    return [
+        about
+        | {
+            "task": "bitext_retrieval",
+            "language": "-".join(direction),
+            "tower": STUDENT,
+            "n_captions": count,
+            "metrics": {"retrieval_error": error / 100, "retrieval_accuracy": 1 - error / 100},
+        }
+        for direction, (count, error) in found.items()
+    ]
+
+
+def bitext_table(title: str, found: Mapping[Direction, tuple[int, float]]) -> str:
+    """Error rates in percent, and their mean."""
+    lines = [title, f"{'':26}{'error':>8}{'sentences':>11}"]
+    lines += [f"  {'-'.join(way):24}{error:8.1f}{count:11,}" for way, (count, error) in found.items()]
+    mean = np.mean([error for _, error in found.values()])
+    return "\n".join([*lines, f"{f'mean of {len(found)}':26}{mean:8.1f}", "percent of wrong nearest neighbours"])
+
+
+def translation_rows(found: Mapping[Direction, Translated], about: dict[str, Any]) -> Rows:
+    """A row a direction for results.json, with sacreBLEU's signatures."""
+    return [
+        about
+        | {
+            "task": "translation",
+            "language": "-".join(direction),
+            "tower": STUDENT,
+            "n_captions": len(result.sources),
+            "metrics": {"bleu": result.score.bleu, "chrf": result.score.chrf},
+            "signatures": {"bleu": result.score.bleu_signature, "chrf": result.score.chrf_signature},
+        }
+        for direction, result in found.items()
+    ]
+
+
+def translation_table(title: str, found: Mapping[Direction, Translated]) -> str:
+    """BLEU and chrF of every direction, their means, and how they were counted."""
+    lines = [title, f"{'':26}{'BLEU':>8}{'chrF':>8}{'sentences':>11}"]
+    lines += [
+        f"  {'-'.join(way):24}{result.score.bleu:8.1f}{result.score.chrf:8.1f}{len(result.sources):11,}"
+        for way, result in found.items()
+    ]
+    scores = [result.score for result in found.values()]
+    means = f"{np.mean([s.bleu for s in scores]):8.1f}{np.mean([s.chrf for s in scores]):8.1f}"
+    signatures = dict.fromkeys(signature for s in scores for signature in (s.bleu_signature, s.chrf_signature))
+    return "\n".join([*lines, f"{f'mean of {len(found)}':26}{means}", *signatures])
 
 
 def _cells(results: Results, names: Sequence[str], trained: Sequence[str], stratum: str | None) -> str:

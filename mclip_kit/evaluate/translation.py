@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from mclip_kit.data.bitext import Bitext, open_bitext
-from mclip_kit.data.directions import Direction, available, sides
-from mclip_kit.errors import RecipeError
-from mclip_kit.evaluate.bitext import errors, mean_pooled
+from mclip_kit.data.directions import Direction, available, names
+from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
 from mclip_kit.recipe import Recipe
 from mclip_kit.stage import Translate
 from mclip_kit.towers.decoder import Translator
@@ -61,8 +61,7 @@ def translated(
         count: the first so many of the first corpus that has the direction; None: all.
         beams: width of the beam search.
     """
-    source, target = next(found for bitext in bitexts if (found := sides(bitext, split, direction)))
-    texts, references = (list(islice(side.texts, count)) for side in (source, target))
+    texts, references = held_out_sentences(bitexts, split, direction, count)
     hypotheses = translator.translate(texts, *direction, beams)
     return Translated(texts, references, hypotheses, score(hypotheses, references, direction[1]))
 
@@ -71,17 +70,28 @@ def evaluate(
     translator: Translator,
     bitexts: Sequence[Bitext],
     split: str,
-    wanted: Sequence[str] | str = "all",
+    directions: Sequence[Direction],
     count: int | None = None,
     beams: int = 5,
 ) -> dict[Direction, Translated]:
-    """Every direction's translations.
+    """Every direction's translations."""
+    return {direction: translated(translator, bitexts, split, direction, count, beams) for direction in directions}
 
+
+def held_out(data: Path, split: str, languages: Sequence[str] | str) -> tuple[list[Bitext], list[Direction]]:
+    """The parallel sentences of a prepared folder, or of a fairseq-binarised one, and their directions.
+
+    Args:
+        languages: both sides' must be among them; or `all`.
     Raises:
-        DataError: a direction that is wanted is not there.
+        DataError: there are none.
     """
-    chosen = available(bitexts, split, wanted)
-    return {direction: translated(translator, bitexts, split, direction, count, beams) for direction in chosen}
+    bitexts = [open_bitext(data / "bitext" if (data / "bitext").is_dir() else data)]
+    directions = available(bitexts, split)
+    chosen = [way for way in directions if languages == "all" or set(way) <= set(languages)]
+    if not chosen:
+        raise DataError(f"{data}: no {split} pair within {', '.join(languages)}; there are {names(directions)}")
+    return bitexts, chosen
 
 
 def summary(translator: Translator, results: dict[Direction, Translated]) -> dict[str, Any]:
@@ -119,7 +129,8 @@ def evaluator(recipe: Recipe) -> Any:
 
     def score_stage(model: Any, store: Any, stage: Translate) -> dict[str, Any]:
         translator = model if isinstance(model, Translator) else Translator(model.encoder, model.decoder)
-        results = evaluate(translator, bitexts, asked.split, stage.directions, asked.sentences, asked.beams)
+        directions = available(bitexts, asked.split, stage.directions)
+        results = evaluate(translator, bitexts, asked.split, directions, asked.sentences, asked.beams)
         values = summary(translator, results)
         name = asked.metric if asked.metric in values or not recipe.triangles else None
         if name is not None and name not in values:

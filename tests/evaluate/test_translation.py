@@ -1,18 +1,22 @@
 """BLEU and chrF are sacreBLEU's, and retrieval errors those of a slow search."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mclip_kit.cli import cli
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.bitext import errors, mean_pooled
-from mclip_kit.evaluate.translation import evaluate, score, summary
+from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
+from mclip_kit.evaluate.translation import evaluate, held_out, score, summary
 from tests.towers.test_decoder import translator
 
 WRITTEN = {
@@ -75,7 +79,7 @@ def test_mean_pooled_is_the_mean_of_real_tokens(squares: Path) -> None:
 
 def test_held_out_sentences_are_translated_and_summed_up(squares: Path) -> None:
     own = translator(squares)
-    results = evaluate(own, [open_bitext(squares / "bitext")], "valid", ["en-de", "de-en"], count=5, beams=2)
+    results = evaluate(own, [open_bitext(squares / "bitext")], "valid", [("en", "de"), ("de", "en")], count=5, beams=2)
     assert list(results) == [("en", "de"), ("de", "en")]
     forth, back = results.values()
     assert len(forth.sources) == 5
@@ -85,5 +89,42 @@ def test_held_out_sentences_are_translated_and_summed_up(squares: Path) -> None:
     assert values["bleu"] == pytest.approx((forth.score.bleu + back.score.bleu) / 2)
     assert values["retrieval_error"] == pytest.approx(100 - values["retrieval_accuracy"])
     assert {"en-de_retrieval_error", "de-en_retrieval_error", "en-de_chrf", "de-en_bleu"} <= values.keys()
-    with pytest.raises(DataError, match="no test pair for de-fr"):
-        evaluate(own, [open_bitext(squares / "bitext")], "test", ["de-fr"])
+
+
+def test_directions_within_some_languages(squares: Path) -> None:
+    for folder in (squares, squares / "bitext"):
+        assert held_out(folder, "test", ["de", "en"])[1] == [("en", "de"), ("de", "en")]
+    assert len(held_out(squares, "test", "all")[1]) == 4
+    with pytest.raises(DataError, match="no test pair within de, fr; there are en-de, de-en"):
+        held_out(squares, "test", ["de", "fr"])
+
+
+def test_eval_scores_translators_encoders_and_models(squares: Path, tmp_path: Path) -> None:
+    translator(squares).save(tmp_path / "run" / "model")
+    run = CliRunner()
+
+    def scored(*words: str) -> dict[str, Any]:
+        result = run.invoke(cli, ["eval", *words, "--data", str(squares), "--out", str(tmp_path / "out")])
+        assert result.exit_code == 0, result.output
+        return json.loads((tmp_path / "out" / "results.json").read_text())  # type: ignore[no-any-return]
+
+    model = str(tmp_path / "run" / "model")
+    some = ["--langs", "en,de", "--sentences", "5"]
+    found = scored(model, "--task", "translation", *some, "--beams", "2")
+    assert [row["language"] for row in found["results"]] == ["en-de", "de-en"]
+    metrics = found["results"][0]["metrics"]
+    command = [sys.executable, "-m", "sacrebleu", "test.en-de.de.ref", "-i", "test.en-de.de.hyp", "-w", "12", "-b"]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, check=True)
+    assert metrics["bleu"] == pytest.approx(float(done.stdout), abs=1e-10)
+    for folder in (model, f"{model}/encoder"):
+        found = scored(folder, "--task", "bitext", *some)
+        assert [row["language"] for row in found["results"]] == ["en-de", "de-en"]
+        assert all(row["n_captions"] == 5 for row in found["results"])
+        rates = [row["metrics"]["retrieval_error"] for row in found["results"]]
+    own = mean_pooled(translator(squares).encoder.eval())
+    sides = held_out_sentences(*held_out(squares, "test", ["en", "de"])[:1], "test", ("en", "de"), 5)
+    assert rates == pytest.approx([error / 100 for error in errors(own, *sides)])
+    wrong = run.invoke(cli, ["eval", str(squares), "--task", "bitext", "--data", str(squares)])
+    assert (wrong.exit_code, "holds no encoder" in wrong.output) == (2, True)
+    wrong = run.invoke(cli, ["eval", model, "--task", "bitext", "--data", str(squares), "--baseline", "teacher"])
+    assert (wrong.exit_code, "for --task retrieval" in wrong.output) == (2, True)

@@ -1,0 +1,46 @@
+"""Figures of several seeds, as cells and lines of docs/results.md."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from mclip_kit.files import write_json
+
+Scores = dict[str, Any]
+
+
+def kept(folder: Path, make: Callable[[], Scores]) -> Scores:
+    """The scores of a run in a folder, made once; a run that was cut short starts again."""
+    file = folder / "scores.json"
+    if not file.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(file, make())
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def over(seeds: list[Scores], *path: str) -> list[float]:
+    """One number of each seed."""
+    values = []
+    for value in seeds:
+        for key in path:
+            value = value[key]
+        values.append(float(value))  # type: ignore[arg-type]
+    return values
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def row(*cells: str) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*cells: str) -> list[str]:
+    """The first lines of a table."""
+    return [row(*cells), row(*["---"] * len(cells))]
