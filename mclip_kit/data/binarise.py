@@ -4,7 +4,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -153,6 +153,8 @@ def _pool(tokenizer: XlmrTokenizer, rules: tuple[int, bool], workers: int, lines
         with ThreadPoolExecutor(workers) as threads:
             yield partial(_ahead, threads, 2 * workers, partial(_encode, tokenizer, *rules))
     else:
+        from concurrent.futures import ProcessPoolExecutor  # here, for a small corpus does without multiprocessing
+
         with ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer.path,)) as processes:
             try:
                 yield partial(_ahead, processes, 2 * workers, partial(_work, *rules))

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -254,26 +254,31 @@ def _write_bitext(
     """Vocabulary, dictionaries, `.bin` and `.idx`; `progress` says which pairs are done, and learns which become so."""
     bitext, counts = folder / "bitext", progress["counts"]
     tokenizer = _vocabulary(bitext, pairs, corpus.vocabulary, given)
-    languages = sorted({language for pair in pairs for language in pair[1:]})
-    fairseq_io.write_dictionary(tokenizer.pieces(), *(bitext / f"dict.{language}.txt" for language in languages))
     waiting = pairs[progress["done"] :]
     lines = 2 * sum(counts["sentence_pairs"][split][f"{source}-{target}"] for split, source, target in waiting)
     sides = [prefixes(bitext, pair) for pair in waiting]
     dropping = corpus.cleaning.too_long == "drop"
     reason = "too long, dropped" if dropping else "too long, cut"
-    for pair, too_long in zip(waiting, binarise(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
-        of_split, name = counts["sentence_pairs"][pair[0]], "-".join(pair[1:])
-        if too_long:
-            counts["left_out"][reason] = counts["left_out"].get(reason, 0) + too_long
-            of_split[name] -= too_long if dropping else 0
-        if not of_split[name]:
-            longest = corpus.cleaning.max_tokens
-            raise DataError(
-                f"cleaning.max_tokens: all sentence pairs of {pair[0]} {name} are longer than {longest}; raise it, or "
-                "set cleaning.too_long=cut"
-            )
-        progress["done"] += 1
-        write_json(folder / READ, progress)
+    with ThreadPoolExecutor(1) as beside:
+        dictionaries = beside.submit(_write_dictionaries, bitext, pairs, tokenizer)
+        for pair, too_long in zip(waiting, binarise(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
+            of_split, name = counts["sentence_pairs"][pair[0]], "-".join(pair[1:])
+            if too_long:
+                counts["left_out"][reason] = counts["left_out"].get(reason, 0) + too_long
+                of_split[name] -= too_long if dropping else 0
+            if not of_split[name]:
+                raise DataError(
+                    f"cleaning.max_tokens: all sentence pairs of {pair[0]} {name} are longer than "
+                    f"{corpus.cleaning.max_tokens}; raise it, or set cleaning.too_long=cut"
+                )
+            progress["done"] += 1
+            write_json(folder / READ, progress)
+        dictionaries.result()
+
+
+def _write_dictionaries(bitext: Path, pairs: list[Pair], tokenizer: XlmrTokenizer) -> None:
+    languages = sorted({language for pair in pairs for language in pair[1:]})
+    fairseq_io.write_dictionary(tokenizer.pieces(), *(bitext / f"dict.{language}.txt" for language in languages))
 
 
 def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: XlmrTokenizer | None) -> XlmrTokenizer:

@@ -102,20 +102,18 @@ def _patterns(part: Part, together: list[str], language: str, number: int) -> li
 
 def _rows(part: Part, columns: Columns, images: File | None) -> Iterator[Row]:
     files = [file for _, file in columns] + ([images] if images else [])
-    rows = 0
+    languages = [language for language, _ in columns]
+    rows, name = 0, None
     for lines in zip_longest(*(file.lines() for file in files)):
         if None in lines:
             raise _uneven(files)
         rows += 1
-        names = [str(name).strip().partition("#")[0] for name in lines[len(columns) :]]
-        if "" in names:
-            raise DataError(f"{images} line {rows}: no picture's name; give it, or remove the line from all files")
-        yield Row(
-            split=part.split or "",
-            texts=[(language, str(line)) for (language, _), line in zip(columns, lines, strict=False)],
-            image=names[0] if names else None,
-            parallel=part.parallel,
-        )
+        if images:
+            name = lines[-1].strip().partition("#")[0]
+            if not name:
+                raise DataError(f"{images} line {rows}: no picture's name; give it, or remove the line from all files")
+        texts = list(zip(languages, lines, strict=False))  # the last line may be the picture's
+        yield Row(part.split or "", texts, image=name, parallel=part.parallel)
     if part.rows not in (None, rows):
         raise DataError(f"{files[0]}: {rows:,} lines, not {part.rows:,}; fetch it again")
 
