@@ -12,6 +12,7 @@ from mclip_kit.errors import MclipError
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ANY = click.Path(path_type=Path)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, what a file may hold
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 
 
@@ -24,7 +25,7 @@ class Commands(click.Group):
         except MclipError as error:
             raise Mistake(str(error)) from None
         except OSError as error:
-            if error.filename is None and error.errno != errno.ENOSPC:
+            if error.filename is None and error.errno not in FULL:
                 raise
             raise Mistake(f"{error.filename or 'what was being written'}: {error.strerror}") from None
         except KeyboardInterrupt:

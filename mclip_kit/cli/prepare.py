@@ -8,7 +8,7 @@ from mclip_kit.cli.common import ANY, FILE, FOLDER
 
 
 @click.command()
-@click.argument("corpora", metavar="[CORPUS | LANG=FILE ...]", nargs=-1, default=("emoji",))
+@click.argument("corpora", metavar="[CORPUS | LANG=FILE ...]", nargs=-1)
 @click.option("--source", type=ANY, help="Where the corpus's files are: a folder, or a zip.")
 @click.option("--images", type=FOLDER, help="Where its pictures are, at any depth.  [default: the source]")
 @click.option("--out", type=FOLDER, help="The prepared folder.  [default: data/CORPUS]")
@@ -55,17 +55,24 @@ def prepare(
     if listing:
         click.echo(summary.listing((out or Path("data/corpus")).parent))
         return
-    if sum([bitext, pairs is not None, webdataset is not None, folder is not None]) > 1:
+    kinds = {"--bitext": bitext or None, "--pairs": pairs, "--webdataset": webdataset, "--folder": folder}
+    given = [kind for kind, value in kinds.items() if value is not None]
+    if len(given) > 1:
         raise click.UsageError("one of --bitext, --pairs, --webdataset and --folder at a time")
-    if bitext or pairs or webdataset or folder:
+    if given:
+        if corpora and not bitext:
+            raise click.UsageError(f"{given[0]} or a corpus, not both: leave {' '.join(corpora)} out")
+        if source and webdataset is None:
+            raise click.UsageError(f"{given[0]} says where the files are itself; leave --source out")
         name, tree = own.declared(list(corpora), pairs, webdataset, folder, languages)
         corpus = parse(overridden(tree, overrides), Corpus, name)
-        source = folder or (pairs and pairs.parent)
+        source = folder or (pairs and pairs.parent) or source
     elif len(corpora) > 1:
         raise click.UsageError(f"one corpus at a time, not {' '.join(corpora)}; parallel files need --bitext")
     else:
-        name = Path(corpora[0]).stem
-        corpus = declaration(corpora[0], overrides)
+        wanted = corpora[0] if corpora else "emoji"
+        name = Path(wanted).stem
+        corpus = declaration(wanted, overrides)
         corpus = corpus.only(languages) if languages else corpus
     target = out or Path("data", name)
     manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), workers)

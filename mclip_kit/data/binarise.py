@@ -4,7 +4,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from mclip_kit.data.corpora import Cleaning
 from mclip_kit.data.leakage import hash_texts
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.data.workers import follow_parent
+from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 
 BLOCK = 2**11  # lines a side that are encoded at once
@@ -88,7 +89,7 @@ def _blocks(
         for encoded, too_long in encode(_read(sides)):
             for number, side in enumerate(encoded):
                 writers[number].add(side.ids, side.sizes_N)
-                side.hashes_N.tofile(hashed[number])
+                hashed[number].write(side.hashes_N.data)
                 if texts:
                     texts[number].write(side.text)
             yield encoded, too_long
@@ -152,8 +153,15 @@ def _pool(tokenizer: XlmrTokenizer, rules: tuple[int, bool], workers: int, lines
         with ThreadPoolExecutor(workers) as threads:
             yield partial(_ahead, threads, 2 * workers, partial(_encode, tokenizer, *rules))
     else:
+        from concurrent.futures import ProcessPoolExecutor  # here, for a small corpus does without multiprocessing
+
         with ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer.path,)) as processes:
-            yield partial(_ahead, processes, 2 * workers, partial(_work, *rules))
+            try:
+                yield partial(_ahead, processes, 2 * workers, partial(_work, *rules))
+            except BrokenExecutor:
+                raise DataError(
+                    "a worker process was killed, as happens for want of memory; prepare again with fewer --workers"
+                ) from None
 
 
 def _ahead(pool: Executor, ahead: int, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -65,8 +65,8 @@ class SentenceWriter:
 
     def add(self, ids: np.ndarray, sizes_N: np.ndarray) -> None:
         """Append N sentences: their ids one after the other, each with `</s>` at its end and without `<s>`."""
-        ids.astype(self.dtype, copy=False).tofile(self._data)
-        sizes_N.astype(np.int32, copy=False).tofile(self._sizes)
+        self._data.write(ids.astype(self.dtype, copy=False).data)  # tofile would not say why a disk takes no more
+        self._sizes.write(sizes_N.astype(np.int32, copy=False).data)
         self.count += len(sizes_N)
 
 
@@ -99,7 +99,7 @@ def _write_index(index: Path, sizes: Path, writer: SentenceWriter) -> None:
         for start in range(0, writer.count, POINTERS):
             block = np.fromfile(counted, np.int32, min(POINTERS, writer.count - start)).astype(np.int64)
             ends = offset + block.cumsum() * np.dtype(writer.dtype).itemsize
-            np.concatenate(([offset], ends[:-1])).astype(np.int64).tofile(handle)
+            handle.write(np.concatenate(([offset], ends[:-1])).astype(np.int64).data)
             offset = int(ends[-1])
 
 

@@ -17,6 +17,8 @@ COLUMNS = {
     "split": {"split"},
 }
 """What a column holds -> how tables call it."""
+NO_LANGUAGES = {"id", "no", "idx", "key", "len", "num", "ref", "row", "src", "tgt", "uid", "uri", "url"}
+"""Columns that look like codes, and seldom are."""
 CODE = re.compile(r"[a-z]{2,3}(_[a-z]{2,4})?")
 
 Declared = tuple[str, dict[str, Any]]
@@ -35,6 +37,8 @@ def declared(
     if table is not None:
         return _table(table, codes)
     if shards is not None:
+        if not shards:
+            raise RecipeError("--webdataset names no shards; write them as in 'shards-{000..099}.tar'")
         return _name(shards), _tree("webdataset", codes or ["en"], {"shards": shards})
     if folder is not None:
         return folder.resolve().name, _tree("folder", codes or ["en"], {})
@@ -82,6 +86,11 @@ def _table(table: Path, languages: list[str]) -> Declared:
         languages = languages or (_codes(table, found["language"]) if found["language"] else ["en"])
     else:
         columns = {normal(name): name for name in names if CODE.fullmatch(normal(name))}
+        doubtful = [columns[code] for code in columns if code in NO_LANGUAGES]
+        if doubtful and not languages:
+            raise RecipeError(
+                f"{table}: is column {doubtful[0]} a language? Choose those that are with --langs, as in --langs en,de"
+            )
         languages = languages or list(columns)
         if len(languages) < 2 or set(languages) - set(columns):
             raise RecipeError(

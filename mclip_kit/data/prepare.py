@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def write(
     """Write the rows that `read` finds as a prepared folder, and return its manifest; see `prepare`."""
     source = source or Source(None, obtain=corpus.obtain)
     wanted = _wanted(corpus, spm, source)
-    if out.exists():
+    if os.path.lexists(out):
         return _already_prepared(out, wanted)
     building = out.with_name(f".{out.name}.part")
     building.mkdir(parents=True, exist_ok=True)
@@ -112,6 +112,12 @@ def _already_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out") from None
     if found != wanted:
         raise DataError(f"{out}: prepared from another declaration or source; remove it or choose another --out")
+    there = [
+        path for path in manifest.get("sources", {}) if os.path.exists(path)
+    ]  # the rest may have been cleared away
+    for path, stamp in _stamps(map(Path, there)).items():
+        if stamp != manifest["sources"][path]:
+            raise DataError(f"{path}: has changed since {out} was prepared; remove {out} or choose another --out")
     for name in manifest["files"]:
         if not (out / name).is_file():
             raise DataError(f"{out / name}: missing; remove {out} and prepare it again")
@@ -162,7 +168,9 @@ def _read(
         for row in tqdm(rows, "reading", unit=" rows", unit_scale=True, dynamic_ncols=True):
             tables.add(row)
     if not tables.splits and not tables.pairs:
-        raise DataError(f"{corpus.reader}: the corpus is empty; {corpus.obtain}")
+        why = ", ".join(f"{count:,} {reason}" for reason, count in tables.cleaner.counts.items())
+        empty = f"all of it was left out ({why}); mend `cleaning`, or the files" if why else "the corpus is empty"
+        raise DataError(f"{corpus.reader}: {empty}; {corpus.obtain}")
     if content.pixels is not None:
         if len(content.pixels) != len(tables.splits):
             raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.splits)} names")
@@ -173,7 +181,7 @@ def _read(
     fingerprint_tables(folder, tables.splits, corpus.pictures)
     progress = {
         "wanted": wanted,
-        "sources": _stamps(source.used),
+        "sources": _stamps(sorted(source.used)),
         "counts": counts,
         "pairs": [list(pair) for pair in tables.pairs],
         "done": 0,  # of the pairs
@@ -225,6 +233,7 @@ def _finish(
     manifest = progress["wanted"] | {
         "tool": f"mclip_kit {__version__}",
         "licences": [licence.model_dump() for licence in corpus.licences],
+        "sources": progress["sources"],
         "counts": progress["counts"],
         "files": {str(p.relative_to(folder)): _hash(p) for p in files},
     }
@@ -245,26 +254,31 @@ def _write_bitext(
     """Vocabulary, dictionaries, `.bin` and `.idx`; `progress` says which pairs are done, and learns which become so."""
     bitext, counts = folder / "bitext", progress["counts"]
     tokenizer = _vocabulary(bitext, pairs, corpus.vocabulary, given)
-    languages = sorted({language for pair in pairs for language in pair[1:]})
-    fairseq_io.write_dictionary(tokenizer.pieces(), *(bitext / f"dict.{language}.txt" for language in languages))
     waiting = pairs[progress["done"] :]
     lines = 2 * sum(counts["sentence_pairs"][split][f"{source}-{target}"] for split, source, target in waiting)
     sides = [prefixes(bitext, pair) for pair in waiting]
     dropping = corpus.cleaning.too_long == "drop"
     reason = "too long, dropped" if dropping else "too long, cut"
-    for pair, too_long in zip(waiting, binarise(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
-        of_split, name = counts["sentence_pairs"][pair[0]], "-".join(pair[1:])
-        if too_long:
-            counts["left_out"][reason] = counts["left_out"].get(reason, 0) + too_long
-            of_split[name] -= too_long if dropping else 0
-        if not of_split[name]:
-            longest = corpus.cleaning.max_tokens
-            raise DataError(
-                f"cleaning.max_tokens: all sentence pairs of {pair[0]} {name} are longer than {longest}; raise it, or "
-                "set cleaning.too_long=cut"
-            )
-        progress["done"] += 1
-        write_json(folder / READ, progress)
+    with ThreadPoolExecutor(1) as beside:
+        dictionaries = beside.submit(_write_dictionaries, bitext, pairs, tokenizer)
+        for pair, too_long in zip(waiting, binarise(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
+            of_split, name = counts["sentence_pairs"][pair[0]], "-".join(pair[1:])
+            if too_long:
+                counts["left_out"][reason] = counts["left_out"].get(reason, 0) + too_long
+                of_split[name] -= too_long if dropping else 0
+            if not of_split[name]:
+                raise DataError(
+                    f"cleaning.max_tokens: all sentence pairs of {pair[0]} {name} are longer than "
+                    f"{corpus.cleaning.max_tokens}; raise it, or set cleaning.too_long=cut"
+                )
+            progress["done"] += 1
+            write_json(folder / READ, progress)
+        dictionaries.result()
+
+
+def _write_dictionaries(bitext: Path, pairs: list[Pair], tokenizer: XlmrTokenizer) -> None:
+    languages = sorted({language for pair in pairs for language in pair[1:]})
+    fairseq_io.write_dictionary(tokenizer.pieces(), *(bitext / f"dict.{language}.txt" for language in languages))
 
 
 def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: XlmrTokenizer | None) -> XlmrTokenizer:

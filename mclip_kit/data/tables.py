@@ -111,10 +111,11 @@ class Tables:
     def _add_pairs(self, split: str, texts: list[tuple[str, str]]) -> None:
         """Each text in the first language with those of the others at the same place."""
         first, *others = self.corpus.languages
-        sources = [text for text in texts if text[0] == first]
+        spoken: dict[str, list[tuple[str, str]]] = {}
+        for text in texts:
+            spoken.setdefault(text[0], []).append(text)
         for other in others:
-            targets = [text for text in texts if text[0] == other]
-            for source, target in zip(sources, targets, strict=False):
+            for source, target in zip(spoken.get(first, ()), spoken.get(other, ()), strict=False):
                 if self.cleaner.keeps_pair(source, target):
                     pair = split, first, other
                     left, right = self._sides.get(pair) or self._new_pair(pair)

@@ -154,6 +154,8 @@ def train_sentencepiece(lines: Iterable[str], path: Path, pieces: int, coverage:
     except RuntimeError as error:
         if not seen.count:
             raise DataError("there is no text to train a SentencePiece model on") from None
+        if "sentences_.empty()" in str(error):
+            raise DataError("no line is short enough to train a SentencePiece model on; give one: --spm FILE") from None
         wrong = f"SentencePiece cannot train {pieces} pieces: {first_line(error)}"  # fewer than characters
         raise DataError(f"{wrong}; raise vocabulary.pieces, or lower vocabulary.coverage") from None
     with write_whole(path) as temporary:

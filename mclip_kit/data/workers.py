@@ -2,7 +2,6 @@
 
 import os
 import signal
-from multiprocessing import parent_process
 from threading import Thread
 
 
@@ -16,6 +15,8 @@ def follow_parent() -> None:
 
 
 def _watch() -> None:
+    from multiprocessing import parent_process  # here, for it is the worker's alone
+
     parent = parent_process()
     if parent is not None:
         parent.join()

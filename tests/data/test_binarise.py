@@ -1,5 +1,6 @@
 """Bulk binarising: fairseq-preprocess's bytes, however the lines are cut into blocks and whoever encodes them."""
 
+import concurrent.futures
 import random
 from pathlib import Path
 
@@ -109,8 +110,10 @@ def test_processes_write_what_threads_write(tmp_path, monkeypatch, small, rules)
     monkeypatch.setattr(module, "BLOCK", 32)
     in_threads = written(tmp_path / "threads", small, lines, **rules)
     asked = []
-    pool = module.ProcessPoolExecutor
-    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda *args, **more: asked.append(args) or pool(*args, **more))
+    pool = concurrent.futures.ProcessPoolExecutor
+    monkeypatch.setattr(
+        concurrent.futures, "ProcessPoolExecutor", lambda *args, **more: asked.append(args) or pool(*args, **more)
+    )
     monkeypatch.setattr(module, "LARGE", 0)
     in_processes = written(tmp_path / "processes", small, lines, **rules)
     assert asked == [(2,)]
@@ -120,7 +123,7 @@ def test_processes_write_what_threads_write(tmp_path, monkeypatch, small, rules)
 
 def test_one_worker_needs_no_process(tmp_path, monkeypatch, small):
     monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(module, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", None)
     written(tmp_path, small, made_up(5), workers=1)
     assert len(ids(tmp_path)[0]) == 5
 

@@ -1,5 +1,7 @@
 """Binarised folders: fairseq opens ours, we open fairseq's, and damage is named in one line."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -168,3 +170,9 @@ def test_texts_are_decoded_whole_where_ids_are_cut(preprocessed):
     source, _ = open_bitext(preprocessed).read("train", "en", "de", max_tokens=4)
     assert source.texts[0] == ENGLISH[0]
     assert len(source.tokens[0]) == 4
+
+
+def test_a_full_disk_says_so():
+    ids, sizes_N = np.full(100_000, 7), np.full(10_000, 10)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), open("/dev/full", "wb", buffering=0) as disk:
+        fairseq_io.SentenceWriter(disk, disk, np.uint16).add(ids, sizes_N)

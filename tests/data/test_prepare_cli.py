@@ -121,6 +121,7 @@ def test_shards_are_read_where_they_lie():
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
     assert "data/s: 2 pictures" in done("--webdataset", "s-{000..001}.tar")
+    assert "out: 1 pictures" in done("--webdataset", "s-000.tar", "--source", "../" + Path.cwd().name, "--out", "out")
     captions = read_captions("data/s")
     assert captions.picture(1).getpixel((0, 0)) == (1, 0, 0)
     assert not list(Path("data/s").glob("*.png"))
@@ -146,6 +147,18 @@ def test_a_second_time_the_folder_is_kept(spm):
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
     other = refused("--bitext", *sides, "--spm", spm, "--out", "out", "--set", "cleaning.duplicates=true")
     assert other == "Error: out: prepared from another declaration or source; remove it or choose another --out"
+
+
+def test_a_changed_source_is_not_taken_for_the_prepared_one(spm):
+    words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
+    done(*words)
+    text("a.de", "ein roter Hund")
+    assert "a.de: has changed since out was prepared; remove out or choose" in refused(*words)
+
+
+def test_the_languages_of_a_table_with_numbers_may_be_chosen(spm):
+    table = text("a.tsv", "id\ten\tde", "1\ta dog\tein Hund")
+    assert "train: en-de 1\n" in done("--pairs", table, "--langs", "en,de", "--spm", spm)
 
 
 def test_the_list_has_every_corpus_and_what_is_prepared(spm):
@@ -233,6 +246,7 @@ def test_a_picture_under_another_name_is_known_by_its_content():
     )
 
 
+SIDES = ["--bitext", "en=here.txt", "de=here.txt"]
 WRONG = {
     "no source": (["multi30k"], "--source DIR is missing: where the corpus's files are; clone the repository"),
     "no such source": (["multi30k", "--source", "nowhere"], "nowhere: there is no such folder; clone"),
@@ -293,6 +307,31 @@ WRONG = {
         ["--bitext", "en=here.txt", "de=here.txt", "--spm", "gone.model"],
         "gone.model: No such file or directory",
     ),
+    "no file for a language": (
+        [*SIDES, "--set", "languages=[en, de, fr]"],
+        "options.parts: texts names no file for fr",
+    ),
+    "one file for all": (
+        [*SIDES, "--set", "options.parts.0.texts=here.txt"],
+        "texts has neither {language} nor {pair}",
+    ),
+    "more than all": ([*SIDES, "--set", "splits={valid: 0.9, test: 0.9}"], "splits: the shares are more than 1"),
+    "all left out": (
+        [*SIDES, "--set", "cleaning.characters=[100, 200]"],
+        "lines: all of it was left out (2 too few characters); mend `cleaning`",
+    ),
+    "most before least": ([*SIDES, "--set", "cleaning.characters=[10, 2]"], "cleaning.characters: the least comes"),
+    "far too many pieces": (
+        [*SIDES, "--set", "vocabulary.pieces=2000000000"],
+        "vocabulary.pieces: Input should be less than or equal to 1048576",
+    ),
+    "long lines only": (["--bitext", "en=long.txt", "de=long.txt"], "no line is short enough to train a SentencePiece"),
+    "no parallel files": (["--bitext"], "--bitext needs two languages at least"),
+    "a source besides": ([*SIDES, "--source", "empty"], "--bitext says where the files are itself"),
+    "a corpus besides": (["emoji", "--pairs", "here.tsv"], "--pairs or a corpus, not both: leave emoji out"),
+    "no name of shards": (["--webdataset", ""], "names no shards"),
+    "Indonesian or numbers": (["--pairs", "id.tsv"], "id.tsv: is column id a language? Choose those that are"),
+    "a link to nowhere": ([*SIDES, "--out", "broken"], "broken: exists and is not a prepared corpus"),
     "no vocabulary": (["--bitext", "en=here.txt", "de=here.txt", "--spm", "here.txt"], "here.txt: not a readable Sent"),
 }
 
@@ -305,6 +344,9 @@ def test_what_is_wrong_ends_in_one_line(name):
     text("null.jsonl", json.dumps({"image": "a.jpg", "caption": "a dog", "language": None}))
     text("split.jsonl", json.dumps({"image": "a.jpg", "caption": "a dog", "split": "train/../x"}))
     text("empty.tsv")
+    text("id.tsv", "id\ten\tde", "1\ta dog\tein Hund")
+    text("long.txt", "x" * 5000)
+    Path("broken").symlink_to("gone")
     Path("empty").mkdir()
     before = sorted(Path().rglob("*"))
     assert said in refused(*words)

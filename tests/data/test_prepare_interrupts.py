@@ -111,6 +111,17 @@ def test_the_workers_of_a_killed_process_hold_nothing_up(tmp_path, words):
     assert undisturbed(words, tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")
 
 
+def test_a_killed_worker_ends_in_one_line(tmp_path, words):
+    process = start(SLOW, words, tmp_path / "data", 2)
+    until_binarising(process, tmp_path / "data")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    worker = next(pid for pid in children if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    said, _ = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in said) == (2, False), said
+    assert "a worker process was killed, as happens for want of memory" in said.splitlines()[-1]
+
+
 def test_a_source_that_has_changed_since_is_read_anew(tmp_path, words):
     process = start(SLOW, words, tmp_path / "data")
     until_binarising(process, tmp_path / "data")

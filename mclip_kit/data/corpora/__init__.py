@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.languages import normal
@@ -34,8 +34,10 @@ class Licence(Section):
 class Vocabulary(Section):
     """The SentencePiece model that is trained when none is given."""
 
-    pieces: Count = Field(8000, description="Vocabulary size.")
-    coverage: Fraction = Field(0.9995, description="Share of characters that get a piece of their own.")
+    pieces: Annotated[int, Field(ge=1, le=2**20)] = Field(8000, description="Vocabulary size.")
+    coverage: Annotated[float, Field(ge=0.98, le=1)] = Field(
+        0.9995, description="Share of characters that get a piece of their own."
+    )
 
 
 class Cleaning(Section):
@@ -56,6 +58,13 @@ class Cleaning(Section):
         512, description="Tokens that the encoder takes, specials included."
     )
     too_long: Literal["cut", "drop"] = Field("cut", description="What happens to sentences beyond `max_tokens`.")
+
+    @field_validator("characters")
+    @classmethod
+    def _least_comes_first(cls, characters: tuple[int, int] | None) -> tuple[int, int] | None:
+        if characters and characters[0] > characters[1]:
+            raise ValueError("the least comes first, then the most")
+        return characters
 
 
 class Corpus(Section):
@@ -83,6 +92,13 @@ class Corpus(Section):
     options: dict[str, Any] = Field({}, description="What the reader takes besides.")
     cleaning: Cleaning = Field(default_factory=lambda: Cleaning.model_validate({}))
     vocabulary: Vocabulary = Field(default_factory=lambda: Vocabulary.model_validate({}))
+
+    @field_validator("splits")
+    @classmethod
+    def _shares_are_of_one_whole(cls, splits: dict[str, float]) -> dict[str, float]:
+        if sum(splits.values()) > 1 + 1e-9:
+            raise ValueError("the shares are more than 1 together")
+        return splits
 
     @model_validator(mode="after")
     def _codes_are_normal(self) -> "Corpus":

@@ -3,6 +3,7 @@
 Multi30K, XTD10, OPUS in Moses form, and any other pair of files.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import zip_longest
 
@@ -11,8 +12,8 @@ from pydantic import Field, model_validator
 from mclip_kit.data.corpora import Content, Corpus, Row, options
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.languages import spellings
-from mclip_kit.errors import DataError
-from mclip_kit.schema import Count, Section
+from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.schema import Count, Section, suggest
 
 
 class Part(Section):
@@ -34,6 +35,8 @@ class Part(Section):
     def _numbered_files_have_numbers(self) -> "Part":
         if self.captions > 1 and "{n}" not in str(self.texts):
             raise ValueError("several captions need {n} in texts")
+        if isinstance(self.texts, str) and not re.search(r"\{(language|pair)\}", self.texts):
+            raise ValueError("texts has neither {language} nor {pair}, so that all languages would have the same lines")
         return self
 
 
@@ -51,7 +54,8 @@ def read(corpus: Corpus, source: Source) -> Content:
     """Rows of all parts, one after the other."""
     found = [item for part in options(corpus, Options).parts for item in _find(part, corpus, source)]
     if not found:
-        raise DataError(f"{source.root}: nothing of this corpus in {', '.join(corpus.languages)}; {corpus.obtain}")
+        where = source.root or "options.parts"
+        raise DataError(f"{where}: nothing of this corpus in {', '.join(corpus.languages)}; {corpus.obtain}")
     return Content(row for part, columns, images in found for row in _rows(part, columns, images))
 
 
@@ -83,6 +87,8 @@ def _columns(part: Part, languages: list[str], source: Source) -> Columns:
 def _patterns(part: Part, together: list[str], language: str, number: int) -> list[str]:
     """The names that a file may have, in the order of likelihood."""
     if isinstance(part.texts, dict):
+        if language not in part.texts:
+            raise RecipeError(f"options.parts: texts names no file for {language}{suggest('', list(part.texts))}")
         return [part.texts[language]]
     spelled = [[(code, spelling) for spelling in spellings(code)] for code in together]
     pairs = [f"{a}-{b}" for _, a in spelled[0] for _, b in spelled[-1]] if len(together) == 2 else [""]
@@ -96,20 +102,18 @@ def _patterns(part: Part, together: list[str], language: str, number: int) -> li
 
 def _rows(part: Part, columns: Columns, images: File | None) -> Iterator[Row]:
     files = [file for _, file in columns] + ([images] if images else [])
-    rows = 0
+    languages = [language for language, _ in columns]
+    rows, name = 0, None
     for lines in zip_longest(*(file.lines() for file in files)):
         if None in lines:
             raise _uneven(files)
         rows += 1
-        names = [str(name).strip().partition("#")[0] for name in lines[len(columns) :]]
-        if "" in names:
-            raise DataError(f"{images} line {rows}: no picture's name; give it, or remove the line from all files")
-        yield Row(
-            split=part.split or "",
-            texts=[(language, str(line)) for (language, _), line in zip(columns, lines, strict=False)],
-            image=names[0] if names else None,
-            parallel=part.parallel,
-        )
+        if images:
+            name = lines[-1].strip().partition("#")[0]
+            if not name:
+                raise DataError(f"{images} line {rows}: no picture's name; give it, or remove the line from all files")
+        texts = list(zip(languages, lines, strict=False))  # the last line may be the picture's
+        yield Row(part.split or "", texts, image=name, parallel=part.parallel)
     if part.rows not in (None, rows):
         raise DataError(f"{files[0]}: {rows:,} lines, not {part.rows:,}; fetch it again")
 

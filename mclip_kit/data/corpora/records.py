@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from itertools import chain
 from operator import itemgetter, methodcaller
 from typing import Any, Literal
 
@@ -95,14 +94,14 @@ def _inner(name: str, row: dict[str, Any]) -> Any:
 
 def _plain_rows(file: File, delimiter: str) -> Numbered:
     """Cells in which a quote is a quote."""
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(file.lines(), 1):
         yield number, line.split(delimiter)
 
 
 def _quoted_rows(file: File, delimiter: str) -> Numbered:
     """Cells perhaps in quotes, between which there may be line ends."""
     csv.field_size_limit(LONGEST_CELL)
-    rows = csv.reader((line + "\n" for line in _lines(file)), delimiter=delimiter, strict=True)
+    rows = csv.reader((line + "\n" for line in file.lines()), delimiter=delimiter, strict=True)
     try:
         for cells in rows:
             yield rows.line_num, cells
@@ -129,7 +128,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _json_rows(file: File) -> Numbered:
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(file.lines(), 1):
         if not line or line.isspace():
             continue
         try:
@@ -141,12 +140,6 @@ def _json_rows(file: File) -> Numbered:
         if not isinstance(row, dict):
             raise DataError(f"{file} line {number}: not a JSON object; every line must be one")
         yield number, row
-
-
-def _lines(file: File) -> Iterator[str]:
-    """A file's lines, without a byte-order mark."""
-    lines = file.lines()
-    return chain((line.removeprefix("\ufeff") for line in [next(lines, None)] if line is not None), lines)
 
 
 def _parquet_names(file: File) -> list[str]:

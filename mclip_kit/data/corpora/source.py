@@ -8,6 +8,7 @@ import lzma
 import os
 import zipfile
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class File:
             raise DataError(f"{self}: cannot be read ({first_line(error)}); fetch it again") from None
 
     def lines(self) -> Iterator[str]:
-        """Its lines, without their ends.
+        """Its lines, without their ends and without a byte-order mark.
 
         Raises:
             DataError: it breaks off, or a line is not UTF-8; file and line are named.
@@ -63,7 +64,7 @@ class File:
         try:
             with self.open() as handle:
                 for line in handle:
-                    yield line.rstrip(b"\r\n").decode()
+                    yield (line if whole else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n").decode()
                     whole += 1
         except UnicodeDecodeError as error:
             wrong = f"{error.object[error.start]:#04x}"
@@ -119,11 +120,14 @@ class Source:
         """Path below the root, uncompressed -> file."""
         if self.root is None:
             raise DataError(f"--source DIR is missing: where the corpus's files are; {self._obtain}")
+        found: dict[str, File] = {}
         if self.root.is_file():
-            found, zips = {}, [self.root]
+            zips = [self.root]
         else:
             paths = [Path(folder, name) for folder, _, names in os.walk(self.root) for name in names]
-            found = {plain(path.relative_to(self.root).as_posix()): File(path) for path in sorted(paths)}
+            found = {}
+            for path in sorted(paths):  # a plain file before the same one compressed
+                found.setdefault(plain(path.relative_to(self.root).as_posix()), File(path))
             zips = sorted(self.root.glob("*.zip"))
         for path in zips:
             try:

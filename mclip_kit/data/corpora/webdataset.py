@@ -96,7 +96,9 @@ def read(corpus: Corpus, source: Source) -> Content:
     chosen.language = normal(chosen.language) if chosen.language else corpus.languages[0]
     if chosen.language not in known:
         raise RecipeError(f"options of reader webdataset: language: {chosen.language}; there are {', '.join(known)}")
-    return Content(_rows(_shards(chosen.shards, source.root), chosen, known))
+    shards = _shards(chosen.shards, source.root)
+    source.used |= {*shards}
+    return Content(_rows(shards, chosen, known))
 
 
 def _shards(patterns: str | list[str], root: Path | None) -> list[Path]:

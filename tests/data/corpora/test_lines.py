@@ -9,7 +9,7 @@ import pytest
 
 from mclip_kit.data.corpora import Corpus, Row, declaration
 from mclip_kit.data.corpora.lines import read
-from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.errors import DataError, RecipeError
 
 
@@ -115,6 +115,17 @@ def test_two_files_that_fit_are_both_named(tmp_path):
     with pytest.raises(DataError, match=r"both .*a/t\.en and .*b/t\.en could be t\.en; point at one of them"):
         rows(corpus({"texts": "t.{language}"}), tmp_path)
     assert len(rows(corpus({"texts": "a/t.{language}"}), tmp_path)) == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_a_picture_s_name(tmp_path):
+    (tmp_path / "images.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n")
+    assert list(File(tmp_path / "images.txt").lines()) == ["a.jpg", "b.jpg"]
+
+
+def test_a_plain_file_comes_before_the_same_one_compressed(tmp_path):
+    (tmp_path / "train.en").write_text("mended\n")
+    (tmp_path / "train.en.gz").write_bytes(gzip.compress(b"as it was\n"))
+    assert list(Source(tmp_path).need("train.en").lines()) == ["mended"]
 
 
 def test_a_line_that_is_not_utf8_is_named(tmp_path):
