@@ -162,9 +162,18 @@ class Evaluation(Section):
     metric: str | None = Field(
         None, description="The number that decides, such as mean_recall or de_t2i_r1; none: what the stage is about."
     )
+    patience: Count | None = Field(
+        None, description="Evaluations without a better score that end a stage, with its best weights; none: never."
+    )
     stop_below_start: NonNegative | None = Field(
         None, description="End a run whose metric falls so many points below the stage's step 0; none: never."
     )
+
+    @model_validator(mode="after")
+    def _patience_keeps_the_best(self) -> "Evaluation":
+        if self.patience and self.keep != "best":
+            raise ValueError("patience ends a stage with its best weights: set keep: best")
+        return self
 
 
 class Recipe(Section):
@@ -232,6 +241,11 @@ class Recipe(Section):
             yield "parallel: fsdp goes with adamw: lamb compares whole weights"
         if bool(named) != bool(self.lora):
             yield f"{named[0]} trains lora, which is not given" if named else "lora is given, but no stage trains it"
+        for index, stage in enumerate(self.stages):
+            if stage.wise_ft and index < len(self.stages) - 1:
+                yield f"stages.{index}.wise_ft is for the last stage, whose weights become the model"
+            elif stage.wise_ft and self.lora:
+                yield f"stages.{index}.wise_ft is for whole weights, not for adapters: leave lora out"
         if self.evaluation and self.data.captions is None:
             yield "evaluation needs data.captions"
         parts = {"teacher": self.teacher, "encoder": self.encoder, "projector": self.projector}

@@ -253,6 +253,7 @@ class Feed:
         fields = {
             "languages_B": torch.from_numpy(examples.languages_N[rows]),
             "groups_B": torch.from_numpy(examples.groups_N[rows]),
+            "texts_B": torch.from_numpy(keys.of_tokens(examples.tokens[row] for row in rows)[:, 0].astype(np.int64)),
         }
         for vertex, name in (("image", "image_BE"), ("teacher_text", "teacher_BE"), ("pooled", "pooled_BH")):
             if vertex in self._read:
