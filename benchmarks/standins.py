@@ -11,7 +11,7 @@ of valid or test.
 
 import argparse
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -101,7 +101,7 @@ class StandIns:
     Attributes:
         shown: picture's name -> its emoji.
         rows: of train, valid and test, one caption a language.
-        nameless: how many pictures are left out because their captions name nothing.
+        nameless: how many pictures of these splits are left out because their captions name nothing.
     """
 
     shown: dict[str, Shown]
@@ -117,42 +117,47 @@ def find(source: Path, corpus: Corpus | None = None) -> StandIns:
     for row in rows:
         captions[str(row.image)] += [text for language, text in row.texts if language == "en"]
     shown = {image: named(texts) for image, texts in captions.items()}
+    wanted = [row for row in rows if row.split in SPLITS]
+    named_rows = [row for row in wanted if shown[str(row.image)]]
     kept = {image: some for image, some in shown.items() if some}
-    return StandIns(kept, [row for row in rows if row.split in SPLITS and row.image in kept], len(shown) - len(kept))
+    return StandIns(kept, named_rows, len(wanted) - len(named_rows))
 
 
-def draw(found: StandIns, folder: Path) -> None:
+def draw(shown: dict[str, Shown], folder: Path) -> None:
     """Write the pictures that are not there yet, as PNG files of the pictures' names."""
     folder.mkdir(parents=True, exist_ok=True)
-    for image, shown in found.shown.items():
+    for image, some in shown.items():
         path = folder / f"{Path(image).stem}.png"
         if not path.exists():
             with write_whole(path) as temporary:
-                collage(shown).save(temporary, "PNG")
+                collage(some).save(temporary, "PNG")
 
 
-def prepare(found: StandIns, images: Path, source: Path, out: Path, train: int | None = None) -> str:
-    """Write a prepared folder of the rows, in groups; say what is in it.
+def prepare(
+    found: StandIns, images: Path, source: Path, out: Path, train: int | None = None, corpus: Corpus | None = None
+) -> str:
+    """Draw what is missing, write a prepared folder of the rows, in groups, and say what is in it.
 
     Args:
         train: at most so many training pictures, the first ones.
     """
-    corpus = declaration("multi30k").model_copy(update={"pictures": None})  # they are not Flickr30k's
-    held_out = {found.shown[str(row.image)] for row in found.rows if row.split != "train"}
-    fresh = [row for row in found.rows if row.split == "train" and found.shown[str(row.image)] not in held_out]
-    rows = [*fresh[:train], *(row for row in found.rows if row.split != "train")]
+    corpus = (corpus or declaration("multi30k")).model_copy(update={"pictures": None})  # they are not Flickr30k's
+    training = [row for row in found.rows if row.split == "train"]
+    held_out = [row for row in found.rows if row.split != "train"]
+    looks = {found.shown[str(row.image)] for row in held_out}
+    fresh = [row for row in training if found.shown[str(row.image)] not in looks]
+    rows = [*fresh[:train], *held_out]
     group: dict[Shown, int] = {}
     for row in rows:
         group.setdefault(found.shown[str(row.image)], len(group))
     grouped = [replace(row, parallel=False, group=group[found.shown[str(row.image)]]) for row in rows]
+    draw({str(row.image): found.shown[str(row.image)] for row in rows}, images)
     write(lambda: Content(iter(grouped)), corpus, out, source=Source(source, images, obtain=corpus.obtain))
-    looks = {split: len({row.group for row in grouped if row.split == split}) for split in SPLITS}
-    counts = Counter(row.split for row in grouped)
-    sizes = ", ".join(f"{split} {counts[split]} ({looks[split]} different)" for split in SPLITS)
-    likewise = sum(row.split == "train" for row in found.rows) - len(fresh)
+    parts = {split: [row.group for row in grouped if row.split == split] for split in SPLITS}
+    sizes = ", ".join(f"{split} {len(part):,} ({len(set(part)):,} different)" for split, part in parts.items())
     return (
-        f"{sizes}; left out: {found.nameless} pictures whose captions name no emoji, {likewise} training pictures that "
-        "look like one of valid or test"
+        f"{sizes}; left out are {found.nameless:,} whose captions name no emoji, and of {len(training):,} for training "
+        f"those {len(training) - len(fresh):,} that look like one of valid or test"
     )
 
 
@@ -164,8 +169,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     found = find(asked.source)
-    draw(found, asked.images)
-    print(f"{asked.images}: {len(found.shown)} pictures; {found.nameless} have captions that name no emoji")
+    draw(found.shown, asked.images)
+    print(f"{asked.images}: {len(found.shown):,} pictures")
     if asked.out:
         print(f"{asked.out}: {prepare(found, asked.images, asked.source, asked.out)}")
 

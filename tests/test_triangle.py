@@ -236,7 +236,7 @@ def test_features_that_are_read_give_the_loss_of_towers_that_compute(model, capt
 
 def test_a_read_batch_holds_features_and_a_live_one_inputs(model, captions):
     read, live = (set(feed(model, captions, live=live).batch(ROWS)) for live in (set(), set(TOWERS)))
-    both = {"languages_B", "groups_B", "texts_B", "has_teacher_B"}
+    both = {"languages_B", "groups_B", "has_teacher_B"}
     assert read == both | {"image_BE", "teacher_BE", "pooled_BH"}
     assert live == both | {"pixels_BCHW", "teacher_ids_BT", "ids_BT", "mask_BT"}
 

@@ -136,6 +136,7 @@ def needs(stage: Stage, trained: set[str], cache: Cache) -> Needs:
         colour=stage.augment.colour if stage.augment else 0.0,
         cache=cache.features,
         max_bad_fraction=cache.max_bad_fraction,
+        duplicates=any(edge.loss == "contrastive" and edge.duplicates == "mask" for edge in stage.edges.values()),
     )
 
 

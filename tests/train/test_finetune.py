@@ -235,7 +235,7 @@ def doubled(captions: Captions) -> Captions:
 
 def batch_of(model: MultilingualClip, captions: Captions, live: set[str]) -> Batch:
     examples = from_captions(captions, "train", "all", "en", model.student_tokens)
-    needs = Needs(frozenset({"image", "student_text"}), frozenset(live))
+    needs = Needs(frozenset({"image", "student_text"}), frozenset(live), duplicates=True)
     return Batch(**Feed(Frozen(model, Store()), examples, needs, captions).batch(np.arange(60)))
 
 
