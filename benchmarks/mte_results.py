@@ -8,7 +8,6 @@ alone on the encoder that came out, and on one that never learnt anything. See r
 from pathlib import Path
 from statistics import mean
 
-from prepare import MULTI30K
 from tables import Scores, head, kept, over, row, spread
 
 from mclip_kit.data.bitext import open_bitext
@@ -41,10 +40,10 @@ def stages_of(steps: tuple[int, int], tokens: int, smoke: bool) -> list[str]:
     return changes
 
 
-def multi30k(root: Path, source: Path = MULTI30K) -> Path | None:
+def multi30k(root: Path, source: Path | None) -> Path | None:
     """Multi30K, prepared once with a small vocabulary; None where its text is not there."""
     folder = root / "multi30k"
-    if not source.is_dir():
+    if source is None:
         return None
     if not (folder / "manifest.json").is_file():
         corpus = declaration("multi30k", ["vocabulary.pieces=4000"])
@@ -83,7 +82,7 @@ def translations(seed: int, root: Path, data: Path, smoke: bool) -> Scores:
 def distilled(seed: int, root: Path, smoke: bool) -> Scores:
     """Recalls of triangle distillation in English alone, by the encoder that it stands on."""
     folder = root / f"seed-{seed}" / "mte_trikd"
-    languages = load("quickstart").stages[1].languages
+    languages = load("quickstart").triangles[1].languages
     teacher = root / f"seed-{seed}" / "quickstart" / "model" / "clip"
     learning = load("mte", [f"seed={seed}", *SMALL, *stages_of((800, 300), 1500, smoke), "evaluation=null"])
     changes = [f"seed={seed}", f"teacher.model=local-dir:{teacher}", "evaluation=null"]
@@ -144,9 +143,8 @@ def _distilled_table(seeds: list[Scores]) -> list[str]:
     languages = [name for name in seeds[0]["contrast"] if name not in (TEACHER, "en")]
     labels = {"untrained": "an untrained encoder", "contrast": "the encoder after both MTE stages"}
     lines = [
-        "Embedded corpus: the encoder (two layers, width 128) learns to translate its names, 800 and 300 steps of 1,500 "
-        "tokens; then "
-        "a projector on the frozen encoder is trained in **English only** (quickstart_trikd's two stages).",
+        "Embedded corpus: the encoder (two layers, width 128) learns to translate its names, 800 and 300 steps of "
+        "1,500 tokens; then a projector on the frozen encoder learns in **English only** (quickstart_trikd's stages).",
         "",
         *head("on", "R@1, T2I, English", f"R@1, mean of {len(languages)} others", "R@10", "mean recall, all"),
     ]

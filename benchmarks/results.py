@@ -3,24 +3,26 @@
     python benchmarks/results.py [--seeds 1,2,3] [--smoke]
 
 Each seed's scores are kept in runs/results/ and are not made again. `--smoke` trains one epoch a stage and leaves
-docs/ alone. The last line compares the student's weakest language with the teacher's English.
+docs/ alone. Multi30K's parts (mte_results.py, finetune_results.py) are made where it is at hand. The last line compares
+the student's weakest language with the teacher's English.
 """
 
 import argparse
-import json
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
+import finetune_results
+import mte_results
 import numpy as np
+from tables import Scores, at_hand, head, kept, over, row, spread
 
 from mclip_kit.data.captions import read_captions
 from mclip_kit.evaluate.report import TEACHER, Results
 from mclip_kit.evaluate.retrieval import evaluate, evaluator
 from mclip_kit.features.store import Store
-from mclip_kit.files import write_json, write_text
+from mclip_kit.files import write_text
 from mclip_kit.recipe import Recipe, load
 from mclip_kit.stage import Stage
 from mclip_kit.towers.model import MultilingualClip
@@ -32,7 +34,6 @@ ABLATIONS = {  # of teacher learning, with as many steps
     "English to English only": ["stages.1.languages=[en]", "stages.1.epochs=50"],
     "without English to English": ["stages.1.include_english=false"],
 }
-Scores = dict[str, Any]
 Place = tuple[str, str, str]
 """Recipe, stage, and its start or end."""
 
@@ -74,41 +75,20 @@ def one_seed(seed: int, root: Path, smoke: bool) -> Scores:
     folder = root / f"seed-{seed}"
     teacher = f"teacher.model=local-dir:{folder / 'quickstart' / 'model' / 'clip'}"
     recipes = {"quickstart": [*common, *epochs], "quickstart_trikd": [*common, *epochs[:2], teacher]}
-    scores = {name: kept(load(name, changes), folder / name) for name, changes in recipes.items()}
+    scores = {
+        name: kept(folder / name, partial(scored_run, load(name, changes), folder / name))
+        for name, changes in recipes.items()
+    }
     for name, changes in ABLATIONS.items():
         recipe = load("quickstart", [*common, teacher, "teacher.weights=null", *changes, *epochs[1:2]])
         learning = recipe.model_copy(update={"stages": recipe.stages[1:2]})
-        scores[name] = kept(learning, folder / name)
-    return scores
-
-
-def kept(recipe: Recipe, folder: Path) -> Scores:
-    """The scores of a run, made once; a run that was cut short starts again."""
-    file = folder / "scores.json"
-    if not file.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(file, scored_run(recipe, folder))
-    return dict(json.loads(file.read_text(encoding="utf-8")))
-
-
-def over(seeds: list[Scores], *path: str) -> list[float]:
-    """One number of each seed."""
-    values = []
-    for value in seeds:
-        for key in path:
-            value = value[key]
-        values.append(float(value))  # type: ignore[arg-type]
-    return values
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-
-def row(*cells: str) -> str:
-    """One line of a table."""
-    return f"| {' | '.join(cells)} |"
+        scores[name] = kept(folder / name, partial(scored_run, learning, folder / name))
+    scores["distilled"] = mte_results.distilled(seed, root, smoke)
+    parallel = mte_results.multi30k(root, at_hand())
+    if parallel:
+        scores["translations"] = mte_results.translations(seed, root, parallel, smoke)
+    tuned = finetune_results.one_seed(seed, folder, at_hand(), smoke)
+    return scores | ({finetune_results.NAME: tuned} if tuned else {})
 
 
 def tops(
@@ -126,8 +106,7 @@ def quickstart_table(seeds: list[Scores]) -> list[str]:
     names = [name for name in seeds[0]["quickstart"]["contrast"]["end"]["scores"] if name != TEACHER]
     groups = [*((name, [name], "") for name in names), ("**mean of ten**", names, ""), *((s, names, s) for s in STRATA)]
     return [
-        row("T2I", "R@1 after MSE", "R@1 after contrast", "R@5", "R@10"),
-        row(*["---"] * 5),
+        *head("T2I", "R@1 after MSE", "R@1 after contrast", "R@5", "R@10"),
         row("teacher, English", "", *tops(seeds, last, [TEACHER])),
         *(
             row(label, *tops(seeds, first, own, part, [1]), *tops(seeds, last, own, part))
@@ -143,7 +122,7 @@ def trikd_table(seeds: list[Scores], trained: list[str]) -> list[str]:
     groups = {f"{len(trained)} trained": trained, f"{len(unseen)} never trained": unseen}
     places = {"untrained projector": ("align", "start"), "after MSE": ("align", "end"), "after TriKD": ("trikd", "end")}
     end = ("quickstart_trikd", "trikd", "end")
-    lines = [row("T2I", "R@1", "R@5", "R@10"), row(*["---"] * 4)]
+    lines = head("T2I", "R@1", "R@5", "R@10")
     for label, place in places.items():
         for group, own in groups.items():
             lines.append(row(f"{label}, mean of {group}", *tops(seeds, ("quickstart_trikd", *place), own)))
@@ -156,7 +135,7 @@ def ablation_table(seeds: list[Scores]) -> list[str]:
     """Teacher learning on some of its data, as in the paper's ablation."""
     names = [name for name in seeds[0]["quickstart"]["distill"]["end"]["scores"] if name not in (TEACHER, "en")]
     runs = {"all data": "quickstart", **{name: name for name in ABLATIONS}}
-    lines = [row("R@1, T2I", "English", f"mean of {len(names)} others"), row(*["---"] * 3)]
+    lines = head("R@1, T2I", "English", f"mean of {len(names)} others")
     for label, run in runs.items():
         place = run, "distill", "end"
         lines.append(row(label, *tops(seeds, place, ["en"], ks=[1]), *tops(seeds, place, names, ks=[1])))
@@ -167,6 +146,7 @@ def page(seeds: list[Scores], numbers: list[int]) -> str:
     """docs/results.md."""
     some = seeds[0]["quickstart"]["contrast"]["end"]
     trained = [str(language) for language in load("quickstart_trikd").stages[0].languages]
+    tuned = [seed[finetune_results.NAME] for seed in seeds if finetune_results.NAME in seed]
     return "\n".join(
         [
             "# Results",
@@ -192,6 +172,8 @@ def page(seeds: list[Scores], numbers: list[int]) -> str:
             "",
             *trikd_table(seeds, trained),
             "",
+            *mte_results.section(seeds),
+            *([*finetune_results.section(tuned), ""] if len(tuned) == len(seeds) else []),
         ]
     )
 

@@ -1,6 +1,7 @@
-"""Figures of several seeds, as cells and lines of docs/results.md."""
+"""What the parts of docs/results.md share: scores that are made once, and figures of several seeds as cells."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,13 @@ from typing import Any
 from mclip_kit.files import write_json
 
 Scores = dict[str, Any]
+
+
+def at_hand() -> Path | None:
+    """Multi30K's folder, if it is here: MULTI30K=DIR, else ../shared/data/multi30k."""
+    beside = Path(__file__).parents[2] / "shared" / "data" / "multi30k"
+    folder = Path(os.environ.get("MULTI30K", beside))
+    return folder if folder.is_dir() else None
 
 
 def kept(folder: Path, make: Callable[[], Scores]) -> Scores:

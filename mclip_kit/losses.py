@@ -44,6 +44,7 @@ def contrastive(
     groups_B: Tensor | None = None,
     keep_B: Tensor | None = None,
     over_positives: Literal["mean", "sum"] = "mean",
+    texts_B: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE over the rows of all processes (CLIP, arXiv 2103.00020, figure 3).
 
@@ -58,13 +59,17 @@ def contrastive(
         keep_B: bool; the other rows take no part, neither as questions nor as answers. If none is left, the loss is 0.
         over_positives: `sum` adds up the log-probabilities of a row's right answers instead, as mCLIP's released
             fine-tuning does (ACL 2023): a picture with five captions counts five times as much.
+        texts_B: int64; rows with the same number have the same text. A text that stands in another group too is no
+            wrong answer there, as nothing tells it apart: such pairs are masked out of the softmax.
     """
     a_ND, b_ND = _gather(F.normalize(a_BD, dim=-1), F.normalize(b_BD, dim=-1))
     groups_N = None if groups_B is None else _gather_rows(groups_B)
+    texts_N = None if texts_B is None else _gather_rows(texts_B)
     if keep_B is not None:
         keep_N = _gather_rows(keep_B)
         a_ND, b_ND = a_ND[keep_N], b_ND[keep_N]
         groups_N = None if groups_N is None else groups_N[keep_N]
+        texts_N = None if texts_N is None else texts_N[keep_N]
         if not len(a_ND):
             return a_ND.sum() + b_ND.sum()
     logits_NN = scale * a_ND @ b_ND.T
@@ -72,6 +77,9 @@ def contrastive(
         right_NN = torch.eye(len(logits_NN), device=logits_NN.device, dtype=logits_NN.dtype)
     else:
         right_NN = (groups_N[:, None] == groups_N[None, :]).to(logits_NN.dtype)
+    if texts_N is not None:
+        neither_NN = (texts_N[:, None] == texts_N[None, :]) & (right_NN == 0)
+        logits_NN = logits_NN.masked_fill(neither_NN, torch.finfo(logits_NN.dtype).min)  # finite: 0 * inf is no number
     if over_positives == "mean":
         right_NN = right_NN / right_NN.sum(1, keepdim=True)
     return (F.cross_entropy(logits_NN, right_NN) + F.cross_entropy(logits_NN.T, right_NN)) / 2

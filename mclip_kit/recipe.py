@@ -179,9 +179,18 @@ class Evaluation(Section):
         None,
         description="The number that decides, such as mean_recall, de_t2i_r1 or bleu; none: what the stage is about.",
     )
+    patience: Count | None = Field(
+        None, description="Evaluations without a better score that end a stage, with its best weights; none: never."
+    )
     stop_below_start: NonNegative | None = Field(
         None, description="End a run whose metric falls so many points below the stage's step 0; none: never."
     )
+
+    @model_validator(mode="after")
+    def _patience_keeps_the_best(self) -> "Evaluation":
+        if self.patience and self.keep != "best":
+            raise ValueError("patience ends a stage with its best weights: set keep: best")
+        return self
 
 
 class Recipe(Section):
@@ -264,6 +273,11 @@ class Recipe(Section):
             yield "parallel: fsdp is for the triangle's stages: the decoder shares the encoder's word table"
         if self.decoder and not self.translations:
             yield "decoder is given, but no stage is of kind translate"
+        for index, stage in enumerate(self.stages):
+            if stage.wise_ft and index < len(self.stages) - 1:
+                yield f"stages.{index}.wise_ft is for the last stage, whose weights become the model"
+            elif stage.wise_ft and self.lora:
+                yield f"stages.{index}.wise_ft is for whole weights, not for adapters: leave lora out"
         if self.evaluation and self.triangles and self.data.captions is None:
             yield "evaluation needs data.captions"
         parts: dict[str, Any] = {"encoder": self.encoder}

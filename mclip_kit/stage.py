@@ -24,6 +24,10 @@ class Edge(Section):
         description="contrastive: every text of the same image is right, averaged over them or summed (mCLIP's "
         "released fine-tuning), or only the row's own.",
     )
+    duplicates: Literal["mask", "negatives"] = Field(
+        "mask",
+        description="contrastive: the same text at another image is neither right nor wrong there, or is wrong (CLIP).",
+    )
     without_teacher: Literal["drop", "image"] = Field(
         "drop",
         description="teacher_text-student_text: rows without a text in the teacher's language take no part, or take "
@@ -90,6 +94,11 @@ class Training(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Decay of the moving average of weights that is scored and kept; none: no average.",
+    )
+    wise_ft: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="The last stage: also keep wise_ft * its weights + (1 - wise_ft) * those that it started from "
+        "(WiSE-FT, arXiv 2109.01903), in RUN/model-wise_ft.",
     )
 
     def trains(self, tower: str) -> bool:

@@ -23,11 +23,13 @@ HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text
 class Batch:
     """What a step sees of its rows; a vertex comes as its frozen tower's features, or as the live tower's input.
 
-    B rows, T tokens, E CLIP width, H encoder width. A vertex that no edge needs is None.
+    B rows, T tokens, E CLIP width, H encoder width. A vertex that no edge needs is None. Rows with the same number in
+    `groups_B` are right answers for each other, those with the same in `texts_B` have the same text.
     """
 
     languages_B: Tensor
     groups_B: Tensor
+    texts_B: Tensor | None = None
     pixels_BCHW: Tensor | None = None
     image_BE: Tensor | None = None
     teacher_ids_BT: Tensor | None = None
@@ -77,6 +79,7 @@ class EdgeLoss:
     temperature: float = 0.07
     learned: bool = False
     positives: Literal["image", "image_sum", "pair"] = "image"
+    duplicates: Literal["mask", "negatives"] = "mask"
     without_teacher: Literal["drop", "image"] = "drop"
     normalize: Literal["none", "both"] = "none"
 
@@ -143,7 +146,7 @@ class Triangle(nn.Module):
         return {vertex: getattr(self, vertex)(batch) for vertex in sorted(vertices(self.edges))}
 
     def terms(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Loss terms of embeddings; of `batch`, only languages, groups and who has a teacher text are read."""
+        """Loss terms of embeddings; of `batch`, only groups, texts and who has a teacher text are read."""
         terms = {name: self._term(name, embeddings, batch) for name in self.edges}
         total = sum((self.edges[name].weight * term for name, term in terms.items()), torch.zeros(()))
         return {**terms, "loss": total, **self._health(embeddings, batch)}
@@ -199,5 +202,6 @@ class Triangle(nn.Module):
             if edge.loss == "mse":
                 return losses.mse(right, left, edge.normalize, keep_B)
             groups_B = None if edge.positives == "pair" else batch.groups_B
+            texts_B = batch.texts_B if edge.duplicates == "mask" else None
             over: Literal["mean", "sum"] = "sum" if edge.positives == "image_sum" else "mean"
-            return losses.contrastive(left, right, self.scale(name), groups_B, keep_B, over)
+            return losses.contrastive(left, right, self.scale(name), groups_B, keep_B, over, texts_B)

@@ -15,6 +15,7 @@ from mclip_kit.losses import contrastive, health, mse
 
 SCALE = 12.0
 GROUPS = [0, 1, 1, 2, 0, 3, 1, 4]
+TEXTS = [10, 11, 12, 10, 13, 11, 12, 14]  # 10 and 11 stand in two groups each, 12 twice in one
 
 
 def embeddings(rows: int = 8, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -31,21 +32,36 @@ def cosine(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def slow_infonce(
-    questions: np.ndarray, answers: np.ndarray, scale: float, groups: list[int], summed: bool = False
+    questions: np.ndarray,
+    answers: np.ndarray,
+    scale: float,
+    groups: list[int],
+    summed: bool = False,
+    texts: list[int] | None = None,
 ) -> float:
-    """SupCon, equation 2, one direction: the mean over right answers of -log softmax, averaged over questions."""
+    """SupCon, equation 2, one direction: the mean over right answers of -log softmax, averaged over questions.
+
+    What has a question's text without being right is not among its answers.
+    """
     total = 0.0
     for i, question in enumerate(questions):
-        exponentials = [math.exp(scale * cosine(question, answer)) for answer in answers]
+        neither = [texts is not None and texts[j] == texts[i] and groups[j] != groups[i] for j in range(len(answers))]
+        exponentials = [
+            0 if left_out else math.exp(scale * cosine(question, answer))
+            for answer, left_out in zip(answers, neither, strict=True)
+        ]
         right = [j for j in range(len(answers)) if groups[j] == groups[i]]
         logarithms = sum(math.log(exponentials[j] / sum(exponentials)) for j in right)
         total -= logarithms if summed else logarithms / len(right)
     return total / len(questions)
 
 
-def slow_contrastive(a: Tensor, b: Tensor, scale: float, groups: list[int], summed: bool = False) -> float:
+def slow_contrastive(
+    a: Tensor, b: Tensor, scale: float, groups: list[int], summed: bool = False, texts: list[int] | None = None
+) -> float:
     left, right = a.detach().double().numpy(), b.detach().double().numpy()
-    return (slow_infonce(left, right, scale, groups, summed) + slow_infonce(right, left, scale, groups, summed)) / 2
+    how = scale, groups, summed, texts
+    return (slow_infonce(left, right, *how) + slow_infonce(right, left, *how)) / 2
 
 
 def slow_mse(a: Tensor, b: Tensor) -> float:
@@ -81,6 +97,34 @@ def test_contrastive_may_sum_over_right_answers(groups):
     expected = slow_contrastive(a_BD, b_BD, SCALE, groups, summed=True)
     found = contrastive(a_BD, b_BD, SCALE, torch.tensor(groups), over_positives="sum")
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("summed", [False, True], ids=["mean", "sum"])
+@pytest.mark.parametrize("groups", [list(range(8)), GROUPS], ids=["pairs", "groups"])
+def test_a_text_of_two_groups_is_no_wrong_answer(groups, summed):
+    a_BD, b_BD = embeddings()
+    given = None if groups == list(range(8)) else torch.tensor(groups)
+    over = "sum" if summed else "mean"
+    found = contrastive(a_BD, b_BD, SCALE, given, over_positives=over, texts_B=torch.tensor(TEXTS))
+    assert found.item() == pytest.approx(slow_contrastive(a_BD, b_BD, SCALE, groups, summed, TEXTS), rel=1e-5)
+    assert found.item() != pytest.approx(slow_contrastive(a_BD, b_BD, SCALE, groups, summed), rel=1e-4)
+    assert all(torch.isfinite(gradient_BD).all() for gradient_BD in gradients(found, a_BD, b_BD))
+
+
+def test_masked_rows_do_not_push_each_other():
+    a_BD, b_BD = embeddings(2)
+    alike = contrastive(a_BD, b_BD, SCALE, torch.tensor([0, 1]), texts_B=torch.tensor([5, 5]))
+    assert alike.item() == 0
+    assert not any(gradient_BD.any() for gradient_BD in gradients(alike, a_BD, b_BD))
+
+
+def test_masked_rows_may_be_dropped_rows():
+    a_BD, b_BD = embeddings()
+    groups_B, texts_B = torch.tensor(GROUPS), torch.tensor(TEXTS)
+    keep_B = torch.tensor([True, False, True, True, False, True, True, True])
+    dropped = contrastive(a_BD, b_BD, SCALE, groups_B, keep_B, texts_B=texts_B)
+    kept = a_BD[keep_B], b_BD[keep_B], SCALE, groups_B[keep_B]
+    torch.testing.assert_close(dropped, contrastive(*kept, texts_B=texts_B[keep_B]))
 
 
 def test_contrastive_without_groups_has_one_right_answer_a_row():
@@ -174,7 +218,8 @@ KEPT = {  # of rows 0, 2, 4, 6 (first process) and 1, 3, 5, 7 (second process)
 }
 
 
-TERMS = ["contrastive pairs", *(f"{loss} {kept}" for loss in ("contrastive", "mse") for kept in KEPT)]
+LOSSES = ("contrastive", "contrastive-duplicates", "mse")
+TERMS = ["contrastive pairs", *(f"{loss} {kept}" for loss in LOSSES for kept in KEPT)]
 
 
 def term(name: str, rows: slice) -> tuple[Tensor, Tensor]:
@@ -186,7 +231,11 @@ def term(name: str, rows: slice) -> tuple[Tensor, Tensor]:
     loss, kept = name.split(maxsplit=1)
     keep_B = torch.tensor(KEPT[kept])[rows] if kept in KEPT else None
     groups_B = torch.tensor(GROUPS)[rows] if kept in KEPT else None
-    value = mse(a_BD, b_BD, "both", keep_B) if loss == "mse" else contrastive(a_BD, b_BD, SCALE, groups_B, keep_B)
+    texts_B = torch.tensor(TEXTS)[rows] if loss.endswith("duplicates") else None
+    if loss == "mse":
+        value = mse(a_BD, b_BD, "both", keep_B)
+    else:
+        value = contrastive(a_BD, b_BD, SCALE, groups_B, keep_B, texts_B=texts_B)
     return value.detach(), gradients(value, weights)[0]
 
 

@@ -14,6 +14,7 @@ from tests import tiny
 SHIPPED = [
     "altclip_full",
     "altclip_m9",
+    "coco_finetune",
     "mclip_plus",
     "mte",
     "multi30k_finetune",
@@ -183,6 +184,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "template": ({"stages.0.templates": ["an emoji"]}, "needs a {}"),
     "mse with a temperature": ({"stages.1.edges.teacher_text-student_text.learned": True}, "mse has no temperature"),
     "lamb on parts of weights": ({"parallel": "fsdp", "stages.1.optimizer": "lamb"}, "fsdp goes with adamw"),
+    "half way back from a stage in the middle": ({"stages.0.wise_ft": 0.5}, "stages.0.wise_ft is for the last stage"),
+    "half way back of adapters": (
+        {"stages.2.wise_ft": 0.5, "lora": {"rank": 2}, "stages.2.train": ["lora"]},
+        "stages.2.wise_ft is for whole weights, not for adapters",
+    ),
+    "patience for weights that are not kept": (
+        {"evaluation": {"patience": 2, "keep": "last"}},
+        "evaluation: patience ends a stage with its best weights: set keep: best",
+    ),
     "unknown tracker": ({"trackers": ["visdom"]}, "trackers.0: "),
     "augment without effect": ({"stages.1.augment": {"shift": 1}}, "augment has no effect"),
     "seed below zero": ({"seed": -1}, "seed: "),

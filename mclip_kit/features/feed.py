@@ -37,6 +37,7 @@ class Needs:
         cache: which outputs of frozen towers are read: none, one a row, or the encoder's token states too; auto: those
             that the disk has room for.
         max_bad_fraction: share of pictures that may be unreadable.
+        duplicates: whether rows with the same text are to be known.
     """
 
     vertices: frozenset[str]
@@ -46,6 +47,7 @@ class Needs:
     colour: float = 0.0
     cache: Literal["off", "pooled", "tokens", "auto"] = "auto"
     max_bad_fraction: float = 0.01
+    duplicates: bool = False
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,9 @@ class Feed:
             "languages_B": torch.from_numpy(examples.languages_N[rows]),
             "groups_B": torch.from_numpy(examples.groups_N[rows]),
         }
+        if self._needs.duplicates:
+            known_B2 = keys.of_tokens(examples.tokens[row] for row in rows)
+            fields["texts_B"] = torch.from_numpy(known_B2[:, 0].astype(np.int64))
         for vertex, name in (("image", "image_BE"), ("teacher_text", "teacher_BE"), ("pooled", "pooled_BH")):
             if vertex in self._read:
                 fields[name] = self._read[vertex].take(rows)

@@ -1,10 +1,22 @@
-"""A moving average of the weights that a stage trains."""
+"""Averages of the weights that a stage trains: over its steps, and between its start and its end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+
+def between(start: dict[str, Tensor], tuned: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights on the way from a start to what was tuned from it: share * tuned + (1 - share) * start.
+
+    What did not change stays the same to the bit, and what is no fraction (a count) is the tuned one. Source: WiSE-FT,
+    Wortsman et al. 2022, arXiv 2109.01903, section 3.
+    """
+    return {
+        name: torch.lerp(weight, tuned[name].to(weight), share) if weight.is_floating_point() else tuned[name]
+        for name, weight in start.items()
+    }
 
 
 class Average:

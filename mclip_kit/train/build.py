@@ -1,5 +1,6 @@
 """From a recipe to the parts of a run."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from mclip_kit.data.batching import Plan
@@ -48,6 +50,20 @@ class Rows(NamedTuple):
     steps: int
     per_epoch: int
     languages: list[str]
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """Devices, processes and mixed precision."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # on CPUs accelerate must be told to join a launcher's others
+    return Accelerator(mixed_precision=_precision(recipe.precision), cpu=several and not torch.cuda.is_available())
+
+
+def _precision(wanted: str) -> str:
+    if wanted == "fp16" and not torch.cuda.is_available():
+        raise RecipeError("precision: fp16 needs a GPU; use bf16 or fp32")
+    if wanted == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return {"fp32": "no"}.get(wanted, wanted)
 
 
 def build_model(recipe: Recipe) -> MultilingualClip | Translator:
@@ -195,6 +211,7 @@ def needs(stage: Stage, trained: set[str], cache: Cache) -> Needs:
         colour=stage.augment.colour if stage.augment else 0.0,
         cache=cache.features,
         max_bad_fraction=cache.max_bad_fraction,
+        duplicates=any(edge.loss == "contrastive" and edge.duplicates == "mask" for edge in stage.edges.values()),
     )
 
 

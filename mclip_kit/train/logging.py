@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
 from mclip_kit.errors import RecipeError
-from mclip_kit.files import write_text
+from mclip_kit.files import locked, write_text
 
 
 class Log:
@@ -87,6 +90,23 @@ class Wandb:
     def close(self) -> None:
         """Flush and close."""
         self._run.finish()
+
+
+def note_skipped(folder: Path, stage: str, step: int, rows: np.ndarray) -> None:
+    """Keep which rows made a loss or gradient that is no finite number, in RUN/nonfinite.jsonl."""
+    with open(folder / "nonfinite.jsonl", "a", encoding="utf-8") as handle:
+        handle.write(json.dumps({"stage": stage, "step": step, "rows": rows.tolist()}) + "\n")
+
+
+def report_unreadable(folder: Path, path: Path) -> None:
+    """Name a picture that is left out, once a run, on the terminal and in RUN/unreadable.txt."""
+    listed = folder / "unreadable.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=True):  # of a live tower, each process sees pictures of its own
+        known = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+        if str(path) not in known:
+            tqdm.write(f"{path}: not a readable picture; it is left out")
+            write_text(listed, "".join(f"{line}\n" for line in [*known, str(path)]))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class Loop:
         seed: each step's draws (dropout, augmentation) depend on it and on the step's number alone.
         gradients: (accelerator, objective, batch, seed) -> loss terms; leaves gradients in the parameters.
         max_nonfinite: steps in a row that may be skipped because loss or gradient is no finite number.
-        skipped: what becomes of (step, rows) of such a step.
+        skipped: what becomes of (step, rows) of such a step, in the main process.
     """
 
     name: str
@@ -85,7 +85,8 @@ def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[tuple[in
             bad = 0 if finite else bad + 1
             values |= {"lr": loop.rate(step), "grad_norm": norm, "skipped": float(not finite)}
             if not finite:
-                loop.skipped(step, rows)
+                if accelerator.is_main_process:
+                    loop.skipped(step, rows)
                 if bad >= loop.max_nonfinite:
                     raise DataError(_hopeless(loop, step, values, bad))
             values |= _pace(len(rows), batch, world, began, fetched)

@@ -2,24 +2,21 @@
 
 RUN/recipe.yaml             the resolved recipe
 RUN/metrics.jsonl           loss terms and evaluations, one row each; the same in RUN/tensorboard
-RUN/checkpoints/last.pt     where it stands;  best.pt: the stage's best weights
-RUN/model/                  what it was for
+RUN/checkpoints/last.pt     where it stands;  best.pt: the stage's best weights;  start.pt: its first, for wise_ft
+RUN/model/                  what it was for;  model-wise_ft/: between the last stage's start and its end, if asked for
 RUN/nonfinite.jsonl         rows of steps that were skipped, as loss or gradient was no finite number, if any
 RUN/leakage.json            test sets that it trained on, if any are prepared beside its data
 RUN/unreadable.txt          pictures that could not be read, if any
 RUN/../features/            outputs of frozen towers, which other runs beside it read too
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
@@ -27,10 +24,10 @@ from tqdm import tqdm
 from mclip_kit.data.directions import Directions
 from mclip_kit.data.examples import Examples
 from mclip_kit.data.leakage import LEAKAGE, as_json, unknown
-from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
+from mclip_kit.errors import CheckpointError, DataError, MclipError
 from mclip_kit.features.feed import Feed, Frozen
 from mclip_kit.features.store import Store
-from mclip_kit.files import locked, write_json, write_text
+from mclip_kit.files import write_json, write_text
 from mclip_kit.recipe import Recipe, dump
 from mclip_kit.stage import Stage, Translate
 from mclip_kit.towers.decoder import Translator
@@ -38,9 +35,10 @@ from mclip_kit.towers.lora import merge
 from mclip_kit.towers.model import MultilingualClip
 from mclip_kit.train import checkpoint, sharding
 from mclip_kit.train.alarm import Alarm
-from mclip_kit.train.average import Average
+from mclip_kit.train.average import Average, between
 from mclip_kit.train.build import (
     Rows,
+    build_accelerator,
     build_examples,
     build_model,
     build_objective,
@@ -54,11 +52,12 @@ from mclip_kit.train.build import (
 )
 from mclip_kit.train.checkpoint import State
 from mclip_kit.train.estimate import Trial, estimate, pairs_trial, triangle_trial
-from mclip_kit.train.logging import Log
+from mclip_kit.train.logging import Log, note_skipped, report_unreadable
 from mclip_kit.train.loop import Loop, stop_requests, train
 from mclip_kit.train.optim import compute_again, learning_rate, optimizer_of, trainable
 from mclip_kit.train.overview import table
 from mclip_kit.train.translate import build_directions, build_feed, pairs_plan
+from mclip_kit.train.verdict import judged, kept, out_of_patience, spoilt
 from mclip_kit.translation import Translation
 from mclip_kit.triangle import Batch, Triangle
 
@@ -89,8 +88,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, evaluator: Evaluator | None = None, resume: bool = False) -> None:
         self.recipe, self.folder, self.evaluator = recipe, folder, evaluator
-        self.last, self.best = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
-        self.accelerator = Accelerator(mixed_precision=_precision(recipe.precision), cpu=_several_without_gpu())
+        self.last, self.best, self.start = (folder / "checkpoints" / f"{name}.pt" for name in ("last", "best", "start"))
+        self.accelerator = build_accelerator(recipe)
         if self.accelerator.is_main_process:
             checkpoint.check_folder(folder, recipe, resume)
         check_processes(recipe, self.accelerator.num_processes)
@@ -177,6 +176,8 @@ class Run:
             objective.scales.load_state_dict(state.scales)
         if state.step == 0:
             best = self._evaluate(index, 0, best)
+            if stage.wise_ft:
+                self._save(State(index, 0, {}), self.start)
         alarm = Alarm(loop.steps)
         with stop_requests() as asked:
             for step, values in train(self.accelerator, loop, state.step):
@@ -188,12 +189,18 @@ class Run:
                     self._write(index, step, values)
                 if end or self._evaluates(step, loop):
                     best = self._evaluate(index, step, best)
+                    why = out_of_patience(best, self.recipe.evaluation)
+                    if why and not end:
+                        self.store.say(f"stage {stage.name}, step {step}: {why}")
+                    end = end or bool(why)
                 if not end and (asked or step % self.recipe.checkpoint_every == 0):
                     scales, moments = objective.scales.state_dict(), loop.optimizer.state_dict()
                     state = State(index, step, {}, dict(scales), moments, self.average.values, best)
                     self._save(state, self.last)
                 if asked and not end:
                     raise Interrupted(f"stage {stage.name}: stopped after step {step} of {loop.steps}; it is saved")
+                if end:
+                    break
         if best and self.recipe.evaluation and self.recipe.evaluation.keep == "best":
             self._load(checkpoint.read(self.best).model)
         elif stage.ema is not None:
@@ -202,6 +209,8 @@ class Run:
             compute_again(self.model, False)
         self._keep_temperature(objective)
         self._forget(index)
+        if stage.wise_ft:
+            self._interpolate(index, step, stage.wise_ft, best)
         self._save(State(index + 1, 0, {}), self.last)
 
     def loop(self, index: int, objective: Triangle | Translation) -> Loop:
@@ -223,7 +232,7 @@ class Run:
             seed=seed,
             gradients=step_gradients(stage),
             max_nonfinite=stage.max_nonfinite,
-            skipped=partial(self._note_skipped, stage.name),
+            skipped=partial(note_skipped, self.folder, stage.name),
         )
 
     def _rows(self, index: int, seed: int) -> Rows:
@@ -245,26 +254,11 @@ class Run:
             raise DataError(f"stage {stage.name}: without unreadable pictures no batch of {stage.batch_size} is left")
         return Rows(plan, lambda own: Batch(**feed.batch(own)), per_epoch * stage.epochs, per_epoch, spoken)
 
-    def _note_skipped(self, stage: str, step: int, rows: np.ndarray) -> None:
-        """Keep which rows made a loss or gradient that is no finite number."""
-        if self.accelerator.is_main_process:
-            row = {"stage": stage, "step": step, "rows": rows.tolist()}
-            with open(self.folder / "nonfinite.jsonl", "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
-
     def _feed(self, stage: Stage, live: set[str], examples: Examples) -> Feed:
         wanted = needs(stage, live, self.recipe.cache)
-        return Feed(Frozen(self.model, self.store), examples, wanted, self.captions, self._report_unreadable)
-
-    def _report_unreadable(self, path: Path) -> None:
-        """Name a picture that is left out, once a run, on the terminal and in RUN/unreadable.txt."""
-        listed = self.folder / "unreadable.txt"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder, wait=True):  # of a live tower, each process sees pictures of its own
-            known = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-            if str(path) not in known:
-                tqdm.write(f"{path}: not a readable picture; it is left out")
-                write_text(listed, "".join(f"{line}\n" for line in [*known, str(path)]))
+        return Feed(
+            Frozen(self.model, self.store), examples, wanted, self.captions, partial(report_unreadable, self.folder)
+        )
 
     def extract(self) -> None:
         """Compute and keep what the frozen towers give for every stage, as far as it is known before training."""
@@ -321,32 +315,46 @@ class Run:
     def _evaluate(self, index: int, step: int, best: dict[str, float] | None) -> dict[str, float] | None:
         """Evaluate, once over all processes; the best weights so far are kept in best.pt."""
         if self.evaluator is not None:
-            self._forget(index)
             with self.average.applied():
-                together = self.sharded or self.accelerator.is_main_process  # a dealt-out encoder needs everyone
-                values = self.evaluator(self.model, self.store, self.recipe.stages[index]) if together else {}
-                values = broadcast_object_list([values])[0]
-                self._forget(index)
+                values = self._score(index)
                 self._write(index, step, values)
                 shown = {name: values[name] for name in SHOWN if name in values}
                 self.store.say(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
-                start = values["score"] if best is None else best["start"]
-                if best is None or values["score"] > best["score"]:
-                    best = {"score": values["score"], "step": step, "start": start}
+                best = judged(best, step, values["score"])
+                if best["step"] == step:
                     self._save(State(index, step, {}, best=best), self.best)
-            best["now"] = values["score"]
-            self._stop_if_spoilt(index, step, best)
+            why = spoilt(best, self.recipe.evaluation)
+            if why:
+                raise DataError(f"stage {self.recipe.stages[index].name}, step {step}: {why} {self.best}")
         return best
 
-    def _stop_if_spoilt(self, index: int, step: int, best: dict[str, float]) -> None:
-        """End a run whose score has fallen far below where the stage began; the best weights are kept."""
-        margin = self.recipe.evaluation.stop_below_start if self.recipe.evaluation else None
-        if margin is not None and best["now"] < best["start"] - margin:
-            raise DataError(
-                f"stage {self.recipe.stages[index].name}, step {step}: the score fell from {best['start']:.1f} at step "
-                f"0 to {best['now']:.1f}, more than evaluation.stop_below_start allows; lower lr, and choose another "
-                f"--out; the best weights, of step {best['step']:.0f}, are in {self.best}"
-            )
+    def _score(self, index: int) -> dict[str, float]:
+        """What the evaluator finds of the weights as they are, once over all processes."""
+        assert self.evaluator
+        self._forget(index)
+        together = self.sharded or self.accelerator.is_main_process  # a dealt-out encoder needs everyone
+        values = self.evaluator(self.model, self.store, self.recipe.stages[index]) if together else {}
+        self._forget(index)
+        known: dict[str, float] = broadcast_object_list([values])[0]
+        return known
+
+    def _interpolate(self, index: int, step: int, share: float, best: dict[str, float] | None) -> None:
+        """Weights between the stage's start and its end: scored, and written beside those of its end."""
+        start = checkpoint.read(self.start).model
+        own = self.model.state_dict()
+        end = {name: tensor.to("cpu", copy=True) for name, tensor in sharding.whole({n: own[n] for n in start}).items()}
+        self._load(between(start, end, share))
+        scored = self._score(index) if self.evaluator else {}
+        tensors, out = sharding.whole(self.model.state_dict()), self.folder / "model-wise_ft"
+        if self.accelerator.is_main_process:
+            self._whole(tensors).save(out)
+        self._load(end)
+        line = f"  wise_ft {share:g}: in {out}"
+        if best and self.recipe.evaluation:
+            known = {"start_score": best["start"], "tuned_score": kept(best, self.recipe.evaluation)}
+            self._write(index, step, {"wise_ft": share, **known, **{f"wise_ft_{k}": v for k, v in scored.items()}})
+            line += f"; score {scored['score']:.1f}, tuned {known['tuned_score']:.1f}, at the start {best['start']:.1f}"
+        self.store.say(line)
 
     def _forget(self, index: int) -> None:
         for tower in {name.split(".")[0] for name in self.trained[index]}:
@@ -378,16 +386,3 @@ class Run:
         if wrong:
             raise CheckpointError(f"{self.last}: does not fit the recipe's model: {wrong[0]}; remove it to start anew")
         self.model.load_state_dict(sharding.dealt(tensors, own), strict=False)
-
-
-def _several_without_gpu() -> bool:
-    """Whether a launcher started several processes on CPUs, which accelerate must be told to join."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
-
-
-def _precision(wanted: str) -> str:
-    if wanted == "fp16" and not torch.cuda.is_available():
-        raise RecipeError("precision: fp16 needs a GPU; use bf16 or fp32")
-    if wanted == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return {"fp32": "no"}.get(wanted, wanted)

@@ -241,7 +241,7 @@ def test_start_goes_on_from_a_model_folder(finished: tuple[Recipe, Path], square
         "stages.0.languages=[en,de]",
         "stages.0.split=train",
         "stages.0.train=[projector]",
-        "evaluation.keep=last",
+        "evaluation={keep: last}",
         "stages.0.epochs=2",
         "stages.0.batch_size=16",
     ]

