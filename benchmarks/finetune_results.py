@@ -93,8 +93,9 @@ def section(seeds: list[Scores]) -> list[str]:
         f"the same answer. {EPOCHS} epochs at most, only the projector is trained, the best by mean recall on valid. "
         "Figures are no measure of fine-tuning on photographs; they show that it works.",
         "",
-        "Mean recall (R@1, R@5, R@10, both ways) on the test split, and on the embedded corpus that the start was "
-        "trained for; `wise_ft` are the weights half way between start and tuned (arXiv 2109.01903).",
+        "Mean recall (R@1, R@5, R@10, both ways) on the test split, and on that of the embedded corpus, which the "
+        "start was trained for: what tuning forgets (its emoji may be part of training collages). `wise_ft` are the "
+        "weights half way between start and tuned (arXiv 2109.01903).",
         "",
         *head("", *LANGUAGES, f"mean of {len(LANGUAGES)}", f"embedded corpus, mean of {', '.join(EMBEDDED)}"),
     ]

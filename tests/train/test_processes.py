@@ -53,7 +53,7 @@ def test_dealt_out_weights_train_as_whole_ones(squares: Path, tmp_path: Path) ->
     tree["teacher"]["weights"] = "random"
     tree["encoder"] |= {"dropout": 0.0, "layers": 2}
     tree["stages"] = [stage | {"layer_decay": 0.8, "ema": 0.7, "epochs": 2} for stage in stages()[1:3]]
-    tree["stages"][1]["train"] = ["encoder.model.encoder.layer.1"]  # nothing that is copied
+    tree["stages"][1] |= {"train": ["encoder.model.encoder.layer.1"], "wise_ft": 0.5}  # nothing that is copied
     tree["evaluation"]["keep"] = "last"
     tree |= {"cache": {"dtype": "fp32"}, "parallel": "fsdp", "checkpoint_every": 3}
     recipe = tiny.write_recipe(tree, tmp_path / "tiny.yaml")
@@ -71,6 +71,7 @@ def test_dealt_out_weights_train_as_whole_ones(squares: Path, tmp_path: Path) ->
         assert (a["stage"], a["step"]) == (b["stage"], b["step"])
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
-    one, two = (load_model(tmp_path / name / "run" / "model").state_dict() for name in ("one", "two"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)  # Adam magnifies rounding
+    for kind in ("model", "model-wise_ft"):
+        one, two = (load_model(tmp_path / name / "run" / kind).state_dict() for name in ("one", "two"))
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)  # Adam magnifies rounding
