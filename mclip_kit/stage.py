@@ -25,8 +25,8 @@ class Edge(Section):
         "released fine-tuning), or only the row's own.",
     )
     duplicates: Literal["mask", "negatives"] = Field(
-        "mask",
-        description="contrastive: the same text at another image is neither right nor wrong there, or is wrong (CLIP).",
+        "negatives",
+        description="contrastive: the same text at another image is wrong there (CLIP), or neither right nor wrong.",
     )
     without_teacher: Literal["drop", "image"] = Field(
         "drop",

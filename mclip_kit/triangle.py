@@ -79,7 +79,7 @@ class EdgeLoss:
     temperature: float = 0.07
     learned: bool = False
     positives: Literal["image", "image_sum", "pair"] = "image"
-    duplicates: Literal["mask", "negatives"] = "mask"
+    duplicates: Literal["mask", "negatives"] = "negatives"
     without_teacher: Literal["drop", "image"] = "drop"
     normalize: Literal["none", "both"] = "none"
 
