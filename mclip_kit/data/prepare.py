@@ -170,7 +170,9 @@ def _read(
     if not tables.splits and not tables.pairs:
         why = ", ".join(f"{count:,} {reason}" for reason, count in tables.cleaner.counts.items())
         empty = f"all of it was left out ({why}); mend `cleaning`, or the files" if why else "the corpus is empty"
-        raise DataError(f"{corpus.reader}: {empty}; {corpus.obtain}")
+        places = sorted(map(str, source.used)) or [str(source.root or corpus.reader)]
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        raise DataError(f"{places[0]}{more}: {empty}; {corpus.obtain}")
     if content.pixels is not None:
         if len(content.pixels) != len(tables.splits):
             raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.splits)} names")

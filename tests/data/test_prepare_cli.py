@@ -318,7 +318,7 @@ WRONG = {
     "more than all": ([*SIDES, "--set", "splits={valid: 0.9, test: 0.9}"], "splits: the shares are more than 1"),
     "all left out": (
         [*SIDES, "--set", "cleaning.characters=[100, 200]"],
-        "lines: all of it was left out (2 too few characters); mend `cleaning`",
+        "here.txt: all of it was left out (2 too few characters); mend `cleaning`",
     ),
     "most before least": ([*SIDES, "--set", "cleaning.characters=[10, 2]"], "cleaning.characters: the least comes"),
     "far too many pieces": (
