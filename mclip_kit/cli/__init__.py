@@ -12,6 +12,7 @@ from mclip_kit.cli.common import Commands
 from mclip_kit.cli.convert import export, import_
 from mclip_kit.cli.evaluate import evaluate
 from mclip_kit.cli.prepare import prepare
+from mclip_kit.cli.report import report
 from mclip_kit.cli.train import extract, train
 
 
@@ -21,7 +22,7 @@ def cli() -> None:
     """Give an existing CLIP many languages, cheaply."""
 
 
-for command in (prepare, extract, train, evaluate, import_, export, cache, recipes, doctor):
+for command in (prepare, extract, train, evaluate, report, import_, export, cache, recipes, doctor):
     cli.add_command(command)
 
 

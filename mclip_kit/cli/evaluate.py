@@ -35,17 +35,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """What a task found: its parts of results.json, and what it has written besides."""
+    """What a task found: its parts of results.json, what it has written besides, a `page.Gallery` if it has one."""
 
     results: list[dict[str, Any]]
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    gallery: Any = None
 
 
 def _retrieval(asked: Asked) -> Found:
-    """Tables of every model, beside its baselines; retrieval.png of the last model."""
+    """Tables of every model, beside its baselines; retrieval.png and a gallery of the last model."""
     from mclip_kit.data.captions import read_captions
-    from mclip_kit.evaluate import picture, report
+    from mclip_kit.evaluate import examples, page, picture, report
     from mclip_kit.evaluate.baselines import baseline
     from mclip_kit.evaluate.bootstrap import compare
     from mclip_kit.evaluate.retrieval import evaluate
@@ -79,10 +80,13 @@ def _retrieval(asked: Asked) -> Found:
     for table in tables:
         click.echo("\n" + table)
     shown = [language for language in results if language != report.TEACHER]
-    pictures = report.picture_rows(model, captions, asked.split, shown, store=store)
-    title = f"What one model finds in {len(shown)} languages"
-    picture.draw(pictures, asked.out / "retrieval.png", title, credit)
-    return Found(report.distinct(rows), comparisons, [asked.out / "retrieval.png"])
+    pool = examples.pool(model, captions, asked.split, shown, store)
+    title, footer = f"What one model finds in {len(shown)} languages", f"Queries are drawn at random. {credit}"
+    picture.draw(examples.drawn(pool, shown), asked.out / "retrieval.png", title, footer)
+    best, worst = examples.extremes(pool)
+    confused = examples.confusion(pool.text_QD, captions.languages[pool.rows_Q])
+    gallery = page.Gallery({"Best queries": best, "Worst queries": worst}, confused, credit)
+    return Found(report.distinct(rows), comparisons, [asked.out / "retrieval.png"], gallery)
 
 
 def _zeroshot(asked: Asked) -> Found:
@@ -191,7 +195,7 @@ TASKS: dict[str, Callable[[Asked], Found]] = {
 @click.option(
     "--out",
     type=FOLDER,
-    help="Where results.json and retrieval.png go.  [default: eval/ or eval_TASK/ beside the model]",
+    help="Where results.json, report.html and retrieval.png go.  [default: eval/ or eval_TASK/ beside the model]",
 )
 def evaluate(
     models: tuple[Path, ...],
@@ -214,7 +218,9 @@ def evaluate(
     quiet()
     from mclip_kit.data import leakage
     from mclip_kit.data.languages import normal
+    from mclip_kit.evaluate import page
     from mclip_kit.files import write_json
+    from mclip_kit.train.logging import read_log
 
     languages = [normal(language) for language in langs.split(",")] if langs else "all"
     beside = models[-1].resolve().parent / ("eval" if task == "retrieval" else f"eval_{task}")
@@ -229,7 +235,12 @@ def evaluate(
     settings = {"data": str(data), "task": task, "split": split, "protocol": protocol}
     parts = {"results": found.results, "comparisons": found.comparisons, "leakage": leaks}
     write_json(asked.out / "results.json", settings | parts)
-    click.echo(f"\nwritten: {', '.join(map(str, [asked.out / 'results.json', *found.files]))}")
+    reports = [
+        page.evaluated(name, settings | parts, read_log(name.resolve().parent)) for name in dict.fromkeys(models)
+    ]
+    page.write(reports, asked.out / "report.html", found.gallery)
+    files = [asked.out / "results.json", asked.out / "report.html", *found.files]
+    click.echo(f"\nwritten: {', '.join(map(str, files))}")
 
 
 def _about(asked: Asked, model: Path, made_from: str) -> dict[str, Any]:
@@ -248,4 +259,4 @@ def _credits(data: Path) -> str:
         names = "; ".join(f"{part['what']}: {part['by']}, {part['licence']}" for part in licences)
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{data / 'manifest.json'}: damaged; prepare the corpus again") from None
-    return f"Queries are drawn at random. {names}"
+    return names

@@ -1,20 +1,16 @@
-"""Evaluations for people: a table for the terminal, results.json, and the rows of retrieval.png."""
+"""Evaluations for people: tables for the terminal, and results.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mclip_kit.data.captions import Captions
 from mclip_kit.data.directions import Direction
 from mclip_kit.evaluate.bootstrap import RESAMPLES, Difference
-from mclip_kit.evaluate.picture import Row
 from mclip_kit.evaluate.ranks import KS
-from mclip_kit.evaluate.retrieval import Embedder, Retrieval
+from mclip_kit.evaluate.retrieval import Retrieval
 from mclip_kit.evaluate.translation import Translated
 from mclip_kit.evaluate.zeroshot import Zeroshot
-from mclip_kit.features.store import Store
-from mclip_kit.towers.model import MultilingualClip
 
 COLUMNS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10", "mean_recall")
 HEADS = ("T2I@1", "@5", "@10", "I2T@1", "@5", "@10", "mean")
@@ -262,30 +258,3 @@ def _cells(results: Results, names: Sequence[str], trained: Sequence[str], strat
 
 def _line(label: str, scores: dict[str, float]) -> str:
     return f"{label:26}" + "".join(f"{scores[column]:8.1f}" for column in COLUMNS)
-
-
-def picture_rows(
-    model: MultilingualClip,
-    captions: Captions,
-    split: str,
-    languages: Sequence[str],
-    top: int = 5,
-    seed: int = 1,
-    store: Store | None = None,
-) -> list[Row]:
-    """One query a language, drawn by the seed and not by success, and the first pictures that the model finds."""
-    draw = np.random.default_rng(seed)
-    embed = Embedder(model, store or Store())
-    images = np.unique(captions.images[captions.select(split, languages)])
-    image_GD, unreadable_G = embed.images(captions, images)
-    images, image_GD = images[~unreadable_G], image_GD[~unreadable_G]
-    rows = []
-    for language in languages:
-        own = captions.select(split, [language])
-        row = own[draw.integers(len(own))]
-        scores_G = (embed.student([str(captions.texts[row])]) @ image_GD.T)[0]
-        found = images[np.argsort(-scores_G, kind="stable")[:top]]
-        right = captions.groups[found] == captions.groups[captions.images[row]]
-        pictures = [np.asarray(captions.picture(int(image))) for image in found]
-        rows.append(Row(language, str(captions.texts[row]), pictures, [bool(hit) for hit in right]))
-    return rows
