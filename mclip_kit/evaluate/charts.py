@@ -31,7 +31,7 @@ def bars(scores: Mapping[str, Mapping[str, float]], label: str) -> str:
         places = [place + thick * (number - (len(scores) - 1) / 2) for place, n in enumerate(languages) if n in own]
         values = [own[language] for language in languages if language in own]
         colour = COLOURS[number % len(COLOURS)]
-        axes.barh(places, values, thick * 0.92, label=name, color=colour)
+        axes.barh(places, values, thick * 0.92, label=plain(name), color=colour)
         if len(scores) <= 3:
             for place, value in zip(places, values, strict=True):
                 axes.annotate(f"{value:.1f}", (value, place), (3, 0), textcoords="offset points", va="center", size=7)
@@ -55,11 +55,11 @@ def curves(panels: Mapping[str, Series], stages: Sequence[tuple[str, float]] = (
     for axes, (label, series) in zip(rows, panels.items(), strict=True):
         for at, (name, points) in enumerate(series.items()):
             look: dict[str, Any] = {"color": COLOURS[at % len(COLOURS)], "marker": "o" if len(points) < 40 else None}
-            axes.plot(*zip(*points, strict=True), label=name, ms=3, lw=1.3, **look)
+            axes.plot(*zip(*points, strict=True), label=plain(name), ms=3, lw=1.3, **look)
         for name, start in stages:
             axes.axvline(start, color=GRID, lw=1.2, zorder=0)
             if axes is rows[0]:
-                axes.text(start, 1.02, name, transform=axes.get_xaxis_transform(), size=7)
+                axes.text(start, 1.02, plain(name), transform=axes.get_xaxis_transform(), size=7)
         axes.set_ylabel(label, size=8)
         axes.grid(axis="y", color=GRID)
         if len(series) > 1:
@@ -80,6 +80,11 @@ def matrix(names: Sequence[str], shares_LL: np.ndarray, rows: str, columns: str)
         colour = "white" if share > 0.55 else "#111827"
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", size=7, color=colour)
     return _svg(figure)
+
+
+def plain(name: str) -> str:
+    """A name that is neither read as mathematics nor, for its first letter, left out of a legend."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _figure(height: float, panels: int = 1) -> tuple[Figure, Any]:

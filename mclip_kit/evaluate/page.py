@@ -31,11 +31,11 @@ CURVES = ("loss", "score", "lr")  # of metrics.jsonl; score is what the best che
 FRACTIONS = ("recall", "acc", "accuracy", "error")  # metrics that are fractions have one of these in their names
 SHOWN = {  # by task: the metrics that are drawn
     "zeroshot_retrieval": {
-        "image_retrieval_recall@1": "text to image R@1",
-        "text_retrieval_recall@1": "image to text R@1",
+        "image_retrieval_recall@1": "text to image R@1, percent",
+        "text_retrieval_recall@1": "image to text R@1, percent",
     },
-    "zeroshot_classification": {"acc1": "acc@1"},
-    "bitext_retrieval": {"retrieval_accuracy": "accuracy"},
+    "zeroshot_classification": {"acc1": "acc@1, percent"},
+    "bitext_retrieval": {"retrieval_accuracy": "accuracy, percent"},
     "translation": {"bleu": "BLEU"},
 }
 
@@ -92,7 +92,7 @@ def read(folder: Path, log: list[dict[str, Any]]) -> Report:
 
 def _recipe(run: Path) -> str:
     written = run / "recipe.yaml"
-    return written.read_text(encoding="utf-8") if written.is_file() else ""
+    return written.read_text(encoding="utf-8", errors="replace") if written.is_file() else ""
 
 
 def read_results(file: Path) -> dict[str, Any]:
@@ -100,12 +100,17 @@ def read_results(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         for row in content["results"]:
-            _ = row["language"], row["tower"], row["model"], row["task"], dict(row["metrics"])
+            _ = row["language"] + row["tower"] + row["model"] + row["task"]
+            _ = [percent(*metric) for metric in row["metrics"].items()]
         whole = {"comparisons": [], "leakage": [], **content}
         for leak in whole["leakage"]:
             leak_line(leak)
+        for item in whole["comparisons"]:
+            _ = item["model"], item["baseline"], item["language"], item["metric"]
+            _ = item["difference"] + item["low"] + item["high"]
+        _ = [whole[key] for key in ("data", "task", "split", "protocol")]
         return whole
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: damaged ({first_line(error)}); run mclip-kit eval again") from None
 
 
@@ -147,9 +152,10 @@ def leak_line(leak: dict[str, Any]) -> str:
 def tables(reports: Sequence[Report]) -> list[dict[str, Any]]:
     """A table a task: its heads, and a row a model, tower and language."""
     found: dict[str, dict[str, Any]] = {}
-    several = len({row["model"] for report in reports for row in report.results["results"]}) > 1
+    several = len(_names(reports)) > 1
     for report in reports:
         for row in report.results["results"]:
+            row = row | {"model": _name(reports, report, row)}
             table = found.setdefault(row["task"], {"task": row["task"].replace("_", " "), "heads": [], "rows": []})
             table["heads"] += [name for name in row["metrics"] if name not in table["heads"]]
             table["rows"].append(row)
@@ -193,16 +199,28 @@ def environment() -> dict[str, str]:
 def _bars(reports: Sequence[Report]) -> dict[str, str]:
     """A chart a drawn metric."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    rows = [row for report in reports for row in report.results["results"]]
-    several = len({row["model"] for row in rows}) > 1
-    for row in rows:
-        for metric, label in SHOWN.get(row["task"], {}).items():
-            value = row["metrics"].get(metric)
-            if value is not None:
-                name = f"{row['model']}, {row['tower']}" if several else row["tower"]
-                scale = 100 if percent(metric, value) == f"{100 * value:.1f}" else 1
-                found.setdefault(label, {}).setdefault(name, {})[row["language"]] = scale * value
-    return {label: _inline(charts.bars(scores, f"{label}, percent")) for label, scores in found.items()}
+    several = len(_names(reports)) > 1
+    for report in reports:
+        for row in report.results["results"]:
+            name = f"{_name(reports, report, row)}, {row['tower']}" if several else row["tower"]
+            for metric, label in SHOWN.get(row["task"], {}).items():
+                value = row["metrics"].get(metric)
+                if value is not None and np.isfinite(value):
+                    shown = float(percent(metric, value))
+                    found.setdefault(label, {}).setdefault(name, {})[row["language"]] = shown
+    return {label: _inline(charts.bars(scores, label)) for label, scores in found.items()}
+
+
+def _name(reports: Sequence[Report], report: Report, row: dict[str, Any]) -> str:
+    """How a row's model is called: by its run where several are compared, though their models have the same path."""
+    own = {other["model"] for other in report.results["results"]}
+    if len(reports) == 1:
+        return str(row["model"])
+    return f"{report.name}, {row['model']}" if len(own) > 1 else report.name
+
+
+def _names(reports: Sequence[Report]) -> set[str]:
+    return {_name(reports, report, row) for report in reports for row in report.results["results"]}
 
 
 def _curves(reports: Sequence[Report]) -> str:
@@ -212,6 +230,8 @@ def _curves(reports: Sequence[Report]) -> str:
     for report in reports:
         before, last, stage = 0, 0, None
         for row in report.log:
+            if not isinstance(row, dict) or not {"stage_index", "stage", "step"} <= row.keys():
+                continue
             if row["stage_index"] != stage:
                 before, last, stage = before + last, 0, row["stage_index"]
                 for series in panels.values():  # a line ends with its stage

@@ -70,6 +70,12 @@ def opened(browser: Any, path: Path, width: int) -> tuple[Any, list[str]]:
     return tab, complaints
 
 
+def charts_of(html: str) -> list[str]:
+    """The SVG of each chart; matplotlib keeps the text of labels as comments."""
+    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', html)
+    return [base64.b64decode(chart).decode() for chart in found]
+
+
 @pytest.mark.parametrize("width", [PHONE, 1280])
 def test_the_report_in_a_browser(browser: Any, run: Path, width: int) -> None:
     tab, complaints = opened(browser, run / "eval" / "report.html", width)
@@ -98,14 +104,18 @@ def test_the_report_needs_no_other_file(run: Path) -> None:
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert sources
     assert all(source.startswith("data:") for source in sources)
-    svg = base64.b64decode(next(s for s in sources if "svg" in s).partition(",")[2]).decode()
-    assert "de" in svg
-    assert "<svg" in svg
+    bars, _, _, confused = charts_of(html)
+    for language in ("de", "en", "fr"):
+        assert f"<!-- {language} -->" in bars
+        assert f"<!-- {language} -->" in confused
 
 
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
+    other = tmp_path / "_other $1$"
     shutil.copytree(run, other)
+    results = json.loads((other / "eval" / "results.json").read_text(encoding="utf-8"))
+    results["results"][0]["metrics"] |= {"image_retrieval_recall@1": 0.123, "text_retrieval_recall@1": None}
+    write_json(other / "eval" / "results.json", results)
     out = tmp_path / "both.html"
     done = CliRunner().invoke(cli, ["report", str(run), str(other), "--out", str(out)])
     assert done.exit_code == 0, done.output
@@ -113,6 +123,11 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert "2 runs side by side" in html
     assert f"Recipe: {other}" in html
     assert html.count('alt="training curves"') == 1
+    assert '<td class="">12.3</td>' in html
+    assert '<td class="">–</td>' in html
+    bars = charts_of(html)[0]
+    for folder in (run, other):
+        assert f"{folder}, student" in bars
 
 
 @pytest.mark.parametrize(
@@ -122,6 +137,9 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
         ({"results.json": "{"}, "results.json: damaged"),
         ({"results.json": '{"results": [{"language": "en"}]}'}, "results.json: damaged"),
         ({"results.json": '{"results": [], "leakage": [{"model": "x"}]}'}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "comparisons": [{"model": "x"}]}'}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "task": "retrieval"}'}, "results.json: damaged"),
+        ({"results.json": "[]"}, "results.json: damaged"),
     ],
 )
 def test_wrong_folders_in_one_line(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -130,6 +148,16 @@ def test_wrong_folders_in_one_line(tmp_path: Path, files: dict[str, str], messag
     out = tmp_path / "report.html"
     assert_one_line(CliRunner().invoke(cli, ["report", str(tmp_path), "--out", str(out)]), message)
     assert not out.exists()
+
+
+def test_a_damaged_log_and_recipe_leave_what_is_whole(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "ab") as log:
+        log.write(b'7\n{"step": 3}\n\xff\n')
+    (tmp_path / "run" / "recipe.yaml").write_bytes(b"about: \xff")
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")])
+    assert done.exit_code == 0, done.output
+    assert 'alt="training curves"' in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_text_of_data_is_no_markup() -> None:
