@@ -1,4 +1,4 @@
-"""The command line: prepare | extract | train | eval | import | export | cache | recipes | doctor.
+"""The command line: prepare | extract | train | eval | report | import | export | cache | recipes | doctor.
 
 Wiring only; heavy imports live inside commands.
 """

@@ -224,10 +224,12 @@ def evaluate(
 
     languages = [normal(language) for language in langs.split(",")] if langs else "all"
     beside = models[-1].resolve().parent / ("eval" if task == "retrieval" else f"eval_{task}")
+    models = tuple(dict.fromkeys(models))
     asked = Asked(models, data, split, languages, protocol, baselines, classes, sentences, beams, out or beside)
     found = TASKS[task](asked)
     leaks = []
-    for name in (*models, *(Path(other) for other in baselines if (Path(other) / "config.json").is_file())):
+    others = [Path(other) for other in baselines if (Path(other) / "config.json").is_file()]
+    for name in dict.fromkeys([*models, *others]):
         trained = leakage.read_json(name.resolve().parent / leakage.LEAKAGE)
         for leak in leakage.concerning(trained, data, split):
             leaks.append({"model": str(name), **asdict(leak)})
@@ -235,9 +237,7 @@ def evaluate(
     settings = {"data": str(data), "task": task, "split": split, "protocol": protocol}
     parts = {"results": found.results, "comparisons": found.comparisons, "leakage": leaks}
     write_json(asked.out / "results.json", settings | parts)
-    reports = [
-        page.evaluated(name, settings | parts, read_log(name.resolve().parent)) for name in dict.fromkeys(models)
-    ]
+    reports = [page.evaluated(name, settings | parts, read_log(name.resolve().parent)) for name in models]
     page.write(reports, asked.out / "report.html", found.gallery)
     files = [asked.out / "results.json", asked.out / "report.html", *found.files]
     click.echo(f"\nwritten: {', '.join(map(str, files))}")

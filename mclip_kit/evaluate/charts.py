@@ -35,7 +35,7 @@ def bars(scores: Mapping[str, Mapping[str, float]], label: str) -> str:
         if len(scores) <= 3:
             for place, value in zip(places, values, strict=True):
                 axes.annotate(f"{value:.1f}", (value, place), (3, 0), textcoords="offset points", va="center", size=7)
-    axes.set_yticks(range(len(languages)), languages)
+    axes.set_yticks(range(len(languages)), map(plain, languages))
     axes.set_ylim(len(languages) - 0.4, -0.6)
     axes.set_xlabel(label, size=8)
     axes.grid(axis="x", color=GRID)
@@ -72,8 +72,9 @@ def matrix(names: Sequence[str], shares_LL: np.ndarray, rows: str, columns: str)
     """Shares in percent as a shaded table; SVG."""
     figure, axes = _figure(1.2 + 0.36 * len(names))
     axes.imshow(shares_LL, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+    labels = [plain(name) for name in names]
+    axes.set_xticks(range(len(names)), labels)
+    axes.set_yticks(range(len(names)), labels)
     axes.set_ylabel(rows, size=8)
     axes.set_xlabel(columns, size=8)
     for (row, column), share in np.ndenumerate(shares_LL):
@@ -83,8 +84,9 @@ def matrix(names: Sequence[str], shares_LL: np.ndarray, rows: str, columns: str)
 
 
 def plain(name: str) -> str:
-    """A name that is neither read as mathematics nor, for its first letter, left out of a legend."""
-    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
+    """A name that can be drawn, and is neither read as mathematics nor, for its first letter, left out of a legend."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return ("\u200b" if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
 
 def _figure(height: float, panels: int = 1) -> tuple[Figure, Any]:

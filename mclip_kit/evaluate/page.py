@@ -27,8 +27,9 @@ from mclip_kit.files import write_text
 PACKAGES = ("torch", "open_clip_torch", "transformers", "sentencepiece", "numpy")
 SIDE = 112  # pixels of a picture on the page
 LISTS = ("results", "comparisons", "leakage")  # of results.json
+STEP = ("stage_index", "step")  # of metrics.jsonl: where a row is
 CURVES = ("loss", "score", "lr")  # of metrics.jsonl; score is what the best checkpoint is chosen by
-FRACTIONS = ("recall", "acc", "accuracy", "error")  # metrics that are fractions have one of these in their names
+FRACTIONS = ("recall", "acc", "error")  # metrics that are fractions have one of these in their names
 SHOWN = {  # by task: the metrics that are drawn
     "zeroshot_retrieval": {
         "image_retrieval_recall@1": "text to image R@1, percent",
@@ -73,7 +74,7 @@ def evaluated(model: Path, results: dict[str, Any], log: list[dict[str, Any]]) -
         results: the content of results.json, of any number of models.
         log: of the run that made the model, if one did.
     """
-    own = {key: [row for row in results[key] if row["model"] == str(model)] for key in LISTS}
+    own = {key: [row for row in results[key] if row["model"] == str(model)] for key in ("results", "comparisons")}
     return Report(str(model), results | own, log, _recipe(model.resolve().parent))
 
 
@@ -100,14 +101,14 @@ def read_results(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         for row in content["results"]:
-            _ = row["language"] + row["tower"] + row["model"] + row["task"]
+            _ = "".join(row[key] for key in ("language", "tower", "model", "task"))
             _ = [percent(*metric) for metric in row["metrics"].items()]
         whole = {"comparisons": [], "leakage": [], **content}
         for leak in whole["leakage"]:
             leak_line(leak)
         for item in whole["comparisons"]:
             _ = item["model"], item["baseline"], item["language"], item["metric"]
-            _ = item["difference"] + item["low"] + item["high"]
+            _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
         _ = [whole[key] for key in ("data", "task", "split", "protocol")]
         return whole
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,8 +116,9 @@ def read_results(file: Path) -> dict[str, Any]:
 
 
 def write(reports: Sequence[Report], path: Path, gallery: Gallery | None = None) -> None:
-    """Write the page, whole or not at all."""
-    write_text(path, render(reports, gallery or Gallery()))
+    """Write the page, whole or not at all; in names that are not UTF-8, the odd bytes as escapes."""
+    html = render(reports, gallery or Gallery())
+    write_text(path, html.encode(errors="backslashreplace").decode())
 
 
 def render(reports: Sequence[Report], gallery: Gallery) -> str:
@@ -132,7 +134,7 @@ def render(reports: Sequence[Report], gallery: Gallery) -> str:
     return page.render(
         title=title,
         reports=reports,
-        leaks=[leak_line(leak) for report in reports for leak in report.results["leakage"]],
+        leaks=list(dict.fromkeys(leak_line(leak) for report in reports for leak in report.results["leakage"])),
         tables=tables(reports),
         bars=_bars(reports),
         curves=_curves(reports),
@@ -177,7 +179,7 @@ def tables(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
 def percent(name: str, value: float | None) -> str:
     """A metric as the page shows it: fractions in percent, other numbers as they are."""
-    if value is None:
+    if value is None or not np.isfinite(value):
         return "–"
     return f"{100 * value:.1f}" if any(part in name for part in FRACTIONS) else f"{value:.1f}"
 
@@ -230,14 +232,14 @@ def _curves(reports: Sequence[Report]) -> str:
     for report in reports:
         before, last, stage = 0, 0, None
         for row in report.log:
-            if not isinstance(row, dict) or not {"stage_index", "stage", "step"} <= row.keys():
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), int) for key in STEP):
                 continue
             if row["stage_index"] != stage:
                 before, last, stage = before + last, 0, row["stage_index"]
                 for series in panels.values():  # a line ends with its stage
                     series.setdefault(report.name, []).append((before, np.nan))
                 if report is reports[0]:
-                    stages.append((str(row["stage"]), before))
+                    stages.append((str(row.get("stage", "")), before))
             last = row["step"]
             for name in CURVES:
                 if isinstance(row.get(name), int | float) and np.isfinite(row[name]):
@@ -263,8 +265,8 @@ def _picture(pixels: np.ndarray) -> str:
     picture = Image.fromarray(pixels).convert("RGB")
     picture.thumbnail((SIDE, SIDE))
     written = io.BytesIO()
-    picture.save(written, "PNG" if picture.width < SIDE else "JPEG", quality=85)
-    kind = "png" if picture.width < SIDE else "jpeg"
+    kind = "png" if max(picture.size) < SIDE else "jpeg"
+    picture.save(written, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(written.getvalue()).decode()}"
 
 

@@ -140,6 +140,10 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
         ({"results.json": '{"results": [], "comparisons": [{"model": "x"}]}'}, "results.json: damaged"),
         ({"results.json": '{"results": [], "task": "retrieval"}'}, "results.json: damaged"),
         ({"results.json": "[]"}, "results.json: damaged"),
+        (
+            {"results.json": '{"results": [{"language": 1, "tower": 1, "model": 1, "task": 1, "metrics": {}}]}'},
+            "results.json: damaged",
+        ),
     ],
 )
 def test_wrong_folders_in_one_line(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -153,7 +157,7 @@ def test_wrong_folders_in_one_line(tmp_path: Path, files: dict[str, str], messag
 def test_a_damaged_log_and_recipe_leave_what_is_whole(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "ab") as log:
-        log.write(b'7\n{"step": 3}\n\xff\n')
+        log.write(b'7\n{"step": 3}\n{"stage_index": 0, "stage": "x", "step": "3", "loss": 1}\n\xff\n')
     (tmp_path / "run" / "recipe.yaml").write_bytes(b"about: \xff")
     done = CliRunner().invoke(cli, ["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")])
     assert done.exit_code == 0, done.output
@@ -165,6 +169,26 @@ def test_text_of_data_is_no_markup() -> None:
     results = {"results": [row], "comparisons": [], "leakage": []}
     html = page.render([page.Report("<script>alert(1)</script>", results)], page.Gallery())
     assert "<script>" not in html
+
+
+@pytest.mark.parametrize("name", ["$x^$", "a\udcff", "a\x01", "_日本"])
+def test_any_name_and_number_is_shown(tmp_path: Path, name: str) -> None:
+    metrics = {"bleu": 1.0, "chrf": float("nan")}
+    row = {"model": name, "tower": name, "language": name, "task": "translation", "metrics": metrics}
+    results = {"results": [row, row | {"model": "other"}], "comparisons": [], "leakage": []}
+    gallery = page.Gallery({}, ([name, "en"], np.eye(2)))
+    page.write([page.Report(name, results)], tmp_path / "report.html", gallery)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(charts_of(html)) == 2
+    assert '<td class="">–</td>' in html
+
+
+def test_a_leak_of_a_baseline_is_told_once() -> None:
+    leak = Leak("coco train", "coco test", "pictures", 3, 12)
+    results = {"results": [], "comparisons": [], "leakage": [{"model": "baseline", **as_json([leak])[0]}]}
+    settings = {"data": "coco", "task": "retrieval", "split": "test", "protocol": "any"}
+    reports = [page.evaluated(Path(name), settings | results, []) for name in ("one", "two")]
+    assert page.render(reports, page.Gallery()).count("baseline: coco test") == 1
 
 
 def test_margins_are_those_of_a_slow_loop() -> None:
