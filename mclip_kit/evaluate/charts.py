@@ -39,7 +39,7 @@ def bars(scores: Mapping[str, Mapping[str, float]], label: str) -> str:
     axes.set_ylim(len(languages) - 0.4, -0.6)
     axes.set_xlabel(label, size=8)
     axes.grid(axis="x", color=GRID)
-    _legend(figure, len(scores))
+    _legend(figure, list(scores))
     return _svg(figure)
 
 
@@ -103,9 +103,10 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _legend(figure: Figure, series: int) -> None:
-    if series > 1:
-        figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=min(series, 2))
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    if len(names) > 1:
+        columns = 1 if max(map(len, names)) > 48 else 2
+        figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=columns)
 
 
 def _svg(figure: Figure) -> str:
