@@ -16,6 +16,7 @@ from mclip_kit.towers.model import MultilingualClip
 
 MOST = 4000  # captions that are looked at; more are drawn from
 BLOCK = 512
+SIDE = 512  # pixels that are kept of a picture
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,15 @@ def _row(found: Pool, query: int, top: int) -> Row:
     best = np.argsort(-(found.image_GD @ found.text_QD[query]), kind="stable")[:top]
     captions, row = found.captions, found.rows_Q[query]
     right = captions.groups[found.images_G[best]] == captions.groups[captions.images[row]]
-    pictures = [np.asarray(captions.picture(int(image))) for image in found.images_G[best]]
-    return Row(str(captions.languages[row]), str(captions.texts[row]), pictures, [bool(hit) for hit in right])
+    pictures = [captions.picture(int(image)) for image in found.images_G[best]]
+    for picture in pictures:
+        picture.thumbnail((SIDE, SIDE))
+    return Row(
+        str(captions.languages[row]),
+        str(captions.texts[row]),
+        list(map(np.asarray, pictures)),
+        [bool(hit) for hit in right],
+    )
 
 
 def confusion(text_QD: np.ndarray, languages_Q: np.ndarray) -> tuple[list[str], np.ndarray]:
