@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.shards import Layout
 from mclip_kit.features.table import Table
-from mclip_kit.features.work import Work
 
 GOAL = 1.5
 BATCH = 256
@@ -29,7 +29,7 @@ SIZES = {False: {"pooled": (1_000_000, 256), "tokens": (1_000_000, 16)}}
 SIZES[True] = {"pooled": (250_000, 1024), "tokens": (250_000, 64)}
 
 
-def work(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, Work]:
+def work(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, ExtractionJob]:
     """Keys of some rows, and a tower that costs nothing."""
     draw = np.random.default_rng(1)
     keys_N2 = draw.integers(0, 2**64, (rows, 2), np.uint64)
@@ -39,7 +39,7 @@ def work(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, Work]:
         items = int(sizes_N[part].sum()) if ragged else len(part)
         return torch.full((items, width), float(part[0] % 7))
 
-    return keys_N2, Work(lambda part: (part, []), run, sizes_N, ragged, batch_items=4096)
+    return keys_N2, ExtractionJob(lambda part: (part, []), run, sizes_N, ragged, batch_items=4096)
 
 
 def use(folder: Path, rows: int, width: int, ragged: bool) -> None:

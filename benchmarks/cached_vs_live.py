@@ -37,20 +37,20 @@ import numpy as np
 import torch
 from side_by_side import alternate, last_line, ratio, spread
 
+from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.data.batching import WINDOW, pad
 from mclip_kit.data.captions import Captions
-from mclip_kit.data.examples import Examples
-from mclip_kit.data.pictures import read_pixels
+from mclip_kit.data.datasets import TriangleRows
 from mclip_kit.data.tokenizer import BOS, EOS, PAD
-from mclip_kit.features.feed import Feed, Frozen
-from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe, load
-from mclip_kit.towers.clip import build_clip
-from mclip_kit.towers.model import MultilingualClip
-from mclip_kit.towers.xlmr import new_encoder
+from mclip_kit.data.transforms import read_pixels
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import Feed, FrozenTowers
+from mclip_kit.models.clip import build_clip
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.text_encoder import new_encoder
+from mclip_kit.tasks.triangle import Triangle, TriangleBatch
 from mclip_kit.train.build import edge_losses, needs
 from mclip_kit.train.optim import build_optimizer, trainable
-from mclip_kit.triangle import Batch, Triangle
 
 GOAL, GOAL_BARE, GOAL_FILL = 10.0, 1.1, 1.5
 BATCH, BATCHES, PICTURES = 64, 8, 64
@@ -77,7 +77,7 @@ def towers(recipe: Recipe, small: bool) -> MultilingualClip:
     return model
 
 
-def made(model: MultilingualClip) -> tuple[Examples, Captions, np.ndarray]:
+def made(model: MultilingualClip) -> tuple[TriangleRows, Captions, np.ndarray]:
     """Rows with captions of many lengths, their pictures, and which rows share a batch by length (batches, B)."""
     rng = np.random.default_rng(0)
     count, size = WINDOW * BATCH, int(model.clip[0].config["vision_cfg"]["image_size"])
@@ -85,7 +85,7 @@ def made(model: MultilingualClip) -> tuple[Examples, Captions, np.ndarray]:
     tokens = [np.array([BOS, *rng.integers(5, VOCABULARY, length - 2), EOS], np.int32) for length in lengths_N]
     english = [" ".join(rng.choice(WORDS, length - 2)) for length in lengths_N]
     zeros, rows = np.zeros(count, int), np.arange(count)
-    examples = Examples(["en"], zeros, tokens, [""] * count, lengths_N, english, rows % PICTURES, rows, zeros)
+    examples = TriangleRows(["en"], zeros, tokens, [""] * count, lengths_N, english, rows % PICTURES, rows, zeros)
     pixels, none = rng.integers(0, 256, (PICTURES, size, size, 3), np.uint8), np.zeros(0, object)
     captions = Captions(Path(), pixels, [], none, none, none, none, none, none, [])
     buckets_NB = np.argsort(lengths_N, kind="stable").reshape(WINDOW, BATCH)
@@ -93,13 +93,13 @@ def made(model: MultilingualClip) -> tuple[Examples, Captions, np.ndarray]:
 
 
 @dataclass
-class Stage:
+class TriangleStage:
     """What all variants share: all rows, the rows of each batch of similar lengths, a feed for live and for cached."""
 
     triangle: Triangle
     optimizer: torch.optim.Optimizer
     clip_norm: float
-    examples: Examples
+    examples: TriangleRows
     captions: Captions
     batches: np.ndarray
     feeds: dict[str, Feed]
@@ -109,7 +109,7 @@ class Stage:
     def step(self, name: str, fetch: Callable[[], Fields]) -> float:
         """One step; its seconds."""
         start = time.perf_counter()
-        batch = Batch(**fetch())
+        batch = TriangleBatch(**fetch())
         ready = time.perf_counter()
         self.optimizer.zero_grad()
         terms = self.triangle(batch)
@@ -128,7 +128,7 @@ def columns(rows: np.ndarray) -> Fields:
     return {"languages_B": ones.long(), "groups_B": torch.from_numpy(rows), "has_teacher_B": ones}
 
 
-def naive(stage: Stage, rows: np.ndarray) -> Fields:
+def naive(stage: TriangleStage, rows: np.ndarray) -> Fields:
     """A batch as the official code computes it."""
     examples, model, clip = stage.examples, stage.triangle.model, stage.triangle.model.clip[0]
     pixels_BCHW, _ = read_pixels(stage.captions, examples.images_N[rows], clip.transform, clip.preprocess)
@@ -141,7 +141,7 @@ def naive(stage: Stage, rows: np.ndarray) -> Fields:
     return {**columns(rows), **vertices, "states_BTH": states_BTH, "mask_BT": mask_BT}
 
 
-def bare(stage: Stage, rows: np.ndarray) -> Fields:
+def bare(stage: TriangleStage, rows: np.ndarray) -> Fields:
     """A batch of random tensors."""
     _, mask_BT = pad([stage.examples.tokens[row] for row in rows])
     vertices = {name: torch.randn(len(rows), stage.triangle.model.clip[0].width) for name in ("image_BE", "teacher_BE")}
@@ -149,11 +149,11 @@ def bare(stage: Stage, rows: np.ndarray) -> Fields:
     return {**columns(rows), **vertices, "states_BTH": states_BTH, "mask_BT": mask_BT}
 
 
-def filled(stage: Stage, rows: np.ndarray) -> float:
+def filled(stage: TriangleStage, rows: np.ndarray) -> float:
     """Fill a new cache for some rows; seconds of a distinct picture and its texts, noted one by one too."""
     some, parts = stage.feeds["cached"].examples.some(rows), []
     with tempfile.TemporaryDirectory() as folder:
-        frozen = Frozen(stage.triangle.model, Store(Path(folder), say=lambda line: None))
+        frozen = FrozenTowers(stage.triangle.model, FeatureCache(Path(folder), say=lambda line: None))
         image = lambda: frozen.images(stage.captions, some.images_N)  # noqa: E731
         english = lambda: frozen.teacher_texts(some.teacher_texts)  # noqa: E731
         student = lambda: frozen.token_states(some.tokens, some.lengths_N)  # noqa: E731
@@ -165,7 +165,7 @@ def filled(stage: Stage, rows: np.ndarray) -> float:
     return sum(parts)
 
 
-def prepared(small: bool, root: Path) -> Stage:
+def prepared(small: bool, root: Path) -> TriangleStage:
     """The stage with its cache filled."""
     recipe = load("trikd_projectors")
     wanted, model = recipe.stages[0], towers(recipe, small)
@@ -173,19 +173,19 @@ def prepared(small: bool, root: Path) -> Stage:
     settings = wanted.optimizer, wanted.lr / wanted.warmup_steps, wanted.weight_decay, wanted.betas, wanted.eps
     examples, captions, batches = made(model)
     some, asked = examples.some(batches.ravel()), needs(wanted, trained, recipe.cache)
-    frozen = Frozen(model, Store(root, say=lambda line: None))
+    frozen = FrozenTowers(model, FeatureCache(root, say=lambda line: None))
     live = Feed(frozen, some, replace(asked, cache="off"), captions)
     cached = Feed(frozen, some, replace(asked, cache="tokens"), captions)
     parts = triangle, build_optimizer(triangle, *settings), float(wanted.clip_norm or 0), examples, captions
-    return Stage(*parts, np.arange(batches.size).reshape(batches.shape), {"live": live, "cached": cached})
+    return TriangleStage(*parts, np.arange(batches.size).reshape(batches.shape), {"live": live, "cached": cached})
 
 
-def check(stage: Stage) -> None:
+def check(stage: TriangleStage) -> None:
     """Stop unless the first cached step has the live step's loss and gradients."""
     losses, gradients = [], []
     for name in ("live", "cached"):
         torch.manual_seed(1)  # the same dropout in the X-projector
-        loss = stage.triangle(Batch(**stage.feeds[name].batch(stage.batches[BATCHES // 2])))["loss"]
+        loss = stage.triangle(TriangleBatch(**stage.feeds[name].batch(stage.batches[BATCHES // 2])))["loss"]
         trained = [parameter for parameter in stage.triangle.parameters() if parameter.requires_grad]
         gradients.append(torch.cat([part.flatten() for part in torch.autograd.grad(loss, trained)]))
         losses.append(float(loss.detach()))
@@ -195,7 +195,7 @@ def check(stage: Stage) -> None:
         sys.exit(f"cached_vs_live: they differ by more than {CLOSE}")
 
 
-def measured(stage: Stage, rounds: int) -> dict[str, list[float]]:
+def measured(stage: TriangleStage, rounds: int) -> dict[str, list[float]]:
     """Seconds a step of every variant, and of filling a row, one figure a round."""
     rng = np.random.default_rng(1)
     draw = lambda: rng.choice(len(stage.examples), BATCH, replace=False)  # noqa: E731

@@ -32,7 +32,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, T
 from side_by_side import alternate, last_line, ratio, seconds, spread
 from transformers import TrainerCallback
 
-from mclip_kit.recipe import Recipe
+from mclip_kit.config.recipe import Recipe
 from mclip_kit.train.build import build_objective
 from mclip_kit.train.loop import train
 from mclip_kit.train.run import Run

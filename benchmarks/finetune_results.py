@@ -16,12 +16,12 @@ from statistics import mean
 import standins
 from tables import Scores, at_hand, head, kept, row, spread
 
+from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import Captions, read_captions
-from mclip_kit.evaluate.report import TEACHER
+from mclip_kit.evaluate.report.tables import TEACHER
 from mclip_kit.evaluate.retrieval import evaluate, evaluator
-from mclip_kit.features.store import Store
-from mclip_kit.recipe import load
-from mclip_kit.towers.model import load as load_model
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.run import Run
 
 NAME = "multi30k_finetune"
@@ -71,7 +71,7 @@ def tuned(seed: int, folder: Path, multi30k: Path | None, train: int, epochs: in
 
 def scored(folder: Path, captions: Captions, emoji: Captions, features: Path) -> Scores:
     """Test scores of a model folder, by corpus and language."""
-    model, store = load_model(folder), Store(features)
+    model, store = load_model(folder), FeatureCache(features)
     corpora = {"standins": (captions, LANGUAGES), "embedded": (emoji, EMBEDDED)}
     return {
         name: {

@@ -10,19 +10,18 @@ from statistics import mean
 
 from tables import Scores, head, kept, over, row, spread
 
-from mclip_kit.data.bitext import open_bitext
+from mclip_kit.config.recipe import load
+from mclip_kit.config.stages import TranslationStage
+from mclip_kit.data.bitext import available, open_bitext
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.corpora import declaration
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.directions import available
-from mclip_kit.data.prepare import prepare
+from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.evaluate import retrieval, translation
-from mclip_kit.evaluate.report import TEACHER
-from mclip_kit.features.store import Store
-from mclip_kit.recipe import load
-from mclip_kit.stage import Translate
-from mclip_kit.towers.decoder import Translator
-from mclip_kit.towers.model import load as load_model
+from mclip_kit.evaluate.report.tables import TEACHER
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.models.multilingual_clip import load as load_model
+from mclip_kit.models.translator import Translator
 from mclip_kit.train.run import Run
 
 SENTENCES, BEAMS = 200, 5  # of each direction's test split
@@ -61,7 +60,7 @@ def translations(seed: int, root: Path, data: Path, smoke: bool) -> Scores:
     bitexts = [open_bitext(data / "bitext")]
     scores: Scores = {}
 
-    def watch(model: Translator, store: Store, stage: Translate) -> dict[str, float]:
+    def watch(model: Translator, store: FeatureCache, stage: TranslationStage) -> dict[str, float]:
         """Called at each stage's start and end."""
         place = stage.name if scores else "untrained"
         if place != "contrast" or "start" in scores:

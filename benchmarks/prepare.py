@@ -49,7 +49,7 @@ def made_up(folder: Path, lines: int = 2000) -> Path:
 
 def multi30k(source: Path, folder: Path) -> Path:
     """Multi30K's training part as plain files, and XLM-R's vocabulary."""
-    from mclip_kit.interop.e5 import import_e5
+    from mclip_kit.demo.e5 import import_e5
 
     for language in ("en", "de"):
         lines = File(source / "task1" / "raw" / f"train.{language}.gz").lines()

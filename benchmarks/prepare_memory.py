@@ -21,7 +21,7 @@ from prepare import MULTI30K, made_up, multi30k
 from side_by_side import last_line
 
 GOAL = 1.5
-WORKERS = "import mclip_kit.data.binarise as b; b.LARGE = 0; from mclip_kit.cli import main; main()"
+WORKERS = "import mclip_kit.data.prepare.binarize as b; b.LARGE = 0; from mclip_kit.cli import main; main()"
 """The command, with worker processes for any number of lines."""
 
 

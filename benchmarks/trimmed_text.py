@@ -18,8 +18,8 @@ import torch
 from side_by_side import alternate, last_line, ratio, seconds, spread
 from torch import Tensor
 
-from mclip_kit.towers.clip import Clip, build_clip
-from mclip_kit.towers.mode import evaluating
+from mclip_kit.models.clip import Clip, build_clip
+from mclip_kit.models.freezing import evaluating
 
 GOAL = 2.0
 BATCH = 64

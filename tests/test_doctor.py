@@ -15,9 +15,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
+from mclip_kit.config.recipe import load
 from mclip_kit.doctor import OK, PROBLEM, Finding, diagnose, matched, room, verdict, versions, weights
-from mclip_kit.recipe import load
-from mclip_kit.towers.hub import look
+from mclip_kit.models.hub import look
 from tests import tiny
 
 Type = Callable[..., Result]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mclip_kit.schema import shipped
+from mclip_kit.config.yaml import shipped
 from tests import golden_record
 
 TOLERANCE = 1e-3  # relative, of losses and norms: other processors add in another order

@@ -9,21 +9,21 @@ PACKAGE = Path(__file__).parents[1] / "mclip_kit"
 RANK = {
     "errors": 0,
     "files": 0,
-    "schema": 1,
-    "stage": 2,
-    "recipe": 3,
-    "data": 3,
+    "layout": 0,
+    "config": 1,
+    "data": 2,
     "losses": 3,
-    "towers": 4,
-    "features": 5,
-    "triangle": 6,
-    "translation": 6,
-    "train": 7,
-    "evaluate": 7,
-    "interop": 7,
-    "doctor": 8,
-    "cli": 9,
+    "models": 3,
+    "interop": 4,
+    "features": 4,
+    "tasks": 5,
+    "train": 6,
+    "evaluate": 6,
+    "demo": 6,
+    "doctor": 7,
+    "cli": 8,
 }
+"""Part of the package -> its rung; a part imports from lower rungs only."""
 
 
 def imports(path: Path) -> set[str]:
@@ -65,7 +65,7 @@ def test_only_fairseq_io_imports_fairseq() -> None:
 
 def test_help_and_recipes_load_no_heavy_package() -> None:
     code = (
-        "import sys, mclip_kit.cli, mclip_kit.recipe\n"
+        "import sys, mclip_kit.cli, mclip_kit.config.recipe\n"
         "heavy = {'torch', 'numpy', 'transformers', 'open_clip', 'fairseq'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

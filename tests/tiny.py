@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from mclip_kit.data.corpora import Content, Corpus, Row
-from mclip_kit.data.prepare import write
+from mclip_kit.data.prepare.prepare import write
 from mclip_kit.data.tokenizer import XlmrTokenizer
 
 COLOURS = {

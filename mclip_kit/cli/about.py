@@ -10,8 +10,8 @@ from mclip_kit.cli.common import SET
 @click.command()
 def recipes() -> None:
     """List the shipped recipes."""
-    from mclip_kit.recipe import load
-    from mclip_kit.schema import shipped
+    from mclip_kit.config.recipe import load
+    from mclip_kit.config.yaml import shipped
 
     for path in sorted(shipped("recipes").glob("*.yaml")):
         click.echo(f"{path.stem:20} {load(path).about}")

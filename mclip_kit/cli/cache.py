@@ -25,7 +25,7 @@ def cache_ls(root: Path) -> None:
     """What is there, how large, of which weights, used when."""
     from datetime import datetime
 
-    from mclip_kit.features.housekeeping import tables
+    from mclip_kit.features.manage import tables
 
     kept = tables(root)
     for table in kept:
@@ -41,7 +41,7 @@ def cache_ls(root: Path) -> None:
 @ROOT
 def cache_verify(root: Path) -> None:
     """Read everything and check it; what is damaged is computed anew when it is needed. Exit code 1 if any is."""
-    from mclip_kit.features.housekeeping import tables, verify
+    from mclip_kit.features.manage import tables, verify
 
     kept = tables(root)
     damaged = list(verify(kept))
@@ -62,9 +62,9 @@ def cache_prune(
     root: Path, days: float | None, size: float | None, unnamed: bool, recipes_: tuple[str, ...], dry_run: bool
 ) -> None:
     """Remove features by age, by size, or by weights that no recipe names (shipped ones, and those of runs beside)."""
-    from mclip_kit.features.housekeeping import doomed, remove, tables
-    from mclip_kit.recipe import load
-    from mclip_kit.schema import shipped
+    from mclip_kit.config.recipe import load
+    from mclip_kit.config.yaml import shipped
+    from mclip_kit.features.manage import remove, select_for_removal, tables
 
     if days is None and size is None and not unnamed:
         raise click.UsageError("say what may go: --days, --size or --unnamed")
@@ -74,7 +74,7 @@ def cache_prune(
         *recipes_,
     ]
     named = {name for path in paths for name in load(path).sources.values()} if unnamed else None
-    gone = doomed(tables(root), days, None if size is None else int(size * 1e9), named)
+    gone = select_for_removal(tables(root), days, None if size is None else int(size * 1e9), named)
     for table in gone:
         if not dry_run:
             remove(table)

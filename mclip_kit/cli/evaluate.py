@@ -35,7 +35,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """What a task found: its parts of results.json, what it has written besides, a `page.Gallery` if it has one."""
+    """What a task found: its parts of results.json, what it has written besides, a `html.Gallery` if it has one."""
 
     results: list[dict[str, Any]]
     comparisons: list[dict[str, Any]] = field(default_factory=list)
@@ -46,12 +46,13 @@ class Found:
 def _retrieval(asked: Asked) -> Found:
     """Tables of every model, beside its baselines; retrieval.png and a gallery of the last model."""
     from mclip_kit.data.captions import read_captions
-    from mclip_kit.evaluate import examples, page, picture, report
+    from mclip_kit.evaluate import qualitative
     from mclip_kit.evaluate.baselines import baseline
     from mclip_kit.evaluate.bootstrap import compare
+    from mclip_kit.evaluate.report import contact_sheet, html, tables
     from mclip_kit.evaluate.retrieval import evaluate
-    from mclip_kit.features.store import Store
-    from mclip_kit.towers.model import load
+    from mclip_kit.features.cache import FeatureCache
+    from mclip_kit.models.multilingual_clip import load
 
     if asked.classes:
         raise RecipeError("--classes is for --task zeroshot")
@@ -59,61 +60,65 @@ def _retrieval(asked: Asked) -> Found:
     credit = _credits(asked.data)
     baselines = {name: baseline(name, captions, *chosen, asked.protocol) for name in asked.baselines}
     rows: list[dict[str, Any]] = []
-    scored, tables, comparisons = [], [], []
+    scored, shown_tables, comparisons = [], [], []
     for name in asked.models:
-        model, store = load(name), Store()
+        model, store = load(name), FeatureCache()
         results = evaluate(model, captions, *chosen, store=store, protocol=asked.protocol)
         about = _about(asked, name, model.made_from)
         scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
-        rows += report.retrieval_rows(results, about, report.STUDENT, model.trained_languages)
+        rows += tables.retrieval_rows(results, about, tables.STUDENT, model.trained_languages)
         for against, score in baselines.items():
             theirs = score(model, store)
             found = compare(results, theirs)
-            rows += report.retrieval_rows(theirs, about, against, None)
+            rows += tables.retrieval_rows(theirs, about, against, None)
             comparisons += [{"model": str(name), "baseline": against} | asdict(item) for item in found]
-            tables.append(report.differences(f"{name} against {against}, {asked.split}", results, theirs, found))
+            shown_tables.append(tables.differences(f"{name} against {against}, {asked.split}", results, theirs, found))
     if len(scored) == 1:
         title, results, trained = scored[0]
-        click.echo("\n" + report.table(results, trained, f"{title}, {asked.split} of {asked.data}"))
+        click.echo("\n" + tables.table(results, trained, f"{title}, {asked.split} of {asked.data}"))
     else:
-        click.echo("\n" + report.comparison(scored))
-    for table in tables:
+        click.echo("\n" + tables.comparison(scored))
+    for table in shown_tables:
         click.echo("\n" + table)
-    shown = [language for language in results if language != report.TEACHER]
-    pool = examples.pool(model, captions, asked.split, shown, store)
+    shown = [language for language in results if language != tables.TEACHER]
+    pool = qualitative.pool(model, captions, asked.split, shown, store)
     title, footer = f"What one model finds in {len(shown)} languages", f"Queries are drawn at random. {credit}"
-    picture.draw(examples.drawn(pool, shown), asked.out / "retrieval.png", title, footer)
-    best, worst = examples.extremes(pool)
-    confused = examples.confusion(pool.text_QD, captions.languages[pool.rows_Q])
-    gallery = page.Gallery({"Best queries": best, "Worst queries": worst}, confused, credit)
-    return Found(report.distinct(rows), comparisons, [asked.out / "retrieval.png"], gallery)
+    contact_sheet.draw(qualitative.drawn(pool, shown), asked.out / "retrieval.png", title, footer)
+    best, worst = qualitative.extremes(pool)
+    confused = qualitative.confusion(pool.text_QD, captions.languages[pool.rows_Q])
+    gallery = html.Gallery({"Best queries": best, "Worst queries": worst}, confused, credit)
+    return Found(tables.distinct(rows), comparisons, [asked.out / "retrieval.png"], gallery)
 
 
 def _zeroshot(asked: Asked) -> Found:
     """A table a model."""
-    from mclip_kit.evaluate import classes, report, zeroshot
-    from mclip_kit.towers.model import load
+    from mclip_kit.evaluate import class_names, zeroshot
+    from mclip_kit.evaluate.report import tables
+    from mclip_kit.models.multilingual_clip import load
 
     if asked.baselines or asked.protocol != "any":
         raise RecipeError("--baseline and --protocol are for --task retrieval")
     pictures = zeroshot.read_labelled(asked.data, asked.split)
     known = pictures.classes
-    there = classes.read_file(asked.classes, known) if asked.classes else classes.packaged(known, asked.languages)
-    prompts = classes.chosen(there, asked.languages)
+    there = (
+        class_names.read_file(asked.classes, known) if asked.classes else class_names.packaged(known, asked.languages)
+    )
+    prompts = class_names.chosen(there, asked.languages)
     rows: list[dict[str, Any]] = []
     for name in asked.models:
         model = load(name)
-        teacher, students = zeroshot.evaluate(model, pictures, prompts, there.get(report.ENGLISH))
+        teacher, students = zeroshot.evaluate(model, pictures, prompts, there.get(tables.ENGLISH))
         about = _about(asked, name, model.made_from) | {"split": pictures.split}
-        rows += report.zeroshot_rows(teacher, students, about, model.trained_languages)
+        rows += tables.zeroshot_rows(teacher, students, about, model.trained_languages)
         title = f"{name} ({model.made_from}), {pictures.split} of {asked.data}"
-        click.echo("\n" + report.zeroshot_table(title, teacher, students, model.trained_languages))
+        click.echo("\n" + tables.zeroshot_table(title, teacher, students, model.trained_languages))
     return Found(rows)
 
 
 def _bitext(asked: Asked) -> Found:
     """Parallel-sentence retrieval: a table a model."""
-    from mclip_kit.evaluate import bitext, report
+    from mclip_kit.evaluate import bitext
+    from mclip_kit.evaluate.report import tables
     from mclip_kit.evaluate.translation import held_out
 
     _only_for_retrieval(asked)
@@ -122,16 +127,17 @@ def _bitext(asked: Asked) -> Found:
     for name in asked.models:
         embed, made_from = bitext.embedder(name)
         found = bitext.evaluate(embed, bitexts, asked.split, directions, asked.sentences)
-        rows += report.bitext_rows(found, _about(asked, name, made_from))
-        click.echo("\n" + report.bitext_table(f"{name}, {asked.split} of {asked.data}", found))
+        rows += tables.bitext_rows(found, _about(asked, name, made_from))
+        click.echo("\n" + tables.bitext_table(f"{name}, {asked.split} of {asked.data}", found))
     return Found(rows)
 
 
 def _translation(asked: Asked) -> Found:
     """BLEU and chrF, a table a model; what was written lies beside results.json, line by line with its reference."""
-    from mclip_kit.evaluate import report, translation
+    from mclip_kit.evaluate import translation
+    from mclip_kit.evaluate.report import tables
     from mclip_kit.files import write_text
-    from mclip_kit.towers.decoder import load_translator
+    from mclip_kit.models.translator import load_translator
 
     _only_for_retrieval(asked)
     bitexts, directions = translation.held_out(asked.data, asked.split, asked.languages)
@@ -140,8 +146,8 @@ def _translation(asked: Asked) -> Found:
     for name in asked.models:
         translator = load_translator(name)
         found = translation.evaluate(translator, bitexts, asked.split, directions, asked.sentences, asked.beams)
-        rows += report.translation_rows(found, _about(asked, name, translator.made_from))
-        click.echo("\n" + report.translation_table(f"{name}, {asked.split} of {asked.data}", found))
+        rows += tables.translation_rows(found, _about(asked, name, translator.made_from))
+        click.echo("\n" + tables.translation_table(f"{name}, {asked.split} of {asked.data}", found))
         if len(asked.models) == 1:
             for (source, target), result in found.items():
                 for kind, lines in (("hyp", result.hypotheses), ("ref", result.references)):
@@ -218,7 +224,7 @@ def evaluate(
     quiet()
     from mclip_kit.data import leakage
     from mclip_kit.data.languages import normal
-    from mclip_kit.evaluate import page
+    from mclip_kit.evaluate.report import html
     from mclip_kit.files import write_json
     from mclip_kit.train.logging import read_log
 
@@ -237,8 +243,8 @@ def evaluate(
     settings = {"data": str(data), "task": task, "split": split, "protocol": protocol}
     parts = {"results": found.results, "comparisons": found.comparisons, "leakage": leaks}
     write_json(asked.out / "results.json", settings | parts)
-    reports = [page.evaluated(name, settings | parts, read_log(name.resolve().parent)) for name in models]
-    page.write(reports, asked.out / "report.html", found.gallery)
+    reports = [html.evaluated(name, settings | parts, read_log(name.resolve().parent)) for name in models]
+    html.write(reports, asked.out / "report.html", found.gallery)
     files = [asked.out / "results.json", asked.out / "report.html", *found.files]
     click.echo(f"\nwritten: {', '.join(map(str, files))}")
 

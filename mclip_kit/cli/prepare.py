@@ -45,11 +45,11 @@ def prepare(
 
     if spm:
         loading(spm)  # while the rest is imported
-    from mclip_kit.data import own, summary
+    from mclip_kit.config.yaml import overridden, parse
     from mclip_kit.data.corpora import Corpus, declaration
     from mclip_kit.data.corpora.source import Source
-    from mclip_kit.data.prepare import prepare
-    from mclip_kit.schema import overridden, parse
+    from mclip_kit.data.prepare import adhoc
+    from mclip_kit.data.prepare.prepare import prepare, summary
 
     languages = [language.strip() for language in langs.split(",")] if langs else []
     if listing:
@@ -64,7 +64,7 @@ def prepare(
             raise click.UsageError(f"{given[0]} or a corpus, not both: leave {' '.join(corpora)} out")
         if source and webdataset is None:
             raise click.UsageError(f"{given[0]} says where the files are itself; leave --source out")
-        name, tree = own.declared(list(corpora), pairs, webdataset, folder, languages)
+        name, tree = adhoc.declared(list(corpora), pairs, webdataset, folder, languages)
         corpus = parse(overridden(tree, overrides), Corpus, name)
         source = folder or (pairs and pairs.parent) or source
     elif len(corpora) > 1:

@@ -15,8 +15,8 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
 
     Each is a run's folder, or one that mclip-kit eval wrote.
     """
-    from mclip_kit.evaluate import page
+    from mclip_kit.evaluate.report import html
     from mclip_kit.train.logging import read_log
 
-    page.write([page.read(run, read_log(run)) for run in dict.fromkeys(runs)], out)
+    html.write([html.read(run, read_log(run)) for run in dict.fromkeys(runs)], out)
     click.echo(f"written: {out}")

@@ -18,11 +18,11 @@ from mclip_kit.errors import RecipeError
 @click.option("--dry-run", is_flag=True, help="Everything up to the first step, and what time and memory it will take.")
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
     """Train a recipe, by file or by the name of a shipped one."""
-    from mclip_kit.recipe import load
+    from mclip_kit.config.recipe import load
 
     checked = load(recipe, overrides)
     quiet()
-    from mclip_kit.evaluate.training import evaluator
+    from mclip_kit.evaluate.validation import evaluator
     from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
@@ -49,7 +49,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 @click.option("--out", type=FOLDER, help="The run's folder, beside which features lie.  [default: runs/RECIPE]")
 def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """Compute and keep what the recipe's frozen towers give for its training rows, so that training only reads it."""
-    from mclip_kit.recipe import load
+    from mclip_kit.config.recipe import load
 
     checked = load(recipe, overrides)
     if checked.cache.features == "off":

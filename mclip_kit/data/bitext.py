@@ -10,6 +10,9 @@ from mclip_kit.data.sequences import Lines
 from mclip_kit.data.tokenizer import UNK
 from mclip_kit.errors import DataError
 
+Direction = tuple[str, str]
+"""Source and target language."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -98,3 +101,38 @@ def open_bitext(folder: str | Path) -> Bitext:
     if not any(Path(folder).glob("*.idx")):
         raise DataError(f"{folder}: no binarised sentences; run mclip-kit prepare or fairseq-preprocess")
     return Bitext(Path(folder))
+
+
+def names(directions: Sequence[Direction]) -> str:
+    """Directions as people write them: de-en, en-de."""
+    return ", ".join("-".join(direction) for direction in directions)
+
+
+def available(bitexts: Sequence[Bitext], split: str, wanted: Sequence[str] | str = "all") -> list[Direction]:
+    """The directions of a split, both ways of every pair.
+
+    Args:
+        wanted: some of them, as SOURCE-TARGET, in this order; or `all`.
+    Raises:
+        DataError: one that is wanted is not there; those that are, are named.
+    """
+    pairs = [pair for bitext in bitexts for pair in bitext.pairs(split)]
+    both = list(dict.fromkeys(way for pair in pairs for way in (pair, pair[::-1])))
+    chosen = both if wanted == "all" else [(way.split("-")[0], way.split("-")[1]) for way in wanted]
+    missing = [way for way in chosen if way not in both]
+    if missing or not chosen:
+        places = ", ".join(str(bitext.folder) for bitext in bitexts)
+        what = f"no {split} pair for {names(missing)}" if missing else f"no {split} pair"
+        raise DataError(f"{places}: {what}; there are {names(both) or 'none'}")
+    return chosen
+
+
+def sides(bitext: Bitext, split: str, direction: Direction, max_tokens: int | None = None) -> tuple[Side, Side] | None:
+    """Source and target of a direction, or None if a corpus has it neither way."""
+    pairs = bitext.pairs(split)
+    if direction in pairs:
+        return bitext.read(split, *direction, max_tokens)
+    if direction[::-1] in pairs:
+        target, source = bitext.read(split, *direction[::-1], max_tokens)
+        return source, target
+    return None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mclip_kit.data import CAPTION_COLUMNS, PICTURE_COLUMNS, members
+from mclip_kit.data import CAPTION_COLUMNS, PICTURE_COLUMNS, images
 from mclip_kit.errors import DataError, first_line
 
 
@@ -82,7 +82,7 @@ class Captions:
             return Image.fromarray(np.asarray(self.pixels[image]))
         path = self.files[image]
         try:
-            with Image.open(io.BytesIO(members.read_bytes(path))) as picture:
+            with Image.open(io.BytesIO(images.read_bytes(path))) as picture:
                 return picture.convert("RGB")
         except UnidentifiedImageError:
             raise DataError(f"{path}: not a readable picture: cannot identify its format") from None

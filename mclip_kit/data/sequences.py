@@ -8,7 +8,7 @@ import numpy as np
 
 from mclip_kit.errors import DataError
 
-RECENT = 2**18  # hashes that a Seen holds in a set
+RECENT = 2**18  # hashes that a Deduplicator holds in a set
 
 
 class Lines(Sequence[str]):
@@ -36,7 +36,7 @@ class Lines(Sequence[str]):
             raise DataError(f"{self.path} line {int(index) + 1}: not UTF-8") from None
 
 
-class Chain(Sequence[Any]):
+class ConcatSequence(Sequence[Any]):
     """Several sequences, one after the other."""
 
     def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
@@ -54,7 +54,20 @@ class Chain(Sequence[Any]):
         return self.parts[part][int(index - (self._stops[part - 1] if part else 0))]
 
 
-class Seen:
+class Subset(Sequence[Any]):
+    """Some rows of a sequence, in a given order."""
+
+    def __init__(self, source: Sequence[Any], rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._source[self._rows[index]]
+
+
+class Deduplicator:
     """Texts that came before, at 8 bytes each: their hashes, in arrays that double and a small set before them.
 
     Attributes:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from mclip_kit.data.sequences import Seen
+from mclip_kit.data.sequences import Deduplicator
 from mclip_kit.errors import CheckpointError, DataError, first_line
 from mclip_kit.files import write_json, write_whole
 
@@ -138,7 +138,7 @@ def train_sentencepiece(lines: Iterable[str], path: Path, pieces: int, coverage:
     Raises:
         DataError: there are no lines to train on, or too few pieces for their characters.
     """
-    seen, model = Seen(), io.BytesIO()  # a file's name would stay in the model
+    seen, model = Deduplicator(), io.BytesIO()  # a file's name would stay in the model
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line for line in lines if line and seen.add(line)),

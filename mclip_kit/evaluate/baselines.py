@@ -9,13 +9,13 @@ from mclip_kit.data.corpora.source import File
 from mclip_kit.data.languages import normal
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.retrieval import Retrieval, evaluate
-from mclip_kit.features.store import Store
-from mclip_kit.towers.model import MultilingualClip, load
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.models.multilingual_clip import MultilingualClip, load
 
 TEACHER, TRANSLATED = "teacher", "translated:"
 ENGLISH = "en"  # the teacher's language: its captions need no translation
 
-Baseline = Callable[[MultilingualClip, Store], dict[str, Retrieval]]
+Baseline = Callable[[MultilingualClip, FeatureCache], dict[str, Retrieval]]
 """The model that is compared, and its store -> the baseline's ranks by language."""
 
 
@@ -40,7 +40,7 @@ def baseline(
         )
     if not Path(name).is_dir():
         raise RecipeError(f"--baseline {name}: give teacher, translated:FILE or a model folder")
-    other, own = load(name), Store()
+    other, own = load(name), FeatureCache()
     return lambda model, store: evaluate(other, captions, split, languages, None, own, protocol=protocol)
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 
-from mclip_kit.data.bitext import Bitext
-from mclip_kit.data.directions import Direction, sides
+from mclip_kit.data.bitext import Bitext, Direction, sides
 from mclip_kit.evaluate.ranks import ranks
-from mclip_kit.towers.mode import evaluating
-from mclip_kit.towers.model import load
-from mclip_kit.towers.projectors import pool
-from mclip_kit.towers.xlmr import Encoder, encoder_within
+from mclip_kit.models.freezing import evaluating
+from mclip_kit.models.multilingual_clip import load
+from mclip_kit.models.projectors import pool
+from mclip_kit.models.text_encoder import Encoder, encoder_within
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts -> L2-normalised embeddings (N, D)."""

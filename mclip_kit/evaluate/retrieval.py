@@ -8,15 +8,15 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.captions import Captions
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.ranks import both_ranks, median_rank, recall
-from mclip_kit.features.feed import Frozen
-from mclip_kit.features.store import Store
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.features.table import NoRoom
-from mclip_kit.stage import Stage
-from mclip_kit.towers.mode import evaluating
-from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.models.freezing import evaluating
+from mclip_kit.models.multilingual_clip import MultilingualClip
 
 BATCH = 256
 MEDIAN = "median_rank"
@@ -110,7 +110,7 @@ def evaluate(
     split: str,
     languages: Sequence[str] | str = "all",
     teacher_language: str | None = "en",
-    store: Store | None = None,
+    store: FeatureCache | None = None,
     protocol: str = "any",
     tower: Literal["student", "teacher"] = "student",
 ) -> dict[str, Retrieval]:
@@ -129,7 +129,7 @@ def evaluate(
     rows = captions.select(split, languages)
     images, text_images_Q = np.unique(captions.images[rows], return_inverse=True)
     texts, spoken = captions.texts[rows], captions.languages[rows]
-    embed = Embedder(model, store or Store())
+    embed = Embedder(model, store or FeatureCache())
     image_GD, unreadable_G = embed.images(captions, images)
     if unreadable_G.any():  # nobody can look for these
         embed.say(f"{captions.folder}: {unreadable_G.sum()} of {len(images)} {split} pictures cannot be read: left out")
@@ -167,9 +167,9 @@ def evaluate(
 class Embedder:
     """Normalised embeddings of a model as arrays; what frozen towers gave before is read from the store."""
 
-    def __init__(self, model: MultilingualClip, store: Store) -> None:
+    def __init__(self, model: MultilingualClip, store: FeatureCache) -> None:
         self._model = model
-        self._frozen = Frozen(model, store)
+        self._frozen = FrozenTowers(model, store)
         self.say = store.say
 
     def count_odd(self, tower: str, embedding_ND: np.ndarray) -> None:
@@ -234,7 +234,7 @@ def evaluator(
         RecipeError: there is no such metric; those that there are are named.
     """
 
-    def score_stage(model: MultilingualClip, store: Store, stage: Stage) -> dict[str, float]:
+    def score_stage(model: MultilingualClip, store: FeatureCache, stage: TriangleStage) -> dict[str, float]:
         values = summary(evaluate(model, captions, split, languages, store=store, protocol=protocol))
         student = any("student_text" in edge for edge in stage.edges)
         name = metric or ("mean_t2i_r1" if student else "teacher_t2i_r1")

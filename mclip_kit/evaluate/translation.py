@@ -8,13 +8,12 @@ from typing import Any
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from mclip_kit.data.bitext import Bitext, open_bitext
-from mclip_kit.data.directions import Direction, available, names
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.stages import TranslationStage
+from mclip_kit.data.bitext import Bitext, Direction, available, names, open_bitext
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
-from mclip_kit.recipe import Recipe
-from mclip_kit.stage import Translate
-from mclip_kit.towers.decoder import Translator
+from mclip_kit.models.translator import Translator
 
 TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}
 """How BLEU cuts a language into words; others as mteval-v13a. sacreBLEU's own for ja and ko need packages more."""
@@ -127,7 +126,7 @@ def evaluator(recipe: Recipe) -> Any:
     assert asked
     bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
 
-    def score_stage(model: Any, store: Any, stage: Translate) -> dict[str, Any]:
+    def score_stage(model: Any, store: Any, stage: TranslationStage) -> dict[str, Any]:
         translator = model if isinstance(model, Translator) else Translator(model.encoder, model.decoder)
         directions = available(bitexts, asked.split, stage.directions)
         results = evaluate(translator, bitexts, asked.split, directions, asked.sentences, asked.beams)

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from mclip_kit.data import own
+from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.corpora import Corpus, folder
 from mclip_kit.data.corpora.source import File, Source
+from mclip_kit.data.prepare import adhoc
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.classes import Prompts
+from mclip_kit.evaluate.class_names import Prompts
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.evaluate.retrieval import Embedder
-from mclip_kit.features.store import Store
-from mclip_kit.schema import parse
-from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.models.multilingual_clip import MultilingualClip
 
 TEXTS = 4096  # prompts that are embedded at once
 
@@ -110,7 +110,7 @@ def read_labelled(data: Path, split: str) -> Labelled:
 def _class_folders(data: Path) -> Captions:
     if not data.is_dir():
         raise DataError(f"{data}: no such folder; give a prepared one, or one that has a folder of pictures a class")
-    _, tree = own.declared([], None, None, data, [])
+    _, tree = adhoc.declared([], None, None, data, [])
     corpus = parse(tree | {"options": {"kind": "classes"}}, Corpus, str(data))
     rows = list(folder.read(corpus, Source(data)).rows)
     none = np.empty(0, dtype=object)
@@ -154,7 +154,7 @@ def evaluate(
     Raises:
         DataError: none of a language's pictures can be read.
     """
-    embed = Embedder(model, Store())
+    embed = Embedder(model, FeatureCache())
     captions, images_N = pictures.captions, pictures.images_N
     image_ND, unreadable_N = embed.images(captions, images_N)
     if unreadable_N.any():

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from mclip_kit.errors import DataError
 from mclip_kit.features.index import BITS, LOCAL, find, index_is_sound, index_path, open_index
+from mclip_kit.features.job import ExtractionJob, batches, cut, first_of_each, loaded
 from mclip_kit.features.shards import Layout, Part, Shard, claimed, reopen, shard_name
-from mclip_kit.features.work import Work, batches, cut, first_of_each, loaded
 from mclip_kit.files import readable
 
 SHARD_BYTES = 256 << 20
@@ -125,7 +125,7 @@ class Table:
             bounds_N2[mine] = np.stack([offsets_N[local], offsets_N[local + 1]], 1)
         return bounds_N2
 
-    def fill(self, keys_N2: np.ndarray, work: Work, share: int = 0, shares: int = 1) -> np.ndarray:
+    def fill(self, keys_N2: np.ndarray, work: ExtractionJob, share: int = 0, shares: int = 1) -> np.ndarray:
         """Compute what is missing and return the row of each key, int64 (N,).
 
         Shards in which the keys were found are verified first, once a process; what is damaged is computed anew.
@@ -147,7 +147,7 @@ class Table:
             self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
         return self.find(keys_N2)
 
-    def _check_room(self, missing: np.ndarray, work: Work) -> None:
+    def _check_room(self, missing: np.ndarray, work: ExtractionJob) -> None:
         items = int(work.sizes_N[missing].sum()) if work.ragged and work.sizes_N is not None else len(missing)
         size, free = items * self.layout.item_bytes, shutil.disk_usage(self.folder).free
         if size > FULL * free:
@@ -186,7 +186,7 @@ class Table:
         self._say(f"{folder}: damaged; what is wrong in it is computed anew")
 
     def _plan(
-        self, keys_N2: np.ndarray, missing: np.ndarray, work: Work, shares: int
+        self, keys_N2: np.ndarray, missing: np.ndarray, work: ExtractionJob, shares: int
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Names of shards, and the positions of their rows: the same for whoever wants the same."""
         sizes_N = np.ones(len(keys_N2), np.int64) if work.sizes_N is None else np.asarray(work.sizes_N, np.int64)
@@ -197,7 +197,9 @@ class Table:
         for rows in cut(order, np.cumsum(items_N[order]), room):
             yield shard_name(keys_N2[rows]), rows
 
-    def _compute(self, plan: list[tuple[str, np.ndarray]], keys_N2: np.ndarray, work: Work, quiet: bool) -> None:
+    def _compute(
+        self, plan: list[tuple[str, np.ndarray]], keys_N2: np.ndarray, work: ExtractionJob, quiet: bool
+    ) -> None:
         sizes_N = work.sizes_N if work.sizes_N is not None else np.ones(len(keys_N2), np.int64)
         total = sum(int(sizes_N[rows].sum()) for _, rows in plan)
         unit = "row" if work.sizes_N is None else "token"
@@ -210,7 +212,7 @@ class Table:
                 plan = left
 
     def _fill_one(
-        self, name: str, rows: np.ndarray, keys_N2: np.ndarray, work: Work, sizes_N: np.ndarray, bar: Any
+        self, name: str, rows: np.ndarray, keys_N2: np.ndarray, work: ExtractionJob, sizes_N: np.ndarray, bar: Any
     ) -> bool:
         """Fill a shard unless another process is at it; whether it is whole now."""
         folder = self.folder / name

@@ -20,11 +20,11 @@ from transformers import XLMRobertaConfig
 from mclip_kit.data.fairseq_io import read_dictionary
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.towers import fairseq
-from mclip_kit.towers.clip import from_openai
-from mclip_kit.towers.model import MultilingualClip
-from mclip_kit.towers.pickles import named_tensors, read_pickle
-from mclip_kit.towers.xlmr import Encoder
+from mclip_kit.interop import fairseq
+from mclip_kit.models.clip import from_openai
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.safe_load import named_tensors, read_pickle
+from mclip_kit.models.text_encoder import Encoder
 
 PROJECTOR = "encoder.dim_proj.weight"
 ADAPTER, XLMR, CLIP = "encoder.encoder_adapter.", "encoder.xlmr.", "encoder.clip."

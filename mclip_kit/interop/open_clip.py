@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_json
-from mclip_kit.towers.clip import CONFIG, TEXT, WEIGHTS
-from mclip_kit.towers.mode import evaluating
-from mclip_kit.towers.model import MultilingualClip
-from mclip_kit.towers.pickles import UNFIT
-from mclip_kit.towers.projectors import Noise
+from mclip_kit.models.clip import CONFIG, TEXT, WEIGHTS
+from mclip_kit.models.freezing import evaluating
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.projectors import Noise
+from mclip_kit.models.safe_load import UNFIT
 
 TOLERANCE = 1e-5
 CONTEXT = 77

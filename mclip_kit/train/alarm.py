@@ -7,7 +7,7 @@ SPIKE = 20.0  # a gradient norm, as a multiple of the usual one
 GRACE = 0.1  # share of a stage in which new towers may still be all alike
 
 
-class Alarm:
+class CollapseMonitor:
     """Hears every step's values, and says each thing once a stage.
 
     Args:
@@ -19,7 +19,7 @@ class Alarm:
         self._usual: float | None = None
         self._said: set[str] = set()
 
-    def hear(self, step: int, values: dict[str, float]) -> Iterator[str]:
+    def check_step(self, step: int, values: dict[str, float]) -> Iterator[str]:
         """What is to be said about a step."""
         if step >= self._from and values.get("cosine", 0) > SAME and values.get("matching", 1) < LOST:
             yield from self._once(

@@ -11,26 +11,26 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mclip_kit.config.recipe import Cache, NewDecoder, NewEncoder, Recipe
+from mclip_kit.config.stages import TranslationStage, TriangleStage
 from mclip_kit.data.batching import Plan
-from mclip_kit.data.bitext import open_bitext
+from mclip_kit.data.bitext import available, open_bitext
 from mclip_kit.data.captions import Captions, read_captions
-from mclip_kit.data.directions import available
-from mclip_kit.data.examples import Examples, from_bitexts, from_captions
+from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_captions
 from mclip_kit.data.leakage import LEAKAGE, Leak, held_out_beside, leaks, read_json
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.features.feed import Needs
-from mclip_kit.recipe import Cache, NewDecoder, NewEncoder, Recipe
-from mclip_kit.stage import Stage, Translate
-from mclip_kit.towers.clip import build_clip
-from mclip_kit.towers.decoder import Decoder, Translator, new_decoder
-from mclip_kit.towers.hub import MissingWeights
-from mclip_kit.towers.lora import adapt
-from mclip_kit.towers.model import MultilingualClip, load
-from mclip_kit.towers.xlmr import Encoder, named_encoder, new_encoder
-from mclip_kit.train import gradients
-from mclip_kit.translation import Translation
-from mclip_kit.triangle import EdgeLoss, Triangle
+from mclip_kit.features.extract import Needs
+from mclip_kit.interop.encoders import named_encoder
+from mclip_kit.models.clip import build_clip
+from mclip_kit.models.hub import MissingWeights
+from mclip_kit.models.lora import adapt
+from mclip_kit.models.multilingual_clip import MultilingualClip, load
+from mclip_kit.models.text_encoder import Encoder, new_encoder
+from mclip_kit.models.translator import Decoder, Translator, new_decoder
+from mclip_kit.tasks import grad_cache
+from mclip_kit.tasks.translation import Translation
+from mclip_kit.tasks.triangle import EdgeLoss, Triangle
 
 TEACHER_LANGUAGE = "en"  # CLIP speaks English
 
@@ -169,16 +169,18 @@ def training_splits(recipe: Recipe) -> dict[Path, set[str]]:
     return trained
 
 
-def build_examples(stage: Stage, recipe: Recipe, model: MultilingualClip, captions: Captions | None) -> Examples:
+def build_examples(
+    stage: TriangleStage, recipe: Recipe, model: MultilingualClip, captions: Captions | None
+) -> TriangleRows:
     """The training rows of a stage."""
     cut = min(stage.max_tokens, model.encoder.positions)
     tokenize = lambda texts: model.student_tokens(texts, cut)  # noqa: E731
     if stage.data == "captions":
         assert captions is not None
-        examples = from_captions(captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
+        examples = rows_from_captions(captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
     else:
         assert isinstance(stage.split, str)
-        examples = from_bitexts(
+        examples = rows_from_bitexts(
             [open_bitext(folder) for folder in recipe.data.bitexts],
             stage.split,
             stage.languages,
@@ -198,7 +200,7 @@ def build_examples(stage: Stage, recipe: Recipe, model: MultilingualClip, captio
     return examples
 
 
-def needs(stage: Stage, trained: set[str], cache: Cache) -> Needs:
+def needs(stage: TriangleStage, trained: set[str], cache: Cache) -> Needs:
     """What a stage asks for; `trained` are names of parameters."""
     live = {name.split(".")[0] for name in trained}
     if stage.augment:
@@ -215,7 +217,7 @@ def needs(stage: Stage, trained: set[str], cache: Cache) -> Needs:
     )
 
 
-def build_plan(stage: Stage, examples: Examples, shares: Sequence[float] | None, seed: int) -> Plan:
+def build_plan(stage: TriangleStage, examples: TriangleRows, shares: Sequence[float] | None, seed: int) -> Plan:
     """The stage's batches."""
     return Plan(
         examples.languages_N,
@@ -229,22 +231,22 @@ def build_plan(stage: Stage, examples: Examples, shares: Sequence[float] | None,
     )
 
 
-def build_objective(stage: Stage | Translate, model: Any, trained: set[str]) -> Triangle | Translation:
+def build_objective(stage: TriangleStage | TranslationStage, model: Any, trained: set[str]) -> Triangle | Translation:
     """The stage's losses on the model, of which the named parameters learn."""
-    if isinstance(stage, Translate):
+    if isinstance(stage, TranslationStage):
         contrast = (stage.contrast.weight, stage.contrast.temperature) if stage.contrast else None
         return Translation(model, trained, stage.label_smoothing, contrast)
     return Triangle(model, edge_losses(stage), trained)
 
 
-def step_gradients(stage: Stage | Translate) -> Callable[..., dict[str, Tensor]]:
+def step_gradients(stage: TriangleStage | TranslationStage) -> Callable[..., dict[str, Tensor]]:
     """How a step of the stage computes its gradients: at once, or in parts of `micro_batch` rows."""
-    if isinstance(stage, Translate) or stage.micro_batch is None:
-        return gradients.whole
+    if isinstance(stage, TranslationStage) or stage.micro_batch is None:
+        return grad_cache.whole
     means = stage.data == "bitext" and all(edge.loss == "mse" for edge in stage.edges.values())
-    return partial(gradients.accumulated if means else gradients.cached, size=stage.micro_batch)
+    return partial(grad_cache.accumulated if means else grad_cache.cached, size=stage.micro_batch)
 
 
-def edge_losses(stage: Stage) -> dict[str, EdgeLoss]:
+def edge_losses(stage: TriangleStage) -> dict[str, EdgeLoss]:
     """The stage's edges, as the triangle takes them."""
     return {name: EdgeLoss(**edge.model_dump()) for name, edge in stage.edges.items()}

@@ -8,10 +8,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from mclip_kit.config.recipe import Recipe, dump
+from mclip_kit.config.yaml import read_yaml
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
-from mclip_kit.recipe import Recipe, dump
-from mclip_kit.schema import read_yaml
 
 
 @dataclass

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mclip_kit.errors import DataError
-from mclip_kit.train import gradients
-from mclip_kit.train.sharding import whole
+from mclip_kit.tasks import grad_cache
+from mclip_kit.train.fsdp import whole
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Loop:
     per_epoch: int
     clip_norm: float | None
     seed: int
-    gradients: Callable[..., dict[str, Tensor]] = gradients.whole
+    gradients: Callable[..., dict[str, Tensor]] = grad_cache.whole
     max_nonfinite: int = 1
     skipped: Callable[[int, np.ndarray], None] = lambda step, rows: None
 

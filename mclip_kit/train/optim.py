@@ -11,8 +11,8 @@ from timm.optim import Lamb
 from torch import nn
 from transformers import PreTrainedModel
 
+from mclip_kit.config.stages import STUDENT, Stage
 from mclip_kit.errors import RecipeError
-from mclip_kit.stage import STUDENT, Training
 
 
 def trainable(model: nn.Module, patterns: Sequence[str]) -> set[str]:
@@ -63,13 +63,13 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def optimizer_of(module: nn.Module, stage: Training) -> torch.optim.Optimizer:
+def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     """A stage's optimiser of the module's trainable parameters."""
     how = stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps, stage.layer_decay
     return build_optimizer(module, *how)
 
 
-def compute_again(model: nn.Module, wanted: bool) -> None:
+def set_activation_checkpointing(model: nn.Module, wanted: bool) -> None:
     """Whether the towers' layers compute their outputs again in the backward pass instead of keeping them."""
     part: Any
     for part in model.modules():

@@ -21,20 +21,21 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_kit.data.directions import Directions
-from mclip_kit.data.examples import Examples
+from mclip_kit.config.recipe import Recipe, dump
+from mclip_kit.config.stages import TranslationStage, TriangleStage
+from mclip_kit.data.datasets import TranslationRows, TriangleRows
 from mclip_kit.data.leakage import LEAKAGE, as_json, unknown
 from mclip_kit.errors import CheckpointError, DataError, MclipError
-from mclip_kit.features.feed import Feed, Frozen
-from mclip_kit.features.store import Store
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import Feed, FrozenTowers
 from mclip_kit.files import write_json, write_text
-from mclip_kit.recipe import Recipe, dump
-from mclip_kit.stage import Stage, Translate
-from mclip_kit.towers.decoder import Translator
-from mclip_kit.towers.lora import merge
-from mclip_kit.towers.model import MultilingualClip
-from mclip_kit.train import checkpoint, sharding
-from mclip_kit.train.alarm import Alarm
+from mclip_kit.models.lora import merge
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.translator import Translator
+from mclip_kit.tasks.translation import Translation
+from mclip_kit.tasks.triangle import Triangle, TriangleBatch
+from mclip_kit.train import checkpoint, fsdp
+from mclip_kit.train.alarm import CollapseMonitor
 from mclip_kit.train.average import Average, between
 from mclip_kit.train.build import (
     Rows,
@@ -51,22 +52,20 @@ from mclip_kit.train.build import (
     training_splits,
 )
 from mclip_kit.train.checkpoint import State
-from mclip_kit.train.estimate import Trial, estimate, pairs_trial, triangle_trial
+from mclip_kit.train.dry_run import Trial, estimate, pairs_trial, triangle_trial
 from mclip_kit.train.logging import Log, note_skipped, report_unreadable
 from mclip_kit.train.loop import Loop, stop_requests, train
-from mclip_kit.train.optim import compute_again, learning_rate, optimizer_of, trainable
-from mclip_kit.train.overview import table
+from mclip_kit.train.optim import learning_rate, optimizer_of, set_activation_checkpointing, trainable
+from mclip_kit.train.parameter_table import table
 from mclip_kit.train.translate import build_directions, build_feed, pairs_plan
-from mclip_kit.train.verdict import judged, kept, out_of_patience, spoilt
-from mclip_kit.translation import Translation
-from mclip_kit.triangle import Batch, Triangle
+from mclip_kit.train.verdict import degraded, kept, out_of_patience, update_best
 
 CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
 # of an evaluation, on the terminal
 SHOWN = ("score", "mean_t2i_r1", "mean_t2i_r10", "teacher_t2i_r1", "bleu", "chrf", "retrieval_error")
 
-Evaluator = Callable[[Any, Store, Any], dict[str, Any]]
+Evaluator = Callable[[Any, FeatureCache, Any], dict[str, Any]]
 """(model, features that are valid, stage) -> values for the log; the number `score` decides which is best."""
 
 
@@ -101,14 +100,14 @@ class Run:
         self.trained = [trainable(self.model, stage.train) for stage in recipe.stages]
         self.sharded = recipe.parallel == "fsdp" and self.accelerator.num_processes > 1
         if self.sharded:
-            sharding.shard(self.model.encoder)
+            fsdp.shard(self.model.encoder)
         self.store = self._store()
 
-    def _store(self) -> Store:
+    def _store(self) -> FeatureCache:
         """Features that are kept: beside the run, unless the recipe or the environment names a place."""
         cache, accelerator = self.recipe.cache, self.accelerator
         root = Path(cache.folder or os.environ.get(CACHE_VARIABLE) or self.folder.parent / "features")
-        return Store(
+        return FeatureCache(
             None if cache.features == "off" else root,
             cache.dtype,
             {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32),
@@ -143,7 +142,7 @@ class Run:
             state = State(index + 1, 0, {})
             self.accelerator.free_memory()  # it would hold every stage's optimiser until the end
         out = self.folder / "model"
-        tensors = sharding.whole(self.model.state_dict())
+        tensors = fsdp.whole(self.model.state_dict())
         if self.accelerator.is_main_process:
             self.log.close()
             if not (finished and (out / "config.json").is_file()):
@@ -167,23 +166,23 @@ class Run:
         self.store.trained = frozenset(name.split(".")[0] for name in self.trained[index])
         objective = build_objective(stage, self.model, self.trained[index])
         if stage.checkpointing:
-            compute_again(self.model, True)
+            set_activation_checkpointing(self.model, True)
         loop = self.loop(index, objective)
-        known = sharding.dealt(state.average, self.model.state_dict())
+        known = fsdp.dealt(state.average, self.model.state_dict())
         self.average = Average(self.model, self.trained[index], stage.ema, known)
         if state.optimizer is not None:
-            loop.optimizer.load_state_dict(sharding.moments_dealt(state.optimizer, loop.optimizer))
+            loop.optimizer.load_state_dict(fsdp.shard_optimizer_state(state.optimizer, loop.optimizer))
             objective.scales.load_state_dict(state.scales)
         if state.step == 0:
             best = self._evaluate(index, 0, best)
             if stage.wise_ft:
                 self._save(State(index, 0, {}), self.start)
-        alarm = Alarm(loop.steps)
+        alarm = CollapseMonitor(loop.steps)
         with stop_requests() as asked:
             for step, values in train(self.accelerator, loop, state.step):
                 end = step == loop.steps
                 self.average.update()
-                for line in alarm.hear(step, values):
+                for line in alarm.check_step(step, values):
                     self.store.say(f"stage {stage.name}, step {step}: {line}")
                 if step % LOG_EVERY == 0 or end:
                     self._write(index, step, values)
@@ -206,7 +205,7 @@ class Run:
         elif stage.ema is not None:
             self._load(self.average.values)
         if stage.checkpointing:
-            compute_again(self.model, False)
+            set_activation_checkpointing(self.model, False)
         self._keep_temperature(objective)
         self._forget(index)
         if stage.wise_ft:
@@ -221,7 +220,7 @@ class Run:
         optimizer = self.accelerator.prepare(optimizer_of(objective, stage))
         return Loop(
             name=f"stage {index + 1}/{len(self.recipe.stages)} {stage.name}",
-            objective=sharding.prepare(self.accelerator, objective).train(),
+            objective=fsdp.prepare(self.accelerator, objective).train(),
             optimizer=optimizer,
             batches=rows.plan.epoch,
             fetch=rows.fetch,
@@ -238,7 +237,7 @@ class Run:
     def _rows(self, index: int, seed: int) -> Rows:
         """What a stage trains on."""
         stage, weights = self.recipe.stages[index], self.recipe.data.shares
-        if isinstance(stage, Translate):
+        if isinstance(stage, TranslationStage):
             processes = self.accelerator.num_processes
             pairs = build_directions(stage, self.recipe, self.model.encoder)
             plan = pairs_plan(stage, pairs, weights, processes, seed)
@@ -252,12 +251,16 @@ class Run:
         per_epoch = plan.per_epoch
         if not per_epoch:
             raise DataError(f"stage {stage.name}: without unreadable pictures no batch of {stage.batch_size} is left")
-        return Rows(plan, lambda own: Batch(**feed.batch(own)), per_epoch * stage.epochs, per_epoch, spoken)
+        return Rows(plan, lambda own: TriangleBatch(**feed.batch(own)), per_epoch * stage.epochs, per_epoch, spoken)
 
-    def _feed(self, stage: Stage, live: set[str], examples: Examples) -> Feed:
+    def _feed(self, stage: TriangleStage, live: set[str], examples: TriangleRows) -> Feed:
         wanted = needs(stage, live, self.recipe.cache)
         return Feed(
-            Frozen(self.model, self.store), examples, wanted, self.captions, partial(report_unreadable, self.folder)
+            FrozenTowers(self.model, self.store),
+            examples,
+            wanted,
+            self.captions,
+            partial(report_unreadable, self.folder),
         )
 
     def extract(self) -> None:
@@ -266,7 +269,7 @@ class Run:
         for index, stage in enumerate(self.recipe.stages):
             changed |= self.trained[index]
             self.store.trained = frozenset(name.split(".")[0] for name in changed)
-            if isinstance(stage, Translate):
+            if isinstance(stage, TranslationStage):
                 pairs = build_directions(stage, self.recipe, self.model.encoder)
                 build_feed(stage, self.recipe, self.model, changed, self.store, pairs)
             else:
@@ -276,8 +279,8 @@ class Run:
         """How many rows each stage has."""
         return [len(self._examples(stage)) for stage in self.recipe.stages]
 
-    def _examples(self, stage: Stage | Translate) -> Examples | Directions:
-        if isinstance(stage, Translate):
+    def _examples(self, stage: TriangleStage | TranslationStage) -> TriangleRows | TranslationRows:
+        if isinstance(stage, TranslationStage):
             return build_directions(stage, self.recipe, self.model.encoder)
         return build_examples(stage, self.recipe, self.model, self.captions)
 
@@ -286,16 +289,16 @@ class Run:
         for index, stage in enumerate(self.recipe.stages):
             objective = build_objective(stage, self.model, self.trained[index])
             if stage.checkpointing:
-                compute_again(self.model, True)
+                set_activation_checkpointing(self.model, True)
             optimizer = self.accelerator.prepare(optimizer_of(objective, stage))
-            wrapped = sharding.prepare(self.accelerator, objective)
+            wrapped = fsdp.prepare(self.accelerator, objective)
             step = partial(self._step, step_gradients(stage), wrapped.train(), optimizer)
             yield from estimate(self._trial(stage, self.trained[index]), step, self.model)
             self.accelerator.free_memory()
 
-    def _trial(self, stage: Stage | Translate, trained: set[str]) -> Trial:
+    def _trial(self, stage: TriangleStage | TranslationStage, trained: set[str]) -> Trial:
         processes = self.accelerator.num_processes
-        if isinstance(stage, Translate):
+        if isinstance(stage, TranslationStage):
             return pairs_trial(stage, build_directions(stage, self.recipe, self.model.encoder), self.model, processes)
         examples = build_examples(stage, self.recipe, self.model, self.captions)
         wanted = needs(stage, trained, self.recipe.cache)
@@ -320,10 +323,10 @@ class Run:
                 self._write(index, step, values)
                 shown = {name: values[name] for name in SHOWN if name in values}
                 self.store.say(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
-                best = judged(best, step, values["score"])
+                best = update_best(best, step, values["score"])
                 if best["step"] == step:
                     self._save(State(index, step, {}, best=best), self.best)
-            why = spoilt(best, self.recipe.evaluation)
+            why = degraded(best, self.recipe.evaluation)
             if why:
                 raise DataError(f"stage {self.recipe.stages[index].name}, step {step}: {why} {self.best}")
         return best
@@ -342,10 +345,10 @@ class Run:
         """Weights between the stage's start and its end: scored, and written beside those of its end."""
         start = checkpoint.read(self.start).model
         own = self.model.state_dict()
-        end = {name: tensor.to("cpu", copy=True) for name, tensor in sharding.whole({n: own[n] for n in start}).items()}
+        end = {name: tensor.to("cpu", copy=True) for name, tensor in fsdp.whole({n: own[n] for n in start}).items()}
         self._load(between(start, end, share))
         scored = self._score(index) if self.evaluator else {}
-        tensors, out = sharding.whole(self.model.state_dict()), self.folder / "model-wise_ft"
+        tensors, out = fsdp.whole(self.model.state_dict()), self.folder / "model-wise_ft"
         if self.accelerator.is_main_process:
             self._whole(tensors).save(out)
         self._load(end)
@@ -376,7 +379,7 @@ class Run:
         tensors = self.model.state_dict()
         state.languages = self.model.trained_languages
         state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}
-        state = State(**sharding.whole(vars(state)))
+        state = State(**fsdp.whole(vars(state)))
         if self.accelerator.is_main_process:
             checkpoint.save(state, path)
 
@@ -385,4 +388,4 @@ class Run:
         wrong = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
         if wrong:
             raise CheckpointError(f"{self.last}: does not fit the recipe's model: {wrong[0]}; remove it to start anew")
-        self.model.load_state_dict(sharding.dealt(tensors, own), strict=False)
+        self.model.load_state_dict(fsdp.dealt(tensors, own), strict=False)

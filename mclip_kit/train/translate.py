@@ -7,27 +7,27 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.stages import TranslationStage
 from mclip_kit.data.batching import Plan, pad
 from mclip_kit.data.bitext import open_bitext
-from mclip_kit.data.directions import Directions, from_bitexts
+from mclip_kit.data.datasets import TranslationRows, translation_rows
 from mclip_kit.data.tokenizer import PAD, XlmrTokenizer
 from mclip_kit.errors import DataError
-from mclip_kit.features.feed import Features, Frozen
-from mclip_kit.features.store import Store
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.table import NoRoom
-from mclip_kit.recipe import Recipe
-from mclip_kit.stage import Translate
-from mclip_kit.towers.decoder import prompt
-from mclip_kit.towers.xlmr import Encoder
-from mclip_kit.translation import NO_LABEL, Pairs
+from mclip_kit.models.text_encoder import Encoder
+from mclip_kit.models.translator import prompt
+from mclip_kit.tasks.translation import NO_LABEL, TranslationBatch
 
 PROMPT = 8  # positions of the decoder that are left for the language's code
 
 
-def build_directions(stage: Translate, recipe: Recipe, encoder: Encoder) -> Directions:
+def build_directions(stage: TranslationStage, recipe: Recipe, encoder: Encoder) -> TranslationRows:
     """The training pairs of a stage."""
     tokenizer, cut = encoder.tokenizer, min(stage.max_tokens, encoder.positions - PROMPT)
-    return from_bitexts(
+    return translation_rows(
         [open_bitext(folder) for folder in recipe.data.bitexts],
         stage.split,
         stage.directions,
@@ -37,7 +37,9 @@ def build_directions(stage: Translate, recipe: Recipe, encoder: Encoder) -> Dire
     )
 
 
-def pairs_plan(stage: Translate, pairs: Directions, shares: Sequence[float] | None, processes: int, seed: int) -> Plan:
+def pairs_plan(
+    stage: TranslationStage, pairs: TranslationRows, shares: Sequence[float] | None, processes: int, seed: int
+) -> Plan:
     """The stage's batches: of one direction each, cut by tokens.
 
     Raises:
@@ -71,11 +73,11 @@ class PairFeed:
         states: the frozen encoder's token states of the source sides, where they are kept.
     """
 
-    pairs: Directions
+    pairs: TranslationRows
     tokenizer: XlmrTokenizer
     states: Features | None = None
 
-    def batch(self, rows: np.ndarray) -> Pairs:
+    def batch(self, rows: np.ndarray) -> TranslationBatch:
         """The pairs of some rows, of one direction."""
         source, target = self.pairs.directions[int(self.pairs.directions_N[rows[0]])]
         given = prompt(self.tokenizer, target)
@@ -88,7 +90,7 @@ class PairFeed:
         states_BTH: Tensor | None = None
         if self.states is not None:
             states_BTH, _ = self.states.padded(rows)
-        return Pairs(
+        return TranslationBatch(
             source,
             mask_BT,
             ids_BT,
@@ -102,7 +104,7 @@ class PairFeed:
 
 
 def build_feed(
-    stage: Translate, recipe: Recipe, model: Any, trained: set[str], store: Store, pairs: Directions
+    stage: TranslationStage, recipe: Recipe, model: Any, trained: set[str], store: FeatureCache, pairs: TranslationRows
 ) -> PairFeed:
     """Batches, with the frozen encoder's states from the cache where that pays: where pairs come more than once."""
     tokenizer = model.encoder.tokenizer
@@ -112,7 +114,7 @@ def build_feed(
     wanted = recipe.cache.features
     if not live and (wanted == "tokens" or (wanted == "auto" and again)):
         try:
-            feed.states = Frozen(model, store).token_states(pairs.sources)
+            feed.states = FrozenTowers(model, store).token_states(pairs.sources)
         except NoRoom as error:
             if wanted != "auto":
                 raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8, or cache=auto") from None

@@ -1,13 +1,13 @@
 """What a stage's scores decide: which weights are best, and when it ends before its last step."""
 
-from mclip_kit.recipe import Evaluation
+from mclip_kit.config.recipe import Evaluation
 
 Best = dict[str, float]
 """Of a stage: `start`, the score at step 0; `now`, the last one; `score` and `step` of the best; `stale`, the
 evaluations since."""
 
 
-def judged(best: Best | None, step: int, score: float) -> Best:
+def update_best(best: Best | None, step: int, score: float) -> Best:
     """What is known with one more score."""
     if best is None or score > best["score"]:
         return {"score": score, "step": step, "start": best["start"] if best else score, "now": score, "stale": 0}
@@ -28,7 +28,7 @@ def out_of_patience(best: Best | None, evaluation: Evaluation | None) -> str | N
     return f"{without}; the stage ends with its best weights, of step {best['step']:.0f}"
 
 
-def spoilt(best: Best, evaluation: Evaluation | None) -> str | None:
+def degraded(best: Best, evaluation: Evaluation | None) -> str | None:
     """Why the run ends here, if the score has fallen far below where the stage began."""
     margin = evaluation.stop_below_start if evaluation else None
     if margin is None or best["now"] >= best["start"] - margin:

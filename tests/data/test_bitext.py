@@ -9,8 +9,8 @@ import pytest
 from mclip_kit.data import fairseq_io
 from mclip_kit.data.bitext import Bitext, open_bitext, raw_text
 from mclip_kit.data.captions import read_captions
-from mclip_kit.data.examples import MISSING, Examples, from_bitext, from_bitexts, from_captions
-from mclip_kit.data.sequences import Chain, Lines
+from mclip_kit.data.datasets import MISSING, TriangleRows, rows_from_bitext, rows_from_bitexts, rows_from_captions
+from mclip_kit.data.sequences import ConcatSequence, Lines
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
 
@@ -24,7 +24,7 @@ def tokenizer(squares: Path) -> XlmrTokenizer:
     return XlmrTokenizer(squares / "bitext")
 
 
-def binarise(
+def binarize(
     folder: Path,
     tokenizer: XlmrTokenizer,
     pair: tuple[str, str],
@@ -50,9 +50,9 @@ def binarise(
 @pytest.fixture
 def folder(tmp_path: Path, tokenizer: XlmrTokenizer) -> Path:
     """English with German, and French with English: the teacher's language stands on either side."""
-    binarise(tmp_path, tokenizer, ("en", "de"), (ENGLISH, GERMAN))
-    binarise(tmp_path, tokenizer, ("fr", "en"), (FRENCH, ["red square left", "black square above"]))
-    binarise(tmp_path, tokenizer, ("en", "de"), (ENGLISH[:1], GERMAN[:1]), split="valid")
+    binarize(tmp_path, tokenizer, ("en", "de"), (ENGLISH, GERMAN))
+    binarize(tmp_path, tokenizer, ("fr", "en"), (FRENCH, ["red square left", "black square above"]))
+    binarize(tmp_path, tokenizer, ("en", "de"), (ENGLISH[:1], GERMAN[:1]), split="valid")
     return tmp_path
 
 
@@ -77,7 +77,7 @@ def test_ids_are_cut_to_the_token_limit_and_texts_are_not(folder, tokenizer):
 
 @pytest.mark.parametrize("raw", [True, False], ids=["with texts", "binarised only"])
 def test_sides_of_different_length_are_refused(tmp_path, tokenizer, raw):
-    binarise(tmp_path, tokenizer, ("en", "de"), (ENGLISH, GERMAN[:3]), raw=raw)
+    binarize(tmp_path, tokenizer, ("en", "de"), (ENGLISH, GERMAN[:3]), raw=raw)
     with pytest.raises(DataError, match=r"train\.en-de: 4 en lines against 3 de lines"):
         Bitext(tmp_path).read("train", "en", "de")
 
@@ -134,7 +134,7 @@ def test_missing_lines_are_named(tmp_path):
 
 
 def test_a_chain_is_one_sequence_after_the_other():
-    chain = Chain(["ab", "", "c", ""])
+    chain = ConcatSequence(["ab", "", "c", ""])
     assert len(chain) == 3
     assert list(chain) == ["a", "b", "c"]
     assert [chain[np.int64(i)] for i in (2, 0, 1)] == ["c", "a", "b"]
@@ -142,12 +142,12 @@ def test_a_chain_is_one_sequence_after_the_other():
 
 def test_a_chain_ends():
     with pytest.raises(IndexError):
-        Chain(["ab", "c"])[3]
-    assert list(Chain([])) == []
+        ConcatSequence(["ab", "c"])[3]
+    assert list(ConcatSequence([])) == []
 
 
 def test_a_chain_counts_from_the_end_too():
-    assert Chain(["ab", "cd"])[-1] == "d"
+    assert ConcatSequence(["ab", "cd"])[-1] == "d"
 
 
 def examples(
@@ -156,14 +156,14 @@ def examples(
     languages: Sequence[str] | str = "all",
     include: bool = True,
     max_tokens: int = 50,
-) -> Examples:
-    return from_bitext(
+) -> TriangleRows:
+    return rows_from_bitext(
         open_bitext(folder), "train", languages, "en", include, max_tokens,
         lambda texts: tokenizer.encode(texts, max_tokens), tokenizer.pieces(),
     )  # fmt: skip
 
 
-def rows(found: Examples) -> list[tuple[str, str, str]]:
+def rows(found: TriangleRows) -> list[tuple[str, str, str]]:
     """Language, student's text, teacher's text of every row."""
     return [
         (found.languages[language], text, teacher)
@@ -216,7 +216,7 @@ def test_rows_with_the_same_teacher_text_are_right_for_each_other(folder, tokeni
 @pytest.mark.parametrize("raw", [True, False], ids=["with texts", "binarised only"])
 def test_a_folder_of_another_dictionary_gives_the_encoders_own_ids(tmp_path, tokenizer, raw):
     pieces = tokenizer.pieces()[::-1]
-    binarise(tmp_path, tokenizer, ("en", "de"), (ENGLISH, GERMAN), raw=raw, pieces=pieces)
+    binarize(tmp_path, tokenizer, ("en", "de"), (ENGLISH, GERMAN), raw=raw, pieces=pieces)
     stored = open_bitext(tmp_path).read("train", "en", "de")[1].tokens
     found = examples(tmp_path, tokenizer, include=False)
     expected = tokenizer.encode(GERMAN)
@@ -237,7 +237,7 @@ def test_nothing_to_train_on_is_refused(folder, tokenizer):
 
 def test_captions_are_a_row_each_with_their_picture(squares, tokenizer):
     captions = read_captions(squares)
-    found = from_captions(captions, "train", ["en", "de"], "en", tokenizer.encode)
+    found = rows_from_captions(captions, "train", ["en", "de"], "en", tokenizer.encode)
     assert len(found) == 2 * 72
     chosen = captions.select("train", ["en", "de"])
     assert list(found.texts) == list(captions.texts[chosen])
@@ -247,14 +247,14 @@ def test_captions_are_a_row_each_with_their_picture(squares, tokenizer):
 
 
 def test_a_caption_of_the_teachers_language_is_its_own_teacher_text(squares, tokenizer):
-    found = from_captions(read_captions(squares), "train", "all", "en", tokenizer.encode)
+    found = rows_from_captions(read_captions(squares), "train", "all", "en", tokenizer.encode)
     for language, text, teacher in rows(found):
         assert teacher == (text if language == "en" else "")
 
 
 def test_captions_of_one_picture_are_right_for_each_other(squares, tokenizer):
     captions = read_captions(squares)
-    found = from_captions(captions, "train", "all", "en", tokenizer.encode)
+    found = rows_from_captions(captions, "train", "all", "en", tokenizer.encode)
     assert found.groups_N.tolist() == captions.groups[found.images_N].tolist()
     assert set(np.bincount(found.groups_N)) == {0, 3}  # three languages a picture, and pictures that are held out
 
@@ -262,15 +262,15 @@ def test_captions_of_one_picture_are_right_for_each_other(squares, tokenizer):
 @pytest.mark.parametrize(("split", "languages"), [("train", ["en", "ja"]), ("dev", "all")])
 def test_captions_that_are_not_there_are_named(squares, tokenizer, split, languages):
     with pytest.raises(DataError, match=r"no (train captions in ja; there are de, en, fr|captions in split 'dev')"):
-        from_captions(read_captions(squares), split, languages, "en", tokenizer.encode)
+        rows_from_captions(read_captions(squares), split, languages, "en", tokenizer.encode)
 
 
 def test_rows_of_several_corpora_come_one_after_the_other(squares: Path, folder: Path, tokenizer: XlmrTokenizer):
     bitexts = [open_bitext(folder), open_bitext(squares / "bitext")]
     how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": tokenizer.encode}
     how |= {"pieces": tokenizer.pieces()}
-    joined = from_bitexts(bitexts, "train", ["de", "en", "fr"], "en", **how)
-    parts = [from_bitext(bitext, "train", ["de", "en", "fr"], "en", **how) for bitext in bitexts]
+    joined = rows_from_bitexts(bitexts, "train", ["de", "en", "fr"], "en", **how)
+    parts = [rows_from_bitext(bitext, "train", ["de", "en", "fr"], "en", **how) for bitext in bitexts]
     assert len(joined) == sum(map(len, parts))
     assert np.bincount(joined.sources_N).tolist() == [len(part) for part in parts]
     codes = [joined.languages[number] for number in joined.languages_N]
@@ -284,4 +284,4 @@ def test_a_language_that_no_corpus_has_is_named(squares: Path, folder: Path, tok
     bitexts = [open_bitext(folder), open_bitext(squares / "bitext")]
     how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": tokenizer.encode, "pieces": []}
     with pytest.raises(DataError, match=r"no train pair of en with it in any of"):
-        from_bitexts(bitexts, "train", ["de", "it"], "en", **how)
+        rows_from_bitexts(bitexts, "train", ["de", "it"], "en", **how)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mclip_kit.data import members
+from mclip_kit.data import images
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.errors import DataError
 
@@ -48,7 +48,7 @@ def test_a_picture_is_read_from_a_file_or_where_it_lies_in_a_tar(tmp_path: Path)
         tar.add(path, "red.png")
     with tarfile.open(tmp_path / "0.tar") as tar:
         info = tar.getmembers()[1]
-    inside = members.member(tmp_path / "0.tar", info.offset_data, info.size)
+    inside = images.member(tmp_path / "0.tar", info.offset_data, info.size)
     captions = read_captions(folder(tmp_path / "data", [inside, str(path), "../red.png"]))
     assert captions.files[1] == path
     assert [captions.picture(image).getpixel((1, 1)) for image in range(3)] == [(255, 0, 0)] * 3

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
 from mclip_kit.evaluate.baselines import baseline, read_translations, translated
 from mclip_kit.evaluate.bootstrap import compare
 from mclip_kit.evaluate.retrieval import evaluate
-from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe
-from mclip_kit.schema import parse
-from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.train.build import build_model
 from tests import tiny
 
@@ -46,7 +46,7 @@ def ranks(result) -> list[list[int]]:
 
 
 def test_the_teacher_reads_every_language_as_it_is(model, captions):
-    found = baseline("teacher", captions, "test", ["en", "de"])(model, Store())
+    found = baseline("teacher", captions, "test", ["en", "de"])(model, FeatureCache())
     usual = evaluate(model, captions, "test", ["en", "de"])
     assert list(found) == ["en", "de"]
     assert ranks(found["en"]) == ranks(usual["teacher"])
@@ -55,13 +55,13 @@ def test_the_teacher_reads_every_language_as_it_is(model, captions):
 
 def test_perfect_translations_score_as_the_teachers_english(model, captions, tmp_path):
     file = table(english(captions), tmp_path / "de.tsv")
-    found = baseline(f"translated:{file}", captions, "test", ["de", "en"])(model, Store())
+    found = baseline(f"translated:{file}", captions, "test", ["de", "en"])(model, FeatureCache())
     assert ranks(found["de"]) == ranks(found["en"]) == ranks(evaluate(model, captions, "test", ["en"])["teacher"])
 
 
 def test_another_model_is_scored_by_its_own_towers(model, captions, tmp_path):
     model.save(tmp_path / "model")
-    found = baseline(str(tmp_path / "model"), captions, "test", ["de"])(None, Store())  # type: ignore[arg-type]
+    found = baseline(str(tmp_path / "model"), captions, "test", ["de"])(None, FeatureCache())  # type: ignore[arg-type]
     ours = evaluate(model, captions, "test", ["de"])
     assert list(found) == ["de"]
     np.testing.assert_allclose(found["de"].t2i_Q, ours["de"].t2i_Q, atol=1)  # float rounding may swap neighbours

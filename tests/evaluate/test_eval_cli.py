@@ -14,13 +14,13 @@ import yaml
 from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.yaml import parse
 from mclip_kit.data.leakage import Leak, as_json
-from mclip_kit.evaluate.report import retrieval_rows
+from mclip_kit.evaluate.report.tables import retrieval_rows
 from mclip_kit.evaluate.retrieval import score
 from mclip_kit.files import write_json
-from mclip_kit.recipe import Recipe
-from mclip_kit.schema import parse
-from mclip_kit.towers.model import load
+from mclip_kit.models.multilingual_clip import load
 from mclip_kit.train.build import build_model
 from tests import tiny
 from tests.test_cli import assert_one_line

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import read_captions
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.ranks import ranks, recall
 from mclip_kit.evaluate.retrieval import Retrieval, evaluate, evaluator, score, summary
-from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe
-from mclip_kit.schema import parse
-from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.train.build import build_model
 from tests import tiny
 
@@ -179,7 +179,7 @@ def test_the_summary_is_the_mean_over_languages_without_the_teacher(model, squar
 @pytest.mark.parametrize(("stage", "name"), [(0, "teacher_t2i_r1"), (1, "mean_t2i_r1"), (2, "mean_t2i_r1")])
 def test_a_stage_is_judged_by_what_it_trains(model, squares, stage, name):
     stages = parse(tiny.recipe(squares), Recipe, "tiny").stages
-    values = evaluator(read_captions(squares), "valid", "all")(model, Store(), stages[stage])
+    values = evaluator(read_captions(squares), "valid", "all")(model, FeatureCache(), stages[stage])
     assert values["score"] == values[name]
 
 
@@ -199,7 +199,7 @@ def test_embeddings_that_are_no_numbers_are_counted_by_tower_and_never_found(mod
     broken, said = deepcopy(model), list[str]()
     with torch.no_grad():
         broken.projector.head[-1].weight.fill_(torch.inf)
-    results = evaluate(broken, read_captions(squares), "valid", ["en", "fr"], store=Store(say=said.append))
+    results = evaluate(broken, read_captions(squares), "valid", ["en", "fr"], store=FeatureCache(say=said.append))
     assert "student text: 24 of 24 embeddings are not finite numbers; they are never found" in said
     assert all(results[language].scores()["mean_recall"] == 0 for language in ("en", "fr"))
     assert not any(line.startswith(("image:", "teacher")) for line in said)

@@ -17,7 +17,7 @@ from mclip_kit.data.bitext import open_bitext
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
 from mclip_kit.evaluate.translation import evaluate, held_out, score, summary
-from tests.towers.test_decoder import translator
+from tests.models.test_translator import translator
 
 WRITTEN = {
     "en": (

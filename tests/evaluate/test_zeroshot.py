@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.yaml import overridden, parse
 from mclip_kit.data.corpora import declaration
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.pictures import to_pixels
-from mclip_kit.data.prepare import prepare
+from mclip_kit.data.prepare.prepare import prepare
+from mclip_kit.data.transforms import to_pixels
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.classes import Prompts
+from mclip_kit.evaluate.class_names import Prompts
 from mclip_kit.evaluate.retrieval import Embedder
 from mclip_kit.evaluate.zeroshot import Labelled, class_embeddings, evaluate, read_labelled, score
-from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe
-from mclip_kit.schema import overridden, parse
-from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.train.build import build_model
 from tests import tiny
 
@@ -102,7 +102,7 @@ def test_a_model_scores_as_in_clip_benchmark(model, pictures, clip_benchmark, to
     theirs = clip_benchmark.evaluate(adapter, batches, adapter.tokenize, names, prompts.templates, "cpu", amp=False)
     assert ours == pytest.approx({name: theirs[name] for name in NAMES})
     weights_DC = clip_benchmark.zero_shot_classifier(adapter, adapter.tokenize, names, prompts.templates, "cpu", False)
-    encode = getattr(Embedder(model, Store()), tower)
+    encode = getattr(Embedder(model, FeatureCache()), tower)
     np.testing.assert_allclose(class_embeddings(encode, prompts), weights_DC.T.numpy(), atol=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_prompts_that_cancel_out_are_never_a_hit():
 
 
 def test_class_embeddings_do_not_depend_on_how_many_are_made_at_once(model, monkeypatch):
-    embed = Embedder(model, Store())
+    embed = Embedder(model, FeatureCache())
     whole_CD = class_embeddings(embed.student, PROMPTS["en"])
     by_hand_CD = np.stack([embed.student(PROMPTS["en"].texts()[3 * c : 3 * c + 3]).mean(0) for c in range(6)])
     by_hand_CD /= np.linalg.norm(by_hand_CD, axis=1, keepdims=True)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.yaml import parse
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.corpora import Content, Row
-from mclip_kit.data.examples import from_bitext
-from mclip_kit.data.prepare import write
+from mclip_kit.data.datasets import rows_from_bitext
+from mclip_kit.data.prepare.prepare import write
 from mclip_kit.data.tokenizer import train_sentencepiece
-from mclip_kit.features.feed import Feed, Frozen, Needs
-from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe
-from mclip_kit.schema import parse
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import Feed, FrozenTowers, Needs
 from mclip_kit.train.build import build_model
 from tests import tiny
 
@@ -48,7 +48,7 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
     tokens, run = model.teacher_tokens, model.teacher_text.forward
     monkeypatch.setattr(model, "teacher_tokens", lambda texts: read.extend(texts) or tokens(texts))
     monkeypatch.setattr(model.teacher_text, "forward", lambda ids_BT: seen.append(len(ids_BT)) or run(ids_BT))
-    examples = from_bitext(
+    examples = rows_from_bitext(
         open_bitext(bitext),
         "train",
         LANGUAGES,
@@ -61,7 +61,7 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
     distinct = set(english)
     assert len(examples) == 3 * 29_000 + len(distinct)
     needs = Needs(frozenset({"teacher_text", "student_text"}), frozenset({"encoder", "projector"}))
-    feed = Feed(Frozen(model, Store(tmp_path / "features")), examples, needs)
+    feed = Feed(FrozenTowers(model, FeatureCache(tmp_path / "features")), examples, needs)
     assert Counter(read) == dict.fromkeys(distinct, 1)
     assert sum(seen) == len(distinct)
     rows = np.arange(0, len(examples), 997)

@@ -20,10 +20,10 @@ import torch
 from tqdm import tqdm
 
 from mclip_kit.errors import DataError
-from mclip_kit.features import keys, shards
+from mclip_kit.features import hashing, shards
+from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.shards import BLOCK, Dtype, Layout, Part, claimed
 from mclip_kit.features.table import NoRoom, Table
-from mclip_kit.features.work import Work
 
 FORK = multiprocessing.get_context("fork")
 WIDTH = 8
@@ -43,7 +43,7 @@ def features(name: int, ragged: bool) -> np.ndarray:
 
 
 def keys_of(names: Sequence[int]) -> np.ndarray:
-    return keys.of_texts(str(name) for name in names)
+    return hashing.of_texts(str(name) for name in names)
 
 
 @dataclass
@@ -68,8 +68,8 @@ class Tower:
     change: Callable[[np.ndarray], np.ndarray] = lambda values_ND: values_ND
     seen: list[list[int]] = field(default_factory=list)
 
-    def work(self) -> Work:
-        return Work(
+    def work(self) -> ExtractionJob:
+        return ExtractionJob(
             self._load, self._run, sizes(self.names) if self.sized else None, self.ragged, self.budget, self.workers
         )
 
@@ -616,7 +616,7 @@ def test_many_processes_open_and_fill_at_once(tmp_path: Path) -> None:
 # --- what cannot be stored
 
 
-def spoilt(value: float) -> Callable[[np.ndarray], np.ndarray]:
+def degraded(value: float) -> Callable[[np.ndarray], np.ndarray]:
     def change(values_ND: np.ndarray) -> np.ndarray:
         values_ND[0, 3] = value
         return values_ND
@@ -628,7 +628,7 @@ def spoilt(value: float) -> Callable[[np.ndarray], np.ndarray]:
 @pytest.mark.parametrize("dtype", ["fp16", "fp32", "int8"])
 @pytest.mark.filterwarnings("error")
 def test_numbers_that_cannot_be_stored_are_refused(dtype: Dtype, value: float, tmp_path: Path) -> None:
-    tower = Tower(NAMES[:10], change=spoilt(value), sized=False)
+    tower = Tower(NAMES[:10], change=degraded(value), sized=False)
     if value == 1e5 and dtype != "fp16":
         table, rows = filled(tmp_path, tower, dtype)
         assert table.take(rows).max() == pytest.approx(1e5)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mclip_kit.data.batching import pad
 from mclip_kit.errors import CheckpointError
+from mclip_kit.interop import fairseq
 from mclip_kit.interop.mclip import Imported, import_mclip
-from mclip_kit.towers import fairseq
-from mclip_kit.towers.model import MultilingualClip, load
-from mclip_kit.triangle import Batch, EdgeLoss, Triangle
+from mclip_kit.models.multilingual_clip import MultilingualClip, load
+from mclip_kit.tasks.triangle import EdgeLoss, Triangle, TriangleBatch
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "mclip_tiny"
 pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the official checkpoint is not beside the checkout")
@@ -64,9 +64,9 @@ def pixels(model: MultilingualClip, arrays: dict[str, Tensor]) -> Tensor:
 
 def batch(
     model: MultilingualClip, arrays: dict[str, Tensor], texts: dict[str, Any], language: str, images: list[int]
-) -> Batch:
+) -> TriangleBatch:
     ids_BT, mask_BT = pad(model.student_tokens(texts[language]))
-    return Batch(
+    return TriangleBatch(
         languages_B=torch.zeros(16, dtype=torch.int64),
         groups_B=torch.tensor(texts["image_ids"])[images],
         pixels_BCHW=pixels(model, arrays)[images],

@@ -23,9 +23,9 @@ from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import CheckpointError
 from mclip_kit.evaluate.retrieval import score
 from mclip_kit.interop.open_clip import export_open_clip
-from mclip_kit.towers.clip import build_clip
-from mclip_kit.towers.model import MultilingualClip
-from mclip_kit.towers.xlmr import new_encoder
+from mclip_kit.models.clip import build_clip
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.text_encoder import new_encoder
 from tests import tiny
 
 TEXTS = ["red square left, shade 3", "Quadrat grün links, Ton 1", "carré bleu haut", "red"]

@@ -1,13 +1,13 @@
 """Plain words when a run goes wrong."""
 
-from mclip_kit.train.alarm import Alarm
+from mclip_kit.train.alarm import CollapseMonitor
 
 FINE = {"cosine": 0.3, "matching": 0.8, "grad_norm": 1.0, "skipped": 0.0}
 
 
 def said(*steps: dict[str, float], start: int = 30) -> list[str]:
-    alarm = Alarm(100)
-    return [line for number, values in enumerate(steps, start) for line in alarm.hear(number, FINE | values)]
+    alarm = CollapseMonitor(100)
+    return [line for number, values in enumerate(steps, start) for line in alarm.check_step(number, FINE | values)]
 
 
 def test_a_healthy_run_is_quiet():

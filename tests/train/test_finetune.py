@@ -11,22 +11,23 @@ import torch
 from accelerate import Accelerator
 
 from mclip_kit.cli import cli
+from mclip_kit.config.recipe import Recipe, load
+from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
-from mclip_kit.data.examples import from_captions
+from mclip_kit.data.datasets import rows_from_captions
 from mclip_kit.evaluate.retrieval import evaluator
-from mclip_kit.features.feed import Feed, Frozen, Needs
-from mclip_kit.features.store import Store
-from mclip_kit.recipe import Recipe, load
-from mclip_kit.schema import parse
-from mclip_kit.towers.model import MultilingualClip
-from mclip_kit.towers.model import load as load_model
-from mclip_kit.train import checkpoint, gradients
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import Feed, FrozenTowers, Needs
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.multilingual_clip import load as load_model
+from mclip_kit.tasks import grad_cache
+from mclip_kit.tasks.triangle import EdgeLoss, Triangle, TriangleBatch
+from mclip_kit.train import checkpoint
 from mclip_kit.train.average import between
 from mclip_kit.train.build import build_model
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.optim import trainable
 from mclip_kit.train.run import Run
-from mclip_kit.triangle import Batch, EdgeLoss, Triangle
 from tests import tiny
 
 SHARE = 0.3
@@ -158,7 +159,7 @@ def test_half_way_back_is_scored_beside_the_tuned_weights(squares: Path, tuned: 
     scores = [row["score"] for row in rows if "score" in row]
     assert (row["wise_ft"], row["start_score"], row["tuned_score"]) == (SHARE, scores[0], max(scores))
     measure = evaluator(read_captions(squares), "valid", "all", "mean_recall")
-    found = measure(load_model(folder / "model-wise_ft"), Store(), recipe.stages[0])
+    found = measure(load_model(folder / "model-wise_ft"), FeatureCache(), recipe.stages[0])
     assert row["wise_ft_score"] == pytest.approx(found["score"])
     assert row["wise_ft_de_t2i_r1"] == pytest.approx(found["de_t2i_r1"])
 
@@ -233,10 +234,10 @@ def doubled(captions: Captions) -> Captions:
     return replace(captions, texts=texts, splits=np.full(len(texts), "train"))
 
 
-def batch_of(model: MultilingualClip, captions: Captions, live: set[str]) -> Batch:
-    examples = from_captions(captions, "train", "all", "en", model.student_tokens)
+def batch_of(model: MultilingualClip, captions: Captions, live: set[str]) -> TriangleBatch:
+    examples = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
     needs = Needs(frozenset({"image", "student_text"}), frozenset(live), duplicates=True)
-    return Batch(**Feed(Frozen(model, Store()), examples, needs, captions).batch(np.arange(60)))
+    return TriangleBatch(**Feed(FrozenTowers(model, FeatureCache()), examples, needs, captions).batch(np.arange(60)))
 
 
 def test_rows_with_the_same_text_have_the_same_number(start: Path, captions: Captions) -> None:
@@ -257,7 +258,7 @@ def test_masked_duplicates_have_the_same_gradients_in_parts(start: Path, caption
     found = {}
     for duplicates in ("mask", "negatives"):
         edges = {EDGE: EdgeLoss("contrastive", learned=True, positives=positives, duplicates=duplicates)}
-        for name, how in (("whole", gradients.whole), ("parts", partial(gradients.cached, size=16))):
+        for name, how in (("whole", grad_cache.whole), ("parts", partial(grad_cache.cached, size=16))):
             triangle = Triangle(model, edges, train).eval()
             triangle.zero_grad()
             terms = how(Accelerator(cpu=True), triangle, batch, lambda part: None)

@@ -8,13 +8,13 @@ import torch
 from timm.optim import Lamb
 from torch import nn
 
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.yaml import parse
 from mclip_kit.errors import RecipeError
-from mclip_kit.recipe import Recipe
-from mclip_kit.schema import parse
-from mclip_kit.towers.model import MultilingualClip
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.tasks.triangle import EdgeLoss, Triangle
 from mclip_kit.train.build import build_model
 from mclip_kit.train.optim import build_optimizer, layer_scales, learning_rate, trainable
-from mclip_kit.triangle import EdgeLoss, Triangle
 from tests import tiny
 
 EDGE = "image-student_text"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from mclip_kit.recipe import load
-from mclip_kit.towers.model import load as load_model
+from mclip_kit.config.recipe import load
+from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import processes, tiny

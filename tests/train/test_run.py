@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.tokenizer import MODEL_FILE
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
 from mclip_kit.evaluate.retrieval import evaluator
-from mclip_kit.recipe import Recipe, load
-from mclip_kit.towers.model import load as load_model
+from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import tiny

@@ -2,14 +2,14 @@
 
 import pytest
 
-from mclip_kit.recipe import Evaluation
-from mclip_kit.train.verdict import Best, judged, kept, out_of_patience, spoilt
+from mclip_kit.config.recipe import Evaluation
+from mclip_kit.train.verdict import Best, degraded, kept, out_of_patience, update_best
 
 
 def after(*scores: float) -> Best:
     best = None
     for step, score in enumerate(scores):
-        best = judged(best, 10 * step, score)
+        best = update_best(best, 10 * step, score)
     assert best
     return best
 
@@ -36,11 +36,11 @@ def test_patience_is_for_evaluations_in_a_row_without_a_better_score(scores: tup
 def test_a_checkpoint_of_before_there_was_patience_counts_from_now() -> None:
     older = {"score": 5.0, "step": 10, "start": 3.0, "now": 4.0}
     assert out_of_patience(older, Evaluation(keep="best", patience=1)) is None
-    assert judged(older, 20, 4.0)["stale"] == 1
+    assert update_best(older, 20, 4.0)["stale"] == 1
 
 
 def test_spoilt_is_far_below_the_start() -> None:
     evaluation = Evaluation(stop_below_start=2)
-    assert spoilt(after(5.0, 3.0), evaluation) is None
-    assert "from 5.0 at step 0 to 2.9" in str(spoilt(after(5.0, 2.9), evaluation))
-    assert spoilt(after(5.0, 0.0), Evaluation()) is None
+    assert degraded(after(5.0, 3.0), evaluation) is None
+    assert "from 5.0 at step 0 to 2.9" in str(degraded(after(5.0, 2.9), evaluation))
+    assert degraded(after(5.0, 0.0), Evaluation()) is None

@@ -10,15 +10,16 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from mclip_kit.config.yaml import Count, Fraction, Section, find, overridden, parse, read_yaml, shipped
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.languages import normal
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.schema import Count, Fraction, Section, find, overridden, parse, read_yaml, shipped
 
 S = TypeVar("S", bound=Section)
 
 SPLIT = re.compile(r"(train|valid|test)[A-Za-z0-9_-]{,50}")
 CODE = re.compile(r"[a-z]{2,3}(_[a-z0-9]+)*")
+ROOMS = ("mclip_kit.data.corpora", "mclip_kit.demo")  # where readers are
 COUNTED = r"^(images(\.[^.]+)?|(captions|pairs)\.[^.]+\.[^.]+)$"
 
 
@@ -199,13 +200,14 @@ def options(corpus: Corpus, schema: type[S]) -> S:
 
 def reader(corpus: Corpus) -> Reader:
     """The reader that a declaration names."""
-    try:
-        module = import_module(f"mclip_kit.data.corpora.{corpus.reader}")
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("mclip_kit"):
-            raise DataError(f"there is no corpus reader {corpus.reader!r}") from None
-        raise DataError(f"{error.name} is not installed: {corpus.obtain}") from None
-    if not hasattr(module, "read"):
-        raise DataError(f"there is no corpus reader {corpus.reader!r}")
-    read: Reader = module.read
-    return read
+    for room in ROOMS:
+        try:
+            module = import_module(f"{room}.{corpus.reader}")
+        except ModuleNotFoundError as error:
+            if error.name and error.name.startswith("mclip_kit"):
+                continue
+            raise DataError(f"{error.name} is not installed: {corpus.obtain}") from None
+        if hasattr(module, "read"):
+            read: Reader = module.read
+            return read
+    raise DataError(f"there is no corpus reader {corpus.reader!r}")

@@ -9,12 +9,12 @@ from typing import Literal
 from pydantic import Field
 from tqdm import tqdm
 
+from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Row, options
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.languages import normal
 from mclip_kit.data.picture_ids import PICTURES
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.schema import Section
 
 
 class Options(Section):

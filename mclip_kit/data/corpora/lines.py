@@ -9,11 +9,11 @@ from itertools import zip_longest
 
 from pydantic import Field, model_validator
 
+from mclip_kit.config.yaml import Count, Section, suggest
 from mclip_kit.data.corpora import Content, Corpus, Row, options
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.languages import spellings
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.schema import Count, Section, suggest
 
 
 class Part(Section):

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from mclip_kit.config.yaml import Section, suggest
 from mclip_kit.data.corpora import SPLIT, Content, Corpus, Row, options
 from mclip_kit.data.corpora.records import Format, Rows, WrongCell, open_rows
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.languages import normal, spellings
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.schema import Section, suggest
 
 SPLITS = {"val": "valid", "dev": "valid", "validation": "valid"}
 

@@ -15,12 +15,12 @@ from typing import IO, Annotated, Any
 from pydantic import Field
 from tqdm import tqdm
 
-from mclip_kit.data import members
+from mclip_kit.config.yaml import Section
+from mclip_kit.data import images
 from mclip_kit.data.corpora import Content, Corpus, Row, options
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.languages import normal
 from mclip_kit.errors import DataError, RecipeError, first_line
-from mclip_kit.schema import Section
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -57,7 +57,7 @@ class Sample:
     def picture(self) -> str | None:
         """Where its picture lies; None if it has none."""
         info = next((self.members[extension] for extension in PICTURES if extension in self.members), None)
-        return members.member(self.shard.absolute(), info.offset_data, info.size) if info else None
+        return images.member(self.shard.absolute(), info.offset_data, info.size) if info else None
 
     def text(self, extension: str) -> str:
         """A member's content as text."""

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mclip_kit.data import own
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare import prepare
+from mclip_kit.data.prepare import adhoc
+from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.errors import MclipError
 
 EXAMPLES = 60  # each time the same; with more and at random, thousands have been tried
@@ -389,7 +389,7 @@ def test_a_damaged_table_of_ones_own_is_prepared_whole_or_refused(scratch: Path,
         put(damaged({name: OWN[name]}, inside, stuff), source)
 
         def declared() -> Corpus:
-            _, tree = own.declared([], source / name, None, None, [])
+            _, tree = adhoc.declared([], source / name, None, None, [])
             return corpus(**tree)
 
         assert_whole_or_refused(declared, source, spm)

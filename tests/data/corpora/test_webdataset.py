@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mclip_kit.data import members
+from mclip_kit.data import images
 from mclip_kit.data.corpora import Corpus, Row, declaration, webdataset
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.features import keys
+from mclip_kit.features import hashing
 
 pytest.importorskip("webdataset")
 Member = tuple[str, bytes | str | dict[str, Any]]
@@ -77,15 +77,15 @@ def test_samples_become_rows_whose_pictures_lie_in_the_tar(tmp_path: Path) -> No
     assert {row.split for row in found} == {"train"}
     for row, shade in zip(found, (10, 90, 200), strict=True):
         assert row.file
-        assert members.container(Path(row.file)).is_absolute()
-        assert members.read_bytes(Path(row.file)) == picture(shade, "JPEG")
+        assert images.container(Path(row.file)).is_absolute()
+        assert images.read_bytes(Path(row.file)) == picture(shade, "JPEG")
 
 
 def test_features_know_a_picture_in_a_tar_as_the_same_file_outside(tmp_path: Path) -> None:
     shard(tmp_path / "00000.tar", [*sample("a", "one", 10), *sample("b", "two", 90)])
     (tmp_path / "b.jpg").write_bytes(picture(90, "JPEG"))
     inside = [Path(str(row.file)) for row in rows(tmp_path)]
-    first, second, outside = keys.of_files([*inside, tmp_path / "b.jpg"], tmp_path / "files.sqlite")
+    first, second, outside = hashing.of_files([*inside, tmp_path / "b.jpg"], tmp_path / "files.sqlite")
     assert second.tolist() == outside.tolist()
     assert first.tolist() != outside.tolist()
 

@@ -1,0 +1,286 @@
+"""The rows of a stage, as columns: what a batch is a gather from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mclip_kit.data.bitext import Bitext, Direction, Side, available, sides
+from mclip_kit.data.captions import Captions
+from mclip_kit.data.sequences import ConcatSequence, Subset
+from mclip_kit.errors import DataError
+
+Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
+MISSING = -1
+
+
+@dataclass(frozen=True)
+class TriangleRows:
+    """N rows. A row may lack its image or its teacher text; then the edges to them are dropped for that row.
+
+    Attributes:
+        languages: codes; `languages_N` numbers them.
+        tokens: the student's ids a row, `<s> ... </s>`.
+        texts: the student's text a row.
+        lengths_N: tokens a row.
+        teacher_texts: the teacher's text a row; empty where there is none.
+        images_N: a row of the captions folder's pictures, or MISSING.
+        groups_N: rows with the same number are right answers for each other.
+        sources_N: the corpus of each row.
+    """
+
+    languages: list[str]
+    languages_N: np.ndarray
+    tokens: Sequence[np.ndarray]
+    texts: Sequence[str]
+    lengths_N: np.ndarray
+    teacher_texts: Sequence[str]
+    images_N: np.ndarray
+    groups_N: np.ndarray
+    sources_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.languages_N)
+
+    def some(self, rows: np.ndarray) -> "TriangleRows":
+        """Some rows, in a given order."""
+        return TriangleRows(
+            languages=self.languages,
+            languages_N=self.languages_N[rows],
+            tokens=Subset(self.tokens, rows),
+            texts=Subset(self.texts, rows),
+            lengths_N=self.lengths_N[rows],
+            teacher_texts=Subset(self.teacher_texts, rows),
+            images_N=self.images_N[rows],
+            groups_N=self.groups_N[rows],
+            sources_N=self.sources_N[rows],
+        )
+
+
+def rows_from_captions(
+    captions: Captions,
+    split: str | Mapping[str, str],
+    languages: Sequence[str] | str,
+    teacher_language: str,
+    tokenize: Tokenize,
+) -> TriangleRows:
+    """One row a caption. A caption in the teacher's language is also its own teacher text."""
+    rows = captions.select(split, languages)
+    texts = [str(text) for text in captions.texts[rows]]
+    codes, numbers = np.unique(captions.languages[rows], return_inverse=True)
+    tokens = tokenize(texts)
+    spoken = captions.languages[rows] == teacher_language
+    return TriangleRows(
+        languages=[str(code) for code in codes],
+        languages_N=numbers,
+        tokens=tokens,
+        texts=texts,
+        lengths_N=np.array([len(ids) for ids in tokens]),
+        teacher_texts=[text if known else "" for text, known in zip(texts, spoken, strict=True)],
+        images_N=captions.images[rows],
+        groups_N=captions.groups[captions.images[rows]],
+        sources_N=np.zeros(len(rows), int),
+    )
+
+
+def rows_from_bitext(
+    bitext: Bitext,
+    split: str,
+    languages: Sequence[str] | str,
+    teacher_language: str,
+    include_teacher_language: bool,
+    max_tokens: int,
+    tokenize: Tokenize,
+    pieces: list[str],
+) -> TriangleRows:
+    """One row a sentence pair that has a side in the teacher's language; the other side is the student's.
+
+    Rows with the same teacher text are right answers for each other.
+
+    Args:
+        include_teacher_language: add rows whose two sides are both the teacher's sentence, once each (AltCLIP).
+        tokenize, pieces: of the student's encoder. A folder that was binarised with other pieces is tokenised anew
+            from its text.
+    Raises:
+        DataError: a wanted language has no pair with the teacher's.
+    """
+    pairs = _sides(bitext, split, languages, teacher_language, max_tokens)
+    rows = [(left, right) for left, right in pairs if languages == "all" or right.language in languages]
+    if include_teacher_language:
+        rows += [(left, left) for left, _ in pairs]
+    if not rows:
+        raise DataError(f"{bitext.folder}: nothing to train on in {languages}")
+    same = all(bitext.pieces(side.language) == pieces for side in {s.language: s for r in rows for s in r}.values())
+    students = [right for _, right in rows]
+    tokens: Sequence[Any]
+    if same:
+        tokens = ConcatSequence([side.tokens for side in students])
+        lengths = np.concatenate([side.tokens.lengths for side in students])
+    else:
+        tokens = ConcatSequence([tokenize(side.texts) for side in students])
+        lengths = np.array([len(ids) for ids in tokens])
+    codes = list(dict.fromkeys(side.language for side in students))
+    teacher_texts = ConcatSequence([left.texts for left, _ in rows])
+    number: dict[str, int] = {}
+    columns = TriangleRows(
+        languages=codes,
+        languages_N=np.repeat([codes.index(s.language) for s in students], [len(s.tokens) for s in students]),
+        tokens=tokens,
+        texts=ConcatSequence([side.texts for side in students]),
+        lengths_N=lengths,
+        teacher_texts=teacher_texts,
+        images_N=np.full(len(lengths), MISSING),
+        groups_N=np.array([number.setdefault(text, len(number)) for text in teacher_texts]),
+        sources_N=np.zeros(len(lengths), int),
+    )
+    return _once(columns, teacher_language)
+
+
+def rows_from_bitexts(
+    bitexts: Sequence[Bitext], split: str, languages: Sequence[str] | str, teacher_language: str, **how: Any
+) -> TriangleRows:
+    """The rows of several corpora, one after the other; each needs only some of the languages. See `rows_from_bitext`.
+
+    Raises:
+        DataError: a wanted language has no pair with the teacher's in any of them.
+    """
+    if len(bitexts) == 1:
+        return rows_from_bitext(bitexts[0], split, languages, teacher_language, **how)
+    partners = [{code for pair in b.pairs(split) if teacher_language in pair for code in pair} for b in bitexts]
+    wanted = sorted(set().union(*partners)) if languages == "all" else list(languages)
+    missing = [code for code in wanted if not any(code in some for some in partners)]
+    if missing:
+        places = ", ".join(str(bitext.folder) for bitext in bitexts)
+        raise DataError(f"no {split} pair of {teacher_language} with {', '.join(missing)} in any of {places}")
+    chosen = [
+        (bitext, [code for code in wanted if code in some]) for bitext, some in zip(bitexts, partners, strict=True)
+    ]
+    return _joined(
+        [rows_from_bitext(b, split, codes, teacher_language, **how) if codes else None for b, codes in chosen]
+    )
+
+
+def _joined(parts: Sequence[TriangleRows | None]) -> TriangleRows:
+    """Rows of several corpora; those with the same teacher text stay right answers for each other."""
+    given = [(number, part) for number, part in enumerate(parts) if part is not None]
+    codes = list(dict.fromkeys(code for _, part in given for code in part.languages))
+    texts = ConcatSequence([part.teacher_texts for _, part in given])
+    numbered: dict[str, int] = {}
+    return TriangleRows(
+        languages=codes,
+        languages_N=np.concatenate([np.array([codes.index(c) for c in p.languages])[p.languages_N] for _, p in given]),
+        tokens=ConcatSequence([part.tokens for _, part in given]),
+        texts=ConcatSequence([part.texts for _, part in given]),
+        lengths_N=np.concatenate([part.lengths_N for _, part in given]),
+        teacher_texts=texts,
+        images_N=np.concatenate([part.images_N for _, part in given]),
+        groups_N=np.array([numbered.setdefault(text, len(numbered)) for text in texts]),
+        sources_N=np.concatenate([np.full(len(part), number) for number, part in given]),
+    )
+
+
+def _sides(
+    bitext: Bitext, split: str, languages: Sequence[str] | str, teacher: str, max_tokens: int
+) -> list[tuple[Side, Side]]:
+    pairs = bitext.pairs(split)
+    found = {(set(pair) - {teacher} or {teacher}).pop(): pair for pair in pairs if teacher in pair}
+    wanted = list(found) if languages == "all" else [language for language in languages if language != teacher]
+    missing = [language for language in wanted if language not in found]
+    if missing:
+        have = ", ".join("-".join(pair) for pair in pairs) or "none"
+        raise DataError(f"{bitext.folder}: no {split} pair of {teacher} with {', '.join(missing)}; there are {have}")
+    read = []
+    for language in wanted or list(found):
+        left, right = bitext.read(split, *found[language], max_tokens)
+        read.append((left, right) if left.language == teacher else (right, left))
+    return read
+
+
+def _once(examples: TriangleRows, language: str) -> TriangleRows:
+    """Keep each sentence of the teacher's own language once: it stands in every pair."""
+    if language not in examples.languages:
+        return examples
+    own = np.flatnonzero(examples.languages_N == examples.languages.index(language))
+    first = {examples.texts[row]: row for row in own[::-1]}
+    keep = np.sort(np.concatenate([np.setdiff1d(np.arange(len(examples)), own), np.array(list(first.values()), int)]))
+    return examples.some(keep)
+
+
+@dataclass(frozen=True)
+class TranslationRows:
+    """N sentence pairs; one that is read both ways is two of them.
+
+    Attributes:
+        directions: source and target language; `directions_N` numbers them.
+        sources, targets: ids of each side, `<s> ... </s>`.
+        lengths_N: tokens of the longer side.
+        corpora_N: the corpus of each pair.
+    """
+
+    directions: list[Direction]
+    directions_N: np.ndarray
+    sources: Sequence[np.ndarray]
+    targets: Sequence[np.ndarray]
+    lengths_N: np.ndarray
+    corpora_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.directions_N)
+
+    @property
+    def languages(self) -> list[str]:
+        """All that are read or written."""
+        return sorted({language for direction in self.directions for language in direction})
+
+
+def translation_rows(
+    bitexts: Sequence[Bitext],
+    split: str,
+    wanted: Sequence[str] | str,
+    max_tokens: int,
+    tokenize: Tokenize,
+    pieces: list[str],
+) -> TranslationRows:
+    """The pairs of several corpora in some directions.
+
+    Args:
+        wanted: see `available`.
+        tokenize, pieces: of the encoder. A folder that was binarised with other pieces is tokenised anew from its text.
+    Raises:
+        DataError: a direction that is wanted is in none of them.
+    """
+    chosen = available(bitexts, split, wanted)
+    numbers: list[int] = []
+    corpora: list[int] = []
+    left: list[Sequence[Any]] = []
+    right: list[Sequence[Any]] = []
+    for corpus, bitext in enumerate(bitexts):
+        for number, direction in enumerate(chosen):
+            found = sides(bitext, split, direction, max_tokens)
+            if found and len(found[0].tokens):
+                numbers.append(number)
+                corpora.append(corpus)
+                source, target = (_ids(bitext, side, tokenize, pieces) for side in found)
+                left.append(source)
+                right.append(target)
+    if not left:
+        raise DataError(f"{bitexts[0].folder}: no {split} sentences")
+    counts = [len(part) for part in left]
+    return TranslationRows(
+        directions=chosen,
+        directions_N=np.repeat(numbers, counts),
+        sources=ConcatSequence(left),
+        targets=ConcatSequence(right),
+        lengths_N=np.maximum(_lengths(left), _lengths(right)),
+        corpora_N=np.repeat(corpora, counts),
+    )
+
+
+def _ids(bitext: Bitext, side: Side, tokenize: Tokenize, pieces: list[str]) -> Sequence[np.ndarray]:
+    return side.tokens if bitext.pieces(side.language) == pieces else tokenize(side.texts)
+
+
+def _lengths(parts: Sequence[Any]) -> np.ndarray:
+    known = (part.lengths if hasattr(part, "lengths") else [len(ids) for ids in part] for part in parts)
+    return np.concatenate([np.asarray(lengths, int) for lengths in known])

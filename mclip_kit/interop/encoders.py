@@ -1,0 +1,21 @@
+"""Encoders by the names that recipes give them."""
+
+from pathlib import Path
+
+from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
+
+
+def named_encoder(name: str) -> Encoder:
+    """A pretrained encoder in float32.
+
+    Args:
+        name: `hf:NAME_OR_DIR`, a transformers encoder; `fairseq:DIR`, a fairseq XLM-R folder or a checkpoint in one.
+    Raises:
+        CheckpointError: it is neither on disk nor on the hub, or a part of it is damaged or does not fit.
+    """
+    kind, _, place = name.partition(":")
+    if kind == "fairseq":
+        from mclip_kit.interop import fairseq  # with the package of that name, which takes a second to import
+
+        return Encoder(*fairseq.read_folder(Path(place)))
+    return pretrained_encoder(place)

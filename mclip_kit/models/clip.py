@@ -1,0 +1,268 @@
+"""The CLIP that is given: open_clip's towers, tokenizer and image transform, which always travel together."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import get_model_config, get_pretrained_cfg
+from open_clip.hf_model import HFTextEncoder
+from open_clip.model import convert_to_custom_text_state_dict, set_model_preprocess_cfg
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mclip_kit.config.yaml import suggest
+from mclip_kit.errors import CheckpointError, RecipeError, first_line
+from mclip_kit.files import write_json, write_whole
+from mclip_kit.models.freezing import evaluating
+from mclip_kit.models.hub import MissingWeights, look
+from mclip_kit.models.safe_load import UNFIT, read_pickle
+
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+TEXT = "text"  # in a folder of ours: the config of a Hugging Face text tower
+OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # numbers beside the weights in OpenAI's files
+PLAIN = (".safetensors", ".npz", ".npy")  # of open_clip, big_vision: nothing to unpickle
+TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
+
+
+class Clip(nn.Module):
+    """Image tower and text tower of a CLIP, with what belongs to them.
+
+    Attributes:
+        model: open_clip's CustomTextCLIP; `.visual` maps pixels (B, 3, S, S) to (B, E), `.text` ids (B, T) to (B, E).
+        config: open_clip's model config.
+        preprocess: open_clip's preprocess config (size, mean, std, interpolation, resize_mode).
+        tokenizer: open_clip's; list of texts -> ids (B, context length).
+    """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Callable[[list[str]], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.preprocess = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
+        self.transform = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
+        self.tokenizer = tokenizer
+        text: Any = model.text
+        for tower in (model.visual, text):
+            if getattr(tower, "output_tokens", False):  # CoCa's give their token states beside the embedding
+                tower.output_tokens = False  # type: ignore[union-attr]
+        self.trims = isinstance(text, TextTransformer) and _sees_only_what_came(text)
+        if self.trims:
+            text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Ids (B, T) for the text tower, trimmed where that changes nothing."""
+        return self.trim(self.tokenizer(list(texts)))
+
+    def trim(self, ids_BT: Tensor) -> Tensor:
+        """Cut ids behind the longest text of the batch.
+
+        A causal tower pools at the end-of-text token and sees nothing behind it, so every embedding stays as it is.
+        Towers that see or pool more (SigLIP, CoCa, Hugging Face's) keep their full length.
+        """
+        if not self.trims:
+            return ids_BT
+        text: Any = self.model.text
+        end = ids_BT if text.pool_type == "argmax" else (ids_BT == text.eos_id).int()  # as open_clip pools
+        return ids_BT[:, : int(end.argmax(1).max()) + 1]
+
+    def tokenizer_facts(self) -> dict[str, Any]:
+        """What decides the tokenizer's ids, as plain values."""
+        backend = getattr(getattr(self.tokenizer, "tokenizer", None), "backend_tokenizer", None)
+        rules = json.loads(backend.to_str()) if backend is not None else {}
+        return {
+            "kind": type(self.tokenizer).__name__,
+            "length": getattr(self.tokenizer, "context_length", None),
+            "rules": {**rules, "truncation": None, "padding": None},  # those change with the first call
+        }
+
+    @property
+    def width(self) -> int:
+        """Width E of the shared embedding."""
+        return int(self.config["embed_dim"])
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that open_clip loads as `local-dir:FOLDER`."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        with write_whole(folder / WEIGHTS) as temporary:
+            save_file(state, temporary, {"format": "pt"})
+        if isinstance(self.tokenizer, HFTokenizer):  # open_clip looks for its files beside the config
+            self.tokenizer.save_pretrained(folder)
+        if isinstance(self.model.text, HFTextEncoder):
+            self.model.text.config.save_pretrained(folder / TEXT)
+        config = {**self.config, "custom_text": True}
+        write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": self.preprocess})
+
+
+def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
+    """Build open_clip's towers, separated into image and text.
+
+    Args:
+        model: an open_clip name, `local-dir:DIR`, `hf-hub:ORG/NAME`, `openai:FILE` (a weight file in OpenAI's naming,
+            which says the sizes too) or a model config.
+        weights: a pretrained tag or a file; `random` and `train` both start from random weights.
+    Raises:
+        RecipeError: open_clip knows no such model or tag.
+        CheckpointError: the weights are neither here nor to be had; the message says how to provide them.
+    """
+    if isinstance(model, dict):
+        return _from_config(model)
+    if model.startswith("local-dir:"):
+        return _from_folder(Path(model.removeprefix("local-dir:")))
+    if model.startswith("openai:"):
+        path = model.removeprefix("openai:")
+        return from_openai(read_pickle(path), path)
+    return _from_name(model, None if weights in ("random", "train") else weights)
+
+
+def _sees_only_what_came(text: Any) -> bool:
+    causal = text.attn_mask is not None and text.cls_emb is None and not text.use_pad_mask
+    return causal and text.pool_type in ("argmax", "eos")
+
+
+def _cut_mask(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """open_clip hands its whole causal mask (77, 77) to the blocks, whatever the text's length is."""
+    T = inputs[0].shape[1]
+    return inputs, {**options, "attn_mask": options["attn_mask"][:T, :T]}
+
+
+def _from_config(config: dict[str, Any]) -> Clip:
+    try:
+        model = _new(config)
+        size = PreprocessCfg(**model.visual.preprocess_cfg).input_size
+        with evaluating(model):  # sizes that do not fit together show only when a picture comes
+            model.visual(torch.zeros(1, *size))
+        return Clip(model, config, _tokenizer(config))
+    except UNFIT as error:
+        raise RecipeError(f"teacher.model: open_clip cannot build this config: {first_line(error)}") from None
+
+
+def _new(config: dict[str, Any]) -> Any:
+    """open_clip's towers with new weights, and CLIP's own preprocessing."""
+    model = open_clip.CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
+    set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
+    return model
+
+
+def _tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+    text = config["text_cfg"]
+    options = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}
+    if text.get("hf_tokenizer_name"):
+        look()
+        return HFTokenizer(text["hf_tokenizer_name"], tokenizer_mode=text.get("tokenizer_mode"), **options)
+    return open_clip.SimpleTokenizer(**options)
+
+
+def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | None = None) -> Clip:
+    """A CLIP from weights in OpenAI's naming.
+
+    Args:
+        state: name -> weight, of any precision; the towers are float32.
+        where: the file, for messages.
+        config: open_clip's model config; by default the sizes are read from the weights, as OpenAI's code does.
+    Raises:
+        CheckpointError: the weights are not a CLIP's, or do not fit the config.
+    """
+    try:
+        config = {**(config or _openai_config(state)), "quick_gelu": True}  # as OpenAI's models were trained
+        weights = {name: tensor.float() for name, tensor in state.items() if name not in OPENAI_MARKS}
+        model = _new(config)
+        model.load_state_dict(convert_to_custom_text_state_dict(weights))
+    except UNFIT as error:
+        why = first_line(error)
+        raise CheckpointError(f"{where}: not the CLIP that was asked for, in OpenAI's naming: {why}") from None
+    return Clip(model, config, _tokenizer(config))
+
+
+def _openai_config(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The sizes of a CLIP, from the shapes of its weights; a head is always 64 wide."""
+    blocks = {tuple(name.split(".")[:4]) for name in state if "resblocks" in name}
+    if "visual.proj" in state:
+        grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+        width, _, patch, _ = state["visual.conv1.weight"].shape
+        layers: Any = sum(name[0] == "visual" for name in blocks)
+        vision = {"width": width, "layers": layers, "patch_size": patch, "image_size": grid * patch}
+    else:
+        grid = round((len(state["visual.attnpool.positional_embedding"]) - 1) ** 0.5)
+        stages = ({n.split(".")[2] for n in state if n.startswith(f"visual.layer{i}.")} for i in range(1, 5))
+        width, layers = len(state["visual.layer1.0.conv1.weight"]), [len(stage) for stage in stages]
+        vision = {"width": width, "layers": layers, "patch_size": None, "image_size": grid * 32}
+    context, width = state["positional_embedding"].shape
+    text = {
+        "context_length": context,
+        "vocab_size": len(state["token_embedding.weight"]),
+        "width": width,
+        "heads": width // 64,
+        "layers": len({name[2] for name in blocks if name[0] == "transformer"}),
+    }
+    return {"embed_dim": state["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text}
+
+
+def _from_folder(folder: Path) -> Clip:
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder / CONFIG}: missing; local-dir: takes a folder as open_clip writes it")
+    name = f"local-dir:{folder}"
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+        options = {"force_custom_text": True, "require_pretrained": True, **_own_text(config, folder)}
+        model = open_clip.create_model(name, **options)
+        return Clip(model, config, open_clip.get_tokenizer(name))
+    except UNFIT as error:
+        raise CheckpointError(f"{folder}: open_clip cannot load it: {first_line(error)}") from None
+
+
+def _own_text(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The text sizes of a Hugging Face text tower with its config in our folder; open_clip would ask the hub for it."""
+    if not config["text_cfg"].get("hf_model_name"):
+        return {}
+    if not (folder / TEXT).is_dir():
+        look()
+        return {}
+    return {"text_cfg": {**config["text_cfg"], "hf_model_name": str(folder / TEXT), "hf_model_pretrained": False}}
+
+
+def _from_name(name: str, weights: str | None) -> Clip:
+    hub = name.startswith("hf-hub:")
+    name = name if hub else name.replace("/", "-")  # ViT-B/32 as papers write it
+    file = bool(weights) and os.path.isfile(str(weights))
+    if not hub:
+        _check_names(name, weights, file)
+    if file and Path(str(weights)).suffix not in PLAIN:
+        state = read_pickle(str(weights))
+        if isinstance(state, dict) and OPENAI_MARKS[0] in state:
+            return from_openai(state, str(weights), get_model_config(name))
+    look()
+    quick = bool(weights and (get_pretrained_cfg(name, weights) or {}).get("quick_gelu"))
+    options: dict[str, Any] = {"force_custom_text": True, "force_quick_gelu": quick}
+    options |= {"require_pretrained": hub or bool(weights), "force_preprocess_cfg": _common(name) if file else None}
+    try:
+        model = open_clip.create_model(name, pretrained=weights, **options)
+        config, tokenizer = get_model_config(name), open_clip.get_tokenizer(name)
+    except UNFIT as error:
+        if file or not isinstance(error, OSError | RuntimeError | ValueError):
+            why = first_line(error)
+            raise CheckpointError(f"{weights or name}: open_clip cannot load it into {name}: {why}") from None
+        what = f"teacher {name} ({weights})" if weights else f"teacher {name}"
+        raise MissingWeights((what, "teacher.model: local-dir:DIR or openai:FILE")) from None
+    return Clip(model, {**config, **({"quick_gelu": True} if quick else {})}, tokenizer)
+
+
+def _common(name: str) -> dict[str, Any]:
+    """What all tags of a model do to pictures: a weight file does not say it, and SigLIP's, say, is not CLIP's."""
+    tags = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    return {key: tags[0][key] for key in TRANSFORM if tags and all(tag[key] == tags[0][key] for tag in tags)}
+
+
+def _check_names(name: str, weights: str | None, file: bool) -> None:
+    if get_model_config(name) is None:
+        raise RecipeError(f"teacher.model: open_clip knows no {name!r}{suggest(name, open_clip.list_models())}")
+    known = open_clip.list_pretrained_tags_by_model(name)
+    if weights and weights not in known and not file:
+        raise RecipeError(f"teacher.weights: {weights!r} is no file, and no tag of {name}; tags: {', '.join(known)}")

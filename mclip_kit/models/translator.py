@@ -1,0 +1,245 @@
+"""The decoder that an encoder learns to translate with, and the translator that both are.
+
+mCLIP's multilingual text encoder (MTE, ACL 2023) is an XLM-R under a new transformer decoder. The decoder is
+transformers' XLM-R as a causal model with cross-attention; its word table, in and out, is the encoder's. It is told the
+language to write by that language's code, as the first pieces of what it writes.
+
+encoder/                   a transformers folder with its SentencePiece model: what recipes take as `encoder: hf:...`
+decoder/                   a transformers folder
+language_linear.safetensors   if there are such layers
+translator.json            the languages; it comes last, so a folder that has it is whole
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import EncoderDecoderModel, GenerationConfig, XLMRobertaConfig, XLMRobertaForCausalLM
+from transformers.modeling_outputs import BaseModelOutput
+
+from mclip_kit.data.tokenizer import BOS, EOS, PAD, XlmrTokenizer
+from mclip_kit.errors import CheckpointError, RecipeError, first_line
+from mclip_kit.files import write_json, write_whole
+from mclip_kit.models.freezing import evaluating
+from mclip_kit.models.safe_load import UNFIT
+from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
+
+FACTS = "translator.json"
+LINEARS = "language_linear.safetensors"
+
+
+class LanguageLinear(nn.Module):
+    """A linear layer a source language between encoder and decoder; at the start the identity.
+
+    Without one of its own, a language passes as it is. All are one tensor, so that every process has the same gradients
+    to average, whatever the batch's language.
+    """
+
+    def __init__(self, languages: Sequence[str], width: int) -> None:
+        super().__init__()
+        self.languages = list(languages)
+        self.weight_LHH = nn.Parameter(torch.eye(width).repeat(len(self.languages), 1, 1))
+        self.bias_LH = nn.Parameter(torch.zeros(len(self.languages), width))
+
+    def forward(self, states_BTH: Tensor, language: str) -> Tensor:
+        """States (B, T, H) of sentences in one language."""
+        if language not in self.languages:
+            return states_BTH
+        number = self.languages.index(language)
+        return nn.functional.linear(states_BTH, self.weight_LHH[number], self.bias_LH[number])
+
+
+class Decoder(nn.Module):
+    """Token states of a sentence to the words of its translation.
+
+    Attributes:
+        model: transformers' causal XLM-R with cross-attention.
+        languages: the layers between encoder and decoder, of no language if there are none.
+    """
+
+    def __init__(self, model: XLMRobertaForCausalLM, encoder: Encoder, languages: Sequence[str] = ()) -> None:
+        super().__init__()
+        words = encoder.model.get_input_embeddings()  # type: ignore[operator]
+        model.set_input_embeddings(words)
+        model.lm_head.decoder.weight = words.weight
+        self.model = model
+        self.languages = LanguageLinear(languages, encoder.width)
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor, states_BSH: Tensor, states_mask_BS: Tensor) -> Tensor:
+        """What the decoder is about to write behind each token, (B, T, H); `words` makes logits of it."""
+        hidden: Tensor = self.model.roberta(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            encoder_hidden_states=states_BSH,
+            encoder_attention_mask=states_mask_BS,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden
+
+    def words(self, hidden_NH: Tensor) -> Tensor:
+        """Logits of the next word (N, V)."""
+        logits: Tensor = self.model.lm_head(hidden_NH)
+        return logits
+
+
+def prompt(tokenizer: XlmrTokenizer, language: str) -> list[int]:
+    """What the decoder is given before it writes in a language: `</s>` and the pieces of the language's code."""
+    return [EOS, *(int(piece) for piece in tokenizer.encode([language])[0][1:-1])]
+
+
+def new_decoder(
+    encoder: Encoder,
+    layers: int = 12,
+    heads: int | None = None,
+    ffn: int | None = None,
+    dropout: float = 0.1,
+    languages: Sequence[str] = (),
+) -> Decoder:
+    """A decoder with random weights for an encoder.
+
+    Args:
+        heads, ffn: None: as the encoder has them.
+        languages: source languages that get a linear layer.
+    Raises:
+        RecipeError: the encoder has another tokenizer than XLM-R's.
+    """
+    if not isinstance(encoder.tokenizer, XlmrTokenizer):
+        raise RecipeError("stages of kind translate need an encoder with XLM-R's SentencePiece vocabulary")
+    given = encoder.config
+    config = XLMRobertaConfig(
+        vocab_size=given.vocab_size,
+        hidden_size=encoder.width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads or given.num_attention_heads,
+        intermediate_size=ffn or given.intermediate_size,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        max_position_embeddings=given.max_position_embeddings,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        bos_token_id=BOS,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+    if encoder.width % config.num_attention_heads:
+        raise RecipeError(f"decoder: width {encoder.width} is not a multiple of heads {config.num_attention_heads}")
+    return Decoder(XLMRobertaForCausalLM(config), encoder, languages)
+
+
+class Translator(nn.Module):
+    """An encoder and its decoder.
+
+    Attributes:
+        trained_languages: those that it learnt to translate from or to.
+        sources: what a recipe calls a tower's weights.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.trained_languages: list[str] = []
+        self.made_from = ""
+        self.sources: dict[str, str] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def tower_config(self, tower: str) -> dict[str, Any]:
+        """The configuration of `encoder`, as plain values."""
+        return self.encoder.plain_config()
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        source: str,
+        target: str,
+        beams: int = 5,
+        max_tokens: int = 512,
+        batch_size: int = 32,
+    ) -> list[str]:
+        """Translations of texts, by transformers' beam search.
+
+        Args:
+            source, target: language codes.
+            beams: width of the search; 1 is greedy.
+            max_tokens: longer texts are cut; a translation has at most twice as many tokens as its batch's longest
+                text, and ten.
+            batch_size: texts at once.
+        """
+        tokenizer = self.encoder.tokenizer
+        assert isinstance(tokenizer, XlmrTokenizer)
+        given = prompt(tokenizer, target)
+        tokens = tokenizer.encode(texts, min(max_tokens, self.encoder.positions))
+        both = EncoderDecoderModel(encoder=self.encoder.model, decoder=self.decoder.model)
+        ends = {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS}
+        order = sorted(range(len(texts)), key=lambda row: -len(tokens[row]))
+        written = [""] * len(texts)
+        with evaluating(self):
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                ids_BT, mask_BT = self.encoder.pad([tokens[row] for row in rows])
+                room = min(2 * ids_BT.shape[1] + 10, self.encoder.positions - len(given))
+                how = GenerationConfig(num_beams=beams, do_sample=False, max_new_tokens=room, **ends)
+                states_BTH = self.decoder.languages(self.encoder(ids_BT, mask_BT), source)
+                out_BT = both.generate(
+                    encoder_outputs=BaseModelOutput(last_hidden_state=states_BTH),
+                    attention_mask=mask_BT,
+                    decoder_input_ids=torch.tensor([given] * len(rows), device=ids_BT.device),
+                    generation_config=how,
+                )
+                for row, ids in zip(rows, out_BT[:, len(given) :].tolist(), strict=True):
+                    written[row] = tokenizer.decode(ids)
+        return written
+
+    def save(self, folder: str | Path) -> None:
+        """Write the translator's folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FACTS).unlink(missing_ok=True)
+        self.encoder.save(folder / "encoder")
+        self.decoder.model.save_pretrained(folder / "decoder")
+        linears = self.decoder.languages
+        if linears.languages:
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in linears.state_dict().items()}
+            with write_whole(folder / LINEARS) as temporary:
+                save_file(state, temporary, {"format": "pt"})
+        facts = {"trained_languages": self.trained_languages, "made_from": self.made_from}
+        write_json(folder / FACTS, {"language_linear": linears.languages, **facts})
+
+
+def load_translator(folder: str | Path) -> Translator:
+    """Load a translator's folder.
+
+    Raises:
+        CheckpointError: it is none, or it is damaged.
+    """
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        languages, known = facts["language_linear"], (facts["trained_languages"], facts["made_from"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder / FACTS}: missing; {folder} is not a whole translator") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / FACTS}: not that of a translator ({error})") from None
+    for part in ("encoder", "decoder"):
+        if not (folder / part).is_dir():  # transformers would ask the hub for it
+            raise CheckpointError(f"{folder / part}: missing; {folder} is not a whole translator")
+    encoder = pretrained_encoder(str(folder / "encoder"))
+    try:
+        model = XLMRobertaForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32)
+        decoder = Decoder(model, encoder, languages)
+        if languages:
+            decoder.languages.load_state_dict(load_file(folder / LINEARS))
+    except UNFIT as error:
+        raise CheckpointError(f"{folder}: its decoder cannot be loaded: {first_line(error)}") from None
+    translator = Translator(encoder, decoder).eval()
+    translator.trained_languages, translator.made_from = known
+    return translator

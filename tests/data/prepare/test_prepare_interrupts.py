@@ -1,0 +1,146 @@
+"""Ctrl-C, a kill and a second process: what is prepared in the end is what an undisturbed run prepares."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SLOW = """
+import sys, time
+from mclip_kit.data.prepare import binarize
+from mclip_kit.cli import cli
+hash_texts = binarize.hash_texts
+binarize.hash_texts = lambda lines: time.sleep(0.02) or hash_texts(lines)
+binarize.BLOCK, binarize.LARGE = 16, 0
+cli(["prepare", *sys.argv[1:]])
+"""
+"""The command with small blocks that take their time; from two workers on, in processes."""
+PLAIN = "import sys; from mclip_kit.cli import cli; cli(['prepare', *sys.argv[1:]])"
+
+
+@pytest.fixture
+def words(tmp_path: Path, squares: Path) -> list[str]:
+    """What to prepare: 1,200 sentence pairs, of which some are too long and are dropped."""
+    english = [f"a red square and {n} black squares" for n in range(1200)]
+    german = [f"ein rotes Quadrat und {n} schwarze" + " Quadrate" * (9 if n % 50 == 7 else 1) for n in range(1200)]
+    return parallel(tmp_path, squares, english, german)
+
+
+def parallel(folder: Path, squares: Path, english: list[str], german: list[str]) -> list[str]:
+    """Parallel files, and how to ask for them; long pairs are dropped."""
+    (folder / "a.en").write_text("\n".join(english) + "\n")
+    (folder / "a.de").write_text("\n".join(german) + "\n")
+    spm = squares / "bitext" / "sentencepiece.bpe.model"
+    rules = ["--set", "cleaning.max_tokens=80", "--set", "cleaning.too_long=drop"]
+    return ["--bitext", f"en={folder / 'a.en'}", f"de={folder / 'a.de'}", "--spm", str(spm), *rules]
+
+
+def start(code: str, words: list[str], out: Path, workers: int = 1) -> subprocess.Popen[str]:
+    """A command, in a process group of its own."""
+    command = [sys.executable, "-c", code, *words, "--out", str(out), "--workers", str(workers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, **streams, text=True, cwd=ROOT, env=environment, start_new_session=True)
+
+
+def until_binarising(process: subprocess.Popen[str], out: Path) -> None:
+    """Wait until there is something in a .bin."""
+    for _ in range(3000):
+        if any(path.stat().st_size for path in (out.parent / f".{out.name}.part").glob("bitext/.*.bin")):
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    raise AssertionError("it never came to that")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def undisturbed(words: list[str], out: Path) -> dict[str, bytes]:
+    process = start(PLAIN, words, out)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return content(out)
+
+
+@pytest.mark.parametrize(("name", "every", "ending"), [("SIGKILL", 1, -signal.SIGKILL), ("SIGINT", 4, 130)])
+def test_stopped_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path, squares, name, every, ending):
+    english = [f"a red square {n}" for n in range(30)]
+    words = parallel(tmp_path, squares, english, [f"Quadrat {n}" + " Quadrat" * (n % 9) for n in range(30)])
+    words += ["--set", "cleaning.max_tokens=40", "--set", "splits.test=0.3"]
+    command = [sys.executable, "-m", "tests.data.interrupting", name, str(every), str(tmp_path), *words]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *stopped, (last, _, status, *_) = map(json.loads, done.stdout.splitlines())
+    assert (len(stopped) > 25 / every, status) == (True, 0), last
+    expected = content(tmp_path / "data")
+    assert json.loads(expected["manifest.json"])["counts"]["left_out"]
+    for moment, where, status, said, again, said_again in stopped:
+        assert (status, again) == (ending, 0), (where, said, said_again)
+        assert "Traceback" not in said + said_again, (where, said, said_again)
+        assert content(tmp_path / str(moment) / "data") == expected, where
+        assert sorted(path.name for path in (tmp_path / str(moment)).iterdir()) == ["data", "said", "where"]
+        assert name == "SIGKILL" or said.splitlines()[-1].startswith("stopped"), (where, said)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_while_binarising_ends_in_one_line_and_is_gone_on_with(tmp_path, words, workers):
+    process = start(SLOW, words, tmp_path / "data", workers)
+    until_binarising(process, tmp_path / "data")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, workers too
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("stopped")
+    assert not (tmp_path / "data").exists()
+    assert undisturbed(words, tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")
+
+
+def test_the_workers_of_a_killed_process_hold_nothing_up(tmp_path, words):
+    process = start(SLOW, words, tmp_path / "data", 2)
+    until_binarising(process, tmp_path / "data")
+    process.kill()
+    process.communicate(timeout=20)  # its output ends when the last worker has
+    assert undisturbed(words, tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")
+
+
+def test_a_killed_worker_ends_in_one_line(tmp_path, words):
+    process = start(SLOW, words, tmp_path / "data", 2)
+    until_binarising(process, tmp_path / "data")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    worker = next(pid for pid in children if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    said, _ = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in said) == (2, False), said
+    assert "a worker process was killed, as happens for want of memory" in said.splitlines()[-1]
+
+
+def test_a_source_that_has_changed_since_is_read_anew(tmp_path, words):
+    process = start(SLOW, words, tmp_path / "data")
+    until_binarising(process, tmp_path / "data")
+    process.kill()
+    process.communicate()
+    english = (tmp_path / "a.en").read_text()
+    (tmp_path / "a.en").write_text(english.replace("red", "green"))
+    after = undisturbed(words, tmp_path / "data")
+    assert b"green" in after["bitext/train.en-de.en.txt"]
+    assert after == undisturbed(words, tmp_path / "other" / "data")
+
+
+def test_two_processes_do_not_prepare_the_same_folder_at_once(tmp_path, words):
+    first = start(SLOW, words, tmp_path / "data")
+    until_binarising(first, tmp_path / "data")
+    second = start(PLAIN, words, tmp_path / "data")
+    said, _ = second.communicate(timeout=20)
+    assert second.returncode == 2
+    assert said == f"Error: {tmp_path / 'data'}: another process is preparing it; wait for it\n"
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 0, said
+    assert content(tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")

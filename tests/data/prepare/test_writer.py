@@ -1,0 +1,207 @@
+"""Rows become tables and parallel text, and every one of them is counted."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mclip_kit.data.bitext import raw_text
+from mclip_kit.data.corpora import Row
+from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare.writer import TableWriter, drawn_split, prefixes
+from mclip_kit.errors import DataError
+from tests import tiny
+
+Found = list[list[str]]
+
+
+def written(
+    folder: Path, *rows: Row, source: Source | None = None, drawn: bool = False, **declared: Any
+) -> TableWriter:
+    """The tables of some rows."""
+    corpus = tiny.declaration().model_copy(update=declared)
+    with TableWriter(folder / "data", corpus, source or Source(None), drawn) as tables:
+        for row in rows:
+            tables.add(row)
+    return tables
+
+
+def table(folder: Path, name: str) -> Found:
+    """Rows of a table, without its header."""
+    return [line.split("\t") for line in (folder / "data" / name).read_text("utf-8").split("\n")[1:-1]]
+
+
+def bitext(folder: Path) -> dict[str, list[str]]:
+    """File -> its lines."""
+    files = sorted((folder / "data" / "bitext").glob("*"))
+    return {path.name: path.read_text("utf-8").split("\n")[:-1] for path in files}
+
+
+def test_captions_and_pictures_come_in_the_order_of_rows(tmp_path):
+    written(
+        tmp_path,
+        Row("train", [("en", "a dog"), ("en", " two\tdogs "), ("de", "ein Hund")], image="b.jpg", stratum="animals"),
+        Row("test", [("de", "eine Katze")], image="a.jpg", group=7),
+    )
+    assert table(tmp_path, "images.tsv") == [["b.jpg", "0", "animals", ""], ["a.jpg", "7", "all", ""]]
+    assert table(tmp_path, "captions.tsv") == [
+        ["b.jpg", "en", "train", "a dog"],
+        ["b.jpg", "en", "train", "two dogs"],
+        ["b.jpg", "de", "train", "ein Hund"],
+        ["a.jpg", "de", "test", "eine Katze"],
+    ]
+    assert bitext(tmp_path) == {}
+
+
+def test_each_text_in_the_first_language_meets_those_of_the_others_at_its_place(tmp_path):
+    texts = [("de", "d1"), ("en", "e1"), ("fr", "f1"), ("en", "e2"), ("de", "d2"), ("en", "e3")]
+    tables = written(
+        tmp_path, Row("train", texts, parallel=True), Row("train", [("fr", "f"), ("de", "d")], parallel=True)
+    )
+    assert bitext(tmp_path) == {
+        "train.en-de.en.txt": ["e1", "e2"],
+        "train.en-de.de.txt": ["d1", "d2"],
+        "train.en-fr.en.txt": ["e1"],
+        "train.en-fr.fr.txt": ["f1"],
+    }
+    assert tables.pairs == {("train", "en", "de"): 2, ("train", "en", "fr"): 1}
+
+
+def test_languages_for_captions_only_are_no_bitext(tmp_path):
+    texts = [("en", "e"), ("de", "d"), ("ja", "j")]
+    row = Row("train", texts, image="a.jpg", parallel=True)
+    tables = written(tmp_path, row, languages=["en", "de"], caption_languages=["ja"])
+    assert list(tables.pairs) == [("train", "en", "de")]
+    assert [cells[1] for cells in table(tmp_path, "captions.tsv")] == ["en", "de", "ja"]
+
+
+def test_a_pair_loses_both_sides_and_lines_stay_together(tmp_path):
+    rows = [
+        Row("train", [("en", f"e{n}"), ("de", text)], parallel=True)
+        for n, text in enumerate(["d0", "", "\ufeff", "d3"])
+    ]
+    tables = written(tmp_path, *rows)
+    assert bitext(tmp_path) == {"train.en-de.de.txt": ["d0", "d3"], "train.en-de.en.txt": ["e0", "e3"]}
+    assert tables.counted()["left_out"] == {"empty": 2, "control characters removed": 1}
+    assert tables.counted()["sentence_pairs"] == {"train": {"en-de": 2}}
+
+
+def test_a_picture_of_several_splits_is_one_picture(tmp_path):
+    rows = [
+        Row(split, [("en", text)], image="a.jpg") for split, text in [("train", "x"), ("test", "y"), ("train", "z")]
+    ]
+    tables = written(tmp_path, *rows, Row("test", [("en", "w")], image="b.jpg"))
+    assert [cells[0] for cells in table(tmp_path, "images.tsv")] == ["a.jpg", "b.jpg"]
+    assert [cells[2] for cells in table(tmp_path, "captions.tsv")] == ["train", "test", "train", "test"]
+    assert tables.splits == {"a.jpg": ("train", "test"), "b.jpg": ("test",)}
+    counts = tables.counted()
+    assert (counts["images"], counts["splits"]) == (2, {"train": 1, "test": 2})
+
+
+def test_everything_is_counted(tmp_path):
+    tables = written(
+        tmp_path,
+        Row("train", [("en", "a"), ("de", "b")], image="1", stratum="x", parallel=True),
+        Row("train", [("en", "a"), ("de", "")], image="2", stratum="y", parallel=True),
+        Row("test", [("en", "a"), ("en", "c"), ("fr", "b")], image="3", stratum="x", parallel=True),
+        Row("valid", [("en", "a"), ("fr", "b")], parallel=True),
+    )
+    assert tables.counted() == {
+        "images": 3,
+        "missing_pictures": 3,
+        "left_out": {"empty": 2},
+        "splits": {"train": 2, "test": 1},
+        "strata": {"train": {"x": 1, "y": 1}, "test": {"x": 1}},
+        "captions": {"train": {"en": 2, "de": 1}, "test": {"en": 2, "fr": 1}},
+        "sentence_pairs": {"train": {"en-de": 1}, "test": {"en-fr": 1}, "valid": {"en-fr": 1}},
+    }
+
+
+def test_splits_are_drawn_by_their_shares_where_a_row_has_none(tmp_path):
+    shares = {"valid": 0.1, "test": 0.3}
+    rows = [Row("", [("en", f"sentence {n}"), ("de", "d")], parallel=True) for n in range(2000)]
+    tables = written(tmp_path, *rows, Row("valid", [("en", "given"), ("de", "d")], parallel=True), splits=shares)
+    counts = {split: count for (split, _, _), count in tables.pairs.items()}
+    assert sum(counts.values()) == 2001
+    assert abs(counts["valid"] - 200) < 50
+    assert abs(counts["test"] - 600) < 80
+
+
+def test_equal_sentences_and_equal_pictures_fall_into_the_same_split(tmp_path):
+    shares = {"valid": 0.3, "test": 0.3}
+    names = [f"{n}.jpg" for n in range(50)]
+    rows = [Row("", [("en", text)], image=name) for text in ("one", "another") for name in names]
+    tables = written(tmp_path, *rows, splits=shares)
+    assert {len(splits) for splits in tables.splits.values()} == {1}
+    assert {splits[0] for splits in tables.splits.values()} == {"train", "valid", "test"}
+    assert [drawn_split(name, shares) for name in names] == [tables.splits[name][0] for name in names]
+
+
+def test_without_shares_all_is_train():
+    assert Counter(drawn_split(str(n), {}) for n in range(9)) == {"train": 9}
+    assert Counter(drawn_split(str(n), {"test": 1.0}) for n in range(99)) == {"test": 99}
+
+
+def test_a_split_is_drawn_of_a_text_with_a_lone_surrogate(tmp_path):
+    assert drawn_split("a\ud800", {"test": 1.0}) == "test"
+    tables = written(tmp_path, Row("", [("en", "a\ud800"), ("de", "b")], parallel=True), splits={"test": 1.0})
+    assert tables.counted()["sentence_pairs"] == {"test": {"en-de": 1}}
+
+
+def test_pictures_are_found_and_missing_ones_counted(tmp_path):
+    found = tmp_path / "pictures" / "deep" / "a.jpg"
+    found.parent.mkdir(parents=True)
+    found.touch()
+    rows = [
+        Row("train", [("en", "x")], image=image, file=file) for image, file in [("a", None), ("b", None), ("c", "z")]
+    ]
+    tables = written(tmp_path, *rows, rows[1], source=Source(tmp_path / "pictures"))
+    assert [cells[3] for cells in table(tmp_path, "images.tsv")] == [str(found), "", str(Path("z").absolute())]
+    assert tables.counted()["missing_pictures"] == 1
+
+
+def test_addresses_are_looked_up_by_their_ends_only_where_these_are_unique(tmp_path):
+    (tmp_path / "image.jpg").touch()
+    row = Row("train", [("en", "x")], image="http://x.org/1/image.jpg")
+    for pictures, missing in ((None, 1), ("flickr30k", 0)):
+        tables = written(tmp_path, row, source=Source(tmp_path), pictures=pictures)
+        assert tables.counted()["missing_pictures"] == missing
+
+
+def test_pictures_that_the_reader_draws_have_no_file(tmp_path):
+    tables = written(tmp_path, Row("train", [("en", "x")], image="a"), drawn=True)
+    assert (tmp_path / "data" / "images.tsv").read_text() == "image\tgroup\tstratum\na\t0\tall\n"
+    assert tables.counted()["missing_pictures"] == 0
+
+
+@pytest.mark.parametrize("name", ["a\tb.jpg", "a\nb", "a\x85b", "a\x00", "a\ud800"], ids=ascii)
+def test_a_name_that_no_table_can_hold_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match="has a character that no table can hold; rename it"):
+        written(tmp_path, Row("train", [("en", "x")], image=name))
+
+
+def test_a_name_with_an_odd_space_fits(tmp_path):
+    written(tmp_path, Row("train", [("en", "x")], image="Screenshot 9.41\u202fAM.png"))
+    assert table(tmp_path, "images.tsv")[0][0] == "Screenshot 9.41\u202fAM.png"
+
+
+def test_a_picture_without_a_name_is_refused(tmp_path):
+    with pytest.raises(DataError, match="a picture has no name"):
+        written(tmp_path, Row("train", [("en", "x")], image=""))
+
+
+@pytest.mark.parametrize("split", ["dev", "train/x", "train.x", "../valid", "test x", "test\n"])
+def test_a_split_that_no_file_can_be_named_after_is_refused(tmp_path, split):
+    with pytest.raises(DataError, match="call it train, valid or test"):
+        written(tmp_path, Row("train", [("en", "x")], image="a"), Row(split, [("en", "x")], image="a"))
+
+
+def test_a_path_that_no_table_can_hold_is_refused(tmp_path):
+    with pytest.raises(DataError, match="a path with a character that no table can hold; rename it"):
+        written(tmp_path, Row("train", [("en", "x")], image="a", file="x\ty/a.jpg"))
+
+
+def test_sides_are_named_as_fairseq_names_them(tmp_path):
+    left, right = prefixes(tmp_path, ("test_2017", "en", "zh_tw"))
+    assert [raw_text(left).name, right.name] == ["test_2017.en-zh_tw.en.txt", "test_2017.en-zh_tw.zh_tw"]

@@ -1,0 +1,230 @@
+"""report.html, opened in a real browser where there is one."""
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mclip_kit.cli import cli
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.yaml import parse
+from mclip_kit.data.leakage import Leak, as_json
+from mclip_kit.evaluate.qualitative import Pool, confusion, extremes, margins
+from mclip_kit.evaluate.report import html
+from mclip_kit.evaluate.validation import evaluator
+from mclip_kit.files import write_json
+from mclip_kit.train.run import Run
+from tests import tiny
+from tests.test_cli import assert_one_line
+
+PHONE = 390  # pixels
+
+
+@pytest.fixture(scope="module")
+def run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run with a leak, evaluated against its teacher."""
+    recipe = parse(tiny.recipe(squares), Recipe, "tiny")
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    Run(recipe, folder, evaluator(recipe)).go()
+    leak = Leak(f"{squares} train", f"{squares} test", "pictures", 3, 12)
+    write_json(folder / "leakage.json", as_json([leak]))
+    words = ["eval", str(folder / "model"), "--data", str(squares), "--baseline", "teacher"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert str(folder / "eval" / "report.html") in done.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        words = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+        words += ["--disable-component-update", "--disable-sync"]
+        opened = play.chromium.launch(executable_path=chromium, args=words)
+        yield opened
+        opened.close()
+
+
+def opened(browser: Any, path: Path, width: int) -> tuple[Any, list[str]]:
+    """The page, and what the console had to complain about."""
+    tab = browser.new_page(viewport={"width": width, "height": 800})
+    complaints: list[str] = []
+    tab.on("console", lambda said: complaints.append(said.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or complaints.append(asked.url))
+    tab.goto(path.as_uri())
+    tab.wait_for_load_state("networkidle")
+    return tab, complaints
+
+
+def charts_of(html: str) -> list[str]:
+    """The SVG of each chart; matplotlib keeps the text of labels as comments."""
+    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', html)
+    return [base64.b64decode(chart).decode() for chart in found]
+
+
+@pytest.mark.parametrize("width", [PHONE, 1280])
+def test_the_report_in_a_browser(browser: Any, run: Path, width: int) -> None:
+    tab, complaints = opened(browser, run / "eval" / "report.html", width)
+    assert not complaints
+    widths = tab.eval_on_selector_all("img", "all => all.map(i => i.complete ? i.naturalWidth * i.clientWidth : 0)")
+    assert len(widths) >= 2 + 8 * 5
+    assert min(widths) > 0
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    text = tab.inner_text("body")
+    found = json.loads((run / "eval" / "results.json").read_text(encoding="utf-8"))
+    lines = [line.split("\t") for line in text.splitlines()]
+    for row in found["results"]:
+        cells = [html.percent(name, value) for name, value in row["metrics"].items()]
+        assert any(line[-len(cells) :] == cells and row["language"] in line[1] for line in lines), row
+    for item in found["comparisons"]:
+        assert f"{100 * item['difference']:+.1f}" in text
+    assert "Leak, " in text
+    assert "3 of 12 pictures" in text
+    assert "batch_size: 24" in text
+    assert "torch 2.11" in text
+    tab.close()
+
+
+def test_the_report_needs_no_other_file(run: Path) -> None:
+    html = (run / "eval" / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert sources
+    assert all(source.startswith("data:") for source in sources)
+    bars, _, _, confused = charts_of(html)
+    for language in ("de", "en", "fr"):
+        assert f"<!-- {language} -->" in bars
+        assert f"<!-- {language} -->" in confused
+
+
+def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "_other $1$"
+    shutil.copytree(run, other)
+    results = json.loads((other / "eval" / "results.json").read_text(encoding="utf-8"))
+    results["results"][0]["metrics"] |= {"image_retrieval_recall@1": 0.123, "text_retrieval_recall@1": None}
+    write_json(other / "eval" / "results.json", results)
+    out = tmp_path / "both.html"
+    done = CliRunner().invoke(cli, ["report", str(run), str(other), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    html = out.read_text(encoding="utf-8")
+    assert "2 runs side by side" in html
+    assert f"Recipe: {other}" in html
+    assert html.count('alt="training curves"') == 1
+    assert '<td class="">12.3</td>' in html
+    assert '<td class="">–</td>' in html
+    bars = charts_of(html)[0]
+    for folder in (run, other):
+        assert f"{folder}, student" in bars
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no eval/results.json and no metrics.jsonl"),
+        ({"results.json": "{"}, "results.json: damaged"),
+        ({"results.json": '{"results": [{"language": "en"}]}'}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "leakage": [{"model": "x"}]}'}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "comparisons": [{"model": "x"}]}'}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "task": "retrieval"}'}, "results.json: damaged"),
+        ({"results.json": "[]"}, "results.json: damaged"),
+        (
+            {"results.json": '{"results": [{"language": 1, "tower": 1, "model": 1, "task": 1, "metrics": {}}]}'},
+            "results.json: damaged",
+        ),
+    ],
+)
+def test_wrong_folders_in_one_line(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    out = tmp_path / "report.html"
+    assert_one_line(CliRunner().invoke(cli, ["report", str(tmp_path), "--out", str(out)]), message)
+    assert not out.exists()
+
+
+def test_a_damaged_log_and_recipe_leave_what_is_whole(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "ab") as log:
+        log.write(b'7\n{"step": 3}\n{"stage_index": 0, "stage": "x", "step": "3", "loss": 1}\n\xff\n')
+    (tmp_path / "run" / "recipe.yaml").write_bytes(b"about: \xff")
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")])
+    assert done.exit_code == 0, done.output
+    assert 'alt="training curves"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_text_of_data_is_no_markup() -> None:
+    row = {"model": "<b>x</b>", "tower": "student", "language": "en", "task": "translation", "metrics": {"bleu": 1.0}}
+    results = {"results": [row], "comparisons": [], "leakage": []}
+    page = html.render([html.Report("<script>alert(1)</script>", results)], html.Gallery())
+    assert "<script>" not in page
+
+
+@pytest.mark.parametrize("name", ["$x^$", "a\udcff", "a\x01", "_日本"])
+def test_any_name_and_number_is_shown(tmp_path: Path, name: str) -> None:
+    metrics = {"bleu": 1.0, "chrf": float("nan")}
+    row = {"model": name, "tower": name, "language": name, "task": "translation", "metrics": metrics}
+    results = {"results": [row, row | {"model": "other"}], "comparisons": [], "leakage": []}
+    gallery = html.Gallery({}, ([name, "en"], np.eye(2)))
+    html.write([html.Report(name, results)], tmp_path / "report.html", gallery)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(charts_of(page)) == 2
+    assert '<td class="">–</td>' in page
+
+
+def test_a_leak_of_a_baseline_is_told_once() -> None:
+    leak = Leak("coco train", "coco test", "pictures", 3, 12)
+    results = {"results": [], "comparisons": [], "leakage": [{"model": "baseline", **as_json([leak])[0]}]}
+    settings = {"data": "coco", "task": "retrieval", "split": "test", "protocol": "any"}
+    reports = [html.evaluated(Path(name), settings | results, []) for name in ("one", "two")]
+    assert html.render(reports, html.Gallery()).count("baseline: coco test") == 1
+
+
+def test_margins_are_those_of_a_slow_loop() -> None:
+    draw = np.random.default_rng(0)
+    text_QD, image_GD = draw.normal(size=(700, 5)), draw.normal(size=(9, 5))
+    groups_Q, groups_G = draw.integers(4, size=700), np.arange(9) % 3
+    found = margins(text_QD, image_GD, groups_Q, groups_G)
+    for query in range(700):
+        scores = [float(text_QD[query] @ image) for image in image_GD]
+        right = [s for s, group in zip(scores, groups_G, strict=True) if group == groups_Q[query]]
+        wrong = [s for s, group in zip(scores, groups_G, strict=True) if group != groups_Q[query]]
+        assert found[query] == (pytest.approx(max(right) - max(wrong), abs=1e-5) if right else -np.inf)
+
+
+def test_confusion_tells_languages_apart() -> None:
+    languages = np.array(["de", "en", "fr"] * 20)
+    meaning, spoken = np.repeat(np.eye(20), 3, axis=0), np.tile(np.eye(3), (20, 1))
+    names, neutral = confusion(meaning, languages)
+    assert names == ["de", "en", "fr"]
+    np.testing.assert_allclose(neutral, (1 - np.eye(3)) / 2)
+    _, clustered = confusion(spoken, languages)
+    np.testing.assert_allclose(clustered, np.eye(3))
+
+
+def test_extremes_are_the_best_and_the_worst(squares: Path) -> None:
+    from mclip_kit.data.captions import read_captions
+
+    captions = read_captions(squares)
+    rows = captions.select("test")
+    images = np.unique(captions.images[rows])
+    image_GD = np.eye(len(images))
+    place = {int(image): number for number, image in enumerate(images)}
+    text_QD = image_GD[[place[int(image)] for image in captions.images[rows]]].copy()
+    text_QD[0] *= -1  # its own picture is the last that it finds
+    best, worst = extremes(Pool(captions, images, image_GD, rows, text_QD), count=3, top=2)
+    assert worst[0].query == captions.texts[rows[0]]
+    assert worst[0].right == [False, False]
+    assert [row.right for row in best] == [[True, False]] * 3
+    assert len({row.language for row in best}) == 3
