@@ -44,11 +44,12 @@ from mclip_kit.data.datasets import TriangleRows
 from mclip_kit.data.tokenizer import BOS, EOS, PAD
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import Feed, FrozenTowers
+from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.text_encoder import new_encoder
 from mclip_kit.tasks.triangle import Triangle, TriangleBatch
+from mclip_kit.tasks.triangle_batches import Feed
 from mclip_kit.train.build import edge_losses, needs
 from mclip_kit.train.optim import build_optimizer, trainable
 
@@ -153,7 +154,7 @@ def filled(stage: TriangleStage, rows: np.ndarray) -> float:
     """Fill a new cache for some rows; seconds of a distinct picture and its texts, noted one by one too."""
     some, parts = stage.feeds["cached"].examples.some(rows), []
     with tempfile.TemporaryDirectory() as folder:
-        frozen = FrozenTowers(stage.triangle.model, FeatureCache(Path(folder), say=lambda line: None))
+        frozen = FrozenTowers(stage.triangle.model, FeatureCache(Path(folder), log=lambda line: None))
         image = lambda: frozen.images(stage.captions, some.images_N)  # noqa: E731
         english = lambda: frozen.teacher_texts(some.teacher_texts)  # noqa: E731
         student = lambda: frozen.token_states(some.tokens, some.lengths_N)  # noqa: E731
@@ -173,7 +174,7 @@ def prepared(small: bool, root: Path) -> TriangleStage:
     settings = wanted.optimizer, wanted.lr / wanted.warmup_steps, wanted.weight_decay, wanted.betas, wanted.eps
     examples, captions, batches = made(model)
     some, asked = examples.some(batches.ravel()), needs(wanted, trained, recipe.cache)
-    frozen = FrozenTowers(model, FeatureCache(root, say=lambda line: None))
+    frozen = FrozenTowers(model, FeatureCache(root, log=lambda line: None))
     live = Feed(frozen, some, replace(asked, cache="off"), captions)
     cached = Feed(frozen, some, replace(asked, cache="tokens"), captions)
     parts = triangle, build_optimizer(triangle, *settings), float(wanted.clip_norm or 0), examples, captions

@@ -3,8 +3,8 @@
 RUN/                            what `mclip-kit train` writes
     recipe.yaml                 the resolved recipe
     metrics.jsonl               loss terms and evaluations, one row each; the same in tensorboard/
-    checkpoints/                last.pt: the newest step; best.pt: the stage's best weights; start.pt: its first, for WiSE-FT
-    model/                      the model folder; model-wise_ft/: interpolated between the last stage's start and its end
+    checkpoints/                last.pt: the newest step; best.pt: best weights of the stage; start.pt: its first
+    model/                      the model folder; model-wise_ft/: between the last stage's start and its end (WiSE-FT)
     nonfinite.jsonl             rows of steps that were skipped because loss or gradient was non-finite (NaN or inf)
     leakage.json                test sets whose rows were trained on, if any are prepared beside the data
     unreadable.txt              pictures that could not be read
@@ -56,6 +56,3 @@ BITEXT = "bitext"
 FINGERPRINTS = "fingerprints"
 IMAGE_COLUMNS = ("image", "group", "stratum")  # of images.tsv; where pictures are files, `file` is the last column
 CAPTION_COLUMNS = ("image", "language", "split", "caption")  # of captions.tsv
-
-TEACHER_LANGUAGE = "en"
-"""The language that CLIP's own text tower reads."""

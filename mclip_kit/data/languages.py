@@ -1,5 +1,8 @@
 """Language codes: one spelling each, ISO 639-1 where there is one."""
 
+TEACHER_LANGUAGE = "en"
+"""The language of CLIP's own text tower."""
+
 ALIASES = {
     "jp": "ja",
     "cn": "zh",

@@ -132,7 +132,7 @@ def evaluate(
     embed = Embedder(model, store or FeatureCache())
     image_GD, unreadable_G = embed.images(captions, images)
     if unreadable_G.any():  # nobody can look for these
-        embed.say(f"{captions.folder}: {unreadable_G.sum()} of {len(images)} {split} pictures cannot be read: left out")
+        embed.log(f"{captions.folder}: {unreadable_G.sum()} of {len(images)} {split} pictures cannot be read: left out")
         kept_Q = ~unreadable_G[text_images_Q]
         texts, spoken, text_images_Q = texts[kept_Q], spoken[kept_Q], text_images_Q[kept_Q]
         text_images_Q = (np.cumsum(~unreadable_G) - 1)[text_images_Q]
@@ -170,13 +170,13 @@ class Embedder:
     def __init__(self, model: MultilingualClip, store: FeatureCache) -> None:
         self._model = model
         self._frozen = FrozenTowers(model, store)
-        self.say = store.say
+        self.log = store.log
 
     def count_odd(self, tower: str, embedding_ND: np.ndarray) -> None:
         """Say how many embeddings of a tower are not finite numbers, if any."""
         odd = int((~np.isfinite(embedding_ND).all(1)).sum())
         if odd:
-            self.say(f"{tower}: {odd} of {len(embedding_ND)} embeddings are not finite numbers; they are never found")
+            self.log(f"{tower}: {odd} of {len(embedding_ND)} embeddings are not finite numbers; they are never found")
 
     def images(self, captions: Captions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Image embeddings, float32 (N, D), and which pictures could not be read, bool (N,)."""

@@ -158,7 +158,7 @@ def evaluate(
     captions, images_N = pictures.captions, pictures.images_N
     image_ND, unreadable_N = embed.images(captions, images_N)
     if unreadable_N.any():
-        embed.say(f"{captions.folder}: {unreadable_N.sum()} of {len(images_N)} pictures cannot be read: left out")
+        embed.log(f"{captions.folder}: {unreadable_N.sum()} of {len(images_N)} pictures cannot be read: left out")
     embed.count_odd("image", image_ND[~unreadable_N])
     strata_N = captions.strata[images_N]
 

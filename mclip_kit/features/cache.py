@@ -31,7 +31,7 @@ class FeatureCache:
         share, shares: this process's number, and how many fill together.
         tokens: whether token states are kept too.
         workers: processes that decode pictures.
-        say: takes a line about what is computed and kept.
+        log: takes a line about what is computed and kept.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class FeatureCache:
         shares: int = 1,
         tokens: bool = True,
         workers: int = 0,
-        say: Callable[[str], None] = tqdm.write,
+        log: Callable[[str], None] = tqdm.write,
     ) -> None:
         self.root, self.dtype, self.precision = root, dtype, precision
         self.share, self.shares, self.tokens = share, shares, tokens
-        self.workers, self.say = workers, say
+        self.workers, self.log = workers, log
         self.trained: frozenset[str] = frozenset()
         """Towers whose features do not last: they change with every step."""
         self._temporary = tempfile.TemporaryDirectory(prefix="mclip_kit-")
@@ -83,7 +83,7 @@ class FeatureCache:
         facts = {"kind": kind, "width": width, "dtype": dtype, **facts}
         named = facts.pop("named", "")
         folder = self.root / f"{kind}-{hashing.of_tower(facts)}"
-        table = Table(folder, Layout(width, dtype), f"{kind} features", say=self.say)
+        table = Table(folder, Layout(width, dtype), f"{kind} features", log=self.log)
         if not (folder / "table.json").is_file():
             write_json(folder / "table.json", {**facts, "named": named})
         with suppress(OSError):  # a cache of others may be read
@@ -92,7 +92,7 @@ class FeatureCache:
 
     def _passing(self, name: str, kind: str, width: int) -> Table:
         folder = Path(self._temporary.name, name.replace(" ", "-"))
-        return Table(folder, Layout(width, "fp32"), f"{kind} features", say=lambda line: None)
+        return Table(folder, Layout(width, "fp32"), f"{kind} features", log=lambda line: None)
 
     def forget(self, tower: str) -> None:
         """Drop what a tower gave that was not to last, and what is known of its weights."""

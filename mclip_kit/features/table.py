@@ -39,7 +39,7 @@ class Table:
         layout: of its items.
         name: for progress bars and messages.
         shard_bytes: how large a shard becomes.
-        say: takes a line about what is to be computed, and about what is damaged.
+        log: takes a line about what is to be computed, and about what is damaged.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Table:
         layout: Layout,
         name: str,
         shard_bytes: int = SHARD_BYTES,
-        say: Callable[[str], None] = tqdm.write,
+        log: Callable[[str], None] = tqdm.write,
     ) -> None:
-        self.folder, self.layout, self.name, self.shard_bytes, self._say = folder, layout, name, shard_bytes, say
+        self.folder, self.layout, self.name, self.shard_bytes, self._log = folder, layout, name, shard_bytes, log
         folder.mkdir(parents=True, exist_ok=True)
         self._checked: set[str] = set()
         self._numbers: dict[str, int] = {}
@@ -79,7 +79,7 @@ class Table:
             try:
                 shards.append(Shard(folder, self.layout))
             except DataError:
-                self._say_damaged(folder)
+                self._log_damaged(folder)
                 reopen(folder)
         for shard in shards:
             self._numbers.setdefault(shard.folder.name, len(self._numbers))
@@ -152,7 +152,7 @@ class Table:
         size, free = items * self.layout.item_bytes, shutil.disk_usage(self.folder).free
         if size > FULL * free:
             raise NoRoom(f"{self.name} would take {readable(size)}, and {self.folder} has {readable(free)} free")
-        self._say(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
+        self._log(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
 
     def _verify(self, keys_N2: np.ndarray, quiet: bool) -> None:
         self._verify_index()
@@ -166,7 +166,7 @@ class Table:
                 self._checked.add(shard.folder.name)
             else:
                 damaged.append(shard.folder)
-                self._say_damaged(shard.folder)
+                self._log_damaged(shard.folder)
                 reopen(shard.folder)
         if damaged:
             self._open()
@@ -177,13 +177,13 @@ class Table:
             return
         if not index_is_sound(path):
             if path.is_file():  # else another process has made a newer one
-                self._say(f"{path}: damaged; it is made anew")
+                self._log(f"{path}: damaged; it is made anew")
                 path.unlink(missing_ok=True)
             self._open()
         self._checked.add(path.name)
 
-    def _say_damaged(self, folder: Path) -> None:
-        self._say(f"{folder}: damaged; what is wrong in it is computed anew")
+    def _log_damaged(self, folder: Path) -> None:
+        self._log(f"{folder}: damaged; what is wrong in it is computed anew")
 
     def _plan(
         self, keys_N2: np.ndarray, missing: np.ndarray, work: ExtractionJob, shares: int

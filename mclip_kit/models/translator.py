@@ -133,14 +133,14 @@ def new_decoder(
 
 
 class Translator(nn.Module):
-    """An encoder and its decoder.
+    """An encoder and its decoder; without one, an encoder that is trained by itself.
 
     Attributes:
         trained_languages: those that it learnt to translate from or to.
         sources: what a recipe calls a tower's weights.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder | None = None) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.trained_languages: list[str] = []
@@ -176,6 +176,7 @@ class Translator(nn.Module):
         """
         tokenizer = self.encoder.tokenizer
         assert isinstance(tokenizer, XlmrTokenizer)
+        assert self.decoder is not None
         given = prompt(tokenizer, target)
         tokens = tokenizer.encode(texts, min(max_tokens, self.encoder.positions))
         both = EncoderDecoderModel(encoder=self.encoder.model, decoder=self.decoder.model)
@@ -205,6 +206,8 @@ class Translator(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FACTS).unlink(missing_ok=True)
         self.encoder.save(folder / "encoder")
+        if self.decoder is None:
+            return
         self.decoder.model.save_pretrained(folder / "decoder")
         linears = self.decoder.languages
         if linears.languages:

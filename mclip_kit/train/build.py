@@ -20,7 +20,6 @@ from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_c
 from mclip_kit.data.leakage import LEAKAGE, Leak, held_out_beside, leaks, read_json
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.features.extract import Needs
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.hub import MissingWeights
@@ -31,6 +30,7 @@ from mclip_kit.models.translator import Decoder, Translator, new_decoder
 from mclip_kit.tasks import grad_cache
 from mclip_kit.tasks.translation import Translation
 from mclip_kit.tasks.triangle import EdgeLoss, Triangle
+from mclip_kit.tasks.triangle_batches import Needs
 
 TEACHER_LANGUAGE = "en"  # CLIP speaks English
 

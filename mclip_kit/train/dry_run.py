@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from mclip_kit.config.stages import TranslationStage, TriangleStage
 from mclip_kit.data.datasets import TranslationRows, TriangleRows
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import Feed, FrozenTowers, Needs
+from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import readable
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.tasks.translation import TranslationBatch
 from mclip_kit.tasks.triangle import TriangleBatch
+from mclip_kit.tasks.triangle_batches import Feed, Needs
 from mclip_kit.train.translate import PairFeed
 
 STEPS = 10

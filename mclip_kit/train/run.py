@@ -27,13 +27,14 @@ from mclip_kit.data.datasets import TranslationRows, TriangleRows
 from mclip_kit.data.leakage import LEAKAGE, as_json, unknown
 from mclip_kit.errors import CheckpointError, DataError, MclipError
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import Feed, FrozenTowers
+from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import write_json, write_text
 from mclip_kit.models.lora import merge
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.translator import Translator
 from mclip_kit.tasks.translation import Translation
 from mclip_kit.tasks.triangle import Triangle, TriangleBatch
+from mclip_kit.tasks.triangle_batches import Feed
 from mclip_kit.train import checkpoint, fsdp
 from mclip_kit.train.alarm import CollapseMonitor
 from mclip_kit.train.average import Average, between
@@ -183,14 +184,14 @@ class Run:
                 end = step == loop.steps
                 self.average.update()
                 for line in alarm.check_step(step, values):
-                    self.store.say(f"stage {stage.name}, step {step}: {line}")
+                    self.store.log(f"stage {stage.name}, step {step}: {line}")
                 if step % LOG_EVERY == 0 or end:
                     self._write(index, step, values)
                 if end or self._evaluates(step, loop):
                     best = self._evaluate(index, step, best)
                     why = out_of_patience(best, self.recipe.evaluation)
                     if why and not end:
-                        self.store.say(f"stage {stage.name}, step {step}: {why}")
+                        self.store.log(f"stage {stage.name}, step {step}: {why}")
                     end = end or bool(why)
                 if not end and (asked or step % self.recipe.checkpoint_every == 0):
                     scales, moments = objective.scales.state_dict(), loop.optimizer.state_dict()
@@ -322,7 +323,7 @@ class Run:
                 values = self._score(index)
                 self._write(index, step, values)
                 shown = {name: values[name] for name in SHOWN if name in values}
-                self.store.say(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
+                self.store.log(f"  step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
                 best = update_best(best, step, values["score"])
                 if best["step"] == step:
                     self._save(State(index, step, {}, best=best), self.best)
@@ -357,7 +358,7 @@ class Run:
             known = {"start_score": best["start"], "tuned_score": kept(best, self.recipe.evaluation)}
             self._write(index, step, {"wise_ft": share, **known, **{f"wise_ft_{k}": v for k, v in scored.items()}})
             line += f"; score {scored['score']:.1f}, tuned {known['tuned_score']:.1f}, at the start {best['start']:.1f}"
-        self.store.say(line)
+        self.store.log(line)
 
     def _forget(self, index: int) -> None:
         for tower in {name.split(".")[0] for name in self.trained[index]}:

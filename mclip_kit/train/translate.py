@@ -118,5 +118,5 @@ def build_feed(
         except NoRoom as error:
             if wanted != "auto":
                 raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8, or cache=auto") from None
-            store.say(f"{error}: computed in every step instead")
+            store.log(f"{error}: computed in every step instead")
     return feed

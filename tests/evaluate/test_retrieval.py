@@ -199,7 +199,7 @@ def test_embeddings_that_are_no_numbers_are_counted_by_tower_and_never_found(mod
     broken, said = deepcopy(model), list[str]()
     with torch.no_grad():
         broken.projector.head[-1].weight.fill_(torch.inf)
-    results = evaluate(broken, read_captions(squares), "valid", ["en", "fr"], store=FeatureCache(say=said.append))
+    results = evaluate(broken, read_captions(squares), "valid", ["en", "fr"], store=FeatureCache(log=said.append))
     assert "student text: 24 of 24 embeddings are not finite numbers; they are never found" in said
     assert all(results[language].scores()["mean_recall"] == 0 for language in ("en", "fr"))
     assert not any(line.startswith(("image:", "teacher")) for line in said)

@@ -16,7 +16,8 @@ from mclip_kit.data.datasets import rows_from_bitext
 from mclip_kit.data.prepare.prepare import write
 from mclip_kit.data.tokenizer import train_sentencepiece
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import Feed, FrozenTowers, Needs
+from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.tasks.triangle_batches import Feed, Needs
 from mclip_kit.train.build import build_model
 from tests import tiny
 

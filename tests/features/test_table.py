@@ -90,10 +90,10 @@ class Tower:
         return sum(len(batch) for batch in self.seen)
 
 
-def table_in(folder: Path, dtype: Dtype = "fp32", rows: int = 20, say: Callable[[str], None] | None = None) -> Table:
+def table_in(folder: Path, dtype: Dtype = "fp32", rows: int = 20, log: Callable[[str], None] | None = None) -> Table:
     """A table with about so many items a shard."""
     layout = Layout(WIDTH, dtype)
-    return Table(folder, layout, "made-up features", rows * layout.item_bytes, say or (lambda line: None))
+    return Table(folder, layout, "made-up features", rows * layout.item_bytes, log or (lambda line: None))
 
 
 def filled(folder: Path, tower: Tower, dtype: Dtype = "fp32", **options: Any) -> tuple[Table, np.ndarray]:
@@ -355,7 +355,7 @@ def test_a_damaged_file_is_noticed_and_made_anew(name: str, damage: str, tmp_pat
     DAMAGES[damage](victim / name)
     said: list[str] = []
     mend = Tower(NAMES, True)
-    table, rows = filled(tmp_path / "t", mend, "int8", rows=90, say=said.append)
+    table, rows = filled(tmp_path / "t", mend, "int8", rows=90, log=said.append)
     assert_right(table, rows, NAMES, True, "int8")
     assert content(tmp_path / "t") == before
     assert any(str(victim) in line and "damaged" in line for line in said) or before == content(tmp_path / "t")
@@ -377,7 +377,7 @@ def test_no_flipped_byte_of_a_description_is_believed(tmp_path: Path) -> None:
         (shard / "shard.json").write_bytes(before)
         flip(shard / "shard.json", at)
         idle, said = Tower(names), list[str]()
-        table, rows = filled(tmp_path, idle, rows=1000, say=said.append)
+        table, rows = filled(tmp_path, idle, rows=1000, log=said.append)
         assert_right(table, rows, names)
         assert idle.count == 0
         assert before[at : at + 1].isspace() or said
@@ -395,7 +395,7 @@ def test_a_damaged_index_is_noticed_and_nothing_is_computed(damage: str, at: flo
     else:
         DAMAGES[damage](index)
     idle, said = Tower(NAMES), list[str]()
-    table, rows = filled(tmp_path, idle, say=said.append)
+    table, rows = filled(tmp_path, idle, log=said.append)
     assert_right(table, rows, NAMES)
     assert idle.count == 0
     assert content(tmp_path) == before
@@ -655,10 +655,10 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(tmp_path: Path, monk
 
 def test_what_is_computed_is_said_before(tmp_path: Path) -> None:
     said: list[str] = []
-    filled(tmp_path, Tower(NAMES), say=said.append)
+    filled(tmp_path, Tower(NAMES), log=said.append)
     assert len(said) == 1
     assert said[0].startswith("made-up features: 100 rows to compute, 0.00 MB of ")
-    filled(tmp_path, Tower(NAMES), say=said.append)
+    filled(tmp_path, Tower(NAMES), log=said.append)
     assert len(said) == 1
 
 
@@ -678,14 +678,14 @@ def test_opening_reads_descriptions_alone(tmp_path: Path) -> None:
             part.append(each, np.repeat(np.arange(start, start + each, dtype=np.float32)[:, None], width, 1))
             part.finish()
             part.close()
-    Table(tmp_path, layout, "many", say=lambda line: None)  # makes the index
+    Table(tmp_path, layout, "many", log=lambda line: None)  # makes the index
     told = FORK.SimpleQueue()
 
     def look() -> None:
         before, opened = anonymous(), 1e9
         for _ in range(3):
             began = time.perf_counter()
-            table = Table(tmp_path, layout, "many", say=lambda line: None)
+            table = Table(tmp_path, layout, "many", log=lambda line: None)
             opened = min(opened, time.perf_counter() - began)
         grown = anonymous() - before
         asked = np.array([1_999_999, 7, 1_234_567])

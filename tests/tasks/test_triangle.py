@@ -16,9 +16,10 @@ from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.datasets import TriangleRows, rows_from_captions
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import Feed, FrozenTowers, Needs
+from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.tasks.triangle import EdgeLoss, Triangle, TriangleBatch
+from mclip_kit.tasks.triangle_batches import Feed, Needs
 from mclip_kit.train.build import build_model
 from mclip_kit.train.optim import build_optimizer, trainable
 from tests import tiny

@@ -21,9 +21,10 @@ from mclip_kit.data.prepare.prepare import write
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.retrieval import evaluate, evaluator
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import Features, Feed, FrozenTowers
+from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.table import NoRoom, Table
 from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.tasks.triangle_batches import Feed
 from mclip_kit.train import run as run_module
 from mclip_kit.train.build import build_examples, build_model
 from mclip_kit.train.logging import read_log
@@ -351,12 +352,12 @@ def four(model: MultilingualClip, captions: Captions, store: FeatureCache) -> di
 def test_what_decides_an_output_is_its_key(
     name: str, model: MultilingualClip, captions: Captions, tmp_path: Path
 ) -> None:
-    four(model, captions, FeatureCache(tmp_path, say=lambda line: None))
+    four(model, captions, FeatureCache(tmp_path, log=lambda line: None))
     change, anew = CHANGES[name]
     options = change(model)
     watch = Watch(model)
     said: list[str] = []
-    found = four(model, captions, FeatureCache(tmp_path, say=said.append, **options))
+    found = four(model, captions, FeatureCache(tmp_path, log=said.append, **options))
     assert {line.split()[0].partition("_")[0] for line in said} == anew
     wanted = {"image": 3 * ("image" in anew), "teacher_text": 3 * ("teacher" in anew)}
     assert watch.counts() == {**wanted, "encoder": 3 * ("tokens" in anew) + 3 * ("pooled" in anew)}

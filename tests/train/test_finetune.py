@@ -17,11 +17,12 @@ from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.datasets import rows_from_captions
 from mclip_kit.evaluate.retrieval import evaluator
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import Feed, FrozenTowers, Needs
+from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.tasks import grad_cache
 from mclip_kit.tasks.triangle import EdgeLoss, Triangle, TriangleBatch
+from mclip_kit.tasks.triangle_batches import Feed, Needs
 from mclip_kit.train import checkpoint
 from mclip_kit.train.average import between
 from mclip_kit.train.build import build_model
