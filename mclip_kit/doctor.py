@@ -208,7 +208,7 @@ def starts(recipe: "Recipe") -> list[Finding]:
     from mclip_kit.train.run import Run
 
     with TemporaryDirectory() as folder:
-        rows = Run(recipe, Path(folder, "run")).rows()
+        rows = [len(task.rows) for task in Run(recipe, Path(folder, "run")).tasks()]
     counts = ", ".join(f"{stage.name} {count:,}" for stage, count in zip(recipe.stages, rows, strict=True))
     return [Finding(OK, f"towers are built; rows to train on: {counts}")]
 
@@ -216,7 +216,7 @@ def starts(recipe: "Recipe") -> list[Finding]:
 def weights(recipe: "Recipe") -> list[Finding]:
     """Where each tower's weights are, or how large a download they are."""
     teacher, encoder = recipe.teacher, recipe.encoder
-    wanted = [("start", f"start:{recipe.start}")] if recipe.start else []
+    wanted = [("start", f"start:{recipe.init_from}")] if recipe.init_from else []
     if isinstance(encoder, str):
         wanted.append(("encoder", encoder))
     if teacher and isinstance(teacher.model, str) and teacher.weights not in ("random", "train"):
@@ -305,13 +305,13 @@ def prepared(recipe: "Recipe") -> list[Finding]:
 
     def selected(folder: str) -> None:
         captions = read_captions(folder)
-        for stage in recipe.triangles:
+        for stage in recipe.stages:
             if stage.data == "captions":
                 captions.select(stage.split, stage.languages)
         if recipe.evaluation:
             captions.select(recipe.evaluation.split, recipe.evaluation.languages)
 
-    vocabulary = [] if recipe.start or isinstance(recipe.encoder, str) else [XlmrTokenizer]
+    vocabulary = [] if recipe.init_from or isinstance(recipe.encoder, str) else [XlmrTokenizer]
     readers: list[tuple[str, str, list[Callable[[str], Any]]]] = []
     if recipe.data.captions:
         readers.append(("captions", recipe.data.captions, [selected]))

@@ -52,7 +52,7 @@ TRANSLATION = {
     **{f"stages.{n}.max_tokens": 20 for n in (0, 1)},
 }
 FINETUNE = {
-    "start": "{runs}/trikd_projectors/model",
+    "init_from": "{runs}/trikd_projectors/model",
     "stages.0.split": "train",
     "stages.0.batch_size": 24,
     "stages.0.epochs": 4,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mclip_kit import layout
 from mclip_kit.cli.common import FOLDER, SET, quiet
 from mclip_kit.errors import RecipeError
 
@@ -14,8 +15,10 @@ from mclip_kit.errors import RecipeError
 @click.argument("recipe")
 @SET
 @click.option("--out", type=FOLDER, help="The run's folder.  [default: runs/RECIPE]")
-@click.option("--resume", is_flag=True, help="Go on where the run stopped; start it if there is none.")
-@click.option("--dry-run", is_flag=True, help="Everything up to the first step, and what time and memory it will take.")
+@click.option("--resume", is_flag=True, help="Continue where the run stopped; start it if there is none.")
+@click.option(
+    "--dry-run", is_flag=True, help="Do everything up to the first step; measure time and memory on a few steps."
+)
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
     """Train a recipe, by file or by the name of a shipped one."""
     from mclip_kit.config.recipe import load
@@ -30,23 +33,26 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         run = Run(checked, folder, evaluator(checked), resume or dry_run)
         run.accelerator.print(run.describe(), flush=True)
         if dry_run:
-            for line in run.estimate():
+            for line in run.dry_run():
                 run.accelerator.print(line, flush=True)
             return
         model = run.go()
     except Interrupted as stop:
         changes = [word for override in overrides for word in ("--set", override)]
         again = shlex.join(["mclip-kit", "train", recipe, "--out", str(folder), "--resume", *changes])
-        click.echo(f"{stop}; go on with: {again}", err=True)
+        click.echo(f"{stop}; resume with: {again}", err=True)
         sys.exit(130)
-    scored, named = f"score it with: mclip-kit eval {model}", f"recipes name it as  encoder: hf:{model / 'encoder'}"
-    run.accelerator.print(f"{model}: done; {scored if checked.triangles else named}", flush=True)
+    score, use = (
+        f"score it with: mclip-kit eval {model}",
+        f"use it in a recipe as  encoder: hf:{model / layout.ENCODER}",
+    )
+    run.accelerator.print(f"{model}: done; {score if (model / layout.MODEL_CONFIG).is_file() else use}", flush=True)
 
 
 @click.command()
 @click.argument("recipe")
 @SET
-@click.option("--out", type=FOLDER, help="The run's folder, beside which features lie.  [default: runs/RECIPE]")
+@click.option("--out", type=FOLDER, help="The run's folder; the features are next to it.  [default: runs/RECIPE]")
 def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """Compute and keep what the recipe's frozen towers give for its training rows, so that training only reads it."""
     from mclip_kit.config.recipe import load
@@ -60,4 +66,4 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     run = Run(checked, out or Path("runs", Path(recipe).stem), resume=True)
     run.accelerator.print(run.describe(), flush=True)
     run.extract()
-    run.accelerator.print(f"{run.store.root}: filled; train with: mclip-kit train {recipe}", flush=True)
+    run.accelerator.print(f"{run.cache.root}: filled; train with: mclip-kit train {recipe}", flush=True)

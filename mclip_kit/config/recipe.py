@@ -1,111 +1,42 @@
 """The recipe: one typed YAML file that is the whole experiment, checked before any weight is loaded.
 
 `load` reads a recipe, applies `key.path=value` overrides, and reports every mistake at once with its key path.
-This module imports no torch, so a wrong recipe is refused in a blink.
+This module imports no torch, so a wrong recipe is refused in a fraction of a second.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from mclip_kit.config.stages import AnyStage, TranslationStage, TriangleStage
-from mclip_kit.config.yaml import Count, Fraction, NonNegative, Positive, Section, find, overridden, parse, read_yaml
+from mclip_kit.config.model import AnyEncoder, Lora, NewDecoder, NewEncoder, Projector, Teacher
+from mclip_kit.config.stages import KINDS, AnyStage, Stage
+from mclip_kit.config.yaml import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Renamed,
+    RenamedKey,
+    Section,
+    find,
+    new_name,
+    overridden,
+    parse,
+    read_yaml,
+    rename_keys,
+)
 
-
-class Teacher(Section):
-    """The CLIP whose image tower we keep and whose text tower teaches."""
-
-    model: str | dict[str, Any] = Field(
-        description="An open_clip model name, `local-dir:DIR`, `hf-hub:ORG/NAME`, `openai:FILE` (a weight file in "
-        "OpenAI's naming; it says the sizes), or open_clip's own model config."
-    )
-    weights: str | None = Field(
-        None, description="An open_clip pretrained tag or a weight file; `random`; `train`: a stage trains it."
-    )
-
-    @model_validator(mode="after")
-    def _weights_fit_the_model(self) -> "Teacher":
-        carries_weights = isinstance(self.model, str) and self.model.startswith(("local-dir:", "hf-hub:", "openai:"))
-        if carries_weights and self.weights is not None:
-            raise ValueError("leave `weights` out: local-dir:, hf-hub: and openai: models bring their own")
-        if not carries_weights and self.weights is None:
-            raise ValueError("`weights` is missing: a pretrained tag, a weight file, `random` or `train`")
-        if isinstance(self.model, dict) and self.weights not in ("random", "train"):
-            raise ValueError("a model config starts from new weights: `weights: random` or `weights: train`")
-        return self
-
-
-class NewEncoder(Section):
-    """A new XLM-R-shaped encoder with random weights; its vocabulary is that of the bitext folder."""
-
-    layers: Count = Field(description="Transformer layers.")
-    width: Count = Field(description="Hidden width H.")
-    heads: Count = Field(description="Attention heads.")
-    ffn: Count = Field(description="Width of the feed-forward layers.")
-    dropout: Fraction = Field(0.1, description="Dropout of hidden states and attention.")
-    positions: Annotated[int, Field(ge=3)] = Field(
-        512, description="Longest input, in tokens, special tokens included."
-    )
-    weights: Literal["random", "train"] = Field(
-        "train", description="`train`: a stage trains it; `random`: it may stay as it is."
-    )
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> "NewEncoder":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
-
-
-class NewDecoder(Section):
-    """A new decoder for translation stages, of the encoder's width; its word table is the encoder's (mCLIP's MTE)."""
-
-    layers: Count = Field(12, description="Transformer layers.")
-    heads: Count | None = Field(None, description="Attention heads; none: as many as the encoder has.")
-    ffn: Count | None = Field(None, description="Width of the feed-forward layers; none: the encoder's.")
-    dropout: Fraction = Field(0.1, description="Dropout of hidden states and attention.")
-
-
-def _kind_of_encoder(value: Any) -> str:
-    return "a-name" if isinstance(value, str) else "sizes"
-
-
-AnyEncoder = Annotated[
-    Annotated[str, Tag("a-name")] | Annotated[NewEncoder, Tag("sizes")], Discriminator(_kind_of_encoder)
-]
-
-
-class Projector(Section):
-    """What turns the encoder's token states into one student embedding."""
-
-    kind: Literal["linear", "mlp", "altclip", "transformer"] = Field(
-        description="`linear` and `mlp` on pooled states; `altclip`: LayerNorm, linear, bias-free projection; "
-        "`transformer`: mCLIP's X-projector, more XLM-R layers over all token states."
-    )
-    pool: Literal["eos", "cls", "mean"] = Field("cls", description="Which token states become the embedding.")
-    layers: Count = Field(2, description="transformer: number of layers.")
-    hidden: Count | None = Field(None, description="mlp: hidden width; altclip: inner width (default: the output's).")
-    dropout: Fraction = Field(0.0, description="mlp and transformer: dropout while training.")
-    noise: NonNegative = Field(
-        0.0,
-        description="linear and mlp: standardise pooled states and, in training, add Gaussian noise of this standard "
-        "deviation; 0 leaves out both.",
-    )
-
-
-class Lora(Section):
-    """Low-rank adapters in the encoder, which `train: [lora]` names; they are merged into it at the end."""
-
-    rank: Count = Field(8, description="Rank of each layer's update.")
-    alpha: Count = Field(16, description="The update is scaled by alpha / rank.")
-    dropout: Fraction = Field(0.0, description="Dropout before an adapter.")
-    targets: Annotated[list[str], Field(min_length=1)] = Field(
-        ["query", "value"], description="Layers that get one, as transformers calls them."
-    )
+RENAMED: Renamed = {
+    ("start",): "init_from",
+    ("stages", "*", "wise_ft"): "wise_ft_alpha",
+    ("stages", "*", "edges", "*", "without_teacher"): "missing_teacher",
+}
+"""Keys of earlier versions, which are read in this release -> their names now."""
 
 
 class Data(Section):
@@ -133,14 +64,15 @@ class Cache(Section):
 
     features: Literal["off", "pooled", "tokens", "auto"] = Field(
         "auto",
-        description="off: compute in every step; pooled: keep one vector an image or text; tokens: also every token's "
-        "state, which a transformer projector reads; auto: tokens where they fit on the disk.",
+        description="off: compute in every step; pooled: one vector per image or text is kept; tokens: also the state "
+        "of every token, which a transformer projector reads; auto: tokens if the disk has room for them.",
     )
     folder: str | None = Field(
         None, description="The cache's root; default: the variable MCLIP_KIT_CACHE, else `features` beside the run."
     )
     dtype: Literal["fp16", "fp32", "int8"] = Field(
-        "fp16", description="Stored numbers; int8 (with a scale a token) is for token states, others are fp16 then."
+        "fp16",
+        description="Type of stored numbers; int8 (one scale per token) is for token states, others are then fp16.",
     )
     workers: Annotated[int, Field(ge=0)] = Field(2, description="Processes that decode picture files.")
     max_bad_fraction: Fraction = Field(
@@ -156,24 +88,27 @@ def _cache_by_name(value: Any) -> Any:
 
 
 class Evaluation(Section):
-    """Scores while training: retrieval on the captions folder; of translation stages, translations of the bitext."""
+    """Evaluation while training: retrieval on the captions; for translation stages, translation of the bitext."""
 
     split: str = Field("valid", description="Split of the captions, or sentences, to score while training.")
     languages: list[str] | Literal["all"] = Field("all", description="Languages to score.")
     sentences: Count = Field(500, description="Translation: of each direction, the first so many sentences.")
     beams: Count = Field(5, description="Translation: width of the beam search.")
-    every_epochs: Count = Field(1, description="Epochs between evaluations; step 0 and a stage's end always count.")
+    every_epochs: Count = Field(
+        1, description="Epochs between evaluations; the start and the end of a stage are always evaluated."
+    )
     every_steps: Count | None = Field(None, description="Steps between evaluations, instead of epochs.")
     keep: Literal["best", "last"] = Field("last", description="The weights with which a stage ends.")
     metric: str | None = Field(
         None,
-        description="The number that decides, such as mean_recall, de_t2i_r1 or bleu; none: what the stage is about.",
+        description="The value that decides which weights are best, such as mean_recall, de_t2i_r1 or bleu; none: the "
+        "default of the kind of stage.",
     )
     patience: Count | None = Field(
-        None, description="Evaluations without a better score that end a stage, with its best weights; none: never."
+        None, description="Early stopping: evaluations without a better score after which a stage ends; none: never."
     )
     stop_below_start: NonNegative | None = Field(
-        None, description="End a run whose metric falls so many points below the stage's step 0; none: never."
+        None, description="Stop the run if the score falls more than so many points below that of step 0; none: never."
     )
 
     @model_validator(mode="after")
@@ -187,9 +122,10 @@ class Recipe(Section):
     """One experiment."""
 
     about: str = Field(description="One line: what this recipe is for.")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of everything that is drawn.")
-    start: str | None = Field(
-        None, description="A model folder to go on from; it brings teacher, encoder and projectors, so leave these out."
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of all random draws.")
+    init_from: str | None = Field(
+        None,
+        description="A model folder to start from; it has teacher, encoder and projectors, so leave these keys out.",
     )
     teacher: Teacher | None = None
     encoder: AnyEncoder | None = Field(
@@ -213,7 +149,7 @@ class Recipe(Section):
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="Several processes: each has all weights (ddp), or those of the encoder are dealt out (fsdp).",
+        description="Several processes: each has all weights (ddp), or the encoder's are sharded (fsdp).",
     )
     trackers: list[Literal["tensorboard", "wandb"]] = Field(
         ["tensorboard"], description="Where curves go besides RUN/metrics.jsonl; wandb needs the package of that name."
@@ -228,81 +164,88 @@ class Recipe(Section):
         return self
 
     @property
-    def triangles(self) -> list[TriangleStage]:
-        """The stages on edges of the triangle."""
-        return [stage for stage in self.stages if isinstance(stage, TriangleStage)]
-
-    @property
-    def translations(self) -> list[TranslationStage]:
-        """The stages that learn to translate."""
-        return [stage for stage in self.stages if isinstance(stage, TranslationStage)]
-
-    @property
     def sources(self) -> dict[str, str]:
-        """What the recipe calls the weights of its frozen towers: a name or a place, or `new`."""
-        if self.start:
-            return dict.fromkeys(("image", "teacher_text", "encoder"), self.start)
+        """Tower -> how the recipe names its weights: a name or a path, or `new`."""
+        if self.init_from:
+            return dict.fromkeys(("image", "teacher_text", "encoder"), self.init_from)
         teacher, encoder = self.teacher, self.encoder
         named = teacher is not None and isinstance(teacher.model, str)
         clip = f"{teacher.model} {teacher.weights or ''}".strip() if teacher and named else "new"
         return {"image": clip, "teacher_text": clip, "encoder": encoder if isinstance(encoder, str) else "new"}
+
+    @property
+    def needs(self) -> set[str]:
+        """Sections of the model without which the stages cannot train."""
+        return set().union(*(stage.needs for stage in self.stages))
+
+    @property
+    def uses(self) -> set[str]:
+        """Sections of the model that some stage uses."""
+        return self.needs.union(*(stage.uses for stage in self.stages))
 
     def _problems(self) -> Iterator[str]:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             yield "two stages have the same name"
         for index, stage in enumerate(self.stages):
-            if getattr(self.data, stage.data) is None:
-                yield f"stages.{index}.data is {stage.data}, but data.{stage.data} is not given"
+            yield from self._stage_problems(index, stage)
+        yield from dict.fromkeys(problem for stage in self.stages for problem in stage.problems(self))
         named = [f"stages.{i}" for i, stage in enumerate(self.stages) if "lora" in stage.train]
-        if self.parallel == "fsdp" and any(stage.optimizer == "lamb" for stage in self.stages):
-            yield "parallel: fsdp goes with adamw: lamb compares whole weights"
         if bool(named) != bool(self.lora):
             yield f"{named[0]} trains lora, which is not given" if named else "lora is given, but no stage trains it"
-        if self.parallel == "fsdp" and self.translations:
-            yield "parallel: fsdp is for the triangle's stages: the decoder shares the encoder's word table"
-        if self.decoder and not self.translations:
-            yield "decoder is given, but no stage is of kind translate"
-        for index, stage in enumerate(self.stages):
-            if stage.wise_ft and index < len(self.stages) - 1:
-                yield f"stages.{index}.wise_ft is for the last stage, whose weights become the model"
-            elif stage.wise_ft and self.lora:
-                yield f"stages.{index}.wise_ft is for whole weights, not for adapters: leave lora out"
-        if self.evaluation and self.triangles and self.data.captions is None:
-            yield "evaluation needs data.captions"
-        parts: dict[str, Any] = {"encoder": self.encoder}
-        if self.triangles:
-            parts |= {"teacher": self.teacher, "projector": self.projector}
-        elif self.teacher or self.projector:
-            yield "teacher and projector: no stage has them; leave them out"
-        given = [name for name, part in parts.items() if part is not None]
-        if self.start and (given or self.clip_projector != "none"):
-            yield f"start brings its own towers: leave out {', '.join(given or ['clip_projector'])}"
-        elif not self.start and len(given) < len(parts):
-            yield f"{', '.join(sorted(set(parts) - set(given)))}: missing, and there is no start to bring them"
-        elif not self.start:
+        if self.parallel == "fsdp" and any(stage.optimizer == "lamb" for stage in self.stages):
+            yield "parallel: fsdp does not work with lamb, which needs the norms of whole weights; use adamw"
+        yield from self._model_problems()
+
+    def _stage_problems(self, index: int, stage: Stage) -> Iterator[str]:
+        if getattr(self.data, stage.data) is None:
+            yield f"stages.{index}.data is {stage.data}, but data.{stage.data} is not given"
+        if stage.wise_ft_alpha and index < len(self.stages) - 1:
+            yield f"stages.{index}.wise_ft_alpha is for the last stage, whose weights become the model"
+        elif stage.wise_ft_alpha and self.lora:
+            yield f"stages.{index}.wise_ft_alpha is for whole weights, not for adapters: leave lora out"
+
+    def _model_problems(self) -> Iterator[str]:
+        sections = ("teacher", "encoder", "projector", "decoder")
+        given = [name for name in sections if getattr(self, name) is not None]
+        given += ["clip_projector"] * (self.clip_projector != "none")
+        for name in given:
+            if name not in self.uses:
+                yield f"{name} is given, but no stage uses it; leave it out"
+        towers = [name for name in given if name != "decoder"]  # a model folder has none
+        if self.init_from and towers:
+            yield f"init_from brings its own towers: leave out {', '.join(towers)}"
+        elif not self.init_from and not self.needs <= set(given):
+            missing = ", ".join(sorted(self.needs - set(given)))
+            yield f"{missing}: missing, and there is no init_from that brings them"
+        elif not self.init_from:
             yield from self._tower_problems()
 
     def _tower_problems(self) -> Iterator[str]:
-        if (
-            self.teacher
-            and self.teacher.weights == "train"
-            and not any(stage.trains("teacher_text") for stage in self.stages)
-        ):
+        trained = {tower for tower in ("teacher_text", "encoder") if any(stage.trains(tower) for stage in self.stages)}
+        if self.teacher and self.teacher.weights == "train" and "teacher_text" not in trained:
             yield "teacher.weights is train, but no stage trains teacher_text"
         if isinstance(self.encoder, str) and not re.match(r"(hf|fairseq):.", self.encoder):
             yield f"encoder {self.encoder!r} is not of the form hf:NAME_OR_DIR or fairseq:DIR"
         if isinstance(self.encoder, NewEncoder):
-            if self.encoder.weights == "train" and not any(stage.trains("encoder") for stage in self.stages):
-                yield "the encoder is new, but no stage trains it (encoder.weights: random if that is meant)"
+            if self.encoder.weights == "train" and "encoder" not in trained:
+                yield "the encoder is new, but no stage trains it (set encoder.weights: random to allow that)"
             if self.data.bitext is None:
                 yield "a new encoder takes its vocabulary from data.bitext, which is not given"
         if self.projector and self.projector.noise and self.projector.kind not in ("linear", "mlp"):
             yield f"projector.noise has no effect on kind {self.projector.kind}"
 
 
+def register_stage(section: type[Stage]) -> None:
+    """Let recipes have stages of one more kind: the default of the class's field `kind` is its name."""
+    kind = section.model_fields["kind"].default
+    if KINDS.get(kind) is not section:
+        KINDS[kind] = section
+        Recipe.model_rebuild(force=True)
+
+
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
+    """Read and check a recipe. Keys that were renamed are read under their old names too, with a `RenamedKey` warning.
 
     Args:
         name: a path, or the name of a shipped recipe.
@@ -311,7 +254,23 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: every mistake of the recipe, each with its key path, in one message.
     """
     path = find(name)
-    return parse(overridden(read_yaml(path), overrides), Recipe, str(path))
+    tree = read_yaml(path)
+    lines = rename_keys(tree, RENAMED)
+    tree = overridden(tree, [_with_new_name(override, lines) for override in overrides])
+    for line in lines + rename_keys(tree, RENAMED):
+        warnings.warn(f"{path}: {line}", RenamedKey, stacklevel=2)
+    return parse(tree, Recipe, str(path))
+
+
+def _with_new_name(override: str, lines: list[str]) -> str:
+    """An override with the new name of its key; a line about it is added to `lines`."""
+    keys, separator, value = override.partition("=")
+    path = tuple(keys.split("."))
+    new = new_name(path, RENAMED)
+    if not new:
+        return override
+    lines.append(f"--set {keys}: the key is now called {new}; the old name works in this release only")
+    return ".".join((*path[:-1], new)) + separator + value
 
 
 def dump(recipe: Recipe) -> str:

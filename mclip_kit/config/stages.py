@@ -1,11 +1,13 @@
-"""A stage of a recipe: what is trained, with which data and optimiser; on edges of the triangle, or to translate."""
+"""The stages of a recipe: what is trained, with which data and optimiser. One class a kind of stage."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 from mclip_kit.config.yaml import Count, Decay, Fraction, NonNegative, Positive, Section
+from mclip_kit.errors import RecipeError
 
 EdgeName = Literal["image-teacher_text", "image-student_text", "teacher_text-student_text"]
 TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
@@ -21,17 +23,17 @@ class Edge(Section):
     learned: bool = Field(False, description="contrastive: learn the temperature, with exp(scale) clamped at 100.")
     positives: Literal["image", "image_sum", "pair"] = Field(
         "image",
-        description="contrastive: every text of the same image is right, averaged over them or summed (mCLIP's "
-        "released fine-tuning), or only the row's own.",
+        description="contrastive: all texts of the same image are positives, with log-probabilities averaged or summed "
+        "(mCLIP's released fine-tuning), or only the row's own text is.",
     )
     duplicates: Literal["mask", "negatives"] = Field(
         "negatives",
-        description="contrastive: the same text at another image is wrong there (CLIP), or neither right nor wrong.",
+        description="contrastive: the same text at another image is a negative (CLIP), or masked out of the softmax.",
     )
-    without_teacher: Literal["drop", "image"] = Field(
+    missing_teacher: Literal["drop", "image"] = Field(
         "drop",
-        description="teacher_text-student_text: rows without a text in the teacher's language take no part, or take "
-        "the image's embedding in its place (mCLIP's released code).",
+        description="teacher_text-student_text: rows without a text in the teacher's language are left out, or use the "
+        "image's embedding instead (mCLIP's released code).",
     )
     normalize: Literal["none", "both"] = Field("none", description="mse: L2-normalise both sides first.")
 
@@ -47,32 +49,51 @@ class Edge(Section):
 
 
 def vertices(edges: Mapping[Any, Any]) -> set[str]:
-    """The vertices that some edges need: their ends, and the image where it stands in for the teacher's text."""
+    """The vertices that some edges need: their ends, and the image where it replaces a missing teacher text."""
     ends = {vertex for name in edges for vertex in name.split("-")}
-    return ends | {"image"} if any(edge.without_teacher == "image" for edge in edges.values()) else ends
+    return ends | {"image"} if any(edge.missing_teacher == "image" for edge in edges.values()) else ends
 
 
 class Augment(Section):
-    """Small changes of the pictures in training; never a flip (arrows, text)."""
+    """Augmentation of the pictures in training; never a flip, since pictures may show arrows or text."""
 
     shift: Annotated[int, Field(ge=0)] = Field(0, description="Largest shift in pixels, each direction.")
     colour: Fraction = Field(0.0, description="Largest relative change of brightness and contrast.")
 
 
 class Stage(Section):
-    """What every kind of stage has: what is trained, how fast, and by which optimiser."""
+    """What every kind of stage has: what is trained, at which rate, and by which optimiser.
+
+    A kind of stage is a subclass with a field `kind`, and `data` and `split` as fields or properties;
+    `tasks.base.register` makes it known.
+
+    Attributes:
+        needs: sections of the recipe without which its model cannot be built.
+        uses: sections of the recipe that it may use besides.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"encoder"})
+    uses: ClassVar[frozenset[str]] = frozenset()
+
+    if TYPE_CHECKING:  # every kind has these two, as fields or properties
+
+        @property
+        def data(self) -> Literal["captions", "bitext"]: ...
+
+        @property
+        def split(self) -> str | dict[str, str]: ...
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = Field(description="A short name for logs and folders.")
     train: Annotated[list[str], Field(min_length=1)] = Field(
-        description="Towers (image, teacher_text, encoder, projector, clip_projector, student, decoder) or globs of "
-        "parameters."
+        description="Towers (image, teacher_text, encoder, projector, clip_projector, student, decoder), lora, or "
+        "globs of parameter names."
     )
     language_temperature: Annotated[float, Field(ge=1)] = Field(
         1.0, description="Sampling of languages, or of directions: probability ~ rows^(1/temperature)."
     )
-    checkpointing: bool = Field(False, description="Compute layers' outputs again in the backward pass: less memory.")
+    checkpointing: bool = Field(False, description="Activation checkpointing: less memory, one more forward pass.")
     max_tokens: Annotated[int, Field(ge=3)] = Field(
-        77, description="Longest text of the encoder in tokens, special tokens included; cut beyond."
+        77, description="Longest text of the encoder in tokens, special tokens included; longer texts are cut."
     )
     optimizer: Literal["adamw", "lamb"] = Field("adamw", description="AdamW (torch) or LAMB (timm).")
     lr: Positive = Field(description="Peak learning rate.")
@@ -80,7 +101,7 @@ class Stage(Section):
         0.01, description="Decoupled weight decay of matrices (not biases, norms, scales)."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Each layer of the encoder learns at so much of the rate of the one above."
+        1.0, description="Learning rate of a layer of the encoder as a fraction of that of the next layer."
     )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam's moment decays.")
     eps: Positive = Field(1e-8, description="Adam's epsilon.")
@@ -89,16 +110,16 @@ class Stage(Section):
     clip_norm: Positive | None = Field(None, description="Largest gradient norm; none: no clipping.")
     max_nonfinite: Count = Field(
         5,
-        description="Steps in a row whose loss or gradient may be no finite number; each is skipped.",
+        description="Consecutive steps whose loss or gradient may be non-finite (NaN or inf); each is skipped.",
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Decay of the moving average of weights that is scored and kept; none: no average.",
     )
-    wise_ft: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    wise_ft_alpha: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="The last stage: also keep wise_ft * its weights + (1 - wise_ft) * those that it started from "
-        "(WiSE-FT, arXiv 2109.01903), in RUN/model-wise_ft.",
+        description="The last stage: also write alpha * its weights + (1 - alpha) * the weights at its start "
+        "(WiSE-FT, arXiv 2109.01903) to RUN/model-wise_ft.",
     )
 
     def trains(self, tower: str) -> bool:
@@ -106,9 +127,24 @@ class Stage(Section):
         heads = {pattern.split(".")[0] for pattern in self.train}
         return tower in heads or "*" in heads or (tower in STUDENT and "student" in heads)
 
+    def problems(self, recipe: Any) -> Iterator[str]:
+        """What does not fit together between this stage and the rest of its recipe."""
+        yield from ()
+
+    def check_processes(self, processes: int) -> None:
+        """RecipeError if so many processes cannot share a step."""
+
+    @staticmethod
+    def section_of(tree: Mapping[str, Any]) -> "type[Stage]":
+        """The class of a stage that is not parsed yet; of an unknown kind, this one."""
+        return KINDS.get(kind_of(tree), Stage)
+
 
 class TriangleStage(Stage):
-    """Which towers are trained on which edges of the triangle, with which data."""
+    """Towers are trained by losses on edges of the triangle: image, teacher text, student text."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "encoder", "projector"})
+    uses: ClassVar[frozenset[str]] = frozenset({"clip_projector"})
 
     kind: Literal["triangle"] = Field("triangle", description="On edges of the triangle.")
     edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(description="Edge of the triangle: its loss.")
@@ -142,13 +178,26 @@ class TriangleStage(Stage):
             if tower in (*TOWERS, "student") and tower not in used:
                 raise ValueError(f"train names {tower}, which is on none of the stage's edges")
         for name, edge in self.edges.items():
-            if edge.without_teacher == "image" and (name != "teacher_text-student_text" or self.data == "bitext"):
-                raise ValueError(f"edges.{name}.without_teacher: image is for teacher_text-student_text on captions")
+            if edge.missing_teacher == "image" and (name != "teacher_text-student_text" or self.data == "bitext"):
+                raise ValueError(f"edges.{name}.missing_teacher: image is for teacher_text-student_text on captions")
         if any("{}" not in template for template in self.templates):
             raise ValueError("every template needs a {} where the caption goes")
         if self.augment and "image" not in self.vertices:
             raise ValueError("augment has no effect: no edge has the image")
         return self
+
+    def problems(self, recipe: Any) -> Iterator[str]:
+        """What does not fit together between this stage and the rest of its recipe."""
+        if recipe.evaluation and recipe.data.captions is None:
+            yield "evaluation needs data.captions"
+
+    def check_processes(self, processes: int) -> None:
+        """RecipeError if a batch cannot be shared evenly."""
+        if self.batch_size % processes:
+            raise RecipeError(
+                f"stage {self.name}: batch_size {self.batch_size} is not a multiple of the number of processes, "
+                f"{processes}; change batch_size"
+            )
 
     @property
     def vertices(self) -> set[str]:
@@ -157,7 +206,7 @@ class TriangleStage(Stage):
 
 
 class Contrast(Section):
-    """The sentence contrast of a translation stage: a sentence is nearest to its translation, both ways (mCLIP)."""
+    """The contrastive loss of a translation stage, between sentences and their translations (mCLIP)."""
 
     weight: NonNegative = Field(2.0, description="Factor of this term beside the translation's.")
     temperature: Positive = Field(0.1, description="The true temperature.")
@@ -166,19 +215,21 @@ class Contrast(Section):
 class TranslationStage(Stage):
     """A decoder learns to translate from the encoder's token states: mCLIP's multilingual text encoder (MTE)."""
 
-    kind: Literal["translate"] = Field(description="Translation, with a decoder.")
+    uses: ClassVar[frozenset[str]] = frozenset({"decoder"})
+
+    kind: Literal["translate"] = Field("translate", description="Translation, with a decoder.")
     directions: list[Annotated[str, Field(pattern=r"^[^-\s]+-[^-\s]+$")]] | Literal["all"] = Field(
         "all", description="SOURCE-TARGET, such as de-en; all: every pair of the bitext, both ways."
     )
     split: str = Field("train", description="Split of the sentences.")
     steps: Count = Field(description="Optimisation steps.")
     batch_tokens: Annotated[int, Field(ge=16)] = Field(
-        description="Tokens a step, over all processes: sentences of one direction times the longest side's length."
+        description="Tokens a step, over all processes: number of sentences times the length of the longest one."
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Of the cross-entropy.")
     contrast: Contrast | None = Field(None, description="None: translation alone.")
     language_linear: bool = Field(
-        False, description="A linear layer a source language between encoder and decoder; dropped at the end (mCLIP)."
+        False, description="One linear layer a source language between encoder and decoder; not exported (mCLIP)."
     )
 
     @model_validator(mode="after")
@@ -189,18 +240,32 @@ class TranslationStage(Stage):
                 raise ValueError(f"train names {tower}; a translation stage has encoder and decoder")
         return self
 
+    def problems(self, recipe: Any) -> Iterator[str]:
+        """What does not fit together between this stage and the rest of its recipe."""
+        if recipe.parallel == "fsdp":
+            yield "parallel: fsdp is for the triangle's stages: the decoder shares the encoder's word table"
+
     @property
     def data(self) -> Literal["bitext"]:
         """Rows are parallel sentences."""
         return "bitext"
 
 
-def kind_of_stage(value: Any) -> str:
-    """The kind that a stage says it is; without a word, the triangle's."""
+KINDS: dict[str, type[Stage]] = {"triangle": TriangleStage, "translate": TranslationStage}
+"""Value of `kind` -> the class of the stage."""
+
+
+def kind_of(value: Any) -> str:
+    """The kind that a stage names; `triangle` if it names none."""
     return str(value.get("kind", "triangle") if isinstance(value, dict) else getattr(value, "kind", "triangle"))
 
 
-AnyStage = Annotated[
-    Annotated[TriangleStage, Tag("triangle")] | Annotated[TranslationStage, Tag("translate")],
-    Discriminator(kind_of_stage),
-]
+class OfAnyKind:
+    """Marks a stage in a schema: it is parsed by the class of its kind, of those that are known then."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {kind: handler.generate_schema(section) for kind, section in KINDS.items()}
+        return core_schema.tagged_union_schema(choices, discriminator=kind_of)
+
+
+AnyStage = Annotated[Stage, OfAnyKind()]

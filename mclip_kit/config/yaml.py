@@ -1,16 +1,15 @@
-"""What recipes and corpus declarations have in common: typed YAML, found by name, checked at once, overridden by key.
+"""What recipes and corpus declarations share: typed YAML files, found by name, checked at once, overridden by key.
 
-This module imports no torch, so a wrong file is refused in a blink.
+It imports no torch, so a wrong file is refused in a fraction of a second.
 """
 
 import difflib
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mclip_kit.errors import RecipeError
 
@@ -52,11 +51,15 @@ def find(name: str | Path, kind: Literal["recipes", "data_prep"] = "recipes") ->
 
 
 def parse(tree: dict[str, Any], schema: type[S], where: str) -> S:
-    """Check a tree against a schema; every mistake is reported at once, with its key path."""
+    """Check a tree against a schema.
+
+    Raises:
+        RecipeError: every mistake of the tree, each with its key path, in one message.
+    """
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        mistakes = [_explain(item, schema) for item in error.errors()]
+        mistakes = [_explain(item, tree, schema) for item in error.errors()]
         raise RecipeError(f"{where}: " + "; ".join(dict.fromkeys(mistakes))) from None
 
 
@@ -72,7 +75,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The same tree, with `key.path=value` strings applied to it; see `load`."""
+    """The same tree with `key.path=value` strings applied to it; the value is YAML, a list item goes by its index."""
     for override in overrides:
         _apply(tree, override)
     return tree
@@ -98,40 +101,98 @@ def _apply(tree: Any, override: str) -> None:
         raise RecipeError(f"--set {override}: there is no such key path in the recipe") from None
 
 
-def _explain(item: Any, schema: type[BaseModel]) -> str:
-    location = [str(part) for part in item["loc"] if not _is_union_tag(str(part))]
-    key = ".".join(location) or "recipe"
+class RenamedKey(FutureWarning):
+    """A file or an option uses the old name of a key."""
+
+
+Renamed = dict[tuple[str, ...], str]
+"""Key path, with `*` for any key or list index -> the new name of its last key."""
+
+
+def rename_keys(tree: Any, renamed: Renamed, path: tuple[str, ...] = ()) -> list[str]:
+    """Give keys of a tree their new names, in place.
+
+    Returns:
+        A line for each key that had an old name.
+    Raises:
+        RecipeError: a key is given under both names.
+    """
+    lines = []
+    for key, value in list(
+        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    ):
+        here = (*path, str(key))
+        new = new_name(here, renamed)
+        if new:
+            if new in tree:
+                raise RecipeError(f"{'.'.join(here)}: is the old name of {new}, which is given too; keep {new}")
+            tree[new] = tree.pop(key)
+            lines.append(f"{'.'.join(here)} is now called {new}; the old name works in this release only")
+        lines += rename_keys(value, renamed, here)
+    return lines
+
+
+def new_name(path: tuple[str, ...], renamed: Renamed) -> str | None:
+    """The new name of the last key of a path, if it has one."""
+    for pattern, new in renamed.items():
+        if len(pattern) == len(path) and all(p in ("*", key) for p, key in zip(pattern, path, strict=True)):
+            return new
+    return None
+
+
+def _explain(item: Any, tree: Any, schema: type[BaseModel]) -> str:
+    """One mistake that pydantic found, as `key.path: what is wrong`."""
+    path = _key_path(item, tree)
+    key = ".".join(path) or "recipe"
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key{suggest(location[-1], _keys(schema, [str(part) for part in item['loc'][:-1]]))}"
+        return f"{key}: unknown key{suggest(path[-1], _known_keys(schema, tree, path[:-1]))}"
     if item["type"] == "missing":
         return f"{key}: is missing"
+    if item["type"] == "union_tag_invalid":
+        known = item["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{key}.kind: there is no kind {item['ctx']['tag']!r}{suggest(item['ctx']['tag'], known)}"
     message = item["msg"].removeprefix("Value error, ")
     given = f", not {item['input']!r}" if isinstance(item["input"], str | int | float) else ""
     return f"{key}: {message}{given}"
 
 
-def _is_union_tag(part: str) -> bool:
-    """pydantic puts the tried member of a union into the path; a reader has no use for it."""
-    return bool(re.fullmatch(r"a-name|sizes|triangle|translate|str|dict\[.*\]|list\[.*\]|literal\[.*\]|\[key\]", part))
+def _key_path(item: Any, tree: Any) -> list[str]:
+    """The keys of a mistake. pydantic's location also names the tried members of unions: those are not in the tree."""
+    path, here = [], tree
+    for place, part in enumerate(item["loc"]):
+        last = place == len(item["loc"]) - 1
+        if (isinstance(here, list) and isinstance(part, int) and part < len(here)) or (
+            isinstance(here, dict) and part in here
+        ):
+            path.append(str(part))
+            here = here[part]
+        elif last and item["type"] == "missing":
+            path.append(str(part))
+    return path
 
 
-def _keys(schema: Any, location: list[str]) -> list[str]:
-    """The known keys at a place in the schema."""
-    for part in location:
+def _known_keys(schema: Any, tree: Any, path: Sequence[str]) -> list[str]:
+    """The keys that a place of the schema knows; of a stage, those of its kind."""
+    for part in path:
+        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
         if part in getattr(schema, "model_fields", {}):
-            tagged = _sections(schema.model_fields[part].annotation)
-            schema = tagged.get(next((tag for tag in location if tag in tagged), ""), next(iter(tagged.values()), None))
+            found = list(_sections(schema.model_fields[part]))
+            schema = found[0] if found else None
+        chosen = getattr(schema, "section_of", None)
+        if chosen is not None and isinstance(tree, dict):
+            schema = chosen(tree)
     return list(getattr(schema, "model_fields", {}))
 
 
-def _sections(annotation: Any) -> dict[str, Any]:
-    """The sections inside an annotation such as list[TriangleStage] or Evaluation | None, by their tags."""
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections inside an annotation such as list[Stage] or Evaluation | None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {annotation.__name__: annotation}
-    tags = [extra.tag for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Tag)]
-    inner = [_sections(argument) for argument in getattr(annotation, "__args__", ())]
-    found = {tag: section for sections in inner for tag, section in sections.items()}
-    return dict(zip(tags, found.values(), strict=False)) or found
+        yield annotation
+    annotation = getattr(annotation, "annotation", annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _sections(argument)
 
 
 def suggest(word: str, known: Sequence[str]) -> str:

@@ -131,7 +131,7 @@ def evaluator(recipe: Recipe) -> Any:
         directions = available(bitexts, asked.split, stage.directions)
         results = evaluate(translator, bitexts, asked.split, directions, asked.sentences, asked.beams)
         values = summary(translator, results)
-        name = asked.metric if asked.metric in values or not recipe.triangles else None
+        name = asked.metric if asked.metric in values or {stage.kind for stage in recipe.stages} == {"translate"} else None
         if name is not None and name not in values:
             raise RecipeError(f"evaluation.metric: there is no {name}; there are {', '.join(values)}")
         return {"score": values[name or "bleu"], **values}

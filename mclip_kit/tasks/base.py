@@ -6,7 +6,7 @@ call of `register`; the run, its loop, its dry run and its evaluation know no ki
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,9 @@ from mclip_kit.config.stages import Stage
 from mclip_kit.data.batching import Plan
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.freezing import only, train_only
-from mclip_kit.tasks.grad_cache import Seed, full_batch
+
+Seed = Callable[[int], None]
+"""Seeds all random draws (dropout, ...) of a part of the batch, by its number."""
 
 
 class Batch(Protocol):
@@ -94,7 +96,7 @@ class StageModule(nn.Module):
         trained: names of the parameters of the model that the stage trains; all others are frozen.
     """
 
-    def __init__(self, model: nn.Module, trained: set[str] | frozenset[str]) -> None:
+    def __init__(self, model: nn.Module, trained: Collection[str]) -> None:
         super().__init__()
         self.model = model
         only(model, trained)
@@ -238,6 +240,14 @@ def register(section: type[Stage], task: type[Task]) -> None:
 def task_of(stage: Stage, context: Context) -> Task:
     """The task of a stage."""
     return TASKS[type(stage)](stage, context)
+
+
+def full_batch(accelerator: Accelerator, module: nn.Module, batch: Any, seed: Seed) -> dict[str, Tensor]:
+    """The gradients of a whole batch at once; see `tasks.grad_cache` for batches that do not fit into memory."""
+    seed(0)
+    terms: dict[str, Tensor] = module(batch)
+    accelerator.backward(terms["loss"])
+    return terms
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

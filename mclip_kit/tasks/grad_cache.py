@@ -1,11 +1,10 @@
-"""The gradients of one step: of the whole batch at once, or in parts that fit into memory.
+"""The gradients of a batch that does not fit into memory: computed in parts of `micro_batch` rows.
 
-A contrastive loss compares every row with every other, so parts of a batch have not the loss of the batch. Gradient
-caching (Gao et al. 2021, arXiv 2101.06983) has it exactly: embed all parts without gradients; take the loss of all
-embeddings and its gradients by them; embed each part again, with gradients, and go on from there.
+A contrastive loss compares every row with every other, so it is not a mean of the losses of parts. Gradient caching
+(Gao et al. 2021, arXiv 2101.06983) computes it exactly: embed all parts without gradients; compute the loss of all
+embeddings and its gradients with respect to them; embed each part again, with gradients, and continue backward.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,29 +12,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mclip_kit.tasks.triangle import Slopes, Triangle, TriangleBatch
-
-Seed = Callable[[int], None]
-"""Sets the state of all draws (dropout) for a part, by its number."""
-
-
-def whole(accelerator: Accelerator, triangle: nn.Module, batch: TriangleBatch, seed: Seed) -> dict[str, Tensor]:
-    """The batch at once. All three leave gradients in the parameters, and return the loss terms."""
-    seed(0)
-    terms: dict[str, Tensor] = triangle(batch)
-    accelerator.backward(terms["loss"])
-    return terms
+from mclip_kit.tasks.base import Seed
+from mclip_kit.tasks.triangle_loss import Slopes, Triangle, TriangleBatch
 
 
 def accumulated(
     accelerator: Accelerator, triangle: nn.Module, batch: TriangleBatch, seed: Seed, size: int
 ) -> dict[str, Tensor]:
-    """Parts of `size` rows one after the other, for losses that are means over rows."""
+    """Gradient accumulation over parts of `size` rows, for losses that are means over rows.
+
+    Like all functions here it leaves the gradients in the parameters and returns the loss terms.
+    """
     sums: dict[str, Tensor] = {}
     parts = batch.split(size)
     for number, part in enumerate(parts):
         share = len(part) / len(batch)
-        with _synchronised(accelerator, triangle, number == len(parts) - 1):
+        with _synchronized(accelerator, triangle, number == len(parts) - 1):
             seed(number)
             terms = triangle(part)
             accelerator.backward(terms["loss"] * share)
@@ -47,7 +39,7 @@ def accumulated(
 def cached(
     accelerator: Accelerator, triangle: nn.Module, batch: TriangleBatch, seed: Seed, size: int
 ) -> dict[str, Tensor]:
-    """Parts of `size` rows in two passes, for losses that compare rows; exactly the loss of the batch."""
+    """Gradient caching over parts of `size` rows, in two passes, for losses that compare rows."""
     parts = batch.split(size)
     with torch.no_grad():
         embedded = []
@@ -58,7 +50,7 @@ def cached(
     terms, slopes = _slopes(accelerator.unwrap_model(triangle), leaves, batch)
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
-        with _synchronised(accelerator, triangle, last):
+        with _synchronized(accelerator, triangle, last):
             seed(number)
             here = slopes.of_rows(slice(number * size, number * size + len(part)), scales=last)
             accelerator.backward(triangle(part, here)["loss"])
@@ -74,6 +66,6 @@ def _slopes(triangle: Triangle, leaves: dict[str, Tensor], batch: TriangleBatch)
     return terms, Slopes(by_leaf, dict(zip(triangle.scales.keys(), filled[len(leaves) :], strict=True)))
 
 
-def _synchronised(accelerator: Accelerator, triangle: nn.Module, now: bool) -> Any:
-    """Processes average their gradients behind the last part only."""
+def _synchronized(accelerator: Accelerator, triangle: nn.Module, now: bool) -> Any:
+    """Processes average their gradients after the last part only."""
     return nullcontext() if now else accelerator.no_sync(triangle)

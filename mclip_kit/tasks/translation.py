@@ -1,107 +1,154 @@
-"""Translation with sentence contrast: a stage and a batch of sentence pairs give named loss terms.
+"""The task of translation stages: their rows, batches and trial steps."""
 
-mCLIP's multilingual text encoder (MTE, ACL 2023) learns in two stages of this kind: first a new decoder learns to
-translate from the frozen encoder's token states; then the encoder learns too, and a contrast of sentences beside it
-makes translations neighbours. The encoder then serves the triangle; the decoder has done its work.
-"""
+from functools import cached_property
+from typing import Any, ClassVar
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+import numpy as np
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from mclip_kit.config.model import NewDecoder
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.stages import TranslationStage
+from mclip_kit.data.batching import Plan, pad
+from mclip_kit.data.bitext import available, open_bitext
+from mclip_kit.data.datasets import TranslationRows, translation_rows
+from mclip_kit.data.tokenizer import PAD, XlmrTokenizer
+from mclip_kit.errors import DataError
+from mclip_kit.features.extract import Features, FrozenTowers
+from mclip_kit.features.table import NoRoom
+from mclip_kit.models.translator import new_decoder, prompt
+from mclip_kit.tasks.base import Context, Kept, StageBatches, Task, Trial
+from mclip_kit.tasks.translation_loss import NO_LABEL, Translation, TranslationBatch
 
-from mclip_kit import losses
-from mclip_kit.models.freezing import only, train_only
-from mclip_kit.models.projectors import pool
-from mclip_kit.models.text_encoder import Encoder
-from mclip_kit.models.translator import Decoder
-
-NO_LABEL = -100
-
-
-@dataclass
-class TranslationBatch:
-    """Sentences in one language and their translations into another.
-
-    B pairs; T tokens of the longest sentence; H encoder width. Labels are what the decoder is to write behind each of
-    its inputs, NO_LABEL where the next token is given.
-    """
-
-    source: str
-    mask_BT: Tensor
-    ids_BT: Tensor
-    target_ids_BT: Tensor
-    target_mask_BT: Tensor
-    inputs_BT: Tensor
-    inputs_mask_BT: Tensor
-    labels_BT: Tensor
-    states_BTH: Tensor | None = None
-
-    def to(self, device: torch.device) -> "TranslationBatch":
-        """The batch on a device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
-
-    def __len__(self) -> int:
-        return len(self.ids_BT)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of both sides, without padding."""
-        return int(self.mask_BT.sum()) + int(self.target_mask_BT.sum())
+PROMPT = 8  # positions of the decoder that are kept free for the language's code
 
 
-class Translation(nn.Module):
-    """Encoder and decoder under the losses of one stage.
+class TranslationBatches(StageBatches):
+    """Batches of sentence pairs, each of one direction, cut by tokens.
 
     Args:
-        model: what holds both; a Translator, or a model whose encoder also serves the triangle.
-        train: names of its parameters that this stage trains; all others are frozen.
-        label_smoothing: of the cross-entropy (Szegedy et al., arXiv 1512.00567, section 7).
-        contrast: weight and temperature of the sentence contrast; None: translation alone.
+        rows: the pairs.
+        stage: says how large a batch is.
+        context: of the stage.
+        states: token states of the source sides, if the encoder is frozen and they are kept.
+    Raises:
+        DataError: a batch has no room for one pair on every process.
     """
 
     def __init__(
-        self, model: Any, train: set[str], label_smoothing: float = 0.1, contrast: tuple[float, float] | None = None
+        self, rows: TranslationRows, stage: TranslationStage, context: Context, states: Features | None = None
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.label_smoothing, self.contrast = label_smoothing, contrast
-        self.scales = nn.ParameterDict()
-        only(model, train)
+        self.rows, self.steps, self._states = rows, stage.steps, states
+        self._tokenizer: XlmrTokenizer = context.model.encoder.tokenizer
+        longest = rows.lengths_N.max()
+        if longest * context.processes > stage.batch_tokens:
+            raise DataError(
+                f"stage {stage.name}: batch_tokens {stage.batch_tokens} has no room for a pair of {longest} tokens on "
+                f"each of {context.processes} processes; raise it, or lower max_tokens"
+            )
+        self.plan = Plan(
+            rows.directions_N,
+            rows.lengths_N,
+            context.processes,
+            stage.language_temperature,
+            True,
+            context.seed,
+            rows.corpora_N,
+            context.recipe.data.shares,
+            tokens=stage.batch_tokens,
+        )
 
-    def train(self, mode: bool = True) -> "Translation":
-        """Frozen towers stay in eval mode: no dropout."""
-        super().train(mode)
-        train_only(self.model, mode)
-        return self
+    def batch(self, rows: np.ndarray) -> TranslationBatch:
+        """The batch of some pairs of one direction, on the CPU."""
+        source, target = self.rows.directions[int(self.rows.directions_N[rows[0]])]
+        given = prompt(self._tokenizer, target)
+        targets = [np.asarray(self.rows.targets[row]) for row in rows]
+        inputs = [np.concatenate([given, ids[1:-1]]) for ids in targets]
+        labels = [np.concatenate([np.full(len(given) - 1, NO_LABEL), ids[1:]]) for ids in targets]
+        ids_BT, mask_BT = pad([self.rows.sources[row] for row in rows], PAD)
+        target_ids_BT, target_mask_BT = pad(targets, PAD)
+        inputs_BT, inputs_mask_BT = pad(inputs, PAD)
+        return TranslationBatch(
+            source,
+            mask_BT,
+            ids_BT,
+            target_ids_BT,
+            target_mask_BT,
+            inputs_BT,
+            inputs_mask_BT,
+            pad(labels, NO_LABEL)[0],
+            None if self._states is None else self._states.padded(rows)[0],
+        )
 
-    def forward(self, batch: TranslationBatch) -> dict[str, Tensor]:
-        """Loss terms, unweighted, and `loss`, their weighted sum; means over the tokens, or pairs, of all processes."""
-        encoder: Encoder = self.model.encoder
-        states_BTH = encoder(batch.ids_BT, batch.mask_BT) if batch.states_BTH is None else batch.states_BTH
-        terms = {"translation": self._translation(states_BTH, batch)}
-        terms["loss"] = terms["translation"]
-        if self.contrast:
-            weight, temperature = self.contrast
-            source_BH = pool(states_BTH.float(), batch.mask_BT, "mean")
-            target_BTH = encoder(batch.target_ids_BT, batch.target_mask_BT)
-            target_BH = pool(target_BTH.float(), batch.target_mask_BT, "mean")
-            with torch.autocast(source_BH.device.type, enabled=False):  # logits in full precision
-                terms["contrast"] = losses.contrastive(source_BH, target_BH, 1 / temperature)
-            terms["loss"] = terms["translation"] + weight * terms["contrast"]
-            own_B = torch.arange(len(batch), device=source_BH.device)
-            terms |= losses.health(source_BH, target_BH, own_B)
-        return terms
 
-    def _translation(self, states_BTH: Tensor, batch: TranslationBatch) -> Tensor:
-        """Cross-entropy a target token, in nats."""
-        decoder: Decoder = self.model.decoder
-        linear_BTH = decoder.languages(states_BTH, batch.source)
-        hidden_BTH = decoder(batch.inputs_BT, batch.inputs_mask_BT, linear_BTH, batch.mask_BT)
-        asked_BT = batch.labels_BT != NO_LABEL  # the vocabulary is large: no logits for padding
-        logits_NV, labels_N = decoder.words(hidden_BTH[asked_BT]).float(), batch.labels_BT[asked_BT]
-        loss = F.cross_entropy(logits_NV, labels_N, label_smoothing=self.label_smoothing)
-        return loss * losses.share(asked_BT)
+class TranslationTask(Task):
+    """A stage that trains a decoder, and perhaps the encoder, to translate."""
+
+    stage: TranslationStage
+    evaluation: ClassVar[str] = "translation"
+    metric: str = "bleu"
+
+    @classmethod
+    def extend_model(cls, model: Any, recipe: Recipe) -> None:
+        """Give the model a new decoder, with a linear layer per source language if a stage asks for them."""
+        sizes = recipe.decoder or NewDecoder.model_validate({})
+        bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
+        stages = [stage for stage in recipe.stages if isinstance(stage, TranslationStage) and stage.language_linear]
+        sources = {s for stage in stages for s, _ in available(bitexts, stage.split, stage.directions)}
+        model.decoder = new_decoder(model.encoder, **sizes.model_dump(), languages=sorted(sources))
+
+    @property
+    def languages(self) -> list[str]:
+        """Those that are read or written; none for a model with a projector, whose student learns none of them."""
+        return [] if hasattr(self.context.model, "projector") else self.rows.languages
+
+    @cached_property
+    def rows(self) -> TranslationRows:  # type: ignore[override]
+        """The training pairs."""
+        stage, encoder = self.stage, self.context.model.encoder
+        longest = min(stage.max_tokens, encoder.positions - PROMPT)
+        return translation_rows(
+            [open_bitext(folder) for folder in self.context.recipe.data.bitexts],
+            stage.split,
+            stage.directions,
+            longest,
+            lambda texts: encoder.tokenizer.encode(texts, longest),
+            encoder.tokenizer.pieces(),
+        )
+
+    @cached_property
+    def batches(self) -> TranslationBatches:  # type: ignore[override]
+        """The batches of the pairs."""
+        return TranslationBatches(self.rows, self.stage, self.context, self._states())
+
+    def _states(self) -> Features | None:
+        """The frozen encoder's states of the source sides, from the cache if they are read more than once."""
+        live = any(name.startswith("encoder.") for name in self.context.trained)
+        repeats = self.stage.steps * self.stage.batch_tokens > self.rows.lengths_N.sum()
+        wanted, cache = self.context.recipe.cache.features, self.context.cache
+        if live or not (wanted == "tokens" or (wanted == "auto" and repeats)):
+            return None
+        try:
+            return FrozenTowers(self.context.model, cache).token_states(self.rows.sources)
+        except NoRoom as error:
+            if wanted != "auto":
+                raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8, or cache=auto") from None
+            cache.log(f"{error}: computed in every step instead")
+            return None
+
+    def module(self) -> Translation:
+        """Encoder and decoder under the losses of the stage."""
+        return Translation(self.context.model, self.stage, self.context.trained)
+
+    def trial(self) -> Trial:
+        """A step on a few pairs of one direction; the encoder runs in every step, also where its states are kept."""
+        stage, rows = self.stage, self.rows
+        batches = TranslationBatches(rows, stage, self.context)
+        own = np.flatnonzero(rows.directions_N == rows.directions_N[0])
+
+        def sample(count: int) -> tuple[TranslationBatch, list[Kept]]:
+            some = np.random.default_rng(0).choice(own, min(count, len(own)), replace=False)
+            return batches.batch(some).to(self.context.model.device), []
+
+        share = max(2, int(stage.batch_tokens / self.context.processes / rows.lengths_N.mean()))
+        size = f"{stage.batch_tokens:,} tokens"
+        return Trial(len(rows), stage.steps, size, share, share, sample, advice="checkpointing")

@@ -1,209 +1,176 @@
-"""The triangle: a stage and a batch give named loss terms.
+"""The task of stages on edges of the triangle: their rows, batches, gradients and trial steps."""
 
-Three vertices - image, teacher_text, student_text - and on each edge that a stage names, a loss. CLIP from scratch,
-AltCLIP's two stages, mCLIP's TriKD and fine-tuning differ only in edges and in what is trainable.
-"""
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
-import math
-from dataclasses import dataclass, fields, replace
-from typing import Literal
-
-import torch
+import numpy as np
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mclip_kit import losses
-from mclip_kit.config.stages import vertices
-from mclip_kit.models.freezing import only, train_only
-from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.config.recipe import Cache
+from mclip_kit.config.stages import TriangleStage
+from mclip_kit.data.bitext import open_bitext
+from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_captions
+from mclip_kit.data.languages import TEACHER_LANGUAGE
+from mclip_kit.errors import DataError
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.models.freezing import evaluating
+from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed
+from mclip_kit.tasks.grad_cache import accumulated, cached
+from mclip_kit.tasks.triangle_batches import TriangleBatches
+from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
 
-HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text")  # the first that a stage has
+BYTES = {"fp16": 2, "fp32": 4, "int8": 1}  # of a stored number
 
 
-@dataclass
-class TriangleBatch:
-    """What a step sees of its rows; a vertex comes as its frozen tower's features, or as the live tower's input.
+class TriangleTask(Task):
+    """A stage on edges of the triangle."""
 
-    B rows, T tokens, E CLIP width, H encoder width. A vertex that no edge needs is None. Rows with the same number in
-    `groups_B` are right answers for each other, those with the same in `texts_B` have the same text.
-    """
-
-    languages_B: Tensor
-    groups_B: Tensor
-    texts_B: Tensor | None = None
-    pixels_BCHW: Tensor | None = None
-    image_BE: Tensor | None = None
-    teacher_ids_BT: Tensor | None = None
-    teacher_BE: Tensor | None = None
-    has_teacher_B: Tensor | None = None
-    ids_BT: Tensor | None = None
-    mask_BT: Tensor | None = None
-    pooled_BH: Tensor | None = None
-    states_BTH: Tensor | None = None
-
-    def to(self, device: torch.device) -> "TriangleBatch":
-        """The batch on a device."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return TriangleBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in given.items()})
-
-    def __len__(self) -> int:
-        return len(self.groups_B)
+    stage: TriangleStage
+    evaluation: ClassVar[str] = "retrieval"
 
     @property
-    def tokens(self) -> int:
-        """Tokens of the student's texts, without padding; 0 if their pooled states are read."""
-        return 0 if self.mask_BT is None else int(self.mask_BT.sum())
+    def metric(self) -> str:  # type: ignore[override]
+        """Mean text-to-image R@1 of the student if the stage has one, else that of the teacher."""
+        return "mean_t2i_r1" if "student_text" in self.stage.vertices else "teacher_t2i_r1"
 
-    def split(self, size: int) -> list["TriangleBatch"]:
-        """Parts of at most `size` rows, each no wider than its longest text."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return [
-            TriangleBatch(**{name: tensor[start : start + size] for name, tensor in given.items()}).trimmed()
-            for start in range(0, len(self), size)
-        ]
+    @property
+    def languages(self) -> list[str]:
+        """Those of the rows, if the student is on an edge."""
+        return self.rows.languages if "student_text" in self.stage.vertices else []
 
-    def trimmed(self) -> "TriangleBatch":
-        """The same rows without columns that are padding in all of them."""
-        if self.mask_BT is None:
-            return self
-        width = int(self.mask_BT.sum(1).max())
-        names = [name for name in ("ids_BT", "mask_BT", "states_BTH") if getattr(self, name) is not None]
-        return replace(self, **{name: getattr(self, name)[:, :width] for name in names})
+    @cached_property
+    def captions(self) -> Captions | None:
+        """The pictures and captions of the recipe."""
+        folder = self.context.recipe.data.captions
+        return read_captions(folder) if folder else None
 
+    @cached_property
+    def rows(self) -> TriangleRows:  # type: ignore[override]
+        """The training rows.
 
-@dataclass(frozen=True)
-class EdgeLoss:
-    """One edge's loss; the fields are those of the recipe's Edge."""
-
-    loss: Literal["contrastive", "mse"]
-    weight: float = 1.0
-    temperature: float = 0.07
-    learned: bool = False
-    positives: Literal["image", "image_sum", "pair"] = "image"
-    duplicates: Literal["mask", "negatives"] = "negatives"
-    without_teacher: Literal["drop", "image"] = "drop"
-    normalize: Literal["none", "both"] = "none"
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """Gradients of a loss, by embeddings and by the learned scales."""
-
-    embeddings: dict[str, Tensor]
-    scales: dict[str, Tensor]
-
-    def of_rows(self, rows: slice, scales: bool) -> "Slopes":
-        """Those by some rows' embeddings; with or without those by the scales."""
-        return Slopes({name: slope[rows] for name, slope in self.embeddings.items()}, self.scales if scales else {})
-
-    def surrogate(self, embeddings: dict[str, Tensor], scales: nn.ParameterDict) -> Tensor:
-        """A number whose gradients are these."""
-        live = [name for name in self.embeddings if embeddings[name].requires_grad]
-        parts = [(embeddings[name].float() * self.embeddings[name]).sum() for name in live]
-        return torch.stack([*parts, *(scales[name] * slope for name, slope in self.scales.items())]).sum()
-
-
-class Triangle(nn.Module):
-    """A model under the edges of one stage.
-
-    Args:
-        model: the three towers.
-        edges: edge name -> its loss.
-        train: names of the parameters that this stage trains; all others are frozen.
-    """
-
-    def __init__(self, model: MultilingualClip, edges: dict[str, EdgeLoss], train: set[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.edges = edges
-        self.scales = nn.ParameterDict(
-            {name: torch.tensor(math.log(1 / edge.temperature)) for name, edge in edges.items() if edge.learned}
-        )
-        only(model, train)
-
-    def train(self, mode: bool = True) -> "Triangle":
-        """Frozen towers stay in eval mode: no dropout, no running statistics."""
-        super().train(mode)
-        train_only(self.model, mode)
-        return self
-
-    def forward(
-        self, batch: TriangleBatch, want: "Literal['terms', 'embeddings'] | Slopes" = "terms"
-    ) -> dict[str, Tensor]:
-        """What is wanted of some rows; one entrance, as parallel wrappers watch no other.
-
-        Args:
-            batch: the rows.
-            want: `terms`: loss terms by edge, unweighted, and `loss`, their weighted sum; `embeddings`, by vertex;
-                or slopes: a `loss` that has these gradients.
+        Raises:
+            DataError: the data has none for the stage, no row fits an edge, or there are too few for a batch.
         """
-        embeddings = self.embed(batch)
-        if want == "embeddings":
-            return embeddings
-        if isinstance(want, Slopes):
-            return {"loss": want.surrogate(embeddings, self.scales)}
-        return self.terms(embeddings, batch)
+        stage, encoder = self.stage, self.context.model.encoder
+        longest = min(stage.max_tokens, encoder.positions)
+        tokenize = partial(self.context.model.student_tokens, max_tokens=longest)
+        if stage.data == "captions":
+            assert self.captions is not None
+            rows = rows_from_captions(self.captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
+        else:
+            assert isinstance(stage.split, str)
+            rows = rows_from_bitexts(
+                [open_bitext(folder) for folder in self.context.recipe.data.bitexts],
+                stage.split,
+                stage.languages,
+                TEACHER_LANGUAGE,
+                include_teacher_language=stage.include_english,
+                max_tokens=longest,
+                tokenize=tokenize,
+                pieces=encoder.tokenizer.pieces(),
+            )
+        self._check(rows)
+        return rows
 
-    def embed(self, batch: TriangleBatch) -> dict[str, Tensor]:
-        """Embeddings (B, D) of the vertices that the edges need."""
-        return {vertex: getattr(self, vertex)(batch) for vertex in sorted(vertices(self.edges))}
+    def _check(self, rows: TriangleRows) -> None:
+        stage = self.stage
+        dropping = [e for name, e in stage.edges.items() if "teacher_text" in name and e.missing_teacher == "drop"]
+        if len(dropping) == len(stage.edges) and not any(rows.teacher_texts):
+            raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
+        counts = np.bincount(rows.languages_N) if stage.monolingual else np.array([len(rows)])
+        if counts.min() < stage.batch_size:
+            where = f" in {rows.languages[int(counts.argmin())]}" if stage.monolingual else ""
+            raise DataError(
+                f"stage {stage.name}: {counts.min()} rows{where} are too few for a batch of {stage.batch_size}; lower "
+                "batch_size"
+            )
 
-    def terms(self, embeddings: dict[str, Tensor], batch: TriangleBatch) -> dict[str, Tensor]:
-        """Loss terms of embeddings; of `batch`, only groups, texts and who has a teacher text are read."""
-        terms = {name: self._term(name, embeddings, batch) for name in self.edges}
-        total = sum((self.edges[name].weight * term for name, term in terms.items()), torch.zeros(()))
-        return {**terms, "loss": total, **self._health(embeddings, batch)}
+    @property
+    def live(self) -> set[str]:
+        """The towers that compute in every step, because they are trained or their input changes."""
+        live = {name.split(".")[0] for name in self.context.trained}
+        return live | {"image"} if self.stage.augment else live
 
-    def _health(self, embeddings: dict[str, Tensor], batch: TriangleBatch) -> dict[str, Tensor]:
-        """How far the student's embeddings, or the teacher's, still tell rows apart."""
-        name = next((name for name in HEALTH if name in self.edges), None)
-        if name is None:
-            return {}
-        other, text = name.split("-")
-        keep_B = batch.has_teacher_B if "teacher_text" in name else None
-        return losses.health(embeddings[text], embeddings[other], batch.groups_B, keep_B)
+    def _batches(self, cache: FeatureCache, section: Cache) -> TriangleBatches:
+        recipe = self.context.recipe
+        return TriangleBatches(
+            FrozenTowers(self.context.model, cache),
+            self.rows,
+            self.stage,
+            self.live,
+            section,
+            self.captions,
+            self.context.report_unreadable,
+            recipe.data.shares if self.stage.data == "bitext" else None,
+            self.context.seed,
+        )
 
-    def image(self, batch: TriangleBatch) -> Tensor:
-        """Image embeddings (B, D)."""
-        features = self.model.image(batch.pixels_BCHW) if batch.image_BE is None else batch.image_BE
-        projected: Tensor = self.model.clip_projector(features)
-        return projected
+    @cached_property
+    def batches(self) -> TriangleBatches:  # type: ignore[override]
+        """The batches of the rows; features of frozen towers are in the cache then.
 
-    def teacher_text(self, batch: TriangleBatch) -> Tensor:
-        """Teacher text embeddings (B, D); rows without a teacher text hold anything."""
-        features = self.model.teacher_text(batch.teacher_ids_BT) if batch.teacher_BE is None else batch.teacher_BE
-        projected: Tensor = self.model.clip_projector(features)
-        return projected
+        Raises:
+            DataError: too many pictures are unreadable, or too few rows are left.
+        """
+        batches = self._batches(self.context.cache, self.context.recipe.cache)
+        if not batches.steps_per_epoch:
+            raise DataError(
+                f"stage {self.stage.name}: without unreadable pictures there are too few rows for a batch of "
+                f"{self.stage.batch_size}; lower batch_size"
+            )
+        return batches
 
-    def student_text(self, batch: TriangleBatch) -> Tensor:
-        """Student embeddings (B, D)."""
-        if batch.pooled_BH is not None:
-            head: Tensor = self.model.projector.head(batch.pooled_BH)
-            return head
-        assert batch.mask_BT is not None
-        states_BTH = batch.states_BTH
-        if states_BTH is None:
-            states_BTH = self.model.encoder(batch.ids_BT, batch.mask_BT)
-        embedding: Tensor = self.model.projector(states_BTH, batch.mask_BT)
-        return embedding
+    def module(self) -> Triangle:
+        """The model under the edges of the stage."""
+        return Triangle(self.context.model, self.stage.edges, self.context.trained)
 
-    def scale(self, name: str) -> Tensor | float:
-        """One over the temperature of a contrastive edge."""
-        if name in self.scales:
-            with torch.no_grad():  # the parameter itself, as CLIP does: clamping its exp would leave no gradient
-                self.scales[name].clamp_(max=math.log(losses.MAX_SCALE))
-            return self.scales[name].exp()
-        return 1 / self.edges[name].temperature
+    def gradients(self, accelerator: Accelerator, module: nn.Module, batch: Any, seed: Seed) -> dict[str, Tensor]:
+        """Gradients of the whole batch, computed `micro_batch` rows at a time if the stage says so."""
+        size = self.stage.micro_batch
+        if size is None:
+            return full_batch(accelerator, module, batch, seed)
+        means = self.stage.data == "bitext" and all(edge.loss == "mse" for edge in self.stage.edges.values())
+        return (accumulated if means else cached)(accelerator, module, batch, seed, size)
 
-    def _term(self, name: str, embeddings: dict[str, Tensor], batch: TriangleBatch) -> Tensor:
-        edge = self.edges[name]
-        left, right = (embeddings[vertex].float() for vertex in name.split("-"))
-        keep_B = batch.has_teacher_B if "teacher_text" in name else None
-        if edge.without_teacher == "image" and keep_B is not None:
-            left, keep_B = torch.where(keep_B[:, None], left, embeddings["image"].float()), None
-        with torch.autocast(left.device.type, enabled=False):  # logits in full precision
-            if edge.loss == "mse":
-                return losses.mse(right, left, edge.normalize, keep_B)
-            groups_B = None if edge.positives == "pair" else batch.groups_B
-            texts_B = batch.texts_B if edge.duplicates == "mask" else None
-            over: Literal["mean", "sum"] = "sum" if edge.positives == "image_sum" else "mean"
-            return losses.contrastive(left, right, self.scale(name), groups_B, keep_B, over, texts_B)
+    def trial(self) -> Trial:
+        """A step on a few rows, in which features stand in for frozen towers where they are kept."""
+        live = self._batches(FeatureCache(), self.context.recipe.cache.model_copy(update={"features": "off"}))
+
+        def sample(count: int) -> tuple[TriangleBatch, list[Kept]]:
+            rows = np.random.default_rng(0).choice(len(self.rows), count, replace=False)
+            batch = live.batch(rows).to(self.context.model.device)
+            return batch, list(self._replace_inputs(batch, count))
+
+        share = self.stage.batch_size // self.context.processes
+        together = min(share, self.stage.micro_batch or share)
+        steps = len(self.rows) // self.stage.batch_size * self.stage.epochs
+        return Trial(len(self.rows), steps, f"{self.stage.batch_size:,}", share, together, sample)
+
+    def _replace_inputs(self, batch: TriangleBatch, count: int) -> list[Kept]:
+        """Put features into a batch of `count` rows for the towers whose features are kept; what they take."""
+        model, rows, kept = self.context.model, self.rows, list[Kept]()
+        section = self.context.recipe.cache
+
+        def keep(name: str, inputs: int, items: int, tower: str, *given: Tensor | None) -> Tensor:
+            module: Callable[..., Tensor] = getattr(model, tower)
+            with evaluating(getattr(model, tower)):
+                seconds, output = timed(lambda: module(*given))
+            dtype = "fp16" if section.dtype == "int8" and name != "token states" else section.dtype
+            kept.append((name, items, output.shape[-1] * BYTES[dtype], seconds / inputs))
+            return output
+
+        frozen = set() if section.features == "off" else self.stage.vertices - self.live
+        if "image" in frozen:
+            images = len(np.unique(rows.images_N))
+            batch.image_BE = keep("images", count, images, "image", batch.pixels_BCHW)
+        if "teacher_text" in frozen:
+            texts = len({text for text in rows.teacher_texts if text})
+            batch.teacher_BE = keep("teacher texts", count, texts, "teacher_text", batch.teacher_ids_BT)
+        if "student_text" in frozen and "encoder" not in self.live and batch.mask_BT is not None:
+            tokens, inputs = int(rows.lengths_N.sum()), int(batch.mask_BT.sum())
+            batch.states_BTH = keep("token states", inputs, tokens, "encoder", batch.ids_BT, batch.mask_BT)
+        return kept

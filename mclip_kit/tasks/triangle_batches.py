@@ -1,16 +1,17 @@
-"""From rows to a batch of the triangle: the one place that knows which vertices are read and which are computed."""
+"""Batches of a triangle's stage: the one place that knows which vertices are read from the cache and which computed."""
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_kit.data.batching import pad
+from mclip_kit.config.recipe import Cache
+from mclip_kit.config.stages import TriangleStage
+from mclip_kit.data.batching import Plan, pad
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.datasets import TriangleRows
 from mclip_kit.data.transforms import augment, read_pixels
@@ -18,117 +19,126 @@ from mclip_kit.errors import DataError
 from mclip_kit.features import hashing
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.table import NoRoom
+from mclip_kit.tasks.base import StageBatches
+from mclip_kit.tasks.triangle_loss import TriangleBatch
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a stage asks for.
+class TriangleBatches(StageBatches):
+    """Batches of some rows.
 
-    Attributes:
-        vertices: of image, teacher_text, student_text, those on some edge.
-        live: towers that compute in every step, because they are trained or their input changes.
-        templates: patterns with {} for the teacher's text while it is live.
-        shift, colour: augmentation of the pictures while the image tower is live.
-        cache: which outputs of frozen towers are read: none, one a row, or the encoder's token states too; auto: those
-            that the disk has room for.
-        max_bad_fraction: share of pictures that may be unreadable.
-        duplicates: whether rows with the same text are to be known.
-    """
-
-    vertices: frozenset[str]
-    live: frozenset[str]
-    templates: Sequence[str] = ()
-    shift: int = 0
-    colour: float = 0.0
-    cache: Literal["off", "pooled", "tokens", "auto"] = "auto"
-    max_bad_fraction: float = 0.01
-    duplicates: bool = False
-
-
-class Feed:
-    """Batches of a stage's examples. Everything random is drawn from torch's default generator.
-
-    Rows whose picture cannot be read are left out of `examples`. Where pictures are read in every step, such a row
-    shows another one of its batch instead.
+    Rows whose picture cannot be read are left out of `rows`. Where pictures are read in every step, such a row shows
+    another picture of its batch instead.
 
     Args:
+        towers: give features of the frozen towers.
+        rows: of the stage.
+        stage: says which vertices are needed, and how texts and pictures are changed in training.
+        live: towers that compute in every step, because they are trained or their input changes.
+        cache: which features are kept; auto: those that the disk has room for.
+        captions: the pictures of the rows.
         report: takes the path of each unreadable picture, once.
+        shares: of the corpora of the rows, see `Plan`.
+        seed: of the order of the rows.
     Raises:
         DataError: too many pictures are unreadable.
-        NoRoom: what the stage wants to be kept does not fit on the disk.
+        NoRoom: the disk has no room for features that are to be kept.
     """
 
     def __init__(
         self,
-        frozen: FrozenTowers,
-        examples: TriangleRows,
-        needs: Needs,
+        towers: FrozenTowers,
+        rows: TriangleRows,
+        stage: TriangleStage,
+        live: Collection[str],
+        cache: Cache,
         captions: Captions | None = None,
         report: Callable[[Path], None] = lambda path: None,
+        shares: Sequence[float] | None = None,
+        seed: int = 1,
     ) -> None:
-        self._frozen, self._needs, self._captions, self._report = frozen, needs, captions, report
+        self.rows, self._stage, self._live, self._cache = rows, stage, frozenset(live), cache
+        self._towers, self._captions, self._report = towers, captions, report
         self._unreadable: set[int] = set()
         self._read: dict[str, Features] = {}
-        self.examples = examples
+        self._marks_duplicates = any(e.loss == "contrastive" and e.duplicates == "mask" for e in stage.edges.values())
+        self._read_features()
+        self.plan = Plan(
+            self.rows.languages_N,
+            self.rows.lengths_N,
+            stage.batch_size,
+            stage.language_temperature,
+            stage.monolingual,
+            seed,
+            self.rows.sources_N,
+            shares,
+        )
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """Steps of the whole stage."""
+        return self.steps_per_epoch * self._stage.epochs
+
+    def _read_features(self) -> None:
+        towers, captions = self._towers, self._captions
         if self._reads("image", "image"):
             assert captions is not None
-            self._keep("image", lambda: frozen.images(captions, examples.images_N))
+            self._keep("image", lambda: towers.images(captions, self.rows.images_N))
         if "image" in self._read:
             self._leave_out_unreadable()
-        examples = self.examples
+        rows = self.rows
         if self._reads("teacher_text", "teacher_text"):
-            self._keep("teacher_text", lambda: frozen.teacher_texts(examples.teacher_texts))
+            self._keep("teacher_text", lambda: towers.teacher_texts(rows.teacher_texts))
         if self._reads("student_text", "encoder"):
-            if frozen.model.projector.blocks is None:
-                self._keep("pooled", lambda: frozen.pooled(examples.tokens, examples.lengths_N))
-            elif needs.cache in ("tokens", "auto"):
-                self._keep("states", lambda: frozen.token_states(examples.tokens, examples.lengths_N))
+            if towers.model.projector.blocks is None:
+                self._keep("pooled", lambda: towers.pooled(rows.tokens, rows.lengths_N))
+            elif self._cache.features in ("tokens", "auto"):
+                self._keep("states", lambda: towers.token_states(rows.tokens, rows.lengths_N))
 
     def _reads(self, vertex: str, tower: str) -> bool:
-        return vertex in self._needs.vertices and tower not in self._needs.live and self._needs.cache != "off"
+        return vertex in self._stage.vertices and tower not in self._live and self._cache.features != "off"
 
     def _keep(self, name: str, features: Callable[[], Features]) -> None:
         try:
             self._read[name] = features()
         except NoRoom as error:
-            if self._needs.cache != "auto":
+            if self._cache.features != "auto":
                 raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8 for token states, or cache=auto") from None
-            self._frozen.store.log(f"{error}: computed in every step instead")
+            self._towers.store.log(f"{error}: computed in every step instead")
 
     def _leave_out_unreadable(self) -> None:
         features = self._read["image"]
         bad_N = features.unreadable()
         if bad_N.any():
-            self._note(self.examples.images_N[bad_N])
+            self._note(self.rows.images_N[bad_N])
             kept = np.flatnonzero(~bad_N)
             self._read["image"] = Features(features.table, features.rows[kept])
-            self.examples = self.examples.some(kept)
+            self.rows = self.rows.some(kept)
 
     def _note(self, images: np.ndarray) -> None:
-        """Report pictures that could not be read; too many of them end the run."""
+        """Report pictures that cannot be read; too many of them are an error."""
         assert self._captions is not None
         for image in sorted({int(image) for image in images} - self._unreadable):
             self._unreadable.add(image)
             self._report(self._captions.files[image])
-        count, whole = len(self._unreadable), len(np.unique(self.examples.images_N))
-        if count > self._needs.max_bad_fraction * whole:
+        count, whole = len(self._unreadable), len(np.unique(self.rows.images_N))
+        if count > self._cache.max_bad_fraction * whole:
             raise DataError(
                 f"{self._captions.folder}: {count} of {whole} pictures cannot be read, such as "
-                f"{self._captions.files[min(self._unreadable)]}; mend them, or raise cache.max_bad_fraction"
+                f"{self._captions.files[min(self._unreadable)]}; repair or remove them, or raise cache.max_bad_fraction"
             )
 
-    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """The fields of a triangle's TriangleBatch for some rows."""
-        examples, vertices = self.examples, self._needs.vertices
+    def batch(self, rows: np.ndarray) -> TriangleBatch:
+        """The batch of some rows, on the CPU."""
+        columns, vertices = self.rows, self._stage.vertices
         pixels_BCHW = None
         if "image" in vertices and "image" not in self._read:
             rows, pixels_BCHW = self._pixels(rows)
-        fields = {
-            "languages_B": torch.from_numpy(examples.languages_N[rows]),
-            "groups_B": torch.from_numpy(examples.groups_N[rows]),
+        fields: dict[str, Any] = {
+            "languages_B": torch.from_numpy(columns.languages_N[rows]),
+            "groups_B": torch.from_numpy(columns.groups_N[rows]),
         }
-        if self._needs.duplicates:
-            known_B2 = hashing.of_tokens(examples.tokens[row] for row in rows)
+        if self._marks_duplicates:
+            known_B2 = hashing.of_tokens(columns.tokens[row] for row in rows)
             fields["texts_B"] = torch.from_numpy(known_B2[:, 0].astype(np.int64))
         for vertex, name in (("image", "image_BE"), ("teacher_text", "teacher_BE"), ("pooled", "pooled_BH")):
             if vertex in self._read:
@@ -136,21 +146,22 @@ class Feed:
         if "states" in self._read:
             fields["states_BTH"], fields["mask_BT"] = self._read["states"].padded(rows)
         if pixels_BCHW is not None:
-            fields["pixels_BCHW"] = augment(pixels_BCHW, self._needs.shift, self._needs.colour)
+            change = self._stage.augment
+            fields["pixels_BCHW"] = augment(pixels_BCHW, change.shift, change.colour) if change else pixels_BCHW
         if "teacher_text" in vertices:
-            texts = [examples.teacher_texts[row] for row in rows]
+            texts = [columns.teacher_texts[row] for row in rows]
             fields["has_teacher_B"] = torch.tensor([bool(text) for text in texts])
             if "teacher_text" not in self._read:
-                fields["teacher_ids_BT"] = self._frozen.model.teacher_tokens(self._dress(texts))
+                fields["teacher_ids_BT"] = self._towers.model.teacher_tokens(self._with_template(texts))
         if "student_text" in vertices and not {"pooled", "states"} & self._read.keys():
-            padding = self._frozen.model.encoder.tokenizer.pad
-            fields["ids_BT"], fields["mask_BT"] = pad([examples.tokens[row] for row in rows], padding)
-        return fields
+            padding = self._towers.model.encoder.tokenizer.pad
+            fields["ids_BT"], fields["mask_BT"] = pad([columns.tokens[row] for row in rows], padding)
+        return TriangleBatch(**fields)
 
     def _pixels(self, rows: np.ndarray) -> tuple[np.ndarray, Tensor]:
         """The rows to train on, and their pictures (B, 3, S, S)."""
         assert self._captions is not None
-        clip, images = self._frozen.model.clip[0], self.examples.images_N[rows]
+        clip, images = self._towers.model.clip[0], self.rows.images_N[rows]
         pixels_BCHW, bad = read_pixels(self._captions, images, clip.transform, clip.preprocess)
         if bad:
             self._note(images[bad])
@@ -160,8 +171,9 @@ class Feed:
             rows, pixels_BCHW = rows[shown], pixels_BCHW[shown]
         return rows, pixels_BCHW
 
-    def _dress(self, texts: list[str]) -> list[str]:
-        if not self._needs.templates:
+    def _with_template(self, texts: list[str]) -> list[str]:
+        """Texts in randomly drawn templates, while the teacher's text tower learns."""
+        if not self._stage.templates or "teacher_text" not in self._live:
             return texts
         draw = random.Random(int(torch.randint(2**31, ())))
-        return [draw.choice(self._needs.templates).replace("{}", text) for text in texts]
+        return [draw.choice(self._stage.templates).replace("{}", text) for text in texts]

@@ -1,6 +1,6 @@
-"""Where a run stands, in one file that is written whole or not at all."""
+"""The state of a run in one file, which is written whole or not at all."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,67 +8,73 @@ import torch
 import yaml
 from torch import Tensor
 
-from mclip_kit.config.recipe import Recipe, dump
-from mclip_kit.config.yaml import read_yaml
+from mclip_kit import layout
+from mclip_kit.config.recipe import RENAMED, Recipe, dump
+from mclip_kit.config.yaml import read_yaml, rename_keys
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
 
 
 @dataclass
-class State:
+class TrainState:
     """A position in a run.
 
     Attributes:
-        stage, step: the next step to take.
+        stage, step: number of the stage, and how many of its steps are taken.
         model: every tensor of the model that some stage so far has trained, and buffers.
-        scales: learned temperatures of the stage's edges.
-        optimizer: its state dict; None at a stage's start.
+        module: tensors of the stage's module that are not the model's, such as learned temperatures.
+        optimizer: state of the optimiser by names of parameters; None at a stage's start.
         average: the moving average of the weights that the stage trains, if it has one.
-        best: the best score of the stage so far, and the step it was seen at.
+        best: what is known of the stage's scores, see `callbacks.early_stopping`.
         languages: those that the student has been trained on.
     """
 
-    stage: int
-    step: int
-    model: dict[str, Tensor]
-    scales: dict[str, Tensor] = field(default_factory=dict)
+    stage: int = 0
+    step: int = 0
+    model: dict[str, Tensor] = field(default_factory=dict)
+    module: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
     average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, float] | None = None
     languages: list[str] = field(default_factory=list)
 
 
-def save(state: State, path: Path) -> None:
+def save(state: TrainState, path: Path) -> None:
     """Write a checkpoint."""
     with write_whole(path) as temporary:
-        torch.save(asdict(state), temporary)
+        torch.save(vars(state), temporary)
 
 
-def read(path: Path) -> State:
+def read(path: Path) -> TrainState:
     """Read a checkpoint; it holds tensors and plain values only.
 
     Raises:
         CheckpointError: the file is damaged.
     """
     try:
-        return State(**torch.load(path, map_location="cpu", weights_only=True))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if "scales" in content:  # of version 0.1.0
+            content["module"] = {f"scales.{name}": scale for name, scale in content.pop("scales").items()}
+        return TrainState(**content)
     except Exception as error:  # torch.load raises what its many readers raise
-        raise CheckpointError(f"{path}: damaged ({first_line(error)}); remove it to start anew") from None
+        raise CheckpointError(f"{path}: damaged ({first_line(error)}); remove it to start again") from None
 
 
 def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """CheckpointError if a folder holds a run that is not to be gone on with, or one of another recipe."""
-    written = folder / "recipe.yaml"
-    if not written.is_file() or not (folder / "checkpoints" / "last.pt").is_file():
-        return  # a run that saved nothing, such as one that failed at once, is started anew
+    """CheckpointError if a folder holds a run that is not to be resumed, or one of another recipe."""
+    written = folder / layout.RECIPE
+    if not written.is_file() or not (folder / layout.LAST).is_file():
+        return  # a run that saved nothing, such as one that failed at once, starts again
     if not resume:
-        raise CheckpointError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
-    before, now = _flat(read_yaml(written)), _flat(yaml.safe_load(dump(recipe)))
+        raise CheckpointError(f"{folder}: holds a run already; add --resume to continue it, or choose another --out")
+    tree = read_yaml(written)
+    rename_keys(tree, RENAMED)  # of an earlier version
+    before, now = _flat(tree), _flat(yaml.safe_load(dump(recipe)))
     differ = (key for key in before | now if before.get(key) != now.get(key))
     changed = sorted(key for key in differ if not key.startswith("cache."))  # where features lie is no part of a run
     if changed:
         raise CheckpointError(
-            f"{folder}: was started with another recipe; what differs: {', '.join(changed)}; choose another --out"
+            f"{folder}: was started with another recipe; different keys: {', '.join(changed)}; choose another --out"
         )
 
 

@@ -1,19 +1,27 @@
-"""The encoder's weights dealt out among processes, for an encoder that is too large to lie on every device.
+"""The encoder's weights sharded among processes, for an encoder that is too large for one device.
 
-Each process keeps a part of every weight of the encoder, and of its gradient and moments; a layer is whole only while
-it is used (ZeRO-3, arXiv 1910.02054; torch's fully_shard). The small rest is copied on every process, as without.
+Each process keeps a part of every weight of the encoder, of its gradient and of its optimiser state; a layer is whole
+only while it is used (ZeRO-3, arXiv 1910.02054; torch's fully_shard). The other weights are replicated.
 """
 
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 
 
-def shard(encoder: nn.Module) -> None:
-    """Deal out an encoder's weights, layer by layer."""
+def shard_encoder(encoder: nn.Module) -> None:
+    """Shard the weights of an encoder, layer by layer."""
+    from torch.distributed.fsdp import fully_shard  # here, for most runs do without it
+
     layers = set(getattr(encoder.model, "_no_split_modules", None) or ())
     for part in encoder.modules():
         if type(part).__name__ in layers:
@@ -21,37 +29,55 @@ def shard(encoder: nn.Module) -> None:
     fully_shard(encoder)
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether some weights of a module are sharded."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
 def prepare(accelerator: Accelerator, module: nn.Module) -> Any:
-    """A module whose copied weights have the same gradients on all processes; dealt-out weights see to themselves."""
-    dealt = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
-    module._ddp_params_and_buffers_to_ignore = dealt  # type: ignore[assignment]
-    copied = (p for name, p in module.named_parameters() if name not in set(dealt))
-    return accelerator.prepare_model(module, evaluation_mode=not any(p.requires_grad for p in copied))
+    """The module in mixed precision, its gradients averaged over processes by DDP; see `average_gradients`."""
+    alone = is_sharded(module) or not any(parameter.requires_grad for parameter in module.parameters())
+    return accelerator.prepare_model(module, evaluation_mode=alone)
 
 
-def whole(value: Any) -> Any:
-    """A value of a state, where dealt-out tensors are put together on the CPU; all processes must ask for it."""
-    if isinstance(value, dict):
-        return {name: whole(inner) for name, inner in value.items()}
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
+    """Average the gradients of replicated weights where others are sharded: DDP would not know which to leave out."""
+    if is_sharded(module):
+        for parameter in module.parameters():
+            if parameter.grad is not None and not isinstance(parameter, DTensor):
+                parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
 
 
-def dealt(tensors: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """Whole tensors, dealt out where the tensor of that name is."""
-    return {name: _dealt(tensor, like.get(name)) for name, tensor in tensors.items()}
+def number(value: Tensor) -> float:
+    """A scalar, which may be sharded; all processes must ask for it."""
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)
 
 
-def shard_optimizer_state(state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """A whole state of an optimiser, dealt out as its parameters are."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = {
-        number: {name: _dealt(value, parameters[number]) for name, value in values.items()}
-        for number, values in state["state"].items()
-    }
-    return {**state, "state": moments}
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model in whole tensors.
+
+    All processes must ask for it; of a sharded model only the main process gets it, on the CPU, and the others nothing.
+    """
+    return get_model_state_dict(model, options=_options(model))
 
 
-def _dealt(value: Any, like: Any) -> Any:
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
-        return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+def load_full_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load whole tensors, which need not be all of the model's; those of the main process if the model is sharded."""
+    set_model_state_dict(model, dict(tensors), options=_options(model, load=True))
+
+
+def full_optimizer_state(module: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """The state of an optimiser in whole tensors, by names of parameters. All processes must ask for it."""
+    return get_optimizer_state_dict(module, optimizer.optimizer, options=_options(module))
+
+
+def load_optimizer_state(module: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
+    """Load what `full_optimizer_state` gave, with any number of processes."""
+    set_optimizer_state_dict(module, optimizer.optimizer, state, options=_options(module, load=True))
+
+
+def _options(module: nn.Module, load: bool = False) -> StateDictOptions:
+    whole = is_sharded(module)
+    return StateDictOptions(
+        full_state_dict=whole, cpu_offload=whole and not load, broadcast_from_rank0=whole and load, strict=False
+    )

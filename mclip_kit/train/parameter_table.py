@@ -1,14 +1,14 @@
-"""What is trained, as lines for people before a run starts."""
+"""The parameter table, which is printed before a run starts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from mclip_kit.config.stages import TOWERS, Stage
+from mclip_kit.config.stages import Stage
 from mclip_kit.train.optim import layer_scales
 
 
-def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[set[str]]) -> list[str]:
+def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[Collection[str]]) -> list[str]:
     """A line a tower: parameters, and the share of them that each stage trains; a line a stage: learning rates.
 
     Args:
@@ -16,11 +16,12 @@ def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[set[str]]
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     lines = []
-    for tower in [name for name in (*TOWERS, "decoder") if getattr(model, name, None) is not None]:
+    for tower in [name for name, _ in model.named_children()]:
         own = {name for name in sizes if name.startswith(f"{tower}.")}
         count = sum(sizes[name] for name in own)
         shares = [
-            f"{stage.name} {_share(own & names, sizes, count)}" for stage, names in zip(stages, trained, strict=True)
+            f"{stage.name} {_share(own.intersection(names), sizes, count)}"
+            for stage, names in zip(stages, trained, strict=True)
         ]
         lines.append(f"  {tower:15}{count / 1e6:9.2f}M  " + "  ".join(shares if count else ["(identity)"]))
     return [
@@ -29,12 +30,12 @@ def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[set[str]]
     ]
 
 
-def _share(trained: set[str], sizes: dict[str, int], count: int) -> str:
+def _share(trained: Collection[str], sizes: dict[str, int], count: int) -> str:
     share = sum(sizes[name] for name in trained) / max(1, count)
     return "frozen" if not share else "trained" if share == 1 else f"{share:.0%} trained"
 
 
-def _rates(stage: Stage, trained: set[str], sizes: dict[str, int]) -> str:
+def _rates(stage: Stage, trained: Collection[str], sizes: dict[str, int]) -> str:
     """`adamw at lr 0.001 for 2.36M; 0.0009 for 7.09M; ...`, the highest first."""
     scales = layer_scales(list(sizes), stage.layer_decay)
     groups: dict[float, int] = {}

@@ -1,0 +1,196 @@
+"""The triangle: a model, the edges of a stage and a batch give named loss terms.
+
+Three vertices - image, teacher_text, student_text - and on each edge that a stage names, a loss. CLIP from scratch,
+AltCLIP's two stages, mCLIP's TriKD and fine-tuning differ only in edges and in what is trainable.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mclip_kit import losses
+from mclip_kit.config.stages import Edge, vertices
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.tasks.base import StageModule
+
+HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text")  # the first that a stage has
+
+
+@dataclass
+class TriangleBatch:
+    """The rows of a step; a vertex is given as features of its frozen tower, or as the input of its live tower.
+
+    B rows, T tokens, E CLIP width, H encoder width. A vertex that no edge needs is None. Rows with the same number in
+    `groups_B` are positives of each other; rows with the same number in `texts_B` have the same text.
+    """
+
+    languages_B: Tensor
+    groups_B: Tensor
+    texts_B: Tensor | None = None
+    pixels_BCHW: Tensor | None = None
+    image_BE: Tensor | None = None
+    teacher_ids_BT: Tensor | None = None
+    teacher_BE: Tensor | None = None
+    has_teacher_B: Tensor | None = None
+    ids_BT: Tensor | None = None
+    mask_BT: Tensor | None = None
+    pooled_BH: Tensor | None = None
+    states_BTH: Tensor | None = None
+
+    def to(self, device: torch.device) -> "TriangleBatch":
+        """The batch on a device."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return TriangleBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in given.items()})
+
+    def __len__(self) -> int:
+        return len(self.groups_B)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the student's texts, without padding; 0 if pooled states are read."""
+        return 0 if self.mask_BT is None else int(self.mask_BT.sum())
+
+    def split(self, size: int) -> list["TriangleBatch"]:
+        """Parts of at most `size` rows, each no wider than its longest text."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return [
+            TriangleBatch(**{name: tensor[start : start + size] for name, tensor in given.items()}).trimmed()
+            for start in range(0, len(self), size)
+        ]
+
+    def trimmed(self) -> "TriangleBatch":
+        """The same rows without columns that are padding in all of them."""
+        if self.mask_BT is None:
+            return self
+        width = int(self.mask_BT.sum(1).max())
+        names = [name for name in ("ids_BT", "mask_BT", "states_BTH") if getattr(self, name) is not None]
+        return replace(self, **{name: getattr(self, name)[:, :width] for name in names})
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Gradients of a loss with respect to embeddings and learned scales."""
+
+    embeddings: dict[str, Tensor]
+    scales: dict[str, Tensor]
+
+    def of_rows(self, rows: slice, scales: bool) -> "Slopes":
+        """The gradients of some rows; with or without those of the scales."""
+        return Slopes({name: slope[rows] for name, slope in self.embeddings.items()}, self.scales if scales else {})
+
+    def surrogate(self, embeddings: dict[str, Tensor], scales: nn.ParameterDict) -> Tensor:
+        """A scalar that has these gradients."""
+        live = [name for name in self.embeddings if embeddings[name].requires_grad]
+        parts = [(embeddings[name].float() * self.embeddings[name]).sum() for name in live]
+        return torch.stack([*parts, *(scales[name] * slope for name, slope in self.scales.items())]).sum()
+
+
+class Triangle(StageModule):
+    """A model under the edges of one stage.
+
+    Args:
+        model: the three towers.
+        edges: name of an edge -> its loss.
+        trained: names of the parameters that the stage trains; all others are frozen.
+    """
+
+    model: Any
+
+    def __init__(self, model: MultilingualClip, edges: Mapping[Any, Edge], trained: Collection[str]) -> None:
+        super().__init__(model, trained)
+        self.edges = edges
+        self.scales = nn.ParameterDict(
+            {name: torch.tensor(math.log(1 / edge.temperature)) for name, edge in edges.items() if edge.learned}
+        )
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Keep the learned temperature of a teacher that was trained."""
+        if "image-teacher_text" in self.scales:
+            self.model.teacher_scale.copy_(self.scales["image-teacher_text"])
+
+    def forward(
+        self, batch: TriangleBatch, want: "Literal['terms', 'embeddings'] | Slopes" = "terms"
+    ) -> dict[str, Tensor]:
+        """Loss terms of some rows, or what gradient caching needs of them: DDP watches `forward` alone.
+
+        Args:
+            batch: the rows.
+            want: `terms`: loss terms by edge, unweighted, and `loss`, their weighted sum; `embeddings`: embeddings by
+                vertex; slopes: a `loss` that has these gradients.
+        """
+        embeddings = self.embed(batch)
+        if want == "embeddings":
+            return embeddings
+        if isinstance(want, Slopes):
+            return {"loss": want.surrogate(embeddings, self.scales)}
+        return self.terms(embeddings, batch)
+
+    def embed(self, batch: TriangleBatch) -> dict[str, Tensor]:
+        """Embeddings (B, D) of the vertices that the edges need."""
+        return {vertex: getattr(self, vertex)(batch) for vertex in sorted(vertices(self.edges))}
+
+    def terms(self, embeddings: dict[str, Tensor], batch: TriangleBatch) -> dict[str, Tensor]:
+        """Loss terms of embeddings; of `batch`, only `groups_B`, `texts_B` and `has_teacher_B` are read."""
+        terms = {name: self._term(name, embeddings, batch) for name in self.edges}
+        total = sum((self.edges[name].weight * term for name, term in terms.items()), torch.zeros(()))
+        return {**terms, "loss": total, **self._health(embeddings, batch)}
+
+    def _health(self, embeddings: dict[str, Tensor], batch: TriangleBatch) -> dict[str, Tensor]:
+        """Collapse measures of the student's embeddings, or of the teacher's where there is no student."""
+        name = next((name for name in HEALTH if name in self.edges), None)
+        if name is None:
+            return {}
+        other, text = name.split("-")
+        keep_B = batch.has_teacher_B if "teacher_text" in name else None
+        return losses.health(embeddings[text], embeddings[other], batch.groups_B, keep_B)
+
+    def image(self, batch: TriangleBatch) -> Tensor:
+        """Image embeddings (B, D)."""
+        features = self.model.image(batch.pixels_BCHW) if batch.image_BE is None else batch.image_BE
+        projected: Tensor = self.model.clip_projector(features)
+        return projected
+
+    def teacher_text(self, batch: TriangleBatch) -> Tensor:
+        """Teacher text embeddings (B, D); rows without a teacher text hold anything."""
+        features = self.model.teacher_text(batch.teacher_ids_BT) if batch.teacher_BE is None else batch.teacher_BE
+        projected: Tensor = self.model.clip_projector(features)
+        return projected
+
+    def student_text(self, batch: TriangleBatch) -> Tensor:
+        """Student embeddings (B, D)."""
+        if batch.pooled_BH is not None:
+            head: Tensor = self.model.projector.head(batch.pooled_BH)
+            return head
+        assert batch.mask_BT is not None
+        states_BTH = batch.states_BTH
+        if states_BTH is None:
+            states_BTH = self.model.encoder(batch.ids_BT, batch.mask_BT)
+        embedding: Tensor = self.model.projector(states_BTH, batch.mask_BT)
+        return embedding
+
+    def scale(self, name: str) -> Tensor | float:
+        """One over the temperature of a contrastive edge."""
+        if name in self.scales:
+            with torch.no_grad():  # the parameter itself, as CLIP does: clamping its exp would leave no gradient
+                self.scales[name].clamp_(max=math.log(losses.MAX_SCALE))
+            return self.scales[name].exp()
+        return 1 / self.edges[name].temperature
+
+    def _term(self, name: str, embeddings: dict[str, Tensor], batch: TriangleBatch) -> Tensor:
+        edge = self.edges[name]
+        left, right = (embeddings[vertex].float() for vertex in name.split("-"))
+        keep_B = batch.has_teacher_B if "teacher_text" in name else None
+        if edge.missing_teacher == "image" and keep_B is not None:
+            left, keep_B = torch.where(keep_B[:, None], left, embeddings["image"].float()), None
+        with torch.autocast(left.device.type, enabled=False):  # logits in full precision
+            if edge.loss == "mse":
+                return losses.mse(right, left, edge.normalize, keep_B)
+            groups_B = None if edge.positives == "pair" else batch.groups_B
+            texts_B = batch.texts_B if edge.duplicates == "mask" else None
+            over: Literal["mean", "sum"] = "sum" if edge.positives == "image_sum" else "mean"
+            return losses.contrastive(left, right, self.scale(name), groups_B, keep_B, over, texts_B)

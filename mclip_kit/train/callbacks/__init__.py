@@ -1,0 +1,24 @@
+"""The callbacks of every stage, in the order in which their hooks are called. A new one is a file and a line here."""
+
+from mclip_kit.train.callbacks.base import Callback, Progress
+from mclip_kit.train.callbacks.checkpointer import Checkpointer
+from mclip_kit.train.callbacks.collapse_monitor import CollapseMonitor
+from mclip_kit.train.callbacks.early_stopping import EarlyStopping
+from mclip_kit.train.callbacks.ema import Ema
+from mclip_kit.train.callbacks.evaluate import Evaluate
+from mclip_kit.train.callbacks.logger import Logger
+from mclip_kit.train.callbacks.nonfinite_guard import NonfiniteGuard
+from mclip_kit.train.callbacks.wise_ft import WiseFt
+
+CALLBACKS: list[type[Callback]] = [
+    NonfiniteGuard,  # a step that was skipped for good ends the run before anything else sees it
+    Ema,
+    CollapseMonitor,
+    Logger,
+    EarlyStopping,
+    Evaluate,  # calls `after_evaluation` of all
+    Checkpointer,  # saves what the others know after the step
+    WiseFt,
+]
+
+__all__ = ["CALLBACKS", "Callback", "Progress"]

@@ -1,0 +1,23 @@
+"""Checkpoints: where a run resumes."""
+
+from mclip_kit import layout
+from mclip_kit.train import fsdp
+from mclip_kit.train.callbacks.base import Callback
+from mclip_kit.train.checkpoint import TrainState
+
+
+class Checkpointer(Callback):
+    """Writes RUN/checkpoints/last.pt every `checkpoint_every` steps, at an interruption and at the stage's end."""
+
+    def after_step(self) -> None:
+        """Save the stage if it is time; its end is saved by `after_stage`."""
+        at = self.at
+        if not at.done and (at.interrupted or at.step % at.run.recipe.checkpoint_every == 0):
+            state = TrainState(at.index, at.step, module=at.module.own_state())
+            state.optimizer = fsdp.full_optimizer_state(at.module, at.loop.optimizer)
+            at.call("add_to_checkpoint", state)
+            at.run.save(state, at.run.folder / layout.LAST)
+
+    def after_stage(self) -> None:
+        """Save the start of the next stage."""
+        self.at.run.save(TrainState(self.at.index + 1, 0), self.at.run.folder / layout.LAST)
