@@ -16,9 +16,7 @@ from mclip_kit.errors import RecipeError
 @SET
 @click.option("--out", type=FOLDER, help="The run's folder.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Continue where the run stopped; start it if there is none.")
-@click.option(
-    "--dry-run", is_flag=True, help="Do everything up to the first step; measure time and memory on a few steps."
-)
+@click.option("--dry-run", is_flag=True, help="Do everything up to the first step, and measure time and memory.")
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
     """Train a recipe, by file or by the name of a shipped one."""
     from mclip_kit.config.recipe import load
@@ -42,11 +40,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         again = shlex.join(["mclip-kit", "train", recipe, "--out", str(folder), "--resume", *changes])
         click.echo(f"{stop}; resume with: {again}", err=True)
         sys.exit(130)
-    score, use = (
-        f"score it with: mclip-kit eval {model}",
-        f"use it in a recipe as  encoder: hf:{model / layout.ENCODER}",
-    )
-    run.accelerator.print(f"{model}: done; {score if (model / layout.MODEL_CONFIG).is_file() else use}", flush=True)
+    whole = (model / layout.MODEL_CONFIG).is_file()
+    then = f"score it with: mclip-kit eval {model}" if whole else f"use it as  encoder: hf:{model / layout.ENCODER}"
+    run.accelerator.print(f"{model}: done; {then}", flush=True)
 
 
 @click.command()

@@ -182,7 +182,7 @@ class Task(ABC):
     def __init__(self, stage: Any, context: Context) -> None:
         self.stage, self.context = stage, context
 
-    @classmethod
+    @classmethod  # noqa: B027 - most kinds add nothing
     def extend_model(cls, model: Any, recipe: Recipe) -> None:
         """Add to a new model what stages of this kind train besides the towers."""
 
