@@ -230,3 +230,15 @@ def test_import_mclip_of_what_is_none(type_: Type, tmp_path: Path) -> None:
     assert_one_line(type_("import", "mclip", "mclip.pt", "--xlmr", "xlmr"), "mclip.pt", "not a file of weights")
     assert_one_line(type_("import", "mclip", "none.pt", "--xlmr", "xlmr"), "none.pt", "missing")
     assert not (tmp_path / "models").exists()
+
+
+def test_an_old_key_is_said_in_one_line(tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tiny.recipe(tmp_path / "nowhere"), tmp_path / "tiny.yaml")
+    done = CliRunner().invoke(
+        cli, ["train", str(recipe), "--set", "stages.2.wise_ft=0.5", "--out", str(tmp_path / "run")]
+    )
+    assert done.exit_code == 2
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("warning: ")
+    assert "stages.2.wise_ft: the key is now called wise_ft_alpha" in lines[0]
+    assert "nowhere" in lines[-1]

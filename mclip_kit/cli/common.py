@@ -2,11 +2,15 @@
 
 import errno
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.errors import MclipError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -21,7 +25,10 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", RenamedKey)
+                warnings.showwarning = partial(_show, warnings.showwarning)
+                return super().invoke(ctx)
         except MclipError as error:
             raise Mistake(str(error)) from None
         except OSError as error:
@@ -31,6 +38,14 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nstopped; what was written whole stays (a run goes on with --resume)", err=True)
             sys.exit(130)
+
+
+def _show(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Print a warning of ours in one line, and others as Python does."""
+    if category is RenamedKey:
+        click.echo(f"warning: {message}", err=True)
+    else:
+        others(message, category, *where)
 
 
 class Mistake(click.ClickException):

@@ -39,7 +39,7 @@ class Batch(Protocol):
         """The batch on a device."""
 
 
-class Rows(Protocol):
+class StageRows(Protocol):
     """The training rows of a stage, as columns."""
 
     languages: list[str]
@@ -188,7 +188,7 @@ class Task(ABC):
 
     @cached_property
     @abstractmethod
-    def rows(self) -> Rows:
+    def rows(self) -> StageRows:
         """The training rows.
 
         Raises:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mclip_kit.config.recipe import Recipe, dump, load
-from mclip_kit.config.yaml import Section, find, shipped
+from mclip_kit.config.yaml import RenamedKey, Section, find, shipped
 from mclip_kit.errors import RecipeError
 from tests import tiny
 
@@ -50,7 +50,7 @@ def test_both_recipes_of_the_multilingual_text_encoder_are_the_papers() -> None:
     alone, plus = load("mte"), load("mclip_plus")
     assert plus.stages[:2] == alone.stages
     assert plus.stages[2:] == load("trikd_projectors").stages
-    first, second = alone.translations
+    first, second = alone.stages
     assert (first.train, first.contrast) == (["decoder"], None)
     assert (first.steps, first.lr, first.warmup_steps) == (400000, 5e-4, 4000)
     assert (second.steps, second.lr, second.contrast and dict(second.contrast)) == (
@@ -87,7 +87,7 @@ def test_wrong_translation_stages_are_refused(change: dict[str, Any], words: str
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"teacher": {"model": "ViT-B-32", "weights": "random"}}, "no stage has them"),
+        ({"teacher": {"model": "ViT-B-32", "weights": "random"}}, "no stage uses it"),
         ({"encoder": None}, "encoder: missing"),
         ({"parallel": "fsdp"}, "fsdp is for the triangle's stages"),
         ({"data": {"captions": "c"}}, "data.bitext is not given"),
@@ -96,14 +96,14 @@ def test_wrong_translation_stages_are_refused(change: dict[str, Any], words: str
 def test_recipes_that_only_translate(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     encoder = dict(tiny.ENCODER) | {"weights": "random"}
     tree = {"about": "x", "encoder": encoder, "data": {"bitext": "b"}, "stages": [TRANSLATE]}
-    assert load(tiny.write_recipe(tree, tmp_path / "x.yaml")).translations
+    assert load(tiny.write_recipe(tree, tmp_path / "x.yaml")).needs == {"encoder"}
     with pytest.raises(RecipeError, match=words):
         load(tiny.write_recipe(tree | change, tmp_path / "x.yaml"))
 
 
 def test_a_decoder_needs_a_stage_that_translates(tmp_path: Path) -> None:
     tree = tiny.recipe(tmp_path) | {"decoder": {"layers": 1}}
-    with pytest.raises(RecipeError, match="no stage is of kind translate"):
+    with pytest.raises(RecipeError, match="decoder is given, but no stage uses it"):
         load(tiny.write_recipe(tree, tmp_path / "x.yaml"))
 
 
@@ -180,14 +180,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "no stage trains it",
     ),
     "two of a name": ({"stages.1.name": "teacher"}, "the same name"),
-    "start and towers": ({"start": "runs/x/model"}, "start brings its own towers"),
+    "a start and towers": ({"init_from": "runs/x/model"}, "init_from brings its own towers"),
     "template": ({"stages.0.templates": ["an emoji"]}, "needs a {}"),
     "mse with a temperature": ({"stages.1.edges.teacher_text-student_text.learned": True}, "mse has no temperature"),
-    "lamb on parts of weights": ({"parallel": "fsdp", "stages.1.optimizer": "lamb"}, "fsdp goes with adamw"),
-    "half way back from a stage in the middle": ({"stages.0.wise_ft": 0.5}, "stages.0.wise_ft is for the last stage"),
-    "half way back of adapters": (
-        {"stages.2.wise_ft": 0.5, "lora": {"rank": 2}, "stages.2.train": ["lora"]},
-        "stages.2.wise_ft is for whole weights, not for adapters",
+    "lamb on parts of weights": ({"parallel": "fsdp", "stages.1.optimizer": "lamb"}, "fsdp does not work with lamb"),
+    "half way back from a stage in the middle": (
+        {"stages.0.wise_ft_alpha": 0.5},
+        "stages.0.wise_ft_alpha is for the last stage",
+    ),
+    "interpolation of adapters": (
+        {"stages.2.wise_ft_alpha": 0.5, "lora": {"rank": 2}, "stages.2.train": ["lora"]},
+        "stages.2.wise_ft_alpha is for whole weights, not for adapters",
     ),
     "patience for weights that are not kept": (
         {"evaluation": {"patience": 2, "keep": "last"}},
@@ -198,12 +201,35 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seed below zero": ({"seed": -1}, "seed: "),
     "no room for a token": ({"encoder.positions": 2}, "encoder.positions: "),
     "no image in its place": (
-        {"stages.1.edges.teacher_text-student_text.without_teacher": "image"},
-        "without_teacher: image is for teacher_text-student_text on captions",
+        {"stages.1.edges.teacher_text-student_text.missing_teacher": "image"},
+        "missing_teacher: image is for teacher_text-student_text on captions",
     ),
     "weights beside a file that has them": (
         {"teacher": {"model": "openai:clip.pt", "weights": "openai"}},
         "leave `weights` out",
+    ),
+    "unknown kind": (
+        {"stages.0.kind": "translat"},
+        "stages.0.kind: there is no kind 'translat'; did you mean translate?",
+    ),
+    "typo in a key of a kind": (
+        {
+            "stages.0": {
+                "kind": "translate",
+                "name": "x",
+                "train": ["decoder"],
+                "lr": 1.0,
+                "steps": 1,
+                "batchtokens": 99,
+            }
+        },
+        "stages.0.batchtokens: unknown key; did you mean batch_tokens?",
+    ),
+    "a folder called as a kind of stage": ({"data.bitext": {"triangle": -1}}, "data.bitext.triangle: "),
+    "a folder called as a member of a union": ({"data.bitext": {"str": 1, "sizes": 0}}, "data.bitext.sizes: "),
+    "a projector of clip's space without clip": (
+        {"stages": [TRANSLATE], "teacher": None, "projector": None, "clip_projector": "linear"},
+        "clip_projector is given, but no stage uses it",
     ),
     "data not given": ({"data.bitext": None}, "data.bitext is not given"),
     "pretrained weights of a config": (
@@ -222,7 +248,7 @@ def test_a_wrong_recipe_is_one_line_that_names_the_key(name: str, tmp_path: Path
         *parents, last = path.split(".")
         for key in parents:
             part = part[int(key)] if isinstance(part, list) else part[key]
-        part[last] = value
+        part[int(last) if isinstance(part, list) else last] = value
     with pytest.raises(RecipeError) as error:
         load(tiny.write_recipe(tree, tmp_path / "wrong.yaml"))
     assert said in str(error.value)
@@ -271,3 +297,46 @@ def test_a_missing_file_suggests_a_shipped_name() -> None:
 def test_the_resolved_recipe_is_plain_yaml() -> None:
     tree = yaml.safe_load(dump(load("quickstart")))
     assert Recipe.model_validate(tree) == load("quickstart")
+
+
+OLD = ["start", "stages.2.wise_ft", "stages.1.edges.teacher_text-student_text.without_teacher"]
+
+
+def old_tree(folder: Path) -> dict[str, Any]:
+    """A recipe that names its keys as version 0.1.0 did."""
+    tree = tiny.recipe(folder)
+    for part in ("teacher", "encoder", "projector"):
+        del tree[part]
+    tree |= {"start": "runs/x/model"}
+    tree["data"]["bitext"] = {"start": 2.0, "wise_ft": 1.0}  # folders may be called anything
+    tree["stages"][1] |= {"data": "captions"}
+    tree["stages"][1]["edges"]["teacher_text-student_text"]["without_teacher"] = "image"
+    tree["stages"][2]["wise_ft"] = 0.5
+    return tree
+
+
+def test_old_names_of_keys_load_with_a_line_each(tmp_path: Path) -> None:
+    path = tiny.write_recipe(old_tree(tmp_path), tmp_path / "old.yaml")
+    with pytest.warns(RenamedKey) as lines:
+        recipe = load(path)
+    said = [str(line.message) for line in lines]
+    assert len(said) == len(OLD)
+    for key in OLD:
+        assert any(f"old.yaml: {key} is now called " in line for line in said)
+    assert recipe.init_from == "runs/x/model"
+    assert recipe.stages[2].wise_ft_alpha == 0.5
+    assert recipe.stages[1].edges["teacher_text-student_text"].missing_teacher == "image"
+    assert recipe.data.bitexts == {"start": 2.0, "wise_ft": 1.0}
+
+
+def test_old_names_override_too(tmp_path: Path) -> None:
+    path = tiny.write_recipe(tiny.recipe(tmp_path), tmp_path / "new.yaml")
+    with pytest.warns(RenamedKey, match="--set stages.2.wise_ft: the key is now called wise_ft_alpha"):
+        recipe = load(path, ["stages.2.wise_ft=0.25"])
+    assert recipe.stages[2].wise_ft_alpha == 0.25
+
+
+def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
+    tree = tiny.recipe(tmp_path) | {"start": "a", "init_from": "b"}
+    with pytest.raises(RecipeError, match="start: is the old name of init_from, which is given too; keep init_from"):
+        load(tiny.write_recipe(tree, tmp_path / "both.yaml"))

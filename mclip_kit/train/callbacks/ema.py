@@ -78,15 +78,15 @@ class Ema(Callback):
         """The averaged weights, in whole tensors."""
         if self._average:
             with self._average.swap_in():
-                state.average = self._whole()
+                state.average = self._full()
 
     def restore_weights(self) -> None:
         """The stage ends with the averaged weights."""
         if self._average:
             with self._average.swap_in():
-                tensors = self._whole()
+                tensors = self._full()
             fsdp.load_full_state(self.at.run.model, tensors)
 
-    def _whole(self) -> dict[str, Tensor]:
+    def _full(self) -> dict[str, Tensor]:
         state = fsdp.full_state(self.at.run.model)
         return {name: state[name].clone() for name in self._average.values if name in state} if self._average else {}
