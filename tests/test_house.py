@@ -31,15 +31,16 @@ RANK = {
 """Part of the package -> its rung; a part imports from lower rungs only."""
 
 OLD_NAMES = set(
-    """Feed Frozen Work doomed say hear Alarm judged kept spoilt between applied dealt moments_dealt whole compute_again
-    Chain Picked Seen Examples Directions Pairs spoken Needs EdgeLoss plain Rows State Row Average Store estimate""".split()  # noqa: SIM905
+    """Feed Frozen Work doomed say hear Alarm judged kept spoilt between applied dealt moments_dealt whole
+    compute_again Chain Picked Seen Examples Directions Pairs spoken Needs EdgeLoss plain Rows State Row Average Store
+    estimate""".split()  # noqa: SIM905
 )
 """Names that had better ones; none of them is a class, a function or a method any more."""
 ONCE = {"Rows": "data/corpora/records.py", "Row": "data/corpora"}
 """Names that are kept, for one meaning: where."""
 OLD_FILES = set(
-    """feed keys work housekeeping alarm verdict average overview estimate sharding gradients mode xlmr decoder own members
-    sequences_ examples directions page training towers""".split()  # noqa: SIM905
+    """feed keys work housekeeping alarm verdict average overview estimate sharding gradients mode xlmr decoder own
+    members examples directions page training towers""".split()  # noqa: SIM905
 )
 KINDS = {"TriangleStage", "TranslationStage"}
 

@@ -116,7 +116,7 @@ class TranslationTask(Task):
         )
 
     @cached_property
-    def batches(self) -> TranslationBatches:  # type: ignore[override]
+    def batches(self) -> TranslationBatches:
         """The batches of the pairs."""
         return TranslationBatches(self.rows, self.stage, self.context, self._states())
 

@@ -110,7 +110,7 @@ class TriangleTask(Task):
         )
 
     @cached_property
-    def batches(self) -> TriangleBatches:  # type: ignore[override]
+    def batches(self) -> TriangleBatches:
         """The batches of the rows; features of frozen towers are in the cache then.
 
         Raises:

@@ -1,0 +1,1 @@
+"""Training: a run of a recipe, its one loop, and what comes beside the steps (callbacks/)."""

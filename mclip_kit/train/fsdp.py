@@ -58,7 +58,8 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 
     All processes must ask for it; of a sharded model only the main process gets it, on the CPU, and the others nothing.
     """
-    return get_model_state_dict(model, options=_options(model))
+    state: dict[str, Any] = get_model_state_dict(model, options=_options(model))
+    return state
 
 
 def load_full_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:

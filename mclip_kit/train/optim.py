@@ -1,4 +1,4 @@
-"""What is trained, by which optimiser, at which learning rate."""
+"""Which parameters a stage trains, its optimiser and its learning rate."""
 
 import math
 import re
@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from timm.optim import Lamb
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,34 +42,35 @@ def build_optimizer(
     eps: float,
     layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """An optimiser of the module's trainable parameters; biases, norms and scales are not decayed.
+    """An optimiser of the module's trainable parameters; biases, norms and scales have no weight decay.
 
     Args:
-        layer_decay: a layer of the encoder learns at so much of the rate of the one above it, the word embeddings below
-            the first (BEiT, arXiv 2106.08254); each group's `scale` says at how much of the rate.
+        layer_decay: learning rate of a layer of the encoder as a fraction of that of the next layer; the word embeddings
+            come before the first (BEiT, arXiv 2106.08254). The learning rate of a group is the rate times its `scale`.
     """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
-    # the encoder's are apart: they may be dealt out among processes, and no step of a group mixes both kinds
+    # the encoder has groups of its own: its weights may be sharded, and one group cannot have both kinds
     found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         decay = weight_decay if parameter.dim() > 1 else 0.0
         found.setdefault((scales[name], decay, "encoder." in name), []).append(parameter)
     groups = [{"params": ps, "weight_decay": decay, "scale": scale} for (scale, decay, _), ps in found.items()]
     if kind == "lamb":
-        # LAMB (arXiv 1904.00962) from timm; its own gradient clipping is off, the loop clips
+        from timm.optim import Lamb  # arXiv 1904.00962; its own gradient clipping is off, the loop clips
+
         return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """A stage's optimiser of the module's trainable parameters."""
+    """The optimiser of a stage for the module's trainable parameters."""
     how = stage.optimizer, stage.lr, stage.weight_decay, stage.betas, stage.eps, stage.layer_decay
     return build_optimizer(module, *how)
 
 
 def set_activation_checkpointing(model: nn.Module, wanted: bool) -> None:
-    """Whether the towers' layers compute their outputs again in the backward pass instead of keeping them."""
+    """Activation checkpointing of all towers: layers are computed again in the backward pass instead of kept."""
     part: Any
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
@@ -85,7 +85,7 @@ def set_activation_checkpointing(model: nn.Module, wanted: bool) -> None:
 
 
 def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
-    """At how much of the rate each parameter learns: less in the encoder's lower layers, 1 outside of it."""
+    """Name of a parameter -> its share of the learning rate: less in lower layers of the encoder, 1 elsewhere."""
     places = {name: re.search(r"\bencoder\.(?:model\.)?(?:encoder\.layer\.(\d+)|embeddings)\.", name) for name in names}
     layers = 1 + max((int(place[1]) for place in places.values() if place and place[1]), default=-1)
     depths = {name: int(place[1]) + 1 if place and place[1] else 0 for name, place in places.items()}

@@ -9,7 +9,7 @@ from mclip_kit.train.optim import layer_scales
 
 
 def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[Collection[str]]) -> list[str]:
-    """A line a tower: parameters, and the share of them that each stage trains; a line a stage: learning rates.
+    """A line per tower: its parameters and the share that each stage trains; a line per stage: learning rates.
 
     Args:
         trained: names of the parameters that each stage trains.

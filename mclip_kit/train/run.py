@@ -63,7 +63,7 @@ class Run:
         self.leaks = shared_with_tests(recipe) if self.is_main else []
         self.model: Any = build_model(recipe).to(self.accelerator.device)
         if hasattr(self.model, "image"):  # convolutions run faster so, also on CPUs
-            self.model.image.to(memory_format=torch.channels_last)
+            self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = [frozenset(trainable(self.model, stage.train)) for stage in recipe.stages]
         if recipe.parallel == "fsdp" and self.accelerator.num_processes > 1:
             fsdp.shard_encoder(self.model.encoder)
