@@ -102,7 +102,7 @@ class Feed:
             self._note(self.examples.images_N[bad_N])
             kept = np.flatnonzero(~bad_N)
             self._read["image"] = Features(features.table, features.rows[kept])
-            self.examples = self.examples.some(kept)
+            self.examples = self.examples.select(kept)
 
     def _note(self, images: np.ndarray) -> None:
         """Report pictures that could not be read; too many of them end the run."""

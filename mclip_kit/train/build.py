@@ -14,13 +14,14 @@ from torch import Tensor
 from mclip_kit.config.recipe import Cache, NewDecoder, NewEncoder, Recipe
 from mclip_kit.config.stages import TranslationStage, TriangleStage
 from mclip_kit.data.batching import Plan
-from mclip_kit.data.bitext import available, open_bitext
+from mclip_kit.data.bitext import find_directions, open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_captions
-from mclip_kit.data.leakage import LEAKAGE, Leak, held_out_beside, leaks, read_json
+from mclip_kit.data.leakage import Leak, held_out_beside, leaks, read_json
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.interop.encoders import named_encoder
+from mclip_kit.layout import LEAKAGE
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.hub import MissingWeights
 from mclip_kit.models.lora import adapt
@@ -118,7 +119,7 @@ def build_decoder(recipe: Recipe, encoder: Encoder) -> Decoder:
         source
         for stage in recipe.translations
         if stage.language_linear
-        for source, _ in available(bitexts, stage.split, stage.directions)
+        for source, _ in find_directions(bitexts, stage.split, stage.directions)
     ]
     return new_decoder(encoder, **sizes.model_dump(), languages=sorted(set(linear)))
 

@@ -24,11 +24,12 @@ from tqdm import tqdm
 from mclip_kit.config.recipe import Recipe, dump
 from mclip_kit.config.stages import TranslationStage, TriangleStage
 from mclip_kit.data.datasets import TranslationRows, TriangleRows
-from mclip_kit.data.leakage import LEAKAGE, as_json, unknown
+from mclip_kit.data.leakage import as_json, without_fingerprints
 from mclip_kit.errors import CheckpointError, DataError, MclipError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import write_json, write_text
+from mclip_kit.layout import LEAKAGE
 from mclip_kit.models.lora import merge
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.translator import Translator
@@ -124,7 +125,7 @@ class Run:
         lines = [f"{self.folder} on {self.accelerator.device}, {self.accelerator.mixed_precision} mixed precision"]
         lines += table(self.model, self.recipe.stages, self.trained)
         lines += [f"  leak: {leak.line()}" for leak in self.leaks]
-        for folder in unknown(training_splits(self.recipe)):
+        for folder in without_fingerprints(training_splits(self.recipe)):
             lines.append(f"  {folder}: not prepared by this version, so it is not known whether test sets are in it")
         return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from mclip_kit.data import fairseq_io
 from mclip_kit.data.bitext import Bitext, open_bitext, raw_text
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.datasets import MISSING, TriangleRows, rows_from_bitext, rows_from_bitexts, rows_from_captions
-from mclip_kit.data.sequences import ConcatSequence, Lines
+from mclip_kit.data.sequences import ConcatSequence, TextLines
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
 
@@ -78,14 +78,14 @@ def test_ids_are_cut_to_the_token_limit_and_texts_are_not(folder, tokenizer):
 @pytest.mark.parametrize("raw", [True, False], ids=["with texts", "binarised only"])
 def test_sides_of_different_length_are_refused(tmp_path, tokenizer, raw):
     binarize(tmp_path, tokenizer, ("en", "de"), (ENGLISH, GERMAN[:3]), raw=raw)
-    with pytest.raises(DataError, match=r"train\.en-de: 4 en lines against 3 de lines"):
+    with pytest.raises(DataError, match=r"train\.en-de: 4 en lines but 3 de lines; prepare the corpus again"):
         Bitext(tmp_path).read("train", "en", "de")
 
 
 @pytest.mark.parametrize("text", ["red square left\n", "a\nb\nc\nd\ne\n", ""], ids=["fewer", "more", "none"])
 def test_as_many_lines_of_text_as_binarised_ones(folder, text):
     (folder / "train.en-de.de.txt").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"train\.en-de\.de\.txt: \d lines of text against 4 binarised ones"):
+    with pytest.raises(DataError, match=r"train\.en-de\.de\.txt: \d lines of text but 4 binarised ones"):
         Bitext(folder).read("train", "en", "de")
 
 
@@ -94,9 +94,9 @@ def test_a_folder_without_sentences_is_refused(tmp_path):
         open_bitext(tmp_path)
 
 
-def lines(folder: Path, content: bytes) -> Lines:
+def lines(folder: Path, content: bytes) -> TextLines:
     (folder / "lines.txt").write_bytes(content)
-    return Lines(folder / "lines.txt")
+    return TextLines(folder / "lines.txt")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
 
 def test_missing_lines_are_named(tmp_path):
     with pytest.raises(DataError, match=r"lines\.txt: missing; prepare the corpus again"):
-        Lines(tmp_path / "lines.txt")
+        TextLines(tmp_path / "lines.txt")
 
 
 def test_a_chain_is_one_sequence_after_the_other():
@@ -231,7 +231,7 @@ def test_a_missing_language_is_named_with_those_that_are_there(folder, tokenizer
 
 
 def test_nothing_to_train_on_is_refused(folder, tokenizer):
-    with pytest.raises(DataError, match="nothing to train on"):
+    with pytest.raises(DataError, match="no train sentence pairs in"):
         examples(folder, tokenizer, ["en"], include=False)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mclip_kit.data.bitext import available, open_bitext
+from mclip_kit.data.bitext import find_directions, open_bitext
 from mclip_kit.data.datasets import TranslationRows, translation_rows
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
@@ -47,6 +47,6 @@ def test_other_pieces_are_tokenised_anew(squares: Path) -> None:
 def test_what_is_not_there_is_named(squares: Path) -> None:
     bitext = open_bitext(squares / "bitext")
     with pytest.raises(DataError, match="no train pair for de-fr; there are en-de, de-en, en-fr, fr-en"):
-        available([bitext], "train", ["en-de", "de-fr"])
+        find_directions([bitext], "train", ["en-de", "de-fr"])
     with pytest.raises(DataError, match="no dev pair; there are none"):
-        available([bitext], "dev")
+        find_directions([bitext], "dev")

@@ -16,7 +16,7 @@ from PIL import Image
 from mclip_kit.cli import cli
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
-from mclip_kit.data.corpora import declared
+from mclip_kit.data.corpora import shipped_declarations
 
 
 @pytest.fixture(autouse=True)
@@ -166,9 +166,9 @@ def test_the_list_has_every_corpus_and_what_is_prepared(spm):
     done("--bitext", *sides, "--spm", spm)
     listed = done("--list")
     names = [line.split()[0] for line in listed.splitlines() if not line.startswith(" ")]
-    assert names == [*(path.stem for path in declared()), "en-de"]
+    assert names == [*(path.stem for path in shipped_declarations()), "en-de"]
     assert "data/en-de (0 pictures, 0 captions, 1 sentence pairs)" in listed
-    assert " ".join(listed.split()).count("not prepared") == len(declared())
+    assert " ".join(listed.split()).count("not prepared") == len(shipped_declarations())
 
 
 def test_a_source_may_be_a_zip_and_its_pictures_elsewhere():
