@@ -87,7 +87,7 @@ class Deduplicator:
 
     def add(self, text: str) -> bool:
         """Add a text; whether it is new."""
-        number = hash(text.encode())  # Python gives the strings `ok` and a Japanese tooth the same hash, not the bytes
+        number = hash(text.encode())  # encoded: Python gives the strings `ok` and U+6B6F the same hash
         if number in self._recent or any(_contains(numbers, number) for numbers in self._sorted):
             return False
         self.count += 1

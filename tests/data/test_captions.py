@@ -92,7 +92,7 @@ def test_each_language_may_have_its_own_split(both: Captions) -> None:
 def test_a_wrong_split_or_language_is_named(both: Captions) -> None:
     with pytest.raises(DataError, match="no split is given for fr; given are en from train, de from train"):
         both.select({"en": "train", "de": "train"}, ["en", "fr"])
-    with pytest.raises(DataError, match="no split is named for an empty list of languages; those named are none"):
+    with pytest.raises(DataError, match="no split is given for an empty list of languages; given are none"):
         both.select({})
     with pytest.raises(DataError, match="no captions in split 'valid'; there are test, train, train_task2"):
         both.select({"en": "valid"})

@@ -5,8 +5,8 @@ source.py      finds the files of a source: in folders and zips, compressed or n
 lines.py, table.py (with records.py), annotations.py, webdataset.py, folder.py    a reader for each kind of source
 
 To add a corpus of a known kind, write `data_prep/NAME.yaml`. To add a kind of source, also write one module here with
-`read(corpus, source) -> Content`, and name it in the YAML: `reader: MODULE`. What the reader takes besides is a
-`Section` in its module, filled from the YAML's `options` by `parse_options`.
+`read(corpus, source) -> Content`, and name it in the YAML: `reader: MODULE`. The options of a reader are a `Section`
+in its module; `parse_options` fills it from the YAML's `options`.
 """
 
 import re

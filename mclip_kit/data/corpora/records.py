@@ -25,7 +25,7 @@ LONGEST_CELL = 2**22  # characters in quotes; a longer cell means that a quote w
 
 
 class CellError(ValueError):
-    """What is wrong with a cell; whoever catches it knows file and row, and adds them."""
+    """What is wrong with a cell; the caller knows the file and the row, and adds them."""
 
 
 @dataclass(frozen=True)

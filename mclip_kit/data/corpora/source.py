@@ -131,7 +131,6 @@ class Source:
             zips = [self.root]
         else:
             paths = [Path(folder, name) for folder, _, names in os.walk(self.root) for name in names]
-            found = {}
             for path in sorted(paths):  # a plain file before the same one compressed
                 found.setdefault(strip_compression(path.relative_to(self.root).as_posix()), File(path))
             zips = sorted(self.root.glob("*.zip"))
@@ -165,7 +164,8 @@ class Source:
         for pattern in patterns:
             found = self.files(pattern)
             if len(found) > 1:
-                raise DataError(f"{self.root}: {found[0]} and {found[1]} could both be {pattern}; remove one")
+                both = f"{found[0]} and {found[1]} both match {pattern}"
+                raise DataError(f"{self.root}: {both}; give a --source that has only one of them")
             if found:
                 return found[0]
         return None

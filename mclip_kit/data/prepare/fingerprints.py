@@ -1,6 +1,6 @@
 """Hashes of a prepared folder's pictures and texts, for the leakage check; `data.leakage` compares them.
 
-A picture is hashed by its name and by its content, a text by its letters, digits and marks. The hash is 0 where there
+A picture is hashed by its name and by its content, a text by its letters, digits and marks. The hash is 0 if there
 is nothing to compare.
 """
 

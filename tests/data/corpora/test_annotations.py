@@ -9,7 +9,6 @@ import pytest
 from mclip_kit.data.corpora import Corpus, Row, annotations
 from mclip_kit.data.corpora.annotations import read
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.images import picture_id
 from mclip_kit.errors import DataError, RecipeError
 
 TRAIN, VAL, TEST = "COCO_train2014_000000000009.jpg", "COCO_val2014_000000000042.jpg", "COCO_val2014_000000000073.jpg"
@@ -221,23 +220,3 @@ def test_files_are_found_before_rows_are_asked_for(tmp_path):
     put(tmp_path, "zh.txt", "1#0 a")
     with pytest.raises(DataError, match=r"dataset.json is missing"):
         read(corpus(captions=[CHINESE], **SPLIT), Source(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "source", "expected"),
-    [
-        ("COCO_val2014_000000391895.jpg", None, "coco:391895"),
-        ("COCO_val2014_000000391895#zhm#0", "flickr30k", "coco:391895"),
-        ("val2014/coco_train2014_000000000000.JPG", "coco", "coco:0"),
-        ("391895", "coco", "coco:391895"),
-        ("000000391895.jpg", "coco", "coco:391895"),
-        ("0000391895", "flickr30k", "flickr30k:0000391895"),
-        ("images/1000092795.jpg#3", "flickr30k", "flickr30k:1000092795"),
-        ("Deep/aB.PNG", "web", "web:ab"),
-        (" aB.png ", None, "aB"),
-        ("mr.smith", None, "mr.smith"),
-        ("https://x.org/a.jpg#b", "coco", "https://x.org/a.jpg#b"),
-    ],
-)
-def test_names_of_one_picture_are_one(name, source, expected):
-    assert picture_id(name, source) == expected

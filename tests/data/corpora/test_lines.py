@@ -86,7 +86,10 @@ def test_another_spelling_of_a_language_is_found(tmp_path):
 def test_files_that_do_not_line_up_are_named_with_their_counts(tmp_path, english, german, fewer):
     write(tmp_path / "t.en", *["x"] * english)
     write(tmp_path / "t.de", *["y"] * german)
-    with pytest.raises(DataError, match=rf"{max(english, german)} lines, but .*t\.{fewer} has {min(english, german)}:"):
+    with pytest.raises(
+        DataError,
+        match=rf"{max(english, german)} lines, but .*t\.{fewer} has {min(english, german)}; the numbers must be equal",
+    ):
         rows(corpus({"texts": "t.{language}"}), tmp_path)
 
 
@@ -112,7 +115,7 @@ def test_two_files_that_fit_are_both_named(tmp_path):
     for folder in "ab":
         for language in ("en", "de"):
             write(tmp_path / folder / f"t.{language}", "x")
-    with pytest.raises(DataError, match=r"a/t\.en and .*b/t\.en could both be t\.en; remove one"):
+    with pytest.raises(DataError, match=r"a/t\.en and .*b/t\.en both match t\.en; give a --source"):
         rows(corpus({"texts": "t.{language}"}), tmp_path)
     assert len(rows(corpus({"texts": "a/t.{language}"}), tmp_path)) == 1
 
