@@ -152,7 +152,7 @@ def bare(stage: TriangleStage, rows: np.ndarray) -> Fields:
 
 def filled(stage: TriangleStage, rows: np.ndarray) -> float:
     """Fill a new cache for some rows; seconds of a distinct picture and its texts, noted one by one too."""
-    some, parts = stage.feeds["cached"].examples.some(rows), []
+    some, parts = stage.feeds["cached"].examples.select(rows), []
     with tempfile.TemporaryDirectory() as folder:
         frozen = FrozenTowers(stage.triangle.model, FeatureCache(Path(folder), log=lambda line: None))
         image = lambda: frozen.images(stage.captions, some.images_N)  # noqa: E731
@@ -173,7 +173,7 @@ def prepared(small: bool, root: Path) -> TriangleStage:
     triangle = Triangle(model, edge_losses(wanted), trained := trainable(model, wanted.train)).train()
     settings = wanted.optimizer, wanted.lr / wanted.warmup_steps, wanted.weight_decay, wanted.betas, wanted.eps
     examples, captions, batches = made(model)
-    some, asked = examples.some(batches.ravel()), needs(wanted, trained, recipe.cache)
+    some, asked = examples.select(batches.ravel()), needs(wanted, trained, recipe.cache)
     frozen = FrozenTowers(model, FeatureCache(root, log=lambda line: None))
     live = Feed(frozen, some, replace(asked, cache="off"), captions)
     cached = Feed(frozen, some, replace(asked, cache="tokens"), captions)

@@ -12,7 +12,7 @@ from tables import Scores, head, kept, over, row, spread
 
 from mclip_kit.config.recipe import load
 from mclip_kit.config.stages import TranslationStage
-from mclip_kit.data.bitext import available, open_bitext
+from mclip_kit.data.bitext import find_directions, open_bitext
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.corpora import declaration
 from mclip_kit.data.corpora.source import Source
@@ -64,7 +64,7 @@ def translations(seed: int, root: Path, data: Path, smoke: bool) -> Scores:
         """Called at each stage's start and end."""
         place = stage.name if scores else "untrained"
         if place != "contrast" or "start" in scores:
-            directions = available(bitexts, "test")
+            directions = find_directions(bitexts, "test")
             results = translation.evaluate(model, bitexts, "test", directions, 5 if smoke else SENTENCES, BEAMS)
             scores[place] = translation.summary(model, results)
             copies = {way: translation.score(r.sources, r.references, way[1]).bleu for way, r in results.items()}

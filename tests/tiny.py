@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from mclip_kit.data.corpora import Content, Corpus, Row
-from mclip_kit.data.prepare.prepare import write
+from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.data.tokenizer import XlmrTokenizer
 
 COLOURS = {
@@ -71,7 +71,7 @@ def declaration() -> Corpus:
 
 def corpus(folder: Path) -> Path:
     """Write the corpus as a prepared folder."""
-    write(content, declaration(), folder)
+    write_prepared(content, declaration(), folder)
     return folder
 
 

@@ -223,12 +223,13 @@ def evaluate(
     """
     quiet()
     from mclip_kit.data import leakage
-    from mclip_kit.data.languages import normal
+    from mclip_kit.data.languages import normalize_language
     from mclip_kit.evaluate.report import html
     from mclip_kit.files import write_json
+    from mclip_kit.layout import LEAKAGE
     from mclip_kit.train.logging import read_log
 
-    languages = [normal(language) for language in langs.split(",")] if langs else "all"
+    languages = [normalize_language(language) for language in langs.split(",")] if langs else "all"
     beside = models[-1].resolve().parent / ("eval" if task == "retrieval" else f"eval_{task}")
     models = tuple(dict.fromkeys(models))
     asked = Asked(models, data, split, languages, protocol, baselines, classes, sentences, beams, out or beside)
@@ -236,8 +237,8 @@ def evaluate(
     leaks = []
     others = [Path(other) for other in baselines if (Path(other) / "config.json").is_file()]
     for name in dict.fromkeys([*models, *others]):
-        trained = leakage.read_json(name.resolve().parent / leakage.LEAKAGE)
-        for leak in leakage.concerning(trained, data, split):
+        trained = leakage.read_json(name.resolve().parent / LEAKAGE)
+        for leak in leakage.leaks_into(trained, data, split):
             leaks.append({"model": str(name), **asdict(leak)})
             click.echo(f"leak, {name}: {leak.line()}")
     settings = {"data": str(data), "task": task, "split": split, "protocol": protocol}

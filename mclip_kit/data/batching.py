@@ -1,6 +1,6 @@
-"""Which rows come when: language temperature sampling, length buckets, a position that can be resumed.
+"""The order of training rows: sampling of languages by temperature, and batches of rows with similar lengths.
 
-Everything here is a pure function of (seed, epoch), so going on after an interruption needs only the step number.
+Everything is a pure function of (seed, epoch), so a run needs only the step number to resume.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mclip_kit.data.tokenizer import PAD
 
-WINDOW = 50  # batches that are sorted by length together: little padding, still well mixed
+WINDOW = 50  # number of batches with rows that are sorted by length together: little padding, and still well mixed
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Plan:
     Attributes:
         languages_N: int, the language of each row.
         lengths_N: int, tokens of each row; rows of similar length share a batch.
-        batch_size: rows a batch, over all processes; of batches that are cut by tokens, a divisor of their rows.
-        temperature: languages are drawn with probability ~ rows^(1/temperature); 1 keeps their natural share.
-        sources_N: int, the corpus of each row; None: there is one.
-        weights: share of each corpus, in any unit; None: as many as it has rows.
-        monolingual: every batch holds one language.
-        seed: of all draws.
-        tokens: of a batch, padding included: rows times the longest; None: batches are cut by rows.
+        batch_size: rows a batch, over all processes; if `tokens` is given, batches have a multiple of it.
+        temperature: a language is drawn with probability ~ rows^(1/temperature); 1 keeps its share of the rows.
+        sources_N: int, the corpus of each row; None: all are from one corpus.
+        weights: share of each corpus, in any unit; None: its number of rows.
+        monolingual: every batch has rows of one language only.
+        seed: of all random draws.
+        tokens: most tokens a batch, padding included: rows times longest row; None: `batch_size` rows a batch.
     """
 
     languages_N: np.ndarray
@@ -43,17 +43,20 @@ class Plan:
 
     @property
     def per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch."""
         if self.tokens is None:
             return len(self.epoch(0))
         return max(1, int(self.lengths_N.sum()) // self.tokens)
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """The batches of an epoch, each int64 (batch_size,): as many rows as there are, less what fills no batch."""
+        """The batches of an epoch, each the row numbers as int64 (batch_size,).
+
+        An epoch has as many rows as the data, without those that do not fill a batch.
+        """
         if self.tokens is None:
             return self._batches(np.random.default_rng((self.seed, number)))
         batches: list[np.ndarray] = []
-        for part in range(1 + self.per_epoch):  # cut by tokens, a draw gives more batches than another
+        for part in range(1 + self.per_epoch):  # with a token limit, some draws give fewer batches than others
             batches += self._batches(np.random.default_rng((self.seed, number, part)))
             if len(batches) >= self.per_epoch:
                 break
@@ -69,9 +72,9 @@ class Plan:
         return [batches[index] for index in random.permutation(len(batches))]
 
     def _draw(self, random: np.random.Generator) -> np.ndarray:
-        """Rows in random order, corpora and languages in their sampled share.
+        """Rows in random order, with corpora and languages in their sampled share.
 
-        No row comes again before all others of its corpus and language came.
+        A row is repeated only after all others of its corpus and language have occurred as often.
         """
         size = len(self.languages_N)
         if self.temperature == 1 and self.weights is None:
@@ -95,7 +98,7 @@ class Plan:
         size = WINDOW * (self.batch_size if self.tokens is None else 1 + self.tokens // int(self.lengths_N.mean()))
         for start in range(0, len(rows), size):
             window = rows[start : start + size]
-            ragged = len(window) % self.batch_size  # the remainder is left out before sorting, at random
+            ragged = len(window) % self.batch_size  # left out before sorting, so that any row may be
             window = window[: len(window) - ragged]
             window = window[np.argsort(self.lengths_N[window], kind="stable")]
             if self.tokens is not None:
@@ -105,7 +108,7 @@ class Plan:
         return batches
 
     def _by_tokens(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
-        """Rows in the order of their lengths, cut where one more would exceed the budget; at least one share each."""
+        """Cut rows, sorted by length, into batches of at most `budget` tokens, but at least `batch_size` rows."""
         cuts, start = [], 0
         for stop in range(self.batch_size, len(rows), self.batch_size):
             longest = self.lengths_N[rows[min(stop + self.batch_size, len(rows)) - 1]]
@@ -122,7 +125,7 @@ def language_shares(counts: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def pad(tokens: Sequence[np.ndarray], padding: int = PAD) -> tuple[Tensor, Tensor]:
-    """Right-padded ids (B, T) and mask (B, T), both int64."""
+    """Ids (B, T), padded on the right, and mask (B, T), both int64."""
     lengths = [len(ids) for ids in tokens]
     ids_BT = np.full((len(tokens), max(lengths)), padding, dtype=np.int64)
     for row, ids in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""Parallel sentences of a fairseq-binarised folder."""
+"""Reads the parallel sentences of a fairseq-binarised folder."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mclip_kit.data import fairseq_io
-from mclip_kit.data.sequences import Lines
+from mclip_kit.data.sequences import TextLines
 from mclip_kit.data.tokenizer import UNK
 from mclip_kit.errors import DataError
 
@@ -21,7 +21,7 @@ class Side:
     Attributes:
         language: its code.
         tokens: ids, `<s> ... </s>`, int32 (T,) each, memory-mapped.
-        texts: the raw lines; where the folder keeps none, the text of the ids.
+        texts: the raw lines; if the folder has no raw text, the decoded ids.
     """
 
     language: str
@@ -29,8 +29,8 @@ class Side:
     texts: Sequence[str]
 
 
-class Decoded(Sequence[str]):
-    """The text of binarised SentencePiece ids, for folders without the raw text."""
+class DecodedText(Sequence[str]):
+    """Text decoded from binarised SentencePiece ids, for folders without raw text."""
 
     def __init__(self, tokens: fairseq_io.Sentences, pieces: list[str]) -> None:
         self._tokens, self._pieces = tokens, pieces
@@ -50,7 +50,7 @@ class Bitext:
     folder: Path
 
     def pairs(self, split: str) -> list[tuple[str, str]]:
-        """The (source, target) languages that the folder holds in a split."""
+        """The (source, target) languages of the pairs that a split has."""
         pattern = re.compile(rf"{re.escape(split)}\.([^.-]+)-([^.-]+)\.\1\.idx")
         matches = (pattern.fullmatch(path.name) for path in sorted(self.folder.glob(f"{split}.*.idx")))
         return [(match[1], match[2]) for match in matches if match]
@@ -58,14 +58,18 @@ class Bitext:
     def read(self, split: str, source: str, target: str, max_tokens: int | None = None) -> tuple[Side, Side]:
         """Both sides of a pair.
 
+        Args:
+            split, source, target: as in the file names.
+            max_tokens: longer sentences lose their last pieces; None: they are read whole.
         Raises:
-            DataError: a side is missing or damaged, or the sides do not line up.
+            DataError: a side is missing or damaged, or the sides do not have the same number of lines.
         """
         name = f"{split}.{source}-{target}"
         left, right = (self._side(name, language, max_tokens) for language in (source, target))
         if len(left.tokens) != len(right.tokens):
             raise DataError(
-                f"{self.folder / name}: {len(left.tokens)} {source} lines against {len(right.tokens)} {target} lines"
+                f"{self.folder / name}: {len(left.tokens)} {source} lines but {len(right.tokens)} {target} lines; "
+                "prepare the corpus again"
             )
         return left, right
 
@@ -75,20 +79,22 @@ class Bitext:
         texts: Sequence[str]
         raw = raw_text(prefix)
         if raw.is_file():
-            texts = Lines(raw)
+            texts = TextLines(raw)
             if len(texts) != len(tokens):
-                raise DataError(f"{raw}: {len(texts)} lines of text against {len(tokens)} binarised ones")
+                raise DataError(
+                    f"{raw}: {len(texts)} lines of text but {len(tokens)} binarised ones; prepare the corpus again"
+                )
         else:
-            texts = Decoded(fairseq_io.Sentences(prefix), self.pieces(language))
+            texts = DecodedText(fairseq_io.Sentences(prefix), self.pieces(language))
         return Side(language, tokens, texts)
 
     def pieces(self, language: str) -> list[str]:
-        """The pieces of a language's dictionary after the four specials."""
+        """The pieces of a language's dictionary, after the four special tokens."""
         return fairseq_io.read_dictionary(self.folder / f"dict.{language}.txt")
 
 
 def raw_text(prefix: Path) -> Path:
-    """Where the raw text of a binarised side lies; fairseq would take a file without suffix for the data itself."""
+    """The file with the raw text of a binarised side. It has a suffix, or fairseq would read it as binarised data."""
     return prefix.with_name(f"{prefix.name}.txt")
 
 
@@ -96,25 +102,27 @@ def open_bitext(folder: str | Path) -> Bitext:
     """Open a binarised folder.
 
     Raises:
-        DataError: there is none.
+        DataError: it has no binarised sentences.
     """
     if not any(Path(folder).glob("*.idx")):
         raise DataError(f"{folder}: no binarised sentences; run mclip-kit prepare or fairseq-preprocess")
     return Bitext(Path(folder))
 
 
-def names(directions: Sequence[Direction]) -> str:
-    """Directions as people write them: de-en, en-de."""
+def format_directions(directions: Sequence[Direction]) -> str:
+    """Directions as text: de-en, en-de."""
     return ", ".join("-".join(direction) for direction in directions)
 
 
-def available(bitexts: Sequence[Bitext], split: str, wanted: Sequence[str] | str = "all") -> list[Direction]:
-    """The directions of a split, both ways of every pair.
+def find_directions(bitexts: Sequence[Bitext], split: str, wanted: Sequence[str] | str = "all") -> list[Direction]:
+    """The translation directions of a split: both directions of every pair.
 
     Args:
-        wanted: some of them, as SOURCE-TARGET, in this order; or `all`.
+        bitexts: the folders, of which each may have other pairs.
+        split: train, valid, test or similar.
+        wanted: directions as SOURCE-TARGET, which are returned in this order; or `all`.
     Raises:
-        DataError: one that is wanted is not there; those that are, are named.
+        DataError: a wanted direction does not exist; the message lists those that do.
     """
     pairs = [pair for bitext in bitexts for pair in bitext.pairs(split)]
     both = list(dict.fromkeys(way for pair in pairs for way in (pair, pair[::-1])))
@@ -122,13 +130,15 @@ def available(bitexts: Sequence[Bitext], split: str, wanted: Sequence[str] | str
     missing = [way for way in chosen if way not in both]
     if missing or not chosen:
         places = ", ".join(str(bitext.folder) for bitext in bitexts)
-        what = f"no {split} pair for {names(missing)}" if missing else f"no {split} pair"
-        raise DataError(f"{places}: {what}; there are {names(both) or 'none'}")
+        what = f"no {split} pair for {format_directions(missing)}" if missing else f"no {split} pair"
+        raise DataError(f"{places}: {what}; there are {format_directions(both) or 'none'}")
     return chosen
 
 
-def sides(bitext: Bitext, split: str, direction: Direction, max_tokens: int | None = None) -> tuple[Side, Side] | None:
-    """Source and target of a direction, or None if a corpus has it neither way."""
+def read_direction(
+    bitext: Bitext, split: str, direction: Direction, max_tokens: int | None = None
+) -> tuple[Side, Side] | None:
+    """Source and target of a direction; None if the folder has no such pair in either order."""
     pairs = bitext.pairs(split)
     if direction in pairs:
         return bitext.read(split, *direction, max_tokens)

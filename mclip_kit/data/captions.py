@@ -1,7 +1,8 @@
 """Image-caption pairs of a prepared folder.
 
-The pictures are rows of images.npy, or files that the column `file` of images.tsv names, relative to the folder: paths,
-or members of tars (`data.members`). An empty one was not found then; it may be in the folder `pictures` by now.
+The pictures are rows of images.npy, or files. For files, the column `file` of images.tsv has a path, or a tar member
+as `data.images` names it. An empty cell means that the file was not found when the corpus was prepared; then it is
+looked for in the folder `pictures`, where a user may have put it since.
 """
 
 import io
@@ -12,8 +13,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mclip_kit.data import CAPTION_COLUMNS, PICTURE_COLUMNS, images
+from mclip_kit.data import images
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.layout import (
+    CAPTION_COLUMNS,
+    CAPTIONS_TABLE,
+    IMAGE_COLUMNS,
+    IMAGES_ARRAY,
+    IMAGES_TABLE,
+    MANIFEST,
+    PICTURES,
+)
 
 
 @dataclass(frozen=True)
@@ -21,13 +31,13 @@ class Captions:
     """The tables of a prepared folder.
 
     Attributes:
-        folder: where they are.
-        pixels: uint8 (N, S, S, 3), memory-mapped; None where pictures are files.
-        names: a name per picture.
+        folder: the prepared folder.
+        pixels: uint8 (N, S, S, 3), memory-mapped; None if pictures are files.
+        names: a name for each of the N pictures.
         groups: int64 (N,); pictures with the same number look the same.
-        strata: a label per picture.
+        strata: a label for each picture, by which results are also reported.
         images, languages, splits, texts: columns of the caption table; `images` are rows of the picture table.
-        files: a path, or a member of a tar, per picture; empty where pictures are rows of `pixels`.
+        files: a path or tar member for each picture; empty if pictures are rows of `pixels`.
     """
 
     folder: Path
@@ -42,12 +52,13 @@ class Captions:
     files: list[Path]
 
     def select(self, split: str | Mapping[str, str], languages: Sequence[str] | str = "all") -> np.ndarray:
-        """Rows of the caption table in a split and languages, int64.
+        """The rows of the caption table that are in a split and in some languages, int64.
 
         Args:
-            split: of all rows; or language -> split, of the rows of each language.
+            split: of all rows; or language -> split, to take each language from its own split.
+            languages: codes, or `all`.
         Raises:
-            DataError: a language or the split has no caption; the message lists those that have.
+            DataError: a language or the split has no caption; the message lists those that have some.
         """
         if not isinstance(split, str):
             return self._select_each(split, list(split) if languages == "all" else list(languages))
@@ -64,16 +75,19 @@ class Captions:
         return np.flatnonzero(inside & np.isin(self.languages, wanted))
 
     def _select_each(self, splits: Mapping[str, str], languages: list[str]) -> np.ndarray:
-        """Rows of each language from its own split, in the table's order."""
+        """The rows of each language from its own split, in the table's order."""
         missing = [language for language in languages if language not in splits]
         if missing or not languages:
             asked = ", ".join(missing) or "an empty list of languages"
             named = ", ".join(f"{language} from {split}" for language, split in splits.items()) or "none"
-            raise DataError(f"{self.folder}: no split is named for {asked}; those named are {named}")
+            raise DataError(f"{self.folder}: no split is given for {asked}; given are {named}")
         return np.unique(np.concatenate([self.select(splits[language], [language]) for language in languages]))
 
     def picture(self, image: int) -> Image.Image:
-        """A picture as RGB.
+        """A picture in RGB.
+
+        Args:
+            image: its row in the picture table.
 
         Raises:
             DataError: its file is missing or cannot be decoded.
@@ -97,20 +111,22 @@ def read_captions(folder: str | Path) -> Captions:
         DataError: it is missing, damaged, or its tables do not fit together; file and row are named.
     """
     folder = Path(folder)
-    if not (folder / "manifest.json").is_file():
-        raise DataError(f"{folder}: not a prepared corpus (no manifest.json); run mclip-kit prepare")
-    images = _read_table(folder / "images.tsv", PICTURE_COLUMNS, "file")
-    captions = _read_table(folder / "captions.tsv", CAPTION_COLUMNS)
+    if not (folder / MANIFEST).is_file():
+        raise DataError(f"{folder}: not a prepared corpus (no {MANIFEST}); run mclip-kit prepare")
+    images = _read_table(folder / IMAGES_TABLE, IMAGE_COLUMNS, "file")
+    captions = _read_table(folder / CAPTIONS_TABLE, CAPTION_COLUMNS)
     wrong = next((line for line, row in enumerate(images, 2) if not row[1].isdecimal()), None)
     if wrong:
-        raise DataError(f"{folder / 'images.tsv'} line {wrong}: its group is not a number")
+        raise DataError(f"{folder / IMAGES_TABLE} line {wrong}: its group is not a number; prepare the corpus again")
     groups = np.array([int(row[1]) for row in images], dtype=np.int64)
-    drawn = bool(images) and len(images[0]) == len(PICTURE_COLUMNS)
-    pixels = _read_pixels(folder, len(images)) if drawn else None
+    has_pixels = bool(images) and len(images[0]) == len(IMAGE_COLUMNS)
+    pixels = _read_pixels(folder, len(images)) if has_pixels else None
     row_of = {row[0]: number for number, row in enumerate(images)}
     unknown = next((line for line, row in enumerate(captions, 2) if row[0] not in row_of), None)
     if unknown:
-        raise DataError(f"{folder / 'captions.tsv'} line {unknown}: its image is not in images.tsv")
+        raise DataError(
+            f"{folder / CAPTIONS_TABLE} line {unknown}: its image is not in {IMAGES_TABLE}; prepare the corpus again"
+        )
     return Captions(
         folder=folder,
         pixels=pixels,
@@ -121,26 +137,27 @@ def read_captions(folder: str | Path) -> Captions:
         languages=np.array([row[1] for row in captions]),
         splits=np.array([row[2] for row in captions]),
         texts=np.array([row[3] for row in captions], dtype=object),
-        files=[] if drawn else [folder / (row[3] or Path("pictures", row[0])) for row in images],
+        files=[] if has_pixels else [folder / (row[3] or Path(PICTURES, row[0])) for row in images],
     )
 
 
 def _read_pixels(folder: Path, count: int) -> np.ndarray:
+    path = folder / IMAGES_ARRAY
     try:
-        pixels: np.ndarray = np.load(folder / "images.npy", mmap_mode="r")
+        pixels: np.ndarray = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{folder / 'images.npy'}: damaged ({error}); prepare the corpus again") from None
+        raise DataError(f"{path}: damaged ({error}); prepare the corpus again") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise DataError(f"{folder / 'images.npy'}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3)")
+        raise DataError(f"{path}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3); prepare the corpus again")
     if len(pixels) != count:
-        raise DataError(f"{folder}: images.npy has {len(pixels)} pictures, images.tsv {count}; prepare it again")
+        raise DataError(f"{folder}: {path.name} has {len(pixels)} pictures, {IMAGES_TABLE} {count}; prepare it again")
     return pixels
 
 
 def _read_table(path: Path, columns: tuple[str, ...], more: str | None = None) -> list[list[str]]:
-    """The rows of a table; `more` names a column that may stand behind the others."""
+    """The rows of a table; `more` is a column that may come after the others."""
     try:
-        with open(path, encoding="utf-8", newline="\n") as handle:  # a CR by itself, as captions have, ends no row
+        with open(path, encoding="utf-8", newline="\n") as handle:  # a CR inside a caption ends no row
             header, *rows = (line.rstrip("\r\n").split("\t") for line in handle)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; prepare the corpus again") from None

@@ -1,4 +1,4 @@
-"""The rows of a stage, as columns: what a batch is a gather from."""
+"""The training rows of a stage as columns; a batch takes some rows of each column."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mclip_kit.data.bitext import Bitext, Direction, Side, available, sides
+from mclip_kit.data.bitext import Bitext, Direction, Side, find_directions, read_direction
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.sequences import ConcatSequence, Subset
 from mclip_kit.errors import DataError
@@ -17,16 +17,18 @@ MISSING = -1
 
 @dataclass(frozen=True)
 class TriangleRows:
-    """N rows. A row may lack its image or its teacher text; then the edges to them are dropped for that row.
+    """N rows for a triangle stage: student text, and teacher text or image or both.
+
+    A row without an image or without teacher text takes no part in the edges to it.
 
     Attributes:
         languages: codes; `languages_N` numbers them.
-        tokens: the student's ids a row, `<s> ... </s>`.
-        texts: the student's text a row.
-        lengths_N: tokens a row.
-        teacher_texts: the teacher's text a row; empty where there is none.
-        images_N: a row of the captions folder's pictures, or MISSING.
-        groups_N: rows with the same number are right answers for each other.
+        tokens: the student's ids of each row, `<s> ... </s>`.
+        texts: the student's text of each row.
+        lengths_N: number of tokens of each row.
+        teacher_texts: the teacher's text of each row; empty if the row has none.
+        images_N: row in the prepared folder's picture table, or MISSING.
+        groups_N: rows with the same number count as positives for each other.
         sources_N: the corpus of each row.
     """
 
@@ -43,8 +45,8 @@ class TriangleRows:
     def __len__(self) -> int:
         return len(self.languages_N)
 
-    def some(self, rows: np.ndarray) -> "TriangleRows":
-        """Some rows, in a given order."""
+    def select(self, rows: np.ndarray) -> "TriangleRows":
+        """The given rows, in the given order."""
         return TriangleRows(
             languages=self.languages,
             languages_N=self.languages_N[rows],
@@ -65,19 +67,28 @@ def rows_from_captions(
     teacher_language: str,
     tokenize: Tokenize,
 ) -> TriangleRows:
-    """One row a caption. A caption in the teacher's language is also its own teacher text."""
+    """One row a caption. A caption in the teacher's language is also its own teacher text.
+
+    Args:
+        captions: the prepared folder.
+        split, languages: see `Captions.select`.
+        teacher_language: of the teacher's text tower.
+        tokenize: the student's tokenizer.
+    Raises:
+        DataError: a language or the split has no captions.
+    """
     rows = captions.select(split, languages)
     texts = [str(text) for text in captions.texts[rows]]
     codes, numbers = np.unique(captions.languages[rows], return_inverse=True)
     tokens = tokenize(texts)
-    spoken = captions.languages[rows] == teacher_language
+    known_N = captions.languages[rows] == teacher_language
     return TriangleRows(
         languages=[str(code) for code in codes],
         languages_N=numbers,
         tokens=tokens,
         texts=texts,
         lengths_N=np.array([len(ids) for ids in tokens]),
-        teacher_texts=[text if known else "" for text, known in zip(texts, spoken, strict=True)],
+        teacher_texts=[text if known else "" for text, known in zip(texts, known_N, strict=True)],
         images_N=captions.images[rows],
         groups_N=captions.groups[captions.images[rows]],
         sources_N=np.zeros(len(rows), int),
@@ -94,23 +105,29 @@ def rows_from_bitext(
     tokenize: Tokenize,
     pieces: list[str],
 ) -> TriangleRows:
-    """One row a sentence pair that has a side in the teacher's language; the other side is the student's.
+    """One row for each sentence pair with a side in the teacher's language; the other side is the student's.
 
-    Rows with the same teacher text are right answers for each other.
+    Rows with the same teacher text count as positives for each other.
 
     Args:
-        include_teacher_language: add rows whose two sides are both the teacher's sentence, once each (AltCLIP).
-        tokenize, pieces: of the student's encoder. A folder that was binarised with other pieces is tokenised anew
-            from its text.
+        bitext: the binarised folder.
+        split: of its pairs.
+        languages: of the student's side, or `all`.
+        teacher_language: of the teacher's side.
+        include_teacher_language: add each distinct teacher sentence once more, as both sides of a row (AltCLIP,
+            arXiv 2211.06679).
+        max_tokens: longer sentences are cut.
+        tokenize, pieces: of the student's encoder. If the folder was binarised with other pieces, its text is
+            tokenised again.
     Raises:
-        DataError: a wanted language has no pair with the teacher's.
+        DataError: a wanted language has no pair with the teacher's language.
     """
-    pairs = _sides(bitext, split, languages, teacher_language, max_tokens)
+    pairs = _read_pairs(bitext, split, languages, teacher_language, max_tokens)
     rows = [(left, right) for left, right in pairs if languages == "all" or right.language in languages]
     if include_teacher_language:
         rows += [(left, left) for left, _ in pairs]
     if not rows:
-        raise DataError(f"{bitext.folder}: nothing to train on in {languages}")
+        raise DataError(f"{bitext.folder}: no {split} sentence pairs in {languages}")
     same = all(bitext.pieces(side.language) == pieces for side in {s.language: s for r in rows for s in r}.values())
     students = [right for _, right in rows]
     tokens: Sequence[Any]
@@ -134,35 +151,37 @@ def rows_from_bitext(
         groups_N=np.array([number.setdefault(text, len(number)) for text in teacher_texts]),
         sources_N=np.zeros(len(lengths), int),
     )
-    return _once(columns, teacher_language)
+    return _deduplicate(columns, teacher_language)
 
 
 def rows_from_bitexts(
     bitexts: Sequence[Bitext], split: str, languages: Sequence[str] | str, teacher_language: str, **how: Any
 ) -> TriangleRows:
-    """The rows of several corpora, one after the other; each needs only some of the languages. See `rows_from_bitext`.
+    """The rows of several corpora, one after the other; a corpus may lack some of the languages.
+
+    The arguments are those of `rows_from_bitext`.
 
     Raises:
-        DataError: a wanted language has no pair with the teacher's in any of them.
+        DataError: a wanted language has no pair with the teacher's language in any corpus.
     """
     if len(bitexts) == 1:
         return rows_from_bitext(bitexts[0], split, languages, teacher_language, **how)
     partners = [{code for pair in b.pairs(split) if teacher_language in pair for code in pair} for b in bitexts]
     wanted = sorted(set().union(*partners)) if languages == "all" else list(languages)
-    missing = [code for code in wanted if not any(code in some for some in partners)]
+    missing = [code for code in wanted if not any(code in codes for codes in partners)]
     if missing:
         places = ", ".join(str(bitext.folder) for bitext in bitexts)
         raise DataError(f"no {split} pair of {teacher_language} with {', '.join(missing)} in any of {places}")
     chosen = [
-        (bitext, [code for code in wanted if code in some]) for bitext, some in zip(bitexts, partners, strict=True)
+        (bitext, [code for code in wanted if code in codes]) for bitext, codes in zip(bitexts, partners, strict=True)
     ]
-    return _joined(
+    return _concatenate(
         [rows_from_bitext(b, split, codes, teacher_language, **how) if codes else None for b, codes in chosen]
     )
 
 
-def _joined(parts: Sequence[TriangleRows | None]) -> TriangleRows:
-    """Rows of several corpora; those with the same teacher text stay right answers for each other."""
+def _concatenate(parts: Sequence[TriangleRows | None]) -> TriangleRows:
+    """Rows of several corpora; those with the same teacher text count as positives for each other."""
     given = [(number, part) for number, part in enumerate(parts) if part is not None]
     codes = list(dict.fromkeys(code for _, part in given for code in part.languages))
     texts = ConcatSequence([part.teacher_texts for _, part in given])
@@ -180,7 +199,7 @@ def _joined(parts: Sequence[TriangleRows | None]) -> TriangleRows:
     )
 
 
-def _sides(
+def _read_pairs(
     bitext: Bitext, split: str, languages: Sequence[str] | str, teacher: str, max_tokens: int
 ) -> list[tuple[Side, Side]]:
     pairs = bitext.pairs(split)
@@ -197,24 +216,24 @@ def _sides(
     return read
 
 
-def _once(examples: TriangleRows, language: str) -> TriangleRows:
-    """Keep each sentence of the teacher's own language once: it stands in every pair."""
-    if language not in examples.languages:
-        return examples
-    own = np.flatnonzero(examples.languages_N == examples.languages.index(language))
-    first = {examples.texts[row]: row for row in own[::-1]}
-    keep = np.sort(np.concatenate([np.setdiff1d(np.arange(len(examples)), own), np.array(list(first.values()), int)]))
-    return examples.some(keep)
+def _deduplicate(rows: TriangleRows, language: str) -> TriangleRows:
+    """Keep each sentence in the teacher's language once: it occurs in the pair with every other language."""
+    if language not in rows.languages:
+        return rows
+    own = np.flatnonzero(rows.languages_N == rows.languages.index(language))
+    first = {rows.texts[row]: row for row in own[::-1]}
+    keep = np.sort(np.concatenate([np.setdiff1d(np.arange(len(rows)), own), np.array(list(first.values()), int)]))
+    return rows.select(keep)
 
 
 @dataclass(frozen=True)
 class TranslationRows:
-    """N sentence pairs; one that is read both ways is two of them.
+    """N sentence pairs, each in one direction; a pair that is used in both directions is two rows.
 
     Attributes:
         directions: source and target language; `directions_N` numbers them.
         sources, targets: ids of each side, `<s> ... </s>`.
-        lengths_N: tokens of the longer side.
+        lengths_N: number of tokens of the longer side.
         corpora_N: the corpus of each pair.
     """
 
@@ -230,7 +249,7 @@ class TranslationRows:
 
     @property
     def languages(self) -> list[str]:
-        """All that are read or written."""
+        """All source and target languages."""
         return sorted({language for direction in self.directions for language in direction})
 
 
@@ -242,22 +261,25 @@ def translation_rows(
     tokenize: Tokenize,
     pieces: list[str],
 ) -> TranslationRows:
-    """The pairs of several corpora in some directions.
+    """The sentence pairs of several corpora in the wanted directions.
 
     Args:
-        wanted: see `available`.
-        tokenize, pieces: of the encoder. A folder that was binarised with other pieces is tokenised anew from its text.
+        bitexts: the binarised folders.
+        split: of their pairs.
+        wanted: see `find_directions`.
+        max_tokens: longer sentences are cut.
+        tokenize, pieces: of the encoder. If a folder was binarised with other pieces, its text is tokenised again.
     Raises:
-        DataError: a direction that is wanted is in none of them.
+        DataError: a wanted direction is in none of the corpora, or they have no sentences.
     """
-    chosen = available(bitexts, split, wanted)
+    chosen = find_directions(bitexts, split, wanted)
     numbers: list[int] = []
     corpora: list[int] = []
     left: list[Sequence[Any]] = []
     right: list[Sequence[Any]] = []
     for corpus, bitext in enumerate(bitexts):
         for number, direction in enumerate(chosen):
-            found = sides(bitext, split, direction, max_tokens)
+            found = read_direction(bitext, split, direction, max_tokens)
             if found and len(found[0].tokens):
                 numbers.append(number)
                 corpora.append(corpus)

@@ -1,7 +1,7 @@
-"""fairseq's own files: Dictionary, binarised sentences. The only module that imports fairseq.
+"""Reads and writes fairseq's files: Dictionary and binarised sentences. The only module that imports fairseq.
 
-A folder of parallel sentences holds, as `fairseq-preprocess` writes it, `dict.LANG.txt` per language and
-`SPLIT.SRC-TGT.LANG.bin/.idx` per side. A stored sentence ends with `</s>` and has no `<s>`.
+`fairseq-preprocess` writes a folder of parallel sentences as `dict.LANG.txt` for each language and
+`SPLIT.SRC-TGT.LANG.bin/.idx` for each side. A stored sentence ends with `</s>` and has no `<s>`.
 """
 
 import logging
@@ -21,14 +21,17 @@ from mclip_kit.files import write_whole
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQ")  # magic, version, integer type, sentences; then int32 sizes and int64 pointers
-CODES = {np.uint16: 8, np.uint32: 9}  # fairseq's numbers of integer types
-POINTERS = 2**20  # that are written at once
+CODES = {np.uint16: 8, np.uint32: 9}  # integer type -> its number in fairseq's header
+POINTERS = 2**20  # pointers that are written at once
 
 
 @cache
 def fairseq_data() -> Any:
-    """fairseq.data, imported when it is needed: it brings torch, sets the root logger to DEBUG and advertises a
-    package for speech. Preparing a corpus does without it."""
+    """fairseq.data, imported when it is first needed; preparing a corpus does not need it.
+
+    Importing it takes long (it imports torch), sets the root logger to DEBUG and logs an advertisement. The logger is
+    set back.
+    """
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     logging.getLogger("fairseq.tasks").setLevel(logging.ERROR)
@@ -40,7 +43,7 @@ def fairseq_data() -> Any:
 
 
 def write_dictionary(pieces: Sequence[str], *paths: Path) -> None:
-    """Write dict.txt as fairseq's Dictionary does: one `piece count` line a piece (the specials are its own)."""
+    """Write dict.txt as fairseq's Dictionary does: a line `piece count` for each piece, without the special tokens."""
     content = " 1\n".join([*pieces, ""]).encode()
     for path in paths:
         with write_whole(path) as temporary:
@@ -48,9 +51,13 @@ def write_dictionary(pieces: Sequence[str], *paths: Path) -> None:
 
 
 def read_dictionary(path: Path) -> list[str]:
-    """The pieces of a dict.txt after the four specials, in order."""
+    """The pieces of a dict.txt in order, without the four special tokens.
+
+    Raises:
+        DataError: it is missing or not a dictionary.
+    """
     try:
-        with open(path, encoding="utf-8") as handle:  # given a path, fairseq hides the error behind a bare Exception
+        with open(path, encoding="utf-8") as handle:  # given a path, fairseq would raise a bare Exception
             dictionary = fairseq_data().Dictionary.load(handle)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: not a readable fairseq dictionary ({' '.join(str(error).split())})") from None
@@ -58,28 +65,33 @@ def read_dictionary(path: Path) -> list[str]:
 
 
 class SentenceWriter:
-    """Writes `.bin` and `.idx` in a stream, byte for byte as `fairseq-preprocess` does; see `writing`."""
+    """Writes `.bin` and `.idx` as a stream, with the same bytes as `fairseq-preprocess`; see `sentence_writer`."""
 
     def __init__(self, data: IO[bytes], sizes: IO[bytes], dtype: type[np.integer[Any]]) -> None:
         self._data, self._sizes, self.dtype, self.count = data, sizes, dtype, 0
 
     def add(self, ids: np.ndarray, sizes_N: np.ndarray) -> None:
-        """Append N sentences: their ids one after the other, each with `</s>` at its end and without `<s>`."""
-        self._data.write(ids.astype(self.dtype, copy=False).data)  # tofile would not say why a disk takes no more
+        """Append N sentences.
+
+        Args:
+            ids: of all sentences, one after the other, each with `</s>` at its end and without `<s>`.
+            sizes_N: number of ids of each.
+        """
+        self._data.write(ids.astype(self.dtype, copy=False).data)  # tofile would hide the reason if the disk is full
         self._sizes.write(sizes_N.astype(np.int32, copy=False).data)
         self.count += len(sizes_N)
 
 
 @contextmanager
-def writing(prefix: Path, vocabulary: int) -> Iterator[SentenceWriter]:
-    """A writer of `prefix.bin` and `prefix.idx`, which are there whole when the block ends, or not at all.
+def sentence_writer(prefix: Path, vocabulary: int) -> Iterator[SentenceWriter]:
+    """A writer of `prefix.bin` and `prefix.idx`; they exist, whole, only after the block ends without an error.
 
     Args:
         prefix: their path without the suffix.
-        vocabulary: number of entries of the dictionary; it decides the integer type, as in fairseq.
+        vocabulary: number of entries of the dictionary, which decides the integer type, as in fairseq.
     """
     dtype = np.uint16 if vocabulary < 65500 else np.uint32
-    with write_whole(suffixed(prefix, "bin")) as data, write_whole(suffixed(prefix, "idx")) as index:
+    with write_whole(side_file(prefix, "bin")) as data, write_whole(side_file(prefix, "idx")) as index:
         sizes = index.with_name(f"{index.name}.sizes")
         try:
             with open(data, "wb") as data_handle, open(sizes, "wb") as size_handle:
@@ -104,23 +116,34 @@ def _write_index(index: Path, sizes: Path, writer: SentenceWriter) -> None:
 
 
 def write_sentences(sentences: Sequence[np.ndarray], prefix: Path, vocabulary: int) -> None:
-    """Write `prefix.bin` and `prefix.idx` of sentences in memory; arguments as in `writing`."""
-    with writing(prefix, vocabulary) as writer:
+    """Write `prefix.bin` and `prefix.idx` from sentences in memory; the arguments are those of `sentence_writer`."""
+    with sentence_writer(prefix, vocabulary) as writer:
         writer.add(
             np.concatenate([np.zeros(0, np.int64), *sentences]), np.array([len(ids) for ids in sentences], np.int32)
         )
 
 
-def suffixed(prefix: Path, suffix: str) -> Path:
-    """A file of a binarised side."""
+def side_file(prefix: Path, suffix: str) -> Path:
+    """One of the files of a binarised side: its prefix, a dot and a suffix."""
     return prefix.with_name(f"{prefix.name}.{suffix}")
 
 
 class Sentences(Sequence[np.ndarray]):
-    """Binarised sentences, memory-mapped; an item is int32 (T,), `<s> ... </s>`."""
+    """Binarised sentences, memory-mapped; an item is int32 (T,), `<s> ... </s>`.
+
+    Attributes:
+        sizes: int64 (N,), stored ids of each sentence.
+        lengths: int64 (N,), tokens of each item.
+
+    Args:
+        prefix: path of `.bin` and `.idx` without the suffix.
+        max_tokens: longer sentences lose their last pieces; None: they are read whole.
+    Raises:
+        DataError: a file is missing or damaged.
+    """
 
     def __init__(self, prefix: Path, max_tokens: int | None = None) -> None:
-        index, data = (suffixed(prefix, suffix) for suffix in ("idx", "bin"))
+        index, data = (side_file(prefix, suffix) for suffix in ("idx", "bin"))
         for path in (index, data):
             if not path.is_file():
                 raise DataError(f"{path}: missing; run mclip-kit prepare or fairseq-preprocess")
@@ -140,7 +163,7 @@ class Sentences(Sequence[np.ndarray]):
 
 
 def _check_whole(index: Path, data: Path) -> None:
-    """Refuse files that are not as long as their header says; fairseq would fail in many ways, and noisily."""
+    """Refuse files with another length than their header says; fairseq would fail in less clear ways."""
     with open(index, "rb") as handle:
         header = handle.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
@@ -152,4 +175,4 @@ def _check_whole(index: Path, data: Path) -> None:
         sizes = np.fromfile(handle, np.int32, count)
     expected, found = int(sizes.sum(dtype=np.int64)) * itemsize, data.stat().st_size
     if found != expected:
-        raise DataError(f"{data}: {found} bytes where its index says {expected}; prepare the corpus again")
+        raise DataError(f"{data}: {found} bytes, but its index says {expected}; prepare the corpus again")

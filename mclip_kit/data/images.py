@@ -1,29 +1,42 @@
-"""A file, or a member of an uncompressed tar where it lies: `shard.tar@OFFSET+SIZE`, both in bytes."""
+"""Names and bytes of picture files; `transforms` makes tensors of them.
 
+A picture is a file, or a member of an uncompressed tar that is read in place. A tar member is named
+`shard.tar@OFFSET+SIZE`, both in bytes.
+"""
+
+import os
 import re
 from pathlib import Path
 
-MEMBER = re.compile(r"(.+\.tar)@(\d+)\+(\d+)", re.DOTALL)
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+TAR_MEMBER = re.compile(r"(.+\.tar)@(\d+)\+(\d+)", re.DOTALL)
+COCO = re.compile(r"coco_[a-z]+20\d\d_0*(\d+)")
 
 
-def member(tar: Path, offset: int, size: int) -> str:
-    """The name of a member's content."""
+def tar_member(tar: Path, offset: int, size: int) -> str:
+    """The name of a picture inside a tar.
+
+    Args:
+        tar: the tar's path.
+        offset: where the picture's content starts, in bytes from the tar's start.
+        size: length of the content, in bytes.
+    """
     return f"{tar}@{offset}+{size}"
 
 
 def container(path: Path) -> Path:
-    """The file on the disk."""
-    match = MEMBER.fullmatch(str(path))
+    """The file on disk that holds a picture: its tar, or the path itself."""
+    match = TAR_MEMBER.fullmatch(str(path))
     return Path(match[1]) if match else path
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file or member.
+    """The content of a file or tar member.
 
     Raises:
-        OSError: it cannot be read, or the tar is shorter than its name says.
+        OSError: it cannot be read, or the tar is shorter than the member's name says.
     """
-    match = MEMBER.fullmatch(str(path))
+    match = TAR_MEMBER.fullmatch(str(path))
     if not match:
         return path.read_bytes()
     with open(match[1], "rb") as handle:
@@ -32,3 +45,33 @@ def read_bytes(path: Path) -> bytes:
     if len(content) < int(match[3]):
         raise OSError(f"{path}: the tar ends before")
     return content
+
+
+def picture_id(name: str, source: str | None) -> str:
+    """One spelling for a picture's name, so that corpora that share pictures can be compared and joined.
+
+    - An address (`http://...`) is kept whole: only the whole of it is unique.
+    - A COCO picture is known by its number, in whatever corpus it occurs.
+    - Others are known by their name without folder, suffix and `#...`, in lower case, prefixed with their source.
+    - Without a source, the name means something in its own corpus only, and its case is kept.
+
+    Args:
+        name: a file name, a number or an address.
+        source: where the pictures are from (`Corpus.pictures`).
+    """
+    if "://" in name:
+        return name.strip()
+    stem = _stem(name)
+    coco = COCO.fullmatch(stem.lower())
+    if coco:
+        return f"coco:{int(coco[1])}"
+    if source is None:
+        return stem
+    is_coco_number = source == "coco" and stem.isascii() and stem.isdigit()
+    return f"{source}:{int(stem) if is_coco_number else stem.lower()}"
+
+
+def _stem(name: str) -> str:
+    base = name.strip().partition("#")[0].rsplit("/", 1)[-1]
+    stem, suffix = os.path.splitext(base)
+    return stem if suffix.lower() in SUFFIXES else base

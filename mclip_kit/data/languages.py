@@ -1,4 +1,4 @@
-"""Language codes: one spelling each, ISO 639-1 where there is one."""
+"""Language codes with one spelling each: ISO 639-1 if the language has such a code."""
 
 TEACHER_LANGUAGE = "en"
 """The language of CLIP's own text tower."""
@@ -17,17 +17,17 @@ ALIASES = {
     "tl": "fil",
     "nb": "no",
 }
-"""Another spelling, lower case and with underscores -> the code."""
+"""Another spelling, in lower case and with underscores -> the code."""
 
 
-def normal(code: str) -> str:
+def normalize_language(code: str) -> str:
     """The one spelling of a code: `jp` -> `ja`, `zh-CN` -> `zh`, `pt-BR` -> `pt_br`."""
-    plain = code.strip().lower().replace("-", "_")
-    return ALIASES.get(plain, plain)
+    spelled = code.strip().lower().replace("-", "_")
+    return ALIASES.get(spelled, spelled)
 
 
-def spellings(code: str) -> list[str]:
-    """How files may spell a code, the code itself first."""
+def language_spellings(code: str) -> list[str]:
+    """The spellings of a code that file names use; the code itself is the first."""
     others = [alias for alias, meant in ALIASES.items() if meant == code]
     cased = [
         f"{language}{mark}{region.upper()}"

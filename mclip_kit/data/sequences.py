@@ -1,4 +1,4 @@
-"""Long columns: lines of a text file, several columns read as one, and which values came before."""
+"""Long columns that are not held in memory: lines of a file, several columns as one, a subset, and a deduplicator."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,14 @@ from mclip_kit.errors import DataError
 RECENT = 2**18  # hashes that a Deduplicator holds in a set
 
 
-class Lines(Sequence[str]):
-    """The lines of a UTF-8 file, memory-mapped; only the line starts are held."""
+class TextLines(Sequence[str]):
+    """The lines of a UTF-8 file, memory-mapped; only the positions of the line ends are held in memory.
+
+    Args:
+        path: the file.
+    Raises:
+        DataError: the file is missing; or, when a line is read, it is not UTF-8.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +61,7 @@ class ConcatSequence(Sequence[Any]):
 
 
 class Subset(Sequence[Any]):
-    """Some rows of a sequence, in a given order."""
+    """The given rows of a sequence, in the given order."""
 
     def __init__(self, source: Sequence[Any], rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
@@ -68,10 +74,10 @@ class Subset(Sequence[Any]):
 
 
 class Deduplicator:
-    """Texts that came before, at 8 bytes each: their hashes, in arrays that double and a small set before them.
+    """A set of texts that takes 8 bytes a text: their hashes, in a small set and in sorted arrays that double in size.
 
     Attributes:
-        count: how many there are.
+        count: number of different texts.
     """
 
     def __init__(self) -> None:
@@ -80,9 +86,9 @@ class Deduplicator:
         self._sorted: list[np.ndarray] = []
 
     def add(self, text: str) -> bool:
-        """Whether a text is new; it is not from then on."""
-        number = hash(text.encode())  # of the string itself, `ok` and a Japanese tooth have the same
-        if number in self._recent or any(_holds(numbers, number) for numbers in self._sorted):
+        """Add a text; whether it is new."""
+        number = hash(text.encode())  # encoded: Python gives the strings `ok` and U+6B6F the same hash
+        if number in self._recent or any(_contains(numbers, number) for numbers in self._sorted):
             return False
         self.count += 1
         self._recent.add(number)
@@ -95,6 +101,6 @@ class Deduplicator:
         return True
 
 
-def _holds(numbers: np.ndarray, number: int) -> bool:
-    place = int(numbers.searchsorted(number))
-    return place < len(numbers) and int(numbers[place]) == number
+def _contains(sorted_numbers: np.ndarray, number: int) -> bool:
+    place = int(sorted_numbers.searchsorted(number))
+    return place < len(sorted_numbers) and int(sorted_numbers[place]) == number

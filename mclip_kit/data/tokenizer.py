@@ -1,15 +1,13 @@
-"""XLM-R's SentencePiece ids, in fairseq's alignment.
+"""XLM-R's tokenizer: SentencePiece ids in fairseq's order.
 
-fairseq puts its own specials first: `<s>`=0 `<pad>`=1 `</s>`=2 `<unk>`=3, then the pieces in the order of dict.txt,
-which is that of the SentencePiece model from its third piece on; `<mask>` comes last. So an id is the SentencePiece
-id plus one, and `<unk>` is 3. transformers' XLM-R tokenizer has the same ids.
+fairseq's special tokens come first: `<s>`=0 `<pad>`=1 `</s>`=2 `<unk>`=3. Then come the pieces in the order of
+dict.txt, which is the order of the SentencePiece model without its own three special pieces. `<mask>` is the last id.
+So an id is the SentencePiece id plus one, and `<unk>` is 3. transformers' XLM-R tokenizer has the same ids.
 """
 
 import io
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +19,18 @@ from mclip_kit.files import write_json, write_whole
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE = "sentencepiece.bpe.model"
-SAMPLE = 4_000_000  # lines that SentencePiece holds while it trains
+SAMPLE = 4_000_000  # lines that SentencePiece holds in memory while it trains
 
 
 class XlmrTokenizer:
-    """Texts to ids and back; bulk, threaded.
+    """Converts texts to ids and back, many at once and in threads.
 
     Attributes:
         pad: the padding id.
-        longest: tokens a text may have, as far as the tokenizer says; the encoder may take fewer.
+        longest: most tokens that a text may have, if the tokenizer has such a limit; the encoder's may be lower.
 
     Args:
-        path: a SentencePiece model whose first pieces are `<unk>`, `<s>`, `</s>`, or a folder that holds it.
+        path: a SentencePiece model that starts with the pieces `<unk>`, `<s>`, `</s>`, or a folder that holds it.
     Raises:
         CheckpointError: the file is missing, unreadable, or has other special pieces.
     """
@@ -43,13 +41,13 @@ class XlmrTokenizer:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
         if not self.path.is_file():
-            raise CheckpointError(f"{self.path}: missing")
+            raise CheckpointError(f"{self.path}: missing; a SentencePiece model in XLM-R's form is needed")
         try:
             self.spm = sentencepiece.SentencePieceProcessor(model_file=str(self.path))
         except (OSError, RuntimeError):
-            raise CheckpointError(f"{self.path}: not a readable SentencePiece model") from None
+            raise CheckpointError(f"{self.path}: not a readable SentencePiece model; give another") from None
         if (self.spm.unk_id(), self.spm.bos_id(), self.spm.eos_id()) != (0, 1, 2):
-            raise CheckpointError(f"{self.path}: its first pieces are not <unk> <s> </s>, as XLM-R's are")
+            raise CheckpointError(f"{self.path}: its first pieces are not <unk> <s> </s>, as in XLM-R's; give another")
 
     @property
     def vocabulary(self) -> int:
@@ -57,20 +55,20 @@ class XlmrTokenizer:
         return int(self.spm.get_piece_size()) + 2
 
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
-        """Ids of each text, `<s> ... </s>`, int32 (T,); texts beyond `max_tokens` lose their last pieces."""
+        """Ids of each text, `<s> ... </s>`, int32 (T,); texts longer than `max_tokens` lose their last pieces."""
         room = None if max_tokens is None else max_tokens - 2
         pieces = self.spm.encode(list(texts), out_type=int, num_threads=os.cpu_count() or 1)
         return [_with_specials(ids[:room]) for ids in pieces]
 
     def encode_flat(self, texts: list[str], max_tokens: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray, int]:
-        """Ids as fairseq stores them, all in one array: each text's, `</s>` at its end, no `<s>`.
+        """Ids of all texts in one array, as fairseq stores them: each text ends with `</s>` and has no `<s>`.
 
         Args:
-            texts: N of them.
-            max_tokens: texts beyond lose their last pieces; `<s>` and `</s>` count.
-            threads: of SentencePiece.
+            texts: N texts.
+            max_tokens: longer texts lose their last pieces; `<s>` and `</s>` count.
+            threads: number of SentencePiece's threads.
         Returns:
-            ids int32 (sum of sizes,), sizes int64 (N,), and how many texts were cut.
+            ids int32 (sum of sizes,), sizes int64 (N,), and the number of texts that were cut.
         """
         arrays = self.spm.encode(texts, return_type="numpy", num_threads=threads)
         pieces_N = np.fromiter(map(len, arrays), np.int64, len(arrays))
@@ -90,29 +88,16 @@ class XlmrTokenizer:
         return list(self.spm.id_to_piece(list(range(3, self.spm.get_piece_size()))))
 
     def save(self, folder: Path) -> None:
-        """Write what transformers' XLM-R tokenizer reads."""
-        content = self.path.read_bytes()  # the folder may be its own
+        """Write the files that transformers' XLM-R tokenizer reads."""
+        content = self.path.read_bytes()  # read first: the folder may be the one that it was loaded from
         with write_whole(folder / MODEL_FILE) as temporary:
             temporary.write_bytes(content)
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; specials are left out."""
+        """The text of ids; special tokens are left out."""
         mask = self.vocabulary - 1
         return str(self.spm.decode([int(index) - 1 for index in ids if UNK < index < mask]))
-
-
-def loading(path: Path) -> Future[XlmrTokenizer]:
-    """A tokenizer that loads in a thread of its own; the same one when the same file is asked for again.
-
-    A vocabulary of 250,000 pieces takes as long as reading a small corpus, or as importing what reads it.
-    """
-    return _loading(path, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-@lru_cache(1)
-def _loading(path: Path, changed: int) -> Future[XlmrTokenizer]:
-    return ThreadPoolExecutor(1).submit(XlmrTokenizer, path)
 
 
 def _with_specials(spm_ids: list[int]) -> np.ndarray:
@@ -123,7 +108,7 @@ def _with_specials(spm_ids: list[int]) -> np.ndarray:
 
 
 def fairseq_ids(spm_ids: np.ndarray) -> np.ndarray:
-    """SentencePiece's ids in fairseq's alignment: one more, and `<unk>` is 3."""
+    """SentencePiece's ids as fairseq's: one more, and `<unk>` is 3."""
     return np.where(spm_ids == 0, UNK, spm_ids + 1)
 
 
@@ -131,14 +116,14 @@ def train_sentencepiece(lines: Iterable[str], path: Path, pieces: int, coverage:
     """Train a unigram model with XLM-R's special pieces and normalisation, and write it to `path`.
 
     Args:
-        lines: of any number; each counts once, and SentencePiece samples from more than it can hold.
+        lines: any number; a line that occurs again is skipped, and SentencePiece takes a sample if there are too many.
         path: where the model goes.
         pieces: vocabulary size.
-        coverage: share of characters that get a piece of their own.
+        coverage: share of the characters that get a piece.
     Raises:
-        DataError: there are no lines to train on, or too few pieces for their characters.
+        DataError: there are no lines to train on, or fewer pieces than characters.
     """
-    seen, model = Deduplicator(), io.BytesIO()  # a file's name would stay in the model
+    seen, model = Deduplicator(), io.BytesIO()  # in memory: the model would contain the name of a file
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line for line in lines if line and seen.add(line)),
@@ -148,15 +133,15 @@ def train_sentencepiece(lines: Iterable[str], path: Path, pieces: int, coverage:
             hard_vocab_limit=False,
             model_type="unigram",
             input_sentence_size=SAMPLE,
-            shuffle_input_sentence=True,  # when it samples
+            shuffle_input_sentence=True,  # only used if it takes a sample
             minloglevel=2,
         )
     except RuntimeError as error:
         if not seen.count:
-            raise DataError("there is no text to train a SentencePiece model on") from None
+            raise DataError("no text to train a SentencePiece model on; give a model: --spm FILE") from None
         if "sentences_.empty()" in str(error):
-            raise DataError("no line is short enough to train a SentencePiece model on; give one: --spm FILE") from None
-        wrong = f"SentencePiece cannot train {pieces} pieces: {first_line(error)}"  # fewer than characters
+            raise DataError("all lines are too long to train SentencePiece on; give a model: --spm FILE") from None
+        wrong = f"SentencePiece cannot train {pieces} pieces: {first_line(error)}"  # fewer pieces than characters
         raise DataError(f"{wrong}; raise vocabulary.pieces, or lower vocabulary.coverage") from None
     with write_whole(path) as temporary:
         temporary.write_bytes(model.getvalue())

@@ -1,4 +1,4 @@
-"""Pictures as tensors: the teacher's own transform, and small changes for training."""
+"""Pictures as tensors: the teacher's own transform, and augmentation for training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,16 @@ Transform = Callable[[Image.Image], Tensor]
 def read_pixels(
     captions: Captions, images: np.ndarray, transform: Transform, preprocess: dict[str, Any]
 ) -> tuple[Tensor, list[int]]:
-    """Pictures as the teacher's transform makes them, normalised pixels (N, 3, s, s), and which could not be read.
+    """Read pictures and apply the teacher's transform.
 
-    Those are zeros. Pictures of an array are always readable.
+    Args:
+        captions: the prepared folder.
+        images: int (N,), rows of its picture table.
+        transform: of the teacher.
+        preprocess: the transform's `size`, `mean` and `std`.
+    Returns:
+        Normalised pixels (N, 3, s, s), and the positions of pictures that could not be read, for which the pixels are
+        zeros.
     """
     if captions.pixels is not None:
         return to_pixels(captions.pixels[images], transform, preprocess), []
@@ -35,9 +42,9 @@ def read_pixels(
 
 
 def to_pixels(pictures_NSSC: np.ndarray, transform: Transform, preprocess: dict[str, Any]) -> Tensor:
-    """Pictures uint8 (N, S, S, 3) to normalised pixels (N, 3, s, s), as the teacher's transform makes them.
+    """Apply the teacher's transform to pictures uint8 (N, S, S, 3); returns normalised pixels (N, 3, s, s).
 
-    Pictures that already have the teacher's size only need normalising, which is done for all at once.
+    Pictures that already have the teacher's size are only normalised, all at once.
     """
     size = preprocess["size"]
     wanted = (size, size) if isinstance(size, int) else tuple(size)
@@ -51,8 +58,8 @@ def to_pixels(pictures_NSSC: np.ndarray, transform: Transform, preprocess: dict[
 def augment(pixels_BCHW: Tensor, shift: int, colour: float) -> Tensor:
     """Shift each picture by up to `shift` pixels (edges repeat) and change brightness and contrast by up to `colour`.
 
-    Draws from torch's default generator. Pixels are normalised: brightness moves them by `colour` of a standard
-    deviation, contrast scales them about their mean.
+    The random numbers are from torch's default generator. `pixels_BCHW` are normalised: brightness adds up to `colour`
+    standard deviations, contrast scales the distance from the picture's mean by up to 1 +- `colour`.
     """
     B, _, H, W = pixels_BCHW.shape
     if shift:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare.workers import follow_parent
+from mclip_kit.data.prepare.workers import exit_with_parent
 from mclip_kit.errors import DataError
 
 SKIN_TONES = range(0x1F3FB, 0x1F400)
@@ -69,7 +69,7 @@ def drawings(folder: Path) -> dict[str, Path]:
 def _render(paths: list[Path], size: int) -> np.ndarray:
     """Pictures on white, uint8 (N, size, size, 3)."""
     pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-    with ProcessPoolExecutor(initializer=follow_parent) as pool:
+    with ProcessPoolExecutor(initializer=exit_with_parent) as pool:
         rendered = pool.map(partial(drawn, size=size), paths, chunksize=32)
         for row, picture in enumerate(tqdm(rendered, "rendering", len(paths), unit="picture", dynamic_ncols=True)):
             pixels[row] = picture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.corpora.source import File
-from mclip_kit.data.languages import normal
+from mclip_kit.data.languages import normalize_language
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.retrieval import Retrieval, evaluate
 from mclip_kit.features.cache import FeatureCache
@@ -83,7 +83,7 @@ def read_translations(file: Path) -> dict[tuple[str, str], str]:
             raise DataError(
                 f"{file} line {number}: write a caption, a tab, its English; or its language and a tab first"
             )
-        key = (normal(before[0]) if len(before) == 2 else "", before[-1])
+        key = (normalize_language(before[0]) if len(before) == 2 else "", before[-1])
         if table.setdefault(key, english) != english:
             other = f"{before[-1]!r} is {table[key]!r} in an earlier line, and {english!r} here"
             raise DataError(f"{file} line {number}: {other}; keep one, or put the language and a tab before")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 
-from mclip_kit.data.bitext import Bitext, Direction, sides
+from mclip_kit.data.bitext import Bitext, Direction, read_direction
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import load
@@ -87,5 +87,5 @@ def held_out_sentences(
     bitexts: Sequence[Bitext], split: str, direction: Direction, count: int | None = None
 ) -> tuple[list[str], list[str]]:
     """Sentences of a direction and their translations, of the first corpus that has it."""
-    source, target = next(found for bitext in bitexts if (found := sides(bitext, split, direction)))
+    source, target = next(found for bitext in bitexts if (found := read_direction(bitext, split, direction)))
     return list(islice(source.texts, count)), list(islice(target.texts, count))

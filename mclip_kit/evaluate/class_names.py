@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, field_validator
 
 from mclip_kit.config.yaml import Section, parse, read_yaml, suggest
-from mclip_kit.data.languages import normal
+from mclip_kit.data.languages import normalize_language
 from mclip_kit.errors import DataError, RecipeError
 
 IMAGENET = 1000  # classes
@@ -73,7 +73,9 @@ def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
             raise RecipeError(f"{path}: {code}: give it classnames and templates")
         tree = {key: _with_text_keys(value) for key, value in tree.items()}
         language = parse(tree, Language, f"{path}: {code}")
-        found[normal(code)] = Prompts(_named(language.classnames, classes, f"{path}: {code}"), language.templates)
+        found[normalize_language(code)] = Prompts(
+            _named(language.classnames, classes, f"{path}: {code}"), language.templates
+        )
     if not found:
         raise RecipeError(f"{path}: names no language")
     return found
@@ -119,14 +121,14 @@ def packaged(classes: Sequence[str], languages: Sequence[str] | str = "all") -> 
         names = _json(path).get("imagenet1k", [])
         templates = _json(folder / f"{code}_zeroshot_classification_templates.json").get("imagenet1k", [])
         if len(names) == IMAGENET and templates:
-            found[normal(code)] = Prompts({name: names[place] for name, place in places.items()}, templates)
+            found[normalize_language(code)] = Prompts({name: names[place] for name, place in places.items()}, templates)
     if languages == "all":
         return found
     some, sentences = _json(folder / "babel_imagenet.json"), _json(folder / "nllb_dist13b_prompts.json")
     for code in sorted(some.keys() & sentences.keys()):
         names = dict(zip(*some[code], strict=True))
         own = {name: names[place] for name, place in places.items() if place in names}
-        found.setdefault(normal(code), Prompts(own, sentences[code]))
+        found.setdefault(normalize_language(code), Prompts(own, sentences[code]))
     return found
 
 

@@ -10,7 +10,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.stages import TranslationStage
-from mclip_kit.data.bitext import Bitext, Direction, available, names, open_bitext
+from mclip_kit.data.bitext import Bitext, Direction, find_directions, format_directions, open_bitext
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
 from mclip_kit.models.translator import Translator
@@ -86,10 +86,12 @@ def held_out(data: Path, split: str, languages: Sequence[str] | str) -> tuple[li
         DataError: there are none.
     """
     bitexts = [open_bitext(data / "bitext" if (data / "bitext").is_dir() else data)]
-    directions = available(bitexts, split)
+    directions = find_directions(bitexts, split)
     chosen = [way for way in directions if languages == "all" or set(way) <= set(languages)]
     if not chosen:
-        raise DataError(f"{data}: no {split} pair within {', '.join(languages)}; there are {names(directions)}")
+        raise DataError(
+            f"{data}: no {split} pair within {', '.join(languages)}; there are {format_directions(directions)}"
+        )
     return bitexts, chosen
 
 
@@ -128,7 +130,7 @@ def evaluator(recipe: Recipe) -> Any:
 
     def score_stage(model: Any, store: Any, stage: TranslationStage) -> dict[str, Any]:
         translator = model if isinstance(model, Translator) else Translator(model.encoder, model.decoder)
-        directions = available(bitexts, asked.split, stage.directions)
+        directions = find_directions(bitexts, asked.split, stage.directions)
         results = evaluate(translator, bitexts, asked.split, directions, asked.sentences, asked.beams)
         values = summary(translator, results)
         name = asked.metric if asked.metric in values or {stage.kind for stage in recipe.stages} == {"translate"} else None

@@ -110,7 +110,7 @@ def read_labelled(data: Path, split: str) -> Labelled:
 def _class_folders(data: Path) -> Captions:
     if not data.is_dir():
         raise DataError(f"{data}: no such folder; give a prepared one, or one that has a folder of pictures a class")
-    _, tree = adhoc.declared([], None, None, data, [])
+    _, tree = adhoc.declare([], None, None, data, [])
     corpus = parse(tree | {"options": {"kind": "classes"}}, Corpus, str(data))
     rows = list(folder.read(corpus, Source(data)).rows)
     none = np.empty(0, dtype=object)

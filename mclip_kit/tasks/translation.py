@@ -9,7 +9,7 @@ from mclip_kit.config.model import NewDecoder
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.stages import TranslationStage
 from mclip_kit.data.batching import Plan, pad
-from mclip_kit.data.bitext import available, open_bitext
+from mclip_kit.data.bitext import find_directions, open_bitext
 from mclip_kit.data.datasets import TranslationRows, translation_rows
 from mclip_kit.data.tokenizer import PAD, XlmrTokenizer
 from mclip_kit.errors import DataError
@@ -93,7 +93,7 @@ class TranslationTask(Task):
         sizes = recipe.decoder or NewDecoder.model_validate({})
         bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
         stages = [stage for stage in recipe.stages if isinstance(stage, TranslationStage) and stage.language_linear]
-        sources = {s for stage in stages for s, _ in available(bitexts, stage.split, stage.directions)}
+        sources = {s for stage in stages for s, _ in find_directions(bitexts, stage.split, stage.directions)}
         model.decoder = new_decoder(model.encoder, **sizes.model_dump(), languages=sorted(sources))
 
     @property

@@ -112,7 +112,7 @@ class TriangleBatches(StageBatches):
             self._note(self.rows.images_N[bad_N])
             kept = np.flatnonzero(~bad_N)
             self._read["image"] = Features(features.table, features.rows[kept])
-            self.rows = self.rows.some(kept)
+            self.rows = self.rows.select(kept)
 
     def _note(self, images: np.ndarray) -> None:
         """Report pictures that cannot be read; too many of them are an error."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mclip_kit import layout
 from mclip_kit.config.recipe import Recipe, dump
-from mclip_kit.data.leakage import as_json, unknown
+from mclip_kit.data.leakage import as_json, without_fingerprints
 from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
@@ -89,7 +89,7 @@ class Run:
         lines = [f"{self.folder} on {self.accelerator.device}, {self.accelerator.mixed_precision} mixed precision"]
         lines += table(self.model, self.recipe.stages, self.trained)
         lines += [f"  leak: {leak.line()}" for leak in self.leaks]
-        for folder in unknown(training_splits(self.recipe)):
+        for folder in without_fingerprints(training_splits(self.recipe)):
             lines.append(f"  {folder}: has no fingerprints, so it cannot be checked for rows of test sets")
         return "\n".join(lines)
 

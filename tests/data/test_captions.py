@@ -48,7 +48,7 @@ def test_a_picture_is_read_from_a_file_or_where_it_lies_in_a_tar(tmp_path: Path)
         tar.add(path, "red.png")
     with tarfile.open(tmp_path / "0.tar") as tar:
         info = tar.getmembers()[1]
-    inside = images.member(tmp_path / "0.tar", info.offset_data, info.size)
+    inside = images.tar_member(tmp_path / "0.tar", info.offset_data, info.size)
     captions = read_captions(folder(tmp_path / "data", [inside, str(path), "../red.png"]))
     assert captions.files[1] == path
     assert [captions.picture(image).getpixel((1, 1)) for image in range(3)] == [(255, 0, 0)] * 3
@@ -90,9 +90,9 @@ def test_each_language_may_have_its_own_split(both: Captions) -> None:
 
 
 def test_a_wrong_split_or_language_is_named(both: Captions) -> None:
-    with pytest.raises(DataError, match="no split is named for fr; those named are en from train, de from train"):
+    with pytest.raises(DataError, match="no split is given for fr; given are en from train, de from train"):
         both.select({"en": "train", "de": "train"}, ["en", "fr"])
-    with pytest.raises(DataError, match="no split is named for an empty list of languages; those named are none"):
+    with pytest.raises(DataError, match="no split is given for an empty list of languages; given are none"):
         both.select({})
     with pytest.raises(DataError, match="no captions in split 'valid'; there are test, train, train_task2"):
         both.select({"en": "valid"})

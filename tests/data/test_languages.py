@@ -2,7 +2,7 @@
 
 import pytest
 
-from mclip_kit.data.languages import ALIASES, normal, spellings
+from mclip_kit.data.languages import ALIASES, language_spellings, normalize_language
 
 SAME = {
     "en": ["en", "EN", " en\n"],
@@ -18,21 +18,21 @@ SAME = {
 
 @pytest.mark.parametrize(("spelling", "code"), [(other, code) for code, others in SAME.items() for other in others])
 def test_a_code_has_one_spelling(spelling, code):
-    assert normal(spelling) == code
+    assert normalize_language(spelling) == code
 
 
 def test_the_one_spelling_is_its_own():
-    assert {code: normal(code) for code in ALIASES.values()} == {code: code for code in ALIASES.values()}
+    assert {code: normalize_language(code) for code in ALIASES.values()} == {code: code for code in ALIASES.values()}
 
 
 def test_files_may_spell_a_code_otherwise():
-    assert spellings("en") == ["en"]
-    assert spellings("ja") == ["ja", "jp"]
-    assert {"zh", "cn", "zh_cn", "zh_CN", "zh-CN", "zhs"} <= set(spellings("zh"))
+    assert language_spellings("en") == ["en"]
+    assert language_spellings("ja") == ["ja", "jp"]
+    assert {"zh", "cn", "zh_cn", "zh_CN", "zh-CN", "zhs"} <= set(language_spellings("zh"))
 
 
 @pytest.mark.parametrize("code", sorted(set(ALIASES.values())))
 def test_every_spelling_means_the_code_and_the_code_comes_first(code):
-    assert spellings(code)[0] == code
-    assert {normal(spelling) for spelling in spellings(code)} == {code}
-    assert len(set(spellings(code))) == len(spellings(code))
+    assert language_spellings(code)[0] == code
+    assert {normalize_language(spelling) for spelling in language_spellings(code)} == {code}
+    assert len(set(language_spellings(code))) == len(language_spellings(code))

@@ -1,7 +1,6 @@
-"""What counts as the same picture or text, and which test sets lie in what is trained on."""
+"""Which items of test sets are also trained on."""
 
 import json
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,130 +10,30 @@ from hypothesis import strategies as st
 
 from mclip_kit.data import leakage
 from mclip_kit.data.leakage import (
-    Fingerprints,
     Leak,
     as_json,
-    hash_contents,
-    hash_pictures,
-    hash_texts,
     held_out_beside,
     leaks,
     leaks_of,
     read_json,
-    unknown,
+    without_fingerprints,
 )
+from mclip_kit.data.prepare.fingerprints import FingerprintWriter, hash_contents, hash_pictures, hash_texts
 from mclip_kit.errors import DataError
-
-SAME = {
-    "case": ["A man, riding a Horse.", "a man riding a horse", "A MAN RIDING A HORSE!"],
-    "spacing": ["two  dogs\tplay\n", " two dogs play ", "two dogs\u00a0play", "two-dogs/play", "two dogs\r\nplay"],
-    "width": ["ＡＢＣ １２３", "abc 123"],
-    "composition": ["Ein Mädchen", "Ein Ma\u0308dchen", "EIN MÄDCHEN"],
-    "sharp s": ["Straße", "STRASSE", "strasse"],
-    "sigma": ["ΔΡΌΜΟΣ", "δρόμος", "δρόμοσ"],
-    "ligature": ["ﬁsh", "fish"],
-    "cyrillic": ["Собака бежит.", "собака бежит", "«СОБАКА» — бежит"],
-    "chinese": ["一个男人，骑着马。", "一个男人 骑着马", "一个男人、骑着马！"],
-    "kana": ["ｶﾞｷﾞ", "ガギ", "カ\u3099キ\u3099"],
-    "hangul": ["한국어", unicodedata.normalize("NFD", "한국어")],
-    "arabic": ["رجل، يركب حصانًا؟", "رجل يركب حصانًا"],
-    "presentation forms": ["ﻻ", "لا"],
-    "underscore": ["red_square", "red square"],
-    "emoji": ["I ❤️ dogs", "I ❤ dogs", "i dogs"],
-}
-DIFFERENT = [
-    "resume", "résumé", "12 dogs", "13 dogs", "हिन्दी", "हिनदी", "กา", "กำ", "كَتَبَ", "كُتِبَ", "か", "が", "twodogs",
-    "two dogs", "一个男人", "一个女人", "𐐨𐐩", "𝟙𝟚", "☃ man", "men",
-]  # fmt: skip
 
 
 def fill(folder: Path, split: str, **kinds: np.ndarray) -> Path:
     """Give a prepared folder a split."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text("{}")
-    with Fingerprints(folder) as fingerprints:
+    with FingerprintWriter(folder) as writer:
         for kind, hashes in kinds.items():
-            fingerprints.add(split, kind, hashes)
+            writer.add(split, kind, hashes)
     return folder
 
 
 def numbers(*values: int) -> np.ndarray:
     return np.array(values, np.uint64)
-
-
-@pytest.mark.parametrize("texts", SAME.values(), ids=SAME)
-def test_what_corpora_change_about_a_caption_does_not_count(texts):
-    hashes = hash_texts(texts)
-    assert hashes.dtype == np.uint64
-    assert hashes.all()
-    assert len(set(hashes.tolist())) == 1
-
-
-def test_letters_digits_and_marks_count():
-    assert len(set(hash_texts(DIFFERENT).tolist())) == len(DIFFERENT)
-
-
-def test_texts_without_letters_have_no_hash_and_keep_their_place():
-    hashes = hash_texts(["a", "", "...", "❤️", "\n", "\ud800", "a"])
-    assert hashes[0] == hashes[-1] != 0
-    assert not hashes[1:-1].any()
-    assert len(hash_texts([])) == 0
-
-
-def test_hashes_stay_what_they_are():
-    """Folders that were prepared earlier are compared with those of today."""
-    assert hash_texts(["A dog."]).tolist() == hash_contents([b"a dog"]).tolist() == [14364831733120369406]
-    assert hash_pictures(["COCO_val2014_000000391895.jpg"], None).tolist() == [16048247746808928924]
-
-
-def slow(text: str) -> str:
-    """As `leakage._normal`, a character at a time."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    selectors = {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), *range(0x180B, 0x1810)} - {0x180E}
-    kept = [c if unicodedata.category(c)[0] in "LNM" and ord(c) not in selectors else " " for c in folded]
-    return " ".join("".join(kept).split())
-
-
-@settings(deadline=None)
-@given(st.lists(st.text(), max_size=8), st.integers(1, 4))
-def test_texts_are_hashed_alone_whatever_stands_beside_them(texts, block):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leakage, "BLOCK", block)
-        hashes = hash_texts(iter(texts))
-    assert hashes.tolist() == hash_contents([slow(text).encode() for text in texts]).tolist()
-
-
-def test_pictures_go_by_name_where_names_are_unique():
-    coco = hash_pictures(["COCO_train2014_000000391895.jpg", "391895"], "coco")
-    assert coco[0] == coco[1] == hash_pictures(["x/COCO_val2014_000000391895.jpg"], None)[0]
-    flickr = hash_pictures(["1000092795.jpg", "flickr/1000092795.JPG#2"], "flickr30k")
-    assert flickr[0] == flickr[1] != hash_pictures(["1000092795.jpg"], "other")[0]
-    assert hash_pictures(["1.jpg", "http://a/1.jpg"], None).astype(bool).tolist() == [False, True]
-
-
-def test_pictures_go_by_content():
-    hashes = hash_contents(iter([b"one", b"two", b"", b"one"]))
-    assert hashes[0] == hashes[3] != hashes[1]
-    assert hashes.astype(bool).tolist() == [True, True, False, True]
-
-
-def test_hashes_are_appended_as_they_come(tmp_path):
-    with Fingerprints(tmp_path) as fingerprints:
-        fingerprints.add("train", "texts", numbers(5, 3))
-        fingerprints.add("train", "texts", numbers(258).astype(">u8"))
-        fingerprints.add("test", "texts", numbers(7))
-    with Fingerprints(tmp_path) as fingerprints:
-        fingerprints.add("train", "texts", numbers(5))
-    assert (tmp_path / "fingerprints/train.texts.u64").read_bytes() == np.array([5, 3, 258, 5], "<u8").tobytes()
-    assert sorted(path.name for path in tmp_path.rglob("*.u64")) == ["test.texts.u64", "train.texts.u64"]
-
-
-def test_half_a_hash_of_a_killed_process_goes_when_writing_goes_on(tmp_path):
-    fill(tmp_path, "train", texts=numbers(1))
-    with open(tmp_path / "fingerprints/train.texts.u64", "ab") as handle:
-        handle.write(b"half")
-    fill(tmp_path, "train", texts=numbers(2))
-    assert np.fromfile(tmp_path / "fingerprints/train.texts.u64", "<u8").tolist() == [1, 2]
 
 
 def test_xtd10_lies_in_coco_by_name(tmp_path):
@@ -250,7 +149,7 @@ def test_a_damaged_file_is_named(tmp_path):
         with pytest.raises(DataError) as caught:
             leaks({folder: ["train"]}, [other])
         message = (
-            f"{damaged}: damaged, its length is no multiple of 8; remove {damaged.parents[1]} and prepare it again"
+            f"{damaged}: damaged, its length is not a multiple of 8; remove {damaged.parents[1]} and prepare it again"
         )
         assert str(caught.value) == message
         damaged.write_bytes(whole)
@@ -278,7 +177,10 @@ def test_folders_beside_are_those_that_can_be_compared(tmp_path, monkeypatch):
     (tmp_path / "old/manifest.json").write_text("{}")
     (tmp_path / "unfinished/fingerprints").mkdir(parents=True)
     assert held_out_beside(ours[0]) == [tmp_path / "a", tmp_path / "b"]
-    assert unknown([tmp_path / "old", *ours, tmp_path / "nowhere"]) == [tmp_path / "old", tmp_path / "nowhere"]
+    assert without_fingerprints([tmp_path / "old", *ours, tmp_path / "nowhere"]) == [
+        tmp_path / "old",
+        tmp_path / "nowhere",
+    ]
     assert held_out_beside(tmp_path / "nowhere/at_all") == []
     monkeypatch.chdir(tmp_path)
     assert held_out_beside(Path("b")) == [Path("a"), Path("b")]

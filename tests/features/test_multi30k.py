@@ -13,7 +13,7 @@ from mclip_kit.config.yaml import parse
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.corpora import Content, Row
 from mclip_kit.data.datasets import rows_from_bitext
-from mclip_kit.data.prepare.prepare import write
+from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.data.tokenizer import train_sentencepiece
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
@@ -39,7 +39,7 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
     spm = train_sentencepiece(some, tmp_path / "spm.model", 400, 0.999).path
     corpus = tiny.declaration().model_copy(update={"languages": LANGUAGES})
     together = [list(zip(LANGUAGES, row, strict=True)) for row in zip(*texts.values(), strict=True)]
-    write(lambda: Content(Row("train", row, parallel=True) for row in together), corpus, tmp_path / "b", spm)
+    write_prepared(lambda: Content(Row("train", row, parallel=True) for row in together), corpus, tmp_path / "b", spm)
     bitext = tmp_path / "b" / "bitext"
     tree = tiny.recipe(tmp_path) | {"data": {"bitext": str(bitext)}, "evaluation": None}
     tree |= {"stages": [tree["stages"][1]], "teacher": {"model": tiny.TEACHER, "weights": "random"}}

@@ -1,6 +1,6 @@
-"""Captions that name their picture, from several files, joined by the picture: Flickr30k, COCO, STAIR, COCO-CN.
+"""Reads captions that name their picture, from several files: Flickr30k, COCO, STAIR, COCO-CN.
 
-All captions of a corpus are held in memory: these corpora have about a million.
+Captions of the same picture are joined. All captions are held in memory: these corpora have about a million.
 """
 
 import re
@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from mclip_kit.config.yaml import Section
-from mclip_kit.data.corpora import Content, Corpus, Row, options
+from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.source import File, Source
-from mclip_kit.data.picture_ids import PICTURES, picture_id
+from mclip_kit.data.images import SUFFIXES, picture_id
 from mclip_kit.errors import DataError
 
 KARPATHY = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
@@ -26,12 +26,12 @@ class Splits(Section):
     """Which pictures are in which split."""
 
     karpathy: str | None = Field(None, description="Karpathy's dataset_*.json.")
-    lists: dict[str, str] | None = Field(None, description="Split -> a file with a picture's name a line.")
+    lists: dict[str, str] | None = Field(None, description="Split -> a file with the name of a picture in each line.")
 
     @model_validator(mode="after")
-    def _said_one_way(self) -> "Splits":
+    def _check_one_is_given(self) -> "Splits":
         if (self.karpathy is None) == (self.lists is None):
-            raise ValueError("give one of karpathy and lists")
+            raise ValueError("give either karpathy or lists")
         return self
 
 
@@ -40,32 +40,34 @@ class Part(Section):
 
     language: str
     format: Literal["karpathy", "coco", "numbered"] = Field(
-        description="karpathy: dataset_*.json; coco: COCO's annotations; numbered: lines of NAME#N and a caption."
+        description="karpathy: dataset_*.json; coco: COCO's annotations; numbered: lines with NAME#N and a caption."
     )
-    files: list[str] = Field(description="Where they are; wildcards may stand for several.")
-    split: str = Field("", description="Of all its pictures, where the corpus has no `splits`; none: drawn.")
+    files: list[str] = Field(description="Their paths below the source, also with wildcards (* and ?).")
+    split: str = Field(
+        "", description="Of all its pictures, if there are no `options.splits`; empty: drawn by the corpus's `splits`."
+    )
     segmented: bool = Field(
-        False, description="Chinese with spaces between words, perhaps tagged (`狗:n`): they are put together."
+        False, description="Chinese with spaces between words, maybe with tags (`狗:n`): spaces and tags are removed."
     )
-    optional: bool = Field(False, description="A source may lack it.")
+    optional: bool = Field(False, description="The source may lack it.")
 
 
 class Options(Section):
-    """What the reader takes."""
+    """Options of this reader."""
 
-    splits: Splits | None = Field(None, description="None: each part has its own.")
+    splits: Splits | None = Field(None, description="None: each part has its own `split`.")
     captions: list[Part]
     parallel: bool = Field(False, description="Captions of a picture with the same number are translations.")
 
 
-Found = list[tuple[Part, File]]
-Captions = Iterator[tuple[str, int, str]]
+FoundParts = list[tuple[Part, File]]
+NumberedCaptions = Iterator[tuple[str, int, str]]
 """(picture's name, number, caption)."""
 
 
 @dataclass
 class Picture:
-    """A picture and its (language, number, caption)."""
+    """A picture and its captions as (language, number, caption)."""
 
     name: str
     split: str
@@ -73,8 +75,12 @@ class Picture:
 
 
 def read(corpus: Corpus, source: Source) -> Content:
-    """A row for each picture, or for each number of its captions where those are translations."""
-    chosen = options(corpus, Options)
+    """One row for each picture; if captions with the same number are translations, one for each number of a picture.
+
+    Raises:
+        DataError: a file is missing or damaged, or a picture is in two splits.
+    """
+    chosen = parse_options(corpus, Options)
     languages = {*corpus.languages, *corpus.caption_languages}
     found = [(part, f) for part in chosen.captions if part.language in languages for f in _files(part, source)]
     if not found:
@@ -87,25 +93,27 @@ def _files(part: Part, source: Source) -> list[File]:
     found = [source.files(pattern) for pattern in part.files]
     if part.optional and not any(found):
         return []
-    return [file for files, pattern in zip(found, part.files, strict=True) for file in files or [source.need(pattern)]]
+    return [
+        file for files, pattern in zip(found, part.files, strict=True) for file in files or [source.require(pattern)]
+    ]
 
 
 def _lists(splits: Splits | None, source: Source) -> list[tuple[str, File]]:
-    """(split, list of pictures); the split is `karpathy` where the file says it for each."""
+    """(split, file that lists its pictures); `karpathy` for a split if the file has the split of each picture."""
     if splits is None:
         return []
     named = {"karpathy": splits.karpathy} if splits.karpathy else splits.lists or {}
-    return [(split, source.need(pattern)) for split, pattern in named.items()]
+    return [(split, source.require(pattern)) for split, pattern in named.items()]
 
 
-def _rows(found: Found, lists: list[tuple[str, File]], source: str | None, parallel: bool) -> Iterator[Row]:
+def _rows(found: FoundParts, lists: list[tuple[str, File]], source: str | None, parallel: bool) -> Iterator[Row]:
     pictures: dict[str, Picture] = {}
     for split, file in lists:
         names = _karpathy_splits(file) if split == "karpathy" else ((line.strip(), split) for line in file.lines())
         for name, where in names:
             if name:
-                _enter(pictures, name, where, source, file)
-    outside = [_gather(part, file, pictures, source, closed=bool(lists)) for part, file in found]
+                _find_or_add(pictures, name, where, source, file)
+    outside = [_add_captions(part, file, pictures, source, closed=bool(lists)) for part, file in found]
     left_out = [f"{n:,} of {file.name}" for (_, file), n in zip(found, outside, strict=True) if n]
     if left_out:
         tqdm.write(f"pictures in no split, left out with their captions: {', '.join(left_out)}")
@@ -117,90 +125,102 @@ def _rows(found: Found, lists: list[tuple[str, File]], source: str | None, paral
                 yield Row(picture.split, texts, image=picture.name, parallel=parallel)
 
 
-def _enter(pictures: dict[str, Picture], name: str, split: str, source: str | None, file: File) -> Picture:
-    """The picture of a name, which must be in the same split whenever it comes."""
+def _find_or_add(pictures: dict[str, Picture], name: str, split: str, source: str | None, file: File) -> Picture:
+    """The picture with this name, which is added if it is new.
+
+    Raises:
+        DataError: it was added in another split.
+    """
     name = name.partition("#")[0]
     picture = pictures.setdefault(picture_id(name, source), Picture(name, split))
     if picture.split != split:
         here, there = split or "none", picture.split or "none"
-        raise DataError(f"{file}: picture {name} is in split {here} here, and in {there} before; mend the lists")
+        raise DataError(f"{file}: picture {name} is in split {here} here, but was in {there} before; fix the lists")
     return picture
 
 
-def _gather(part: Part, file: File, pictures: dict[str, Picture], source: str | None, closed: bool) -> int:
-    """Add a file's captions to their pictures; how many pictures are in no split, if those are given (`closed`)."""
+def _add_captions(part: Part, file: File, pictures: dict[str, Picture], source: str | None, closed: bool) -> int:
+    """Add a file's captions to their pictures; returns the number of its pictures that are in no split.
+
+    Args:
+        closed: lists of the splits are given, so other pictures are left out instead of added.
+    """
     inside, outside = False, set()
     for name, number, caption in FORMATS[part.format](file):
-        picture = pictures.get(picture_id(name, source)) if closed else _enter(pictures, name, part.split, source, file)
+        picture = (
+            pictures.get(picture_id(name, source)) if closed else _find_or_add(pictures, name, part.split, source, file)
+        )
         if picture is None:
             outside.add(picture_id(name, source))
             continue
         inside = True
-        if not picture.name.lower().endswith(tuple(PICTURES)) and name.lower().endswith(tuple(PICTURES)):
+        if not picture.name.lower().endswith(tuple(SUFFIXES)) and name.lower().endswith(tuple(SUFFIXES)):
             picture.name = name
-        picture.texts.append((part.language, number, _joined(caption) if part.segmented else caption))
+        picture.texts.append((part.language, number, _remove_segmentation(caption) if part.segmented else caption))
     if not inside:
-        raise DataError(f"{file}: none of its {len(outside):,} pictures is in a split; is it of another corpus?")
+        raise DataError(f"{file}: none of its {len(outside):,} pictures is in a split; is it from another corpus?")
     return len(outside)
 
 
-def _joined(caption: str) -> str:
-    """Words put together; where two spaces or more are left between them, there was a comma."""
+def _remove_segmentation(caption: str) -> str:
+    """The caption without tags and spaces between words; two or more spaces stand for a comma."""
     return NEEDLESS_SPACE.sub("", re.sub(r"\s{2,}", "，", TAG.sub("", caption.strip())))
 
 
 def _karpathy_splits(file: File) -> Iterator[tuple[str, str]]:
     for number, image in enumerate(_items(file, file.json(), "images")):
-        split = _member(image, "split", str, file, "images", number)
+        split = _value(image, "split", str, file, "images", number)
         if split not in KARPATHY:
-            raise DataError(f"{file}: images[{number}] has split {split!r}, none of {', '.join(KARPATHY)}; mend it")
-        yield _member(image, "filename", str, file, "images", number), KARPATHY[split]
+            raise DataError(
+                f"{file}: images[{number}] has split {split!r}, none of {', '.join(KARPATHY)}; fix the file"
+            )
+        yield _value(image, "filename", str, file, "images", number), KARPATHY[split]
 
 
-def _karpathy(file: File) -> Captions:
+def _karpathy(file: File) -> NumberedCaptions:
     for number, image in enumerate(_items(file, file.json(), "images")):
-        name = _member(image, "filename", str, file, "images", number)
-        for index, sentence in enumerate(_member(image, "sentences", list, file, "images", number)):
-            yield name, index, _member(sentence, "raw", str, file, f"images[{number}].sentences", index)
+        name = _value(image, "filename", str, file, "images", number)
+        for index, sentence in enumerate(_value(image, "sentences", list, file, "images", number)):
+            yield name, index, _value(sentence, "raw", str, file, f"images[{number}].sentences", index)
 
 
-def _coco(file: File) -> Captions:
+def _coco(file: File) -> NumberedCaptions:
     content = file.json()
     names = {}
     for number, image in enumerate(_items(file, content, "images")):
-        identity = _member(image, "id", int, file, "images", number)
+        identity = _value(image, "id", int, file, "images", number)
         names[identity] = str(image.get("file_name") or identity)
     seen: dict[int, int] = {}
     for number, annotation in enumerate(_items(file, content, "annotations")):
-        identity = _member(annotation, "image_id", int, file, "annotations", number)
+        identity = _value(annotation, "image_id", int, file, "annotations", number)
         index = seen[identity] = seen.get(identity, -1) + 1
         name = names.get(identity, str(identity))
-        yield name, index, _member(annotation, "caption", str, file, "annotations", number)
+        yield name, index, _value(annotation, "caption", str, file, "annotations", number)
 
 
 def _items(file: File, content: Any, key: str) -> list[Any]:
     items = content.get(key) if isinstance(content, dict) else None
     if not isinstance(items, list):
-        raise DataError(f"{file}: has no list {key!r}; is it the file that the corpus's documentation names?")
+        raise DataError(f"{file}: has no list {key!r}; is it the file that the declaration names?")
     return items
 
 
-def _member(item: Any, key: str, kind: type, file: File, where: str, number: int) -> Any:
+def _value(item: Any, key: str, kind: type, file: File, where: str, number: int) -> Any:
     value = item.get(key) if isinstance(item, dict) else None
     if not isinstance(value, kind):
         raise DataError(f"{file}: {where}[{number}] has no {key!r} ({kind.__name__}); fetch the file again")
     return value
 
 
-def _numbered(file: File) -> Captions:
-    """Lines `NAME#N caption` or `NAME#TAG#N caption`; any space stands between."""
+def _numbered(file: File) -> NumberedCaptions:
+    """Lines `NAME#N caption` or `NAME#TAG#N caption`, with a space or tab before the caption."""
     for number, line in enumerate(file.lines(), 1):
         key, _, caption = line.strip().replace("\t", " ", 1).partition(" ")
         name, *tag, index = key.split("#") if "#" in key else (key, "")
         if index.isascii() and index.isdigit() and len(tag) < 2:
             yield name, int(index), caption
         elif key:
-            raise DataError(f"{file} line {number}: does not begin with NAME#N or NAME#TAG#N; mend or remove the line")
+            raise DataError(f"{file} line {number}: does not begin with NAME#N or NAME#TAG#N; fix or remove the line")
 
 
-FORMATS: dict[str, Callable[[File], Captions]] = {"karpathy": _karpathy, "coco": _coco, "numbered": _numbered}
+FORMATS: dict[str, Callable[[File], NumberedCaptions]] = {"karpathy": _karpathy, "coco": _coco, "numbered": _numbered}

@@ -1,6 +1,6 @@
-"""Files of rows with named columns, opened one way whatever their form: .tsv, .csv, .jsonl, .parquet.
+"""Opens files of rows with named columns, in any of four formats: .tsv, .csv, .jsonl, .parquet.
 
-Rows are read as they come, so that a file of any size takes the same memory.
+Rows are read as a stream, so a file of any size takes the same memory.
 """
 
 import csv
@@ -16,70 +16,72 @@ from mclip_kit.data.corpora.source import File
 from mclip_kit.errors import DataError, first_line
 
 Format = Literal["tsv", "csv", "jsonl", "parquet"]
-Numbered = Iterator[tuple[int, Any]]
-"""(number, row): the line of a text, the row of a .parquet, from 1 on."""
+NumberedRows = Iterator[tuple[int, Any]]
+"""(number, row): numbers are lines of a text file or rows of a .parquet, and start at 1."""
 
 ENDINGS: dict[str, Format] = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 ROWS_AT_ONCE = 1024
-LONGEST_CELL = 2**22  # characters in quotes; more is a quote that was not closed
+LONGEST_CELL = 2**22  # characters in quotes; a longer cell means that a quote was not closed
 
 
-class WrongCell(ValueError):
-    """What is wrong with a row, said by who does not know which it is."""
+class CellError(ValueError):
+    """What is wrong with a cell; the caller knows the file and the row, and adds them."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """An opened file.
+class OpenTable:
+    """A file that is open for reading.
 
     Attributes:
-        unit: what its rows are counted in: line or row.
-        names: its columns; None: each row names its own.
-        pick: column -> a function that takes its cell from a row; None where there is nothing.
-        read: the rows, with at least some columns; read once.
+        unit: what the numbers of its rows count: line or row.
+        names: its columns; None: each row has its own names.
+        pick: column -> a function from a row to its cell, or to None if the row has no such cell.
+        read: columns -> the rows, which have at least these columns; may be called once.
     """
 
     unit: str
     names: list[str] | None
     pick: Callable[[str], Callable[[Any], Any]]
-    read: Callable[[Collection[str]], Numbered]
+    read: Callable[[Collection[str]], NumberedRows]
 
 
-def open_rows(file: File, format: Format | None, header: list[str] | None, quotes: bool | None) -> Rows:
+def open_table(file: File, format: Format | None, header: list[str] | None, quotes: bool | None) -> OpenTable:
     """Open a file.
 
     Args:
-        format: None: as its name ends.
-        header: the names of columns, for a .tsv or .csv without them.
-        quotes: whether quotes enclose cells; None: in a .csv.
+        format: None: by the ending of its name.
+        header: the names of the columns of a .tsv or .csv that has no header line.
+        quotes: whether quotes enclose cells; None: in a .csv, not in a .tsv.
     Raises:
-        DataError: it cannot be read, or its name does not say what it is.
+        DataError: it cannot be read, or its name has another ending.
     """
     format = format or _format(file)
     if format == "parquet":
-        return Rows("row", _parquet_names(file), _member, partial(_parquet_rows, file))
+        return OpenTable("row", _parquet_names(file), _key, partial(_parquet_rows, file))
     if format == "jsonl":
-        return Rows("line", None, _member, lambda _: _json_rows(file))
+        return OpenTable("line", None, _key, lambda _: _json_rows(file))
     delimiter = "\t" if format == "tsv" else ","
     quoted = format == "csv" if quotes is None else quotes
     rows = _quoted_rows(file, delimiter) if quoted else _plain_rows(file, delimiter)
     names = header or next((cells for _, cells in rows), [])
-    return Rows("line", names, lambda name: itemgetter(names.index(name)), lambda _: _whole(file, names, rows))
+    return OpenTable(
+        "line", names, lambda name: itemgetter(names.index(name)), lambda _: _check_width(file, names, rows)
+    )
 
 
 def _format(file: File) -> Format:
     for ending, format in ENDINGS.items():
         if file.name.endswith(ending):
             return format
-    raise DataError(f"{file}: its name ends in none of {', '.join(ENDINGS)}; say its `format` in options.tables")
+    raise DataError(f"{file}: its name ends in none of {', '.join(ENDINGS)}; set its `format` in options.tables")
 
 
-def _member(name: str) -> Callable[[Any], Any]:
-    """What takes a member from an object, `a.b` from inside another."""
-    return partial(_inner, name) if "." in name else methodcaller("get", name)
+def _key(name: str) -> Callable[[Any], Any]:
+    """A function from an object to the value of a key; `a.b` is key b of the object under key a."""
+    return partial(_nested_key, name) if "." in name else methodcaller("get", name)
 
 
-def _inner(name: str, row: dict[str, Any]) -> Any:
+def _nested_key(name: str, row: dict[str, Any]) -> Any:
     if name in row:
         return row[name]
     value: Any = row
@@ -87,19 +89,19 @@ def _inner(name: str, row: dict[str, Any]) -> Any:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise WrongCell(f"{name}: {str(value)[:50]!r} is not an object with {key!r} in it")
+            raise CellError(f"{name}: {str(value)[:50]!r} is not an object with {key!r} in it")
         value = value.get(key)
     return value
 
 
-def _plain_rows(file: File, delimiter: str) -> Numbered:
-    """Cells in which a quote is a quote."""
+def _plain_rows(file: File, delimiter: str) -> NumberedRows:
+    """Cells of a file without quoting: a quote is a character like any other."""
     for number, line in enumerate(file.lines(), 1):
         yield number, line.split(delimiter)
 
 
-def _quoted_rows(file: File, delimiter: str) -> Numbered:
-    """Cells perhaps in quotes, between which there may be line ends."""
+def _quoted_rows(file: File, delimiter: str) -> NumberedRows:
+    """Cells that may be in quotes, and then may contain line ends."""
     csv.field_size_limit(LONGEST_CELL)
     rows = csv.reader((line + "\n" for line in file.lines()), delimiter=delimiter, strict=True)
     try:
@@ -107,11 +109,11 @@ def _quoted_rows(file: File, delimiter: str) -> Numbered:
             yield rows.line_num, cells
     except csv.Error as error:
         where = f"{file} line {rows.line_num}: {first_line(error)}"
-        raise DataError(f"{where}; a quote there or above is not closed, or not doubled inside quotes") from None
+        raise DataError(f"{where}; a quote in or above this line is not closed, or not doubled inside quotes") from None
 
 
-def _whole(file: File, names: list[str], rows: Numbered) -> Numbered:
-    """Rows with as many cells as there are columns; an empty line is no row."""
+def _check_width(file: File, names: list[str], rows: NumberedRows) -> NumberedRows:
+    """Rows, which must have a cell for each column; empty lines are skipped."""
     width = len(names)
     for number, cells in rows:
         if len(cells) == width:
@@ -119,7 +121,7 @@ def _whole(file: File, names: list[str], rows: Numbered) -> Numbered:
         elif any(cells):
             raise DataError(
                 f"{file} line {number}: {_count(len(cells), 'cell')}, but there are {_count(width, 'column')} "
-                f"({', '.join(names)}); mend the line, or fetch the file again"
+                f"({', '.join(names)}); fix the line, or fetch the file again"
             )
 
 
@@ -127,7 +129,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
 
 
-def _json_rows(file: File) -> Numbered:
+def _json_rows(file: File) -> NumberedRows:
     for number, line in enumerate(file.lines(), 1):
         if not line or line.isspace():
             continue
@@ -147,7 +149,7 @@ def _parquet_names(file: File) -> list[str]:
 
 
 def _parquet_columns(file: File) -> list[tuple[str, str]]:
-    """(column, name) for each column and, with dots, for what is inside of it."""
+    """(column, name) for each column and for each field inside it, with dots between the names."""
     opened = _open_parquet(file)
     try:
         return [(field.name, name) for field in opened.schema_arrow for name in _inner_names(field)]
@@ -162,8 +164,8 @@ def _inner_names(field: Any) -> Iterator[str]:
             yield from (f"{field.name}.{name}" for name in _inner_names(inner))
 
 
-def _parquet_rows(file: File, columns: Collection[str]) -> Numbered:
-    """Rows with the columns that are asked for: others may hold whole pictures."""
+def _parquet_rows(file: File, columns: Collection[str]) -> NumberedRows:
+    """Rows with the wanted columns only: others may hold whole pictures."""
     wanted = list(dict.fromkeys(column for column, name in _parquet_columns(file) if name in columns))
     opened, number = _open_parquet(file), 0
     try:
@@ -177,7 +179,7 @@ def _parquet_rows(file: File, columns: Collection[str]) -> Numbered:
 
 def _open_parquet(file: File) -> Any:
     if file.member or str(file.path) != str(file.path.with_name(file.name)):
-        raise DataError(f"{file}: a .parquet is read where it lies: unpack it first")
+        raise DataError(f"{file}: a .parquet cannot be read inside an archive; unpack it first")
     errors = _arrow_errors()
     try:
         return import_module("pyarrow.parquet").ParquetFile(file.path)
@@ -189,4 +191,4 @@ def _arrow_errors() -> tuple[type[Exception], ...]:
     try:
         return (import_module("pyarrow").ArrowException, OSError, UnicodeDecodeError)
     except ModuleNotFoundError:
-        raise DataError("a .parquet is read by pyarrow, which is not installed: pip install pyarrow") from None
+        raise DataError("reading a .parquet needs pyarrow, which is not installed: pip install pyarrow") from None

@@ -1,4 +1,4 @@
-"""A corpus's files: in a folder, in zips, compressed or not."""
+"""Finds the files of a corpus: in a folder or in zips, compressed or not."""
 
 import bz2
 import gzip
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from mclip_kit.data.picture_ids import PICTURES, picture_id
+from mclip_kit.data.images import SUFFIXES, picture_id
 from mclip_kit.errors import DataError, first_line
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -28,7 +28,7 @@ BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, Not
 
 @dataclass(frozen=True)
 class File:
-    """A file, or a member of a zip; what is compressed is read uncompressed."""
+    """A file, or a member of a zip; a compressed one is decompressed while it is read."""
 
     path: Path
     member: str | None = None
@@ -38,12 +38,16 @@ class File:
 
     @property
     def name(self) -> str:
-        """Its name, without the ending of its compression."""
-        return plain(Path(self.member or self.path).name)
+        """Its name, without .gz, .xz or .bz2."""
+        return strip_compression(Path(self.member or self.path).name)
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Its uncompressed bytes; what is broken about it becomes a DataError."""
+        """Its uncompressed bytes.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
         try:
             with ExitStack() as stack:
                 raw: IO[bytes] = stack.enter_context(open(self.path, "rb"))
@@ -55,10 +59,10 @@ class File:
             raise DataError(f"{self}: cannot be read ({first_line(error)}); fetch it again") from None
 
     def lines(self) -> Iterator[str]:
-        """Its lines, without their ends and without a byte-order mark.
+        """Its lines, without line ends and without a byte-order mark.
 
         Raises:
-            DataError: it breaks off, or a line is not UTF-8; file and line are named.
+            DataError: it is damaged, or a line is not UTF-8; the message names file and line.
         """
         whole = 0
         try:
@@ -87,25 +91,27 @@ class File:
             return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def plain(name: str) -> str:
-    """A name without the ending of its compression."""
+def strip_compression(name: str) -> str:
+    """A name without .gz, .xz or .bz2."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix in OPENERS else name
 
 
 class Source:
-    """What a user gave: a folder or a zip with the corpus, and perhaps a folder with its pictures.
+    """The folder or zip with a corpus, and maybe a folder with its pictures, as the user gave them.
 
-    Files are found by what their path ends in, compressed or not, in the folder or in a zip at its top, so that
-    it does not matter from how far above the user points.
+    A file is found by the end of its path, compressed or not, in the folder or in a zip at its top level. So the user
+    may give a parent folder as well.
 
     Attributes:
-        used: the files that were found, for whoever wants to know whether they changed since.
+        used: the files that were found, so that later changes can be detected.
 
     Args:
-        root: a folder or a zip; None for corpora that need none.
-        images: a folder of pictures, at any depth; None looks for them in `root`.
-        obtain: what to say when something is missing.
+        root: a folder or a zip; None for corpora that need no files.
+        images: a folder of pictures, at any depth; None: they are looked for in `root`.
+        obtain: how to get the corpus, for the messages about missing files.
+    Raises:
+        DataError: `root` or `images` does not exist.
     """
 
     def __init__(self, root: Path | None, images: Path | None = None, obtain: str = "") -> None:
@@ -113,21 +119,20 @@ class Source:
         self.used: set[Path] = set()
         for given in (root, images):
             if given is not None and not given.exists():
-                raise DataError(f"{given}: there is no such folder; {obtain}")
+                raise DataError(f"{given}: no such folder or file; {obtain}")
 
     @cached_property
     def _listing(self) -> dict[str, File]:
-        """Path below the root, uncompressed -> file."""
+        """Path relative to the root, without .gz, .xz or .bz2 -> file."""
         if self.root is None:
-            raise DataError(f"--source DIR is missing: where the corpus's files are; {self._obtain}")
+            raise DataError(f"--source DIR is missing; it is the folder with the corpus's files; {self._obtain}")
         found: dict[str, File] = {}
         if self.root.is_file():
             zips = [self.root]
         else:
             paths = [Path(folder, name) for folder, _, names in os.walk(self.root) for name in names]
-            found = {}
             for path in sorted(paths):  # a plain file before the same one compressed
-                found.setdefault(plain(path.relative_to(self.root).as_posix()), File(path))
+                found.setdefault(strip_compression(path.relative_to(self.root).as_posix()), File(path))
             zips = sorted(self.root.glob("*.zip"))
         for path in zips:
             try:
@@ -136,11 +141,11 @@ class Source:
             except BROKEN as error:
                 raise DataError(f"{path}: not a readable zip ({first_line(error)}); fetch it again") from None
             for member in members:
-                found.setdefault(plain(member), File(path, member))
+                found.setdefault(strip_compression(member), File(path, member))
         return found
 
     def files(self, pattern: str) -> list[File]:
-        """Every file whose path below the root ends in a pattern (`*` and `?` as in a shell), in order of names."""
+        """Every file with a path that ends in a pattern (`*` and `?` as in a shell), sorted by name."""
         if Path(pattern).is_absolute():
             found = [File(Path(pattern))] if Path(pattern).is_file() else []
         elif pattern in self._listing:
@@ -151,21 +156,22 @@ class Source:
         return found
 
     def file(self, *patterns: str) -> File | None:
-        """The one file that fits the first pattern that fits any; None if none does.
+        """The file that matches the first pattern with a match; None if no pattern has one.
 
         Raises:
-            DataError: several fit.
+            DataError: several files match the same pattern.
         """
         for pattern in patterns:
             found = self.files(pattern)
             if len(found) > 1:
-                raise DataError(f"{self.root}: both {found[0]} and {found[1]} could be {pattern}; point at one of them")
+                both = f"{found[0]} and {found[1]} both match {pattern}"
+                raise DataError(f"{self.root}: {both}; give a --source that has only one of them")
             if found:
                 return found[0]
         return None
 
-    def need(self, *patterns: str) -> File:
-        """As `file`, but it must be there."""
+    def require(self, *patterns: str) -> File:
+        """As `file`, but a missing file is a DataError."""
         found = self.file(*patterns)
         if found is None:
             raise DataError(f"{self.root}: {patterns[0]} is missing, plain or compressed; {self._obtain}")
@@ -173,34 +179,34 @@ class Source:
 
     @cached_property
     def _pictures(self) -> dict[str, Path]:
-        """Name, with and without its ending -> picture file."""
+        """Name, with and without its suffix -> picture file."""
         folder = self.images or self.root
         found: dict[str, Path] = {}
         if folder is not None and folder.is_dir():
             for path, folders, names in tqdm(os.walk(folder), "looking for pictures", leave=False, unit="folder"):
                 folders.sort()
                 for name in sorted(names):
-                    if os.path.splitext(name)[1].lower() in PICTURES:
+                    if os.path.splitext(name)[1].lower() in SUFFIXES:
                         found.setdefault(name, Path(path, name))
                         found.setdefault(os.path.splitext(name)[0], Path(path, name))
         return found
 
     def picture(self, name: str) -> Path | None:
-        """A picture's file by its path or its mere name, with or without its ending; None if it is not here."""
+        """A picture's file, found by its path or only its name, with or without its suffix; None if it is missing."""
         folder = self.images or self.root
         if "/" in name and folder is not None and (folder / name).is_file():
             return folder / name
         base = name.rsplit("/", 1)[-1]
         kind, _, number = picture_id(base, None).partition(":")
-        newer = f"{int(number):012}" if kind == "coco" and number else base  # COCO 2017 has the bare numbers of 2014
+        newer = f"{int(number):012}" if kind == "coco" and number else base  # as COCO 2017 names it
         found = (self._pictures.get(key) for key in (base, os.path.splitext(base)[0], newer))
         return next(filter(None, found), None)
 
-    def check(self, checksums: dict[str, str]) -> None:
-        """Compare files with their known hashes; files that are absent are left to the reader.
+    def check_hashes(self, checksums: dict[str, str]) -> None:
+        """Compare files with their published SHA-256; the reader reports missing files.
 
         Raises:
-            DataError: one differs.
+            DataError: a file differs.
         """
         for name, expected in checksums.items():
             file = self.file(name)

@@ -1,6 +1,6 @@
-"""Shards of webdataset, as img2dataset writes them: tars in which consecutive members of one key are a sample.
+"""Reads shards of webdataset, as img2dataset writes them: tars in which consecutive members with one key are a sample.
 
-Pictures are neither extracted nor copied: a row names the tar, the offset and the size (`data.members`).
+Pictures are neither extracted nor copied: a row names the tar, the offset and the size (`data.images`).
 """
 
 import glob
@@ -17,33 +17,40 @@ from tqdm import tqdm
 
 from mclip_kit.config.yaml import Section
 from mclip_kit.data import images
-from mclip_kit.data.corpora import Content, Corpus, Row, options
+from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.languages import normal
+from mclip_kit.data.languages import normalize_language
 from mclip_kit.errors import DataError, RecipeError, first_line
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # of pictures; the first that a sample has is used
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError)  # as tarfile raises over headers that make no sense
+BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError)  # what tarfile raises for headers that make no sense
 
 
 class Options(Section):
-    """What the reader takes."""
+    """Options of this reader."""
 
     shards: str | list[str] = Field(
-        description="Tars below --source, or from the current folder: {000..099} as in webdataset, * ? ** as in shells."
+        description="Tars below --source, or below the current folder; {000..099} and wildcards (* ? **) are expanded."
     )
-    split: str = Field("", description="Of all rows; none: drawn by the corpus's `splits`.")
+    split: str = Field("", description="Of all rows; empty: drawn by the corpus's `splits`.")
     text: Annotated[str, Field(pattern=r"^(txt|json:.+)$")] = Field(
-        "txt", description="Where the caption is: `txt` (without it, the json's `caption`), or json:FIELD."
+        "txt", description="Where the caption is: `txt` (if a sample has no txt, the json's `caption`), or json:FIELD."
     )
-    language: str | None = Field(None, description="Of the captions; none: the corpus's first.")
-    language_field: str | None = Field(None, description="The field of the json with each caption's language.")
+    language: str | None = Field(None, description="Of the captions; None: the corpus's first language.")
+    language_field: str | None = Field(None, description="The field of the json with the language of the captions.")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The members of one key, extension -> header, in a shard that is open."""
+    """The members with one key, in a shard that is open.
+
+    Attributes:
+        shard: path of the tar.
+        key: the members' common name, without extension.
+        handle: the open tar.
+        members: extension -> header of the member.
+    """
 
     shard: Path
     key: str
@@ -55,9 +62,9 @@ class Sample:
         return f"{self.shard}: member {self.key}.{extension}"
 
     def picture(self) -> str | None:
-        """Where its picture lies; None if it has none."""
-        info = next((self.members[extension] for extension in PICTURES if extension in self.members), None)
-        return images.member(self.shard.absolute(), info.offset_data, info.size) if info else None
+        """The tar member with its picture, as `data.images` names it; None if it has no picture."""
+        info = next((self.members[extension] for extension in EXTENSIONS if extension in self.members), None)
+        return images.tar_member(self.shard.absolute(), info.offset_data, info.size) if info else None
 
     def text(self, extension: str) -> str:
         """A member's content as text."""
@@ -70,7 +77,7 @@ class Sample:
             raise DataError(f"{self.where(extension)}: not UTF-8 (byte {wrong}); convert it to UTF-8") from None
 
     def json(self) -> dict[str, Any]:
-        """The json member; empty if there is none."""
+        """The content of the json member; empty if the sample has no json."""
         if "json" not in self.members:
             return {}
         try:
@@ -82,7 +89,7 @@ class Sample:
         return content
 
     def field(self, facts: dict[str, Any], name: str) -> Any:
-        """A field that the json must have if it is there."""
+        """A field of the json; None if the sample has no json."""
         if name not in facts and "json" in self.members:
             there = ", ".join(facts) or "none"
             raise DataError(f"{self.where('json')}: it has no {name!r}; its fields are {there}")
@@ -90,10 +97,15 @@ class Sample:
 
 
 def read(corpus: Corpus, source: Source) -> Content:
-    """A row for every sample with a picture and a caption; the others are counted and said."""
-    chosen = options(corpus, Options)
+    """One row for each sample with a picture and a caption; the others are counted, and the counts are printed.
+
+    Raises:
+        RecipeError: an option is wrong.
+        DataError: a shard is missing, compressed or damaged.
+    """
+    chosen = parse_options(corpus, Options)
     known = [*corpus.languages, *corpus.caption_languages]
-    chosen.language = normal(chosen.language) if chosen.language else corpus.languages[0]
+    chosen.language = normalize_language(chosen.language) if chosen.language else corpus.languages[0]
     if chosen.language not in known:
         raise RecipeError(f"options of reader webdataset: language: {chosen.language}; there are {', '.join(known)}")
     shards = _shards(chosen.shards, source.root)
@@ -102,7 +114,7 @@ def read(corpus: Corpus, source: Source) -> Content:
 
 
 def _shards(patterns: str | list[str], root: Path | None) -> list[Path]:
-    """Every shard that the patterns name, in their order."""
+    """Every shard that matches a pattern, in the order of the patterns."""
     found: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in _expand(pattern):
@@ -110,15 +122,15 @@ def _shards(patterns: str | list[str], root: Path | None) -> list[Path]:
     first: dict[str, Path] = {}
     for path in found:
         if path.suffix != ".tar":
-            raise DataError(f"{path}: shards are uncompressed tars whose names end in .tar; decompress or rename it")
+            raise DataError(f"{path}: shards are uncompressed tars with names in .tar; decompress or rename it")
         if first.setdefault(path.stem, path) != path:
-            raise DataError(f"{path}: {first[path.stem]} has the same name, so their pictures would; rename one")
+            raise DataError(f"{path}: {first[path.stem]} has the same name, and so would their pictures; rename one")
     return list(found)
 
 
 def _expand(pattern: str) -> list[str]:
     try:
-        from webdataset.shardlists import expand_urls  # here, for it imports torch
+        from webdataset.shardlists import expand_urls  # imported here: it imports torch
     except ImportError:
         raise DataError("webdataset is not installed: pip install webdataset") from None
     try:
@@ -129,16 +141,16 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:
-    """The files that a name without braces stands for."""
+    """The files that a pattern without braces matches."""
     path = Path(root or "", name)
     if path.is_file():
         return [path]
     if not glob.has_magic(name):
-        raise DataError(f"{path}: this shard of {pattern} is missing; fetch it, or name only those that are there")
+        raise DataError(f"{path}: this shard of {pattern} is missing; fetch it, or name only the shards that exist")
     found = [Path(root or "", match) for match in sorted(glob.glob(name, root_dir=root, recursive=True))]
     shards = [match for match in found if {".tar", ".tgz"} & set(match.suffixes) and match.is_file()]
     if not shards:
-        raise DataError(f"{path}: no shard matches; they are named like 00000.tar")
+        raise DataError(f"{path}: no shard matches; shards have names like 00000.tar")
     return shards
 
 
@@ -156,7 +168,7 @@ def _rows(shards: list[Path], chosen: Options, known: list[str]) -> Iterator[Row
 
 
 def _row(sample: Sample, chosen: Options, known: list[str]) -> Row | str:
-    """A sample's row, or why it has none."""
+    """A sample's row, or the reason why it is left out."""
     file = sample.picture()
     if file is None:
         return "without a picture"
@@ -167,7 +179,7 @@ def _row(sample: Sample, chosen: Options, known: list[str]) -> Row | str:
         return "without a caption"
     language = str(chosen.language)
     if chosen.language_field:
-        language = normal(str(sample.field(facts, chosen.language_field) or ""))
+        language = normalize_language(str(sample.field(facts, chosen.language_field) or ""))
     if language not in known:
         return f"in {language or 'no language'}, which is not one of {', '.join(known)}"
     texts = [(language, caption) for caption in captions]
@@ -216,12 +228,12 @@ def _samples(shard: Path, handle: IO[bytes], tar: tarfile.TarFile) -> Iterator[S
                 yield sample
             if key in seen:
                 raise DataError(
-                    f"{shard}: member {info.name!r}: {key!r} came before, with others between; sort the tar"
+                    f"{shard}: member {info.name!r}: key {key!r} occurred before, with other keys between; sort the tar"
                 )
             seen.add(key)
             sample = Sample(shard, key, handle, {})
         if sample.members.setdefault(extension.lower(), info) is not info:
-            raise DataError(f"{shard}: member {info.name!r} is there twice; make the shard again")
+            raise DataError(f"{shard}: member {info.name!r} occurs twice; make the shard again")
     _check_end(handle, tar)
     if sample:
         yield sample
@@ -237,8 +249,8 @@ def _check_member(shard: Path, info: tarfile.TarInfo) -> None:
 
 
 def _check_end(handle: IO[bytes], tar: tarfile.TarFile) -> None:
-    """Raise unless zeros, and nothing more, end the tar: tarfile stops silently at what it cannot read."""
+    """Raise unless only zeros follow the last member: tarfile stops silently at a header that it cannot read."""
     handle.seek(tar.offset)
     rest = handle.read(1 << 20)
     if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
-        raise tarfile.ReadError(f"it breaks off, or goes on with something else, at byte {tar.offset:,}")
+        raise tarfile.ReadError(f"it ends early, or has other content, at byte {tar.offset:,}")

@@ -1,13 +1,13 @@
-"""Declarations of a user's own files, as `data_prep/` has them for published corpora."""
+"""Declarations for a user's own files, like those of `data_prep/` for published corpora."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 from mclip_kit.data import corpora
-from mclip_kit.data.corpora.records import open_rows
+from mclip_kit.data.corpora.records import open_table
 from mclip_kit.data.corpora.source import File
-from mclip_kit.data.languages import normal
+from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError
 
 COLUMNS = {
@@ -16,34 +16,41 @@ COLUMNS = {
     "language": {"language", "lang", "locale"},
     "split": {"split"},
 }
-"""What a column holds -> how tables call it."""
+"""What a column holds -> names that tables give it."""
 NO_LANGUAGES = {"id", "no", "idx", "key", "len", "num", "ref", "row", "src", "tgt", "uid", "uri", "url"}
-"""Columns that look like codes, and seldom are."""
+"""Column names that look like language codes, but seldom are."""
 CODE = re.compile(r"[a-z]{2,3}(_[a-z]{2,4})?")
 
 Declared = tuple[str, dict[str, Any]]
-"""A name for the prepared folder, and what a YAML file would hold."""
+"""A name for the prepared folder, and the content that a YAML file would have."""
 
 
-def declared(
+def declare(
     files: list[str], table: Path | None, shards: str | None, folder: Path | None, languages: list[str]
 ) -> Declared:
-    """The declaration of parallel files, or of whichever of a table, shards and a folder is given.
+    """The declaration of a table, shards or a folder, whichever is given; else of parallel files.
 
+    Args:
+        files: of parallel text, as LANG=FILE.
+        table: a .tsv, .csv, .jsonl or .parquet.
+        shards: a pattern of webdataset tars.
+        folder: of pictures.
+        languages: codes, as the user spells them; empty: they are read from the files.
     Raises:
-        RecipeError: files or columns do not say what they are.
+        RecipeError: it is not clear which languages the files or columns hold.
+        DataError: the table cannot be read, or its language column holds something else.
     """
-    codes = [normal(language) for language in languages]
+    codes = [normalize_language(language) for language in languages]
     if table is not None:
         return _table(table, codes)
     if shards is not None:
         if not shards:
             raise RecipeError("--webdataset names no shards; write them as in 'shards-{000..099}.tar'")
-        return _name(shards), _tree("webdataset", codes or ["en"], {"shards": shards})
+        return _name(shards), _tree("webdataset", codes or [TEACHER_LANGUAGE], {"shards": shards})
     if folder is not None:
-        return folder.resolve().name, _tree("folder", codes or ["en"], {})
+        return folder.resolve().name, _tree("folder", codes or [TEACHER_LANGUAGE], {})
     if codes:
-        raise RecipeError("--bitext names its languages itself, as in en=train.en; leave --langs out")
+        raise RecipeError("--bitext takes its languages from LANG=FILE, as in en=train.en; leave --langs out")
     return _bitext(files)
 
 
@@ -62,7 +69,7 @@ def _bitext(files: list[str]) -> Declared:
     texts: dict[str, str] = {}
     for item in files:
         language, separator, file = item.partition("=")
-        code = normal(language)
+        code = normalize_language(language)
         if not separator or not file or not code:
             raise RecipeError(f"--bitext {item}: write LANG=FILE, as in --bitext en=train.en de=train.de")
         if code in texts:
@@ -76,21 +83,19 @@ def _bitext(files: list[str]) -> Declared:
 
 
 def _table(table: Path, languages: list[str]) -> Declared:
-    """A column a language; or a picture, its caption, and perhaps the caption's language and split."""
+    """A table with a column a language; or with columns for picture and caption, and maybe language and split."""
     file = str(table.absolute())
     names = _columns(table)
     found = {what: next((name for name in names if name.lower() in known), None) for what, known in COLUMNS.items()}
     options: dict[str, Any] = {"tables": [{"file": file}], "split": found["split"]}
     if found["image"] and found["text"]:
         options |= {key: found[key] for key in ("image", "text", "language")}
-        languages = languages or (_codes(table, found["language"]) if found["language"] else ["en"])
+        languages = languages or (_codes(table, found["language"]) if found["language"] else [TEACHER_LANGUAGE])
     else:
-        columns = {normal(name): name for name in names if CODE.fullmatch(normal(name))}
+        columns = {normalize_language(name): name for name in names if CODE.fullmatch(normalize_language(name))}
         doubtful = [columns[code] for code in columns if code in NO_LANGUAGES]
         if doubtful and not languages:
-            raise RecipeError(
-                f"{table}: is column {doubtful[0]} a language? Choose those that are with --langs, as in --langs en,de"
-            )
+            raise RecipeError(f"{table}: is column {doubtful[0]} a language? Name the language columns: --langs en,de")
         languages = languages or list(columns)
         if len(languages) < 2 or set(languages) - set(columns):
             raise RecipeError(
@@ -102,26 +107,26 @@ def _table(table: Path, languages: list[str]) -> Declared:
 
 
 def _columns(table: Path) -> list[str]:
-    rows = open_rows(File(table), None, None, None)
-    return rows.names if rows.names is not None else list(next((row for _, row in rows.read([])), {}))
+    opened = open_table(File(table), None, None, None)
+    return opened.names if opened.names is not None else list(next((row for _, row in opened.read([])), {}))
 
 
 def _codes(table: Path, column: str) -> list[str]:
-    """The languages that a column names, English first."""
-    rows = open_rows(File(table), None, None, None)
-    pick = rows.pick(column)
+    """The languages that occur in a column, English first."""
+    opened = open_table(File(table), None, None, None)
+    pick = opened.pick(column)
     codes = set()
-    for number, row in rows.read([column]):
-        code = normal(str(pick(row)))
+    for number, row in opened.read([column]):
+        code = normalize_language(str(pick(row)))
         if code not in codes and not corpora.CODE.fullmatch(code):
-            where = f"{table} {rows.unit} {number}: {column} is {pick(row)!r}"
-            raise DataError(f"{where}, no code such as en or pt_br; mend it, or choose with --langs")
+            where = f"{table} {opened.unit} {number}: {column} is {pick(row)!r}"
+            raise DataError(f"{where}, not a code such as en or pt_br; fix it, or choose languages with --langs")
         codes.add(code)
-    return sorted(codes, key=lambda code: (code != "en", code))
+    return sorted(codes, key=lambda code: (code != TEACHER_LANGUAGE, code))
 
 
 def _name(path: str) -> str:
-    """A folder's name from a pattern of files."""
+    """A name for the prepared folder, from the path or pattern of its source."""
     stem = Path(path).name.partition(".")[0]
     kept = "".join(letter if letter.isalnum() or letter in "-_" else " " for letter in stem.partition("{")[0])
     return kept.strip(" -_").replace(" ", "_") or "own"

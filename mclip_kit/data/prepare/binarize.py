@@ -1,4 +1,4 @@
-"""Parallel text to fairseq's binarised form, in bulk: blocks of lines, worker processes, constant memory."""
+"""Encodes parallel text into fairseq's binarised form: blocks of lines, worker processes, constant memory."""
 
 import os
 import sys
@@ -18,29 +18,29 @@ from tqdm import tqdm
 from mclip_kit.data import fairseq_io
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Cleaning
-from mclip_kit.data.leakage import hash_texts
-from mclip_kit.data.prepare.workers import follow_parent
+from mclip_kit.data.prepare.fingerprints import hash_texts, side_hashes
+from mclip_kit.data.prepare.workers import exit_with_parent
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 
 BLOCK = 2**11  # lines a side that are encoded at once
-LARGE = 2**18  # lines from which on worker processes pay
+LARGE = 2**18  # from this many lines on, worker processes are faster than threads
 
 Block = tuple[bytes, bytes]
-"""As many lines of both sides."""
-Mapped = Callable[[Iterable[Block]], Iterator[Any]]
-"""Encodes blocks, in order."""
+"""The same number of lines from both sides."""
+EncodeBlocks = Callable[[Iterable[Block]], Iterator[Any]]
+"""Encodes blocks; the results come in order."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSide:
     """One side of a block.
 
     Attributes:
-        ids, sizes_N: as `XlmrTokenizer.encode_flat` gives them.
+        ids, sizes_N: as `XlmrTokenizer.encode_flat` returns them.
         text: its lines.
-        hashes_N: of the lines, for the leakage guard.
+        hashes_N: of the lines, for the leakage check.
     """
 
     ids: np.ndarray
@@ -52,16 +52,20 @@ class Encoded:
 def binarize(
     pairs: list[tuple[Path, Path]], tokenizer: XlmrTokenizer, cleaning: Cleaning, lines: int, workers: int | None = None
 ) -> Iterator[int]:
-    """Write `.bin` and `.idx` beside the text of parallel sides, and hashes of the text.
+    """Write `.bin` and `.idx` next to the text of parallel sides, and hashes of the text.
 
     Args:
-        pairs: the two prefixes of each. Their text is at `raw_text(prefix)`, hashes of it go to `hashes(prefix)`.
+        pairs: the two prefixes of each pair. Their text is at `raw_text(prefix)`; its hashes go to
+            `side_hashes(prefix)`.
         tokenizer: of both sides.
-        cleaning: `max_tokens` and `too_long`; where pairs are dropped, so are their lines of text.
-        lines: how many there are in all, for the progress bar and to decide on worker processes.
-        workers: processes; None: the computer's cores.
+        cleaning: `max_tokens` and `too_long`; if pairs are dropped, their lines of text are removed too.
+        lines: their number over all sides; for the progress bar, and to choose between threads and processes.
+        workers: number of processes; None: as many as CPU cores.
     Yields:
-        For each pair, when it is whole: how many of its sentences were cut, or pairs dropped.
+        For each pair, after it is written whole: the number of its sentences that were cut, or of its pairs that were
+        dropped.
+    Raises:
+        DataError: a worker process was killed.
     """
     drop = cleaning.too_long == "drop"
     vocabulary = tokenizer.vocabulary - 1  # fairseq's dictionary has no <mask>
@@ -71,40 +75,36 @@ def binarize(
     ):
         for prefixes in pairs:
             too_long = 0
-            for encoded, count in _blocks(prefixes, vocabulary, encode, drop):
+            for encoded, count in _write_pair(prefixes, vocabulary, encode, drop):
                 too_long += count
                 bar.update(len(encoded) * len(encoded[0].sizes_N))
             yield too_long
 
 
-def _blocks(
-    prefixes: tuple[Path, Path], vocabulary: int, encode: Mapped, rewrite: bool
-) -> Iterator[tuple[list[Encoded], int]]:
-    """Encode and write the blocks of one pair, and pass them on."""
+def _write_pair(
+    prefixes: tuple[Path, Path], vocabulary: int, encode: EncodeBlocks, rewrite_text: bool
+) -> Iterator[tuple[list[EncodedSide], int]]:
+    """Encode and write the blocks of one pair; yield each block after it is written."""
     with ExitStack() as stack:
-        writers = [stack.enter_context(fairseq_io.writing(prefix, vocabulary)) for prefix in prefixes]
+        writers = [stack.enter_context(fairseq_io.sentence_writer(prefix, vocabulary)) for prefix in prefixes]
         sides = [stack.enter_context(open(raw_text(prefix), "rb")) for prefix in prefixes]
-        hashed = [_opened(stack, hashes(prefix)) for prefix in prefixes]
-        texts = [_opened(stack, raw_text(prefix)) for prefix in prefixes] if rewrite else []
-        for encoded, too_long in encode(_read(sides)):
+        hashes = [_open_whole(stack, side_hashes(prefix)) for prefix in prefixes]
+        texts = [_open_whole(stack, raw_text(prefix)) for prefix in prefixes] if rewrite_text else []
+        for encoded, too_long in encode(_read_blocks(sides)):
             for number, side in enumerate(encoded):
                 writers[number].add(side.ids, side.sizes_N)
-                hashed[number].write(side.hashes_N.data)
+                hashes[number].write(side.hashes_N.data)
                 if texts:
                     texts[number].write(side.text)
             yield encoded, too_long
 
 
-def hashes(prefix: Path) -> Path:
-    """Where a binarised side's hashes wait for the leakage guard."""
-    return fairseq_io.suffixed(prefix, "hashes")
-
-
-def _opened(stack: ExitStack, path: Path) -> IO[bytes]:
+def _open_whole(stack: ExitStack, path: Path) -> IO[bytes]:
+    """A file for writing that takes its name when the stack closes without an error."""
     return stack.enter_context(open(stack.enter_context(write_whole(path)), "wb"))
 
 
-def _read(sides: list[Any]) -> Iterator[Block]:
+def _read_blocks(sides: list[Any]) -> Iterator[Block]:
     while True:
         left, right = (b"".join(islice(side, BLOCK)) for side in sides)
         if not left:
@@ -113,59 +113,59 @@ def _read(sides: list[Any]) -> Iterator[Block]:
 
 
 _tokenizer: XlmrTokenizer
-"""A worker process's, which it loads once."""
+"""The tokenizer of a worker process, which loads it once."""
 
 
-def _start(path: Path) -> None:
+def _start_worker(path: Path) -> None:
     global _tokenizer
-    follow_parent()
+    exit_with_parent()
     _tokenizer = XlmrTokenizer(path)
 
 
-def _work(max_tokens: int, drop: bool, block: Block) -> tuple[list[Encoded], int]:
+def _encode_in_worker(max_tokens: int, drop: bool, block: Block) -> tuple[list[EncodedSide], int]:
     return _encode(_tokenizer, max_tokens, drop, block)
 
 
-def _encode(tokenizer: XlmrTokenizer, max_tokens: int, drop: bool, block: Block) -> tuple[list[Encoded], int]:
-    """Both sides of a block, and how many of its texts are too long: they are cut, or dropped with their pairs."""
+def _encode(tokenizer: XlmrTokenizer, max_tokens: int, drop: bool, block: Block) -> tuple[list[EncodedSide], int]:
+    """Encode both sides of a block; too long texts are cut and counted, or their pairs are dropped and counted."""
     texts = [side.decode().split("\n")[:-1] for side in block]
     coded = [tokenizer.encode_flat(lines, sys.maxsize if drop else max_tokens) for lines in texts]
     if not drop:
         sides = zip(coded, block, texts, strict=True)
         cut = sum(count for _, _, count in coded)
-        return [Encoded(ids, sizes_N, text, hash_texts(lines)) for (ids, sizes_N, _), text, lines in sides], cut
+        return [EncodedSide(ids, sizes_N, text, hash_texts(lines)) for (ids, sizes_N, _), text, lines in sides], cut
     fits_N = np.logical_and(*(sizes_N < max_tokens for _, sizes_N, _ in coded))
-    kept = [_fitting(ids, sizes_N, lines, fits_N) for (ids, sizes_N, _), lines in zip(coded, texts, strict=True)]
+    kept = [_select(ids, sizes_N, lines, fits_N) for (ids, sizes_N, _), lines in zip(coded, texts, strict=True)]
     return kept, int((~fits_N).sum())
 
 
-def _fitting(ids: np.ndarray, sizes_N: np.ndarray, lines: list[str], fits_N: np.ndarray) -> Encoded:
-    """A side's sentences whose pairs are short enough."""
+def _select(ids: np.ndarray, sizes_N: np.ndarray, lines: list[str], fits_N: np.ndarray) -> EncodedSide:
+    """The sentences of a side that belong to pairs that fit."""
     kept = list(compress(lines, fits_N))
     text = "".join(f"{line}\n" for line in kept).encode()
-    return Encoded(ids[np.repeat(fits_N, sizes_N)], sizes_N[fits_N], text, hash_texts(kept))
+    return EncodedSide(ids[np.repeat(fits_N, sizes_N)], sizes_N[fits_N], text, hash_texts(kept))
 
 
 @contextmanager
-def _pool(tokenizer: XlmrTokenizer, rules: tuple[int, bool], workers: int, lines: int) -> Iterator[Mapped]:
-    """What encodes blocks, in order: in threads, or for many lines in processes, as most of the rest is Python."""
+def _pool(tokenizer: XlmrTokenizer, rules: tuple[int, bool], workers: int, lines: int) -> Iterator[EncodeBlocks]:
+    """Encode blocks in threads, or for many lines in processes, because only SentencePiece runs without the GIL."""
     if lines < LARGE or workers == 1:
         with ThreadPoolExecutor(workers) as threads:
-            yield partial(_ahead, threads, 2 * workers, partial(_encode, tokenizer, *rules))
+            yield partial(_map_ahead, threads, 2 * workers, partial(_encode, tokenizer, *rules))
     else:
-        from concurrent.futures import ProcessPoolExecutor  # here, for a small corpus does without multiprocessing
+        from concurrent.futures import ProcessPoolExecutor  # imported here: a small corpus needs no multiprocessing
 
-        with ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer.path,)) as processes:
+        with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(tokenizer.path,)) as processes:
             try:
-                yield partial(_ahead, processes, 2 * workers, partial(_work, *rules))
+                yield partial(_map_ahead, processes, 2 * workers, partial(_encode_in_worker, *rules))
             except BrokenExecutor:
                 raise DataError(
-                    "a worker process was killed, as happens for want of memory; prepare again with fewer --workers"
+                    "a worker process was killed, probably because memory ran out; prepare again with fewer --workers"
                 ) from None
 
 
-def _ahead(pool: Executor, ahead: int, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """As pool.map, which would read all items at once; a few are under way at any time."""
+def _map_ahead(pool: Executor, ahead: int, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """As pool.map, but at most `ahead` items are read in advance; pool.map would read all of them at once."""
     waiting: deque[Any] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

@@ -1,4 +1,4 @@
-"""What is left out of a corpus, and how often."""
+"""Decides which texts of a corpus are left out, and counts them by reason."""
 
 import re
 from collections import Counter
@@ -10,17 +10,20 @@ from mclip_kit.data.sequences import Deduplicator
 from mclip_kit.errors import DataError, first_line
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2060\ufeff]+")  # joiners stay: Persian, Hindi and emoji need them
-SURROGATES = re.compile("[\ud800-\udfff]+")  # a JSON file can smuggle them in; UTF-8 has no bytes for them
+SURROGATES = re.compile("[\ud800-\udfff]+")  # JSON escapes can produce them; UTF-8 cannot encode them
 
 
 class Cleaner:
-    """Normalises texts and says which stay.
+    """Normalises texts and decides which ones are kept.
+
+    Attributes:
+        counts: reason -> number of texts that were left out or changed.
 
     Args:
-        rules: a corpus's.
-        languages: those that the detector chooses from.
+        rules: the corpus's `cleaning`.
+        languages: those that the language detector chooses from.
     Raises:
-        DataError: texts are to be checked for their language, and no detector is installed.
+        DataError: the rules check languages, and no detector is installed.
     """
 
     def __init__(self, rules: Cleaning, languages: list[str]) -> None:
@@ -30,9 +33,9 @@ class Cleaner:
         self._pairs, self._captions = Deduplicator(), Deduplicator()
 
     def text(self, text: str) -> str:
-        """A text with single spaces and, as the rules say, without control characters."""
+        """The text with single spaces and, if the rules say so, without control characters."""
         plain = " ".join(text.split())
-        if plain.isprintable():  # as nearly all are: then nothing below is in it
+        if plain.isprintable():  # as nearly all texts are: they hold nothing to remove
             return plain
         clean = SURROGATES.sub("", plain)
         clean = " ".join(CONTROL.sub("", clean).split()) if self.rules.control else clean
@@ -40,23 +43,24 @@ class Cleaner:
         return clean
 
     def keeps_caption(self, image: str, language: str, text: str) -> bool:
-        """Whether a caption stays; counts the reason if not."""
-        reason = self._wrong(language, text)
+        """Whether a caption is kept; if not, its reason is counted."""
+        reason = self._problem(language, text)
         if not reason and self.rules.duplicates and not self._captions.add(f"{image}\n{language}\n{text}"):
             reason = "duplicate captions"
-        return self._verdict(reason)
+        return self._count(reason)
 
     def keeps_pair(self, source: tuple[str, str], target: tuple[str, str]) -> bool:
-        """Whether a pair of (language, text) stays; counts the reason if not."""
-        reason = self._wrong(*source) or self._wrong(*target)
+        """Whether a pair of (language, text) is kept; if not, its reason is counted."""
+        reason = self._problem(*source) or self._problem(*target)
         if not reason and self.rules.ratio:
             short, long = sorted((len(source[1]), len(target[1])))
             reason = "unlike lengths" if long > self.rules.ratio * short else ""
         if not reason and self.rules.duplicates and not self._pairs.add("\n".join((*source, *target))):
             reason = "duplicate pairs"
-        return self._verdict(reason)
+        return self._count(reason)
 
-    def _wrong(self, language: str, text: str) -> str:
+    def _problem(self, language: str, text: str) -> str:
+        """Why a text is left out; empty if it is kept."""
         if not text:
             return "empty"
         if self.rules.characters:
@@ -67,14 +71,15 @@ class Cleaner:
             return "another language"
         return ""
 
-    def _verdict(self, reason: str) -> bool:
+    def _count(self, reason: str) -> bool:
+        """Count the reason, if there is one; whether there is none."""
         if reason:
             self.counts[reason] += 1
         return not reason
 
 
 def _detector(languages: list[str]) -> Any:
-    """What tells a text's language, among some: py3langid."""
+    """A function from a text to its language, one of `languages`: py3langid."""
     try:
         langid = import_module("py3langid")
     except ModuleNotFoundError:

@@ -1,48 +1,52 @@
-"""Prepared corpora in words: what one holds, and which there are."""
+"""Human-readable text about prepared corpora: what one holds, and which ones exist."""
 
 import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.data.corpora import declaration, declared
+from mclip_kit.data.corpora import declaration, shipped_declarations
 from mclip_kit.data.leakage import leaks_of
+from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
 
 
-def described(folder: Path, manifest: dict[str, Any]) -> str:
-    """What a prepared folder holds and lacks, whose it is, and which test sets it spoils."""
+def describe(folder: Path, manifest: dict[str, Any]) -> str:
+    """What a prepared folder holds and lacks, its licences, and the test sets that it shares items with."""
     counts = manifest["counts"]
-    lines = [f"{folder}: {counts['images']:,} pictures{_several(counts['splits'])}"]
+    lines = [f"{folder}: {counts['images']:,} pictures{_in_brackets(counts['splits'])}"]
     for split, languages in counts["captions"].items():
-        lines.append(f"  captions, {split}: " + _listed(languages))
+        lines.append(f"  captions, {split}: " + _join_counts(languages))
     for split, pairs in counts["sentence_pairs"].items():
-        lines.append(f"  sentence pairs, {split}: " + _listed(pairs))
+        lines.append(f"  sentence pairs, {split}: " + _join_counts(pairs))
     if counts["left_out"]:
         lines.append("  left out or changed: " + "; ".join(f"{n:,} {why}" for why, n in counts["left_out"].items()))
     if counts["missing_pictures"]:
         lines.append(
             f"  {counts['missing_pictures']:,} of {counts['images']:,} picture files were not found (their `file` in "
-            f"images.tsv is empty): prepare again with --images DIR, or put them, named as there, into "
-            f"{folder / 'pictures'}"
+            f"{IMAGES_TABLE} is empty): prepare again with --images DIR, or put them, under the names in that table, "
+            f"into {folder / PICTURES}"
         )
     lines += [f"  {part['what']}: {part['licence']}, {part['by']}" for part in manifest["licences"]]
     lines += [f"  leak: {leak.line()}" for leak in leaks_of(folder)]
     return "\n".join(lines)
 
 
-def _several(splits: dict[str, int]) -> str:
+def _in_brackets(splits: dict[str, int]) -> str:
     return " (" + ", ".join(f"{count:,} {split}" for split, count in splits.items()) + ")" if splits else ""
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _join_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def listing(folder: Path) -> str:
-    """Every corpus that is declared: what it is, its size and licences, and where in a folder it is prepared."""
+def list_corpora(folder: Path) -> str:
+    """Every declared corpus: what it is, its size and licences, and where in `folder` it is prepared.
+
+    Prepared folders that are not from a shipped declaration are listed last.
+    """
     prepared = _prepared(folder)
     lines = []
-    for path in declared():
+    for path in shipped_declarations():
         corpus = declaration(path.stem)
         done = prepared.pop(path.stem, None)
         lines.append(f"{path.stem:20} {corpus.about}")
@@ -59,9 +63,9 @@ def listing(folder: Path) -> str:
 
 
 def _prepared(folder: Path) -> dict[str, str]:
-    """Name of a corpus -> what was prepared of it in a folder."""
+    """Name of a corpus -> its prepared folder and its counts, for each prepared folder in `folder`."""
     found = {}
-    for path in sorted(folder.glob("*/manifest.json")):
+    for path in sorted(folder.glob(f"*/{MANIFEST}")):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             counts = manifest["counts"]
@@ -69,6 +73,6 @@ def _prepared(folder: Path) -> dict[str, str]:
             captions = sum(sum(split.values()) for split in counts["captions"].values())
             name = manifest["corpus"]["name"] or path.parent.name
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # some other program's, or an earlier version's
+            continue  # written by another program, or by an earlier version
         found[name] = f"{path.parent} ({counts['images']:,} pictures, {captions:,} captions, {pairs:,} sentence pairs)"
     return found

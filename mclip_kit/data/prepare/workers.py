@@ -1,21 +1,21 @@
-"""What worker processes do first."""
+"""What a worker process does first."""
 
 import os
 import signal
 from threading import Thread
 
 
-def follow_parent() -> None:
-    """End when the parent does, even if it is killed; leave Ctrl-C to it.
+def exit_with_parent() -> None:
+    """End this process when its parent ends, even if the parent is killed; leave Ctrl-C to the parent.
 
-    An orphan would wait for ever, and hold the lock of the folder that was being prepared.
+    A worker without its parent would wait for ever, and keep the lock of the folder that was being prepared.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_watch, daemon=True).start()
+    Thread(target=_watch_parent, daemon=True).start()
 
 
-def _watch() -> None:
-    from multiprocessing import parent_process  # here, for it is the worker's alone
+def _watch_parent() -> None:
+    from multiprocessing import parent_process  # imported here: only workers need multiprocessing
 
     parent = parent_process()
     if parent is not None:

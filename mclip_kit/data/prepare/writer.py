@@ -1,4 +1,4 @@
-"""The rows of a corpus as tables and parallel text, written as they come."""
+"""Writes the rows of a corpus as tables and parallel text, while they are read."""
 
 import hashlib
 import os
@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from mclip_kit.data import CAPTION_COLUMNS, PICTURE_COLUMNS
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import SPLIT, Corpus, Row
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.cleaning import Cleaner
 from mclip_kit.errors import DataError
+from mclip_kit.layout import BITEXT, CAPTION_COLUMNS, CAPTIONS_TABLE, IMAGE_COLUMNS, IMAGES_TABLE
 
-UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in names; macOS puts \u202f into a screenshot's, which fits
+UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
 Pair = tuple[str, str, str]
 """(split, source language, target language)."""
 
@@ -24,22 +24,22 @@ Pair = tuple[str, str, str]
 class TableWriter:
     """Writes images.tsv, captions.tsv and the text of the bitext into a folder; use it as a context.
 
-    Memory holds the names of pictures, and nothing else that grows.
+    Only the names of pictures are held in memory; nothing else grows with the corpus.
 
     Attributes:
         splits: picture -> the splits of its captions.
-        pairs: parallel sides, in the order of their first sentences -> how many sentences.
-        counts: (what, split, ...) -> how many, of everything else.
+        pairs: parallel sides, in the order of their first sentences -> number of sentences.
+        counts: (what, split, ...) -> number, of everything else.
 
     Args:
         folder: where the tables go.
         corpus: languages, cleaning, shares of the splits.
         source: finds picture files.
-        drawn: the reader brings the pictures' pixels itself, so there are no files.
+        has_pixels: the reader supplies the pictures' pixels, so there are no picture files.
     """
 
-    def __init__(self, folder: Path, corpus: Corpus, source: Source, drawn: bool) -> None:
-        self.folder, self.corpus, self.source, self.drawn = folder, corpus, source, drawn
+    def __init__(self, folder: Path, corpus: Corpus, source: Source, has_pixels: bool) -> None:
+        self.folder, self.corpus, self.source, self.has_pixels = folder, corpus, source, has_pixels
         self.cleaner = Cleaner(corpus.cleaning, [*corpus.languages, *corpus.caption_languages])
         self.splits: dict[str, tuple[str, ...]] = {}
         self.counts: Counter[tuple[str, ...]] = Counter()
@@ -50,9 +50,9 @@ class TableWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> "TableWriter":
-        self._pictures = self._open(self.folder / "images.tsv")
-        self._captions = self._open(self.folder / "captions.tsv")
-        self._write(self._pictures, PICTURE_COLUMNS if self.drawn else (*PICTURE_COLUMNS, "file"))
+        self._images = self._open(self.folder / IMAGES_TABLE)
+        self._captions = self._open(self.folder / CAPTIONS_TABLE)
+        self._write(self._images, IMAGE_COLUMNS if self.has_pixels else (*IMAGE_COLUMNS, "file"))
         self._write(self._captions, CAPTION_COLUMNS)
         return self
 
@@ -60,8 +60,12 @@ class TableWriter:
         self._stack.close()
 
     def add(self, row: Row) -> None:
-        """Write a row."""
-        split = row.split or drawn_split(row.image or row.texts[0][1], self.corpus.splits)
+        """Write a row.
+
+        Raises:
+            DataError: a split or a picture has a name that cannot be written.
+        """
+        split = row.split or split_by_hash(row.image or row.texts[0][1], self.corpus.splits)
         if split not in self._known:
             self._check_split(split)
         texts = [(language, self.cleaner.text(text)) for language, text in row.texts]
@@ -88,9 +92,11 @@ class TableWriter:
             if not name:
                 raise DataError(f"{where}: a picture has no name; give it one, or remove its captions")
             if UNFIT.search(name):
-                raise DataError(f"{where}: picture name {name!r} has a character that no table can hold; rename it")
+                raise DataError(
+                    f"{where}: picture name {name!r} has a character that a table cannot hold; rename the picture"
+                )
             group = len(self.splits) if row.group is None else row.group
-            self._write(self._pictures, (name, group, row.stratum, *([] if self.drawn else [self._file(row, name)])))
+            self._write(self._images, (name, group, row.stratum, *([] if self.has_pixels else [self._file(row, name)])))
         if split not in before:
             splits = (*before, split)
             self.splits[name] = self._combinations.setdefault(splits, splits)
@@ -98,24 +104,25 @@ class TableWriter:
             self.counts["strata", split, row.stratum] += 1
 
     def _file(self, row: Row, name: str) -> str:
-        nameless = "://" in name and self.corpus.pictures is None  # many addresses end in image.jpg
-        file = row.file or (None if nameless else self.source.picture(name))
+        """The path of a picture's file; empty if it was not found."""
+        ambiguous = "://" in name and self.corpus.pictures is None  # many addresses end in image.jpg
+        file = row.file or (None if ambiguous else self.source.picture(name))
         if file is None:
             self.counts["missing_pictures",] += 1
             return ""
         path = os.path.abspath(file)
         if UNFIT.search(path):
-            raise DataError(f"{path!r}: a path with a character that no table can hold; rename it")
+            raise DataError(f"{path!r}: a path with a character that a table cannot hold; rename the file or folder")
         return path
 
     def _add_pairs(self, split: str, texts: list[tuple[str, str]]) -> None:
-        """Each text in the first language with those of the others at the same place."""
+        """Pair the n-th text in the first language with the n-th text in each other language."""
         first, *others = self.corpus.languages
-        spoken: dict[str, list[tuple[str, str]]] = {}
+        by_language: dict[str, list[tuple[str, str]]] = {}
         for text in texts:
-            spoken.setdefault(text[0], []).append(text)
+            by_language.setdefault(text[0], []).append(text)
         for other in others:
-            for source, target in zip(spoken.get(first, ()), spoken.get(other, ()), strict=False):
+            for source, target in zip(by_language.get(first, ()), by_language.get(other, ()), strict=False):
                 if self.cleaner.keeps_pair(source, target):
                     pair = split, first, other
                     left, right = self._sides.get(pair) or self._new_pair(pair)
@@ -124,7 +131,7 @@ class TableWriter:
                     self.pairs[pair] += 1
 
     def _new_pair(self, pair: Pair) -> tuple[IO[str], IO[str]]:
-        left, right = (raw_text(prefix) for prefix in prefixes(self.folder / "bitext", pair))
+        left, right = (raw_text(prefix) for prefix in side_prefixes(self.folder / BITEXT, pair))
         self._sides[pair] = self._open(left), self._open(right)
         return self._sides[pair]
 
@@ -152,14 +159,19 @@ class TableWriter:
         table.write("\t".join(map(str, cells)) + "\n")
 
 
-def prefixes(folder: Path, pair: Pair) -> tuple[Path, Path]:
-    """The two sides' paths without suffix, as fairseq names them."""
+def side_prefixes(folder: Path, pair: Pair) -> tuple[Path, Path]:
+    """The paths of a pair's two sides without suffix, as fairseq names them: `SPLIT.SRC-TGT.LANG`."""
     split, source, target = pair
     return folder / f"{split}.{source}-{target}.{source}", folder / f"{split}.{source}-{target}.{target}"
 
 
-def drawn_split(key: str, shares: dict[str, float]) -> str:
-    """A split drawn by a text or name alone, so that equal ones fall into the same; the rest is train."""
+def split_by_hash(key: str, shares: dict[str, float]) -> str:
+    """The split of a text or name, drawn by its hash: equal keys fall into the same split; the rest is train.
+
+    Args:
+        key: the text or name.
+        shares: held-out split -> its share of all keys.
+    """
     if not shares:
         return "train"
     place = int.from_bytes(hashlib.blake2b(key.encode(errors="replace"), digest_size=6).digest()) / 2**48

@@ -389,7 +389,7 @@ def test_a_damaged_table_of_ones_own_is_prepared_whole_or_refused(scratch: Path,
         put(damaged({name: OWN[name]}, inside, stuff), source)
 
         def declared() -> Corpus:
-            _, tree = adhoc.declared([], source / name, None, None, [])
+            _, tree = adhoc.declare([], source / name, None, None, [])
             return corpus(**tree)
 
         assert_whole_or_refused(declared, source, spm)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mclip_kit.data.corpora import Row, declaration, reader
+from mclip_kit.data.corpora import Row, declaration, find_reader
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.errors import DataError
 
@@ -25,8 +25,8 @@ def put(path: Path, content: Any) -> None:
 def rows(name: str, folder: Path, languages: list[str] | None = None) -> list[Row]:
     """What a declaration's reader finds."""
     corpus = declaration(name)
-    corpus = corpus.only(languages) if languages else corpus
-    return list(reader(corpus)(corpus, Source(folder)).rows)
+    corpus = corpus.with_languages(languages) if languages else corpus
+    return list(find_reader(corpus)(corpus, Source(folder)).rows)
 
 
 def karpathy(path: Path, *images: tuple[str, str]) -> None:
@@ -114,7 +114,7 @@ def test_xtd10(tmp_path):
         ("ja" if code == "jp" else code): f"{code} 999" for codes in places.values() for code in codes.split()
     }
     put(tmp_path / "MIC/test_1kcaptions_en.txt", "en\n" * 999)
-    with pytest.raises(DataError, match="they do not line up"):
+    with pytest.raises(DataError, match="the numbers must be equal"):
         rows("xtd10", tmp_path, ["en", "de"])
 
 
@@ -228,6 +228,6 @@ TEXTS = ["translation2019zh", "tsl2019", "opus", "mclip_translations"]
 def test_an_empty_folder_says_how_to_get_the_corpus(tmp_path, name):
     corpus = declaration(name)
     with pytest.raises(DataError) as error:
-        reader(corpus)(corpus, Source(tmp_path, obtain=corpus.obtain))
+        find_reader(corpus)(corpus, Source(tmp_path, obtain=corpus.obtain))
     assert str(error.value).endswith(corpus.obtain)
     assert "\n" not in str(error.value)

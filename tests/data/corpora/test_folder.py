@@ -56,7 +56,7 @@ def test_img2dataset_s_files_become_rows_in_order(tmp_path: Path) -> None:
 def test_pictures_without_a_text_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path, "a.jpg", "a.txt", "b.jpg", "c.png", "README.txt")
     assert [row.texts for row in rows(tmp_path)] == [[("en", "text of a")]]
-    assert "left out 2 pictures without a .txt" in "".join(capsys.readouterr())
+    assert "left out 2 pictures that have no .txt" in "".join(capsys.readouterr())
 
 
 def test_without_texts_folders_are_classes(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_without_texts_folders_are_classes(tmp_path: Path) -> None:
         ("dog/1.jpg", "dog", []),
     ]
     assert [row.file for row in found] == [str(tmp_path / "deep" / "images" / str(row.image)) for row in found]
-    with pytest.raises(DataError, match=r"no \.txt lies beside a picture, such as deep/images/cat/1\.txt"):
+    with pytest.raises(DataError, match=r"no picture has a \.txt, such as deep/images/cat/1\.txt"):
         rows(tmp_path, kind="captions")
     fill(tmp_path, "deep/images/cat/1.txt")
     assert rows(tmp_path)[0].texts == [("en", "text of 1")]
@@ -89,7 +89,7 @@ def test_two_folders_of_class_folders_are_one_too_many(tmp_path: Path) -> None:
 
 def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
     fill(tmp_path, "val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG")
-    with pytest.raises(DataError, match="/val: holds all pictures; sort them into a folder per class"):
+    with pytest.raises(DataError, match="/val: holds all pictures; sort them into a folder for each class"):
         rows(tmp_path)
     with pytest.raises(DataError, match=r"ILSVRC2012_val_00000001\.JPEG: a picture outside the class folders"):
         rows(tmp_path / "val")
@@ -98,7 +98,7 @@ def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
 def test_wrong_folders_and_texts_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no pictures in it \(\.bmp, .*\); fetch it"):
         rows(tmp_path)
-    with pytest.raises(DataError, match="the pictures' folder is needed, unpacked; fetch it"):
+    with pytest.raises(DataError, match="the folder of the pictures is needed, unpacked; fetch it"):
         rows(fill(tmp_path, "a.zip") / "a.zip")
     with pytest.raises(RecipeError, match="language: fr; there are en, de"):
         rows(tmp_path, language="fr")
@@ -116,7 +116,7 @@ def test_links_out_of_the_folder_are_skipped_and_said(tmp_path: Path, capsys: py
     (inside / "linked").symlink_to(outside / "cat")
     (inside / "loop").symlink_to(inside)
     assert [row.image for row in rows(inside)] == ["cat/2.jpg", "cat/3.jpg", "dog/2.jpg"]
-    assert "skipped 3 links to folders or out of it, such as cat/1.jpg" in "".join(capsys.readouterr())
+    assert "skipped 3 links to folders or to files outside it, such as cat/1.jpg" in "".join(capsys.readouterr())
     (tmp_path / "link").symlink_to(inside)
     assert len(rows(tmp_path / "link")) == 3
 

@@ -58,7 +58,7 @@ def test_opus_files_in_either_order_of_their_pair(tmp_path, pair, packed):
     else:
         for language, text in (("en", "a"), ("de", "A")):
             write(tmp_path / f"Books.{pair}.{language}{'.gz' if packed == 'gz' else ''}", text)
-    opus = declaration("opus").only(["en", "de"])
+    opus = declaration("opus").with_languages(["en", "de"])
     assert rows(opus, tmp_path) == [Row("", [("en", "a"), ("de", "A")], parallel=True)]
 
 
@@ -66,7 +66,7 @@ def test_a_zip_itself_may_be_the_source(tmp_path):
     with zipfile.ZipFile(tmp_path / "Books.zip", "w") as archive:
         archive.writestr("Books.de-en.en", "a\n")
         archive.writestr("Books.de-en.de", "A\n")
-    assert len(rows(declaration("opus").only(["en", "de"]), tmp_path / "Books.zip")) == 1
+    assert len(rows(declaration("opus").with_languages(["en", "de"]), tmp_path / "Books.zip")) == 1
 
 
 def test_only_the_pairs_that_are_there_are_read(tmp_path):
@@ -86,7 +86,10 @@ def test_another_spelling_of_a_language_is_found(tmp_path):
 def test_files_that_do_not_line_up_are_named_with_their_counts(tmp_path, english, german, fewer):
     write(tmp_path / "t.en", *["x"] * english)
     write(tmp_path / "t.de", *["y"] * german)
-    with pytest.raises(DataError, match=rf"{max(english, german)} lines, but .*t\.{fewer} has {min(english, german)}:"):
+    with pytest.raises(
+        DataError,
+        match=rf"{max(english, german)} lines, but .*t\.{fewer} has {min(english, german)}; the numbers must be equal",
+    ):
         rows(corpus({"texts": "t.{language}"}), tmp_path)
 
 
@@ -104,7 +107,7 @@ def test_a_missing_part_is_named_unless_it_is_optional(tmp_path):
     with pytest.raises(DataError, match=r"u\.en is missing, plain or compressed; make it"):
         rows(corpus(there, gone), tmp_path)
     assert len(rows(corpus(there, gone | {"optional": True}), tmp_path)) == 1
-    with pytest.raises(DataError, match="nothing of this corpus in en, de; make it"):
+    with pytest.raises(DataError, match="no files of this corpus in en, de; make it"):
         rows(corpus(gone | {"optional": True}), tmp_path)
 
 
@@ -112,7 +115,7 @@ def test_two_files_that_fit_are_both_named(tmp_path):
     for folder in "ab":
         for language in ("en", "de"):
             write(tmp_path / folder / f"t.{language}", "x")
-    with pytest.raises(DataError, match=r"both .*a/t\.en and .*b/t\.en could be t\.en; point at one of them"):
+    with pytest.raises(DataError, match=r"a/t\.en and .*b/t\.en both match t\.en; give a --source"):
         rows(corpus({"texts": "t.{language}"}), tmp_path)
     assert len(rows(corpus({"texts": "a/t.{language}"}), tmp_path)) == 1
 
@@ -125,7 +128,7 @@ def test_a_byte_order_mark_is_no_part_of_a_picture_s_name(tmp_path):
 def test_a_plain_file_comes_before_the_same_one_compressed(tmp_path):
     (tmp_path / "train.en").write_text("mended\n")
     (tmp_path / "train.en.gz").write_bytes(gzip.compress(b"as it was\n"))
-    assert list(Source(tmp_path).need("train.en").lines()) == ["mended"]
+    assert list(Source(tmp_path).require("train.en").lines()) == ["mended"]
 
 
 def test_a_line_that_is_not_utf8_is_named(tmp_path):
@@ -148,5 +151,5 @@ def test_an_unknown_option_is_named(tmp_path):
         RecipeError, match=r"options of reader lines: .*parts\.0\.text: unknown key; did you mean texts"
     ):
         rows(corpus({"text": "t.{language}"}), tmp_path)
-    with pytest.raises(RecipeError, match=r"several captions need \{n\} in texts"):
+    with pytest.raises(RecipeError, match=r"captions above 1 needs \{n\} in texts"):
         rows(corpus({"texts": "t.{language}", "captions": 2}), tmp_path)

@@ -231,7 +231,7 @@ def test_only_columns_that_are_asked_for_are_read_of_a_parquet(tmp_path, monkeyp
 def test_files_are_found_before_rows_are_asked_for(tmp_path):
     with pytest.raises(DataError, match=r"t.tsv is missing, plain or compressed"):
         read(corpus(tables=[{"file": "t.tsv"}], text="en"), Source(tmp_path))
-    with pytest.raises(DataError, match=r"no table of this corpus is here; made here"):
+    with pytest.raises(DataError, match=r"no table of this corpus in it; made here"):
         read(corpus(tables=[{"file": "t.tsv", "optional": True}], text="en"), Source(tmp_path))
 
 
@@ -244,30 +244,35 @@ WRONG = {
         r"t.tsv: there is no column 'de'; did you mean dee\?",
     ),
     "another": ("t.tsv", "a\tb\n", {"text": "caption"}, r"there is no column 'caption'; known: a, b$"),
-    "too few cells": ("t.tsv", "t\tu\na\tb\nc\n", T, r"t.tsv line 3: 1 cell, but there are 2 columns \(t, u\); mend"),
+    "too few cells": ("t.tsv", "t\tu\na\tb\nc\n", T, r"t.tsv line 3: 1 cell, but there are 2 columns \(t, u\); fix"),
     "too many cells": ("t.csv", 't,u\n"a\nb",c\nd,e,f\n', T, r"t.csv line 4: 3 cells, but there are 2 columns"),
-    "an open quote": ("t.csv", 't\na\n"b\nc\n', T, r"t.csv line 4: unexpected end of data; a quote there or above"),
-    "text after a quote": ("t.csv", 't\n"a"b\n', T, r"t.csv line 2: ',' expected after '\"'; a quote there"),
+    "an open quote": ("t.csv", 't\na\n"b\nc\n', T, r"t.csv line 4: unexpected end of data; a quote in or above"),
+    "text after a quote": ("t.csv", 't\n"a"b\n', T, r"t.csv line 2: ',' expected after '\"'; a quote in or above"),
     "not JSON": ("t.jsonl", '{"t": "a"}\n{"t": \n', T, r"t.jsonl line 2: not JSON \(Expecting value.*\); every line"),
     "deep JSON": ("t.jsonl", "[" * 200_000, T, r"t.jsonl line 1: not JSON \(maximum recursion"),
     "a list": ("t.json", '[{"t": "a"}]', T, r"t.json line 1: not a JSON object; every line must be one"),
-    "not a string": ("t.jsonl", '{"t": 5}', T, r"t.jsonl line 1: the text in en is '5', not a string; mend it"),
+    "not a string": ("t.jsonl", '{"t": 5}', T, r"t.jsonl line 1: the text in en is '5', not a string; fix it"),
     "not strings": ("t.jsonl", '{"t": ["a", null]}', T, r"line 1: the text in en is 'None', not a string"),
     "not an object": ("t.jsonl", '{"t": "a"}', {"text": "t.u"}, r"line 1: t.u: 'a' is not an object with 'u' in it"),
     "no such member": ("t.jsonl", '{"a": 1, "b": 2}', T, r"t.jsonl: no line has a text in t; known: a, b$"),
-    "no picture": ("t.jsonl", '{"t": "a"}', T | {"image": "i"}, r"line 1: the picture is 'None', not a name; mend it"),
+    "no picture": ("t.jsonl", '{"t": "a"}', T | {"image": "i"}, r"line 1: the picture is 'None', not a name; fix it"),
     "true": ("t.jsonl", '{"t": "a", "i": true}', T | {"image": "i"}, r"line 1: the picture is 'True', not a name"),
     "no split": ("t.tsv", "t\ts\na\t \n", T | {"split": "s"}, r"t.tsv line 2: the split is ' ', not a name"),
     "a strange split": (
         "t.tsv",
         "t\ts\na\tfoo\n",
         T | {"split": "s"},
-        r"line 2: split 'foo' is none of train, valid and test; say which it is in options.splits",
+        r"line 2: split 'foo' is none of train, valid and test; map it to one of them in options.splits",
     ),
     "no language": ("t.tsv", "t\tl\na\t\n", T | {"language": "l"}, r"t.tsv line 2: the language is '', not a name"),
-    "no known ending": ("t.xls", "t", T, r"t.xls: its name ends in none of .tsv, .*; say its `format`"),
+    "no known ending": ("t.xls", "t", T, r"t.xls: its name ends in none of .tsv, .*; set its `format`"),
     "not Parquet": ("t.parquet", "PAR1", T, r"t.parquet: not a readable .parquet \(.*\); fetch it again"),
-    "a packed Parquet": ("t.parquet.gz", "", T, r"t.parquet.gz: a .parquet is read where it lies: unpack it first"),
+    "a packed Parquet": (
+        "t.parquet.gz",
+        "",
+        T,
+        r"t.parquet.gz: a .parquet cannot be read inside an archive; unpack it first",
+    ),
 }
 
 
@@ -285,7 +290,9 @@ def test_what_is_wrong_is_named(tmp_path, what):
 def test_a_cell_longer_than_any_text_is_an_open_quote(tmp_path, monkeypatch):
     monkeypatch.setattr("mclip_kit.data.corpora.records.LONGEST_CELL", 1000)
     put(tmp_path, "t.csv", 't\na\n"b' + "\nc" * 1000)
-    with pytest.raises(DataError, match=r"t.csv line 50\d: field larger than field limit \(1000\); a quote there"):
+    with pytest.raises(
+        DataError, match=r"t.csv line 50\d: field larger than field limit \(1000\); a quote in or above"
+    ):
         rows(tmp_path, corpus(tables=[{"file": "t.csv"}], text="t"))
 
 
@@ -313,9 +320,9 @@ def test_without_pyarrow_a_parquet_says_what_to_install(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of texts .* is missing"),
-        ({"texts": "{language}", "language": "code"}, "language says what language `text` is in"),
-        ({"texts": {"en": "a"}, "text": "t"}, "text beside texts needs `language`"),
+        ({}, "give texts .*, or both"),
+        ({"texts": "{language}", "language": "code"}, "language is the language of `text`"),
+        ({"texts": {"en": "a"}, "text": "t"}, "text together with texts needs `language`"),
         ({"text": "t", "language": "code", "parallel": True}, "parallel needs texts"),
         ({"texts": "caption"}, r"texts has no \{language\}"),
         ({"texts": {"en": "en"}}, r"options.texts names no column for de; known: en"),

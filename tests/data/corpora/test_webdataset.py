@@ -184,9 +184,9 @@ def header(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ([("a.txt", "again")], r"member 'a\.txt' is there twice"),
-        ([("a.TXT", "again")], r"member 'a\.TXT' is there twice"),
-        ([("b.txt", "other"), ("a.png", b"")], r"member 'a\.png': 'a' came before, with others between"),
+        ([("a.txt", "again")], r"member 'a\.txt' occurs twice"),
+        ([("a.TXT", "again")], r"member 'a\.TXT' occurs twice"),
+        ([("b.txt", "other"), ("a.png", b"")], r"member 'a\.png': key 'a' occurred before, with other keys between"),
         ([header("/etc/x.txt")], r"member '/etc/x\.txt': points outside"),
         ([header("x/../../y.txt")], r"member 'x/\.\./\.\./y\.txt': points outside"),
         ([header("x.jpg", tarfile.SYMTYPE, "/etc/passwd")], r"member 'x\.jpg': a link, a device"),
@@ -246,7 +246,7 @@ def test_a_broken_header_is_not_the_end(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"7\.tar: not a whole tar"):
             rows(tmp_path)
     path.write_bytes(content + content)
-    with pytest.raises(DataError, match="it breaks off, or goes on with something else, at byte"):
+    with pytest.raises(DataError, match="it ends early, or has other content, at byte"):
         rows(tmp_path)
 
 

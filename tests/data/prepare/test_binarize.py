@@ -11,9 +11,9 @@ from sentencepiece import sentencepiece_model_pb2
 from mclip_kit.data.bitext import open_bitext, raw_text
 from mclip_kit.data.corpora import Cleaning
 from mclip_kit.data.fairseq_io import write_dictionary
-from mclip_kit.data.leakage import hash_texts
 from mclip_kit.data.prepare import binarize as module
-from mclip_kit.data.prepare.binarize import binarize, hashes
+from mclip_kit.data.prepare.binarize import binarize
+from mclip_kit.data.prepare.fingerprints import hash_texts, side_hashes
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer
 from tests import tiny
 
@@ -164,7 +164,7 @@ def test_hashes_are_those_of_the_text_that_stays(tmp_path, monkeypatch, small, r
     for language in LANGUAGES:
         prefix = tmp_path / f"train.en-de.{language}"
         stayed = raw_text(prefix).read_text("utf-8").split("\n")[:-1]
-        np.testing.assert_array_equal(np.fromfile(hashes(prefix), "<u8"), hash_texts(stayed))
+        np.testing.assert_array_equal(np.fromfile(side_hashes(prefix), "<u8"), hash_texts(stayed))
 
 
 def test_each_pair_is_whole_when_its_count_comes(tmp_path, small):

@@ -15,8 +15,8 @@ import pytest
 
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
-from mclip_kit.data.corpora import Cleaning, Content, Corpus, Row, Vocabulary, declaration, declared
-from mclip_kit.data.prepare.prepare import prepare, write
+from mclip_kit.data.corpora import Cleaning, Content, Corpus, Row, Vocabulary, declaration, shipped_declarations
+from mclip_kit.data.prepare.prepare import prepare, write_prepared
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.files import write_whole
@@ -78,7 +78,7 @@ def test_held_out_text_is_not_in_the_vocabulary(squares):
 
 def test_a_given_vocabulary_is_taken(squares, tmp_path):
     spm = squares / "bitext" / "sentencepiece.bpe.model"
-    write(few, tiny.declaration(), tmp_path / "data", spm)
+    write_prepared(few, tiny.declaration(), tmp_path / "data", spm)
     assert (tmp_path / "data" / "bitext" / "sentencepiece.bpe.model").read_bytes() == spm.read_bytes()
 
 
@@ -122,7 +122,7 @@ ODD = [
 def test_any_caption_comes_back_on_one_line(tmp_path, text):
     first, *others = rows_of(few())
     odd = replace(first, texts=[("en", text), *first.texts[1:]])
-    write(lambda: replace(few(), rows=[odd, *others]), tiny.declaration(), tmp_path / "data")
+    write_prepared(lambda: replace(few(), rows=[odd, *others]), tiny.declaration(), tmp_path / "data")
     source, _ = open_bitext(tmp_path / "data" / "bitext").read("train", "en", "de")
     expected = " ".join(text.split())
     assert read_captions(tmp_path / "data").texts[0] == expected
@@ -192,36 +192,36 @@ def test_a_reader_that_fails_midway_leaves_nothing(tmp_path, monkeypatch):
 def test_a_vocabulary_that_cannot_be_trained_leaves_nothing(tmp_path):
     corpus = tiny.declaration().model_copy(update={"vocabulary": Vocabulary(pieces=5, coverage=1.0)})
     with pytest.raises(DataError, match="SentencePiece cannot train 5 pieces"):
-        write(few, corpus, tmp_path / "data")
+        write_prepared(few, corpus, tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_held_out_text_alone_is_not_binarised_without_a_vocabulary(squares, tmp_path, capsys):
     spm = squares / "bitext" / "sentencepiece.bpe.model"
-    write(lambda: few(split="test"), tiny.declaration(), tmp_path / "without")
+    write_prepared(lambda: few(split="test"), tiny.declaration(), tmp_path / "without")
     assert "give one: --spm" in capsys.readouterr().out
     assert not (tmp_path / "without" / "bitext").exists()
     assert len(read_captions(tmp_path / "without").select("test")) == 12
-    write(lambda: few(split="test"), tiny.declaration(), tmp_path / "with", spm)
+    write_prepared(lambda: few(split="test"), tiny.declaration(), tmp_path / "with", spm)
     assert len(open_bitext(tmp_path / "with" / "bitext").read("test", "en", "de")[0].texts) == 4
 
 
 def test_a_pair_of_which_nothing_is_short_enough_is_named(tmp_path):
     short = {"cleaning": Cleaning(max_tokens=3, too_long="drop")}
     with pytest.raises(DataError, match="all sentence pairs of train en-de are longer than 3"):
-        write(few, tiny.declaration().model_copy(update=short), tmp_path / "data")
+        write_prepared(few, tiny.declaration().model_copy(update=short), tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_corpus_is_refused_with_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match=r"the corpus is empty; made by tests/tiny\.py"):
-        write(lambda: Content([]), tiny.declaration(), tmp_path / "data")
+        write_prepared(lambda: Content([]), tiny.declaration(), tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_that_share_a_name_are_refused(tmp_path):
     with pytest.raises(DataError, match="4 pictures have 1 names"):
-        write(lambda: few(image="same"), tiny.declaration(), tmp_path / "data")
+        write_prepared(lambda: few(image="same"), tiny.declaration(), tmp_path / "data")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_pictures_that_share_a_name_are_refused(tmp_path):
 )
 def test_counts_that_differ_are_named(tmp_path, expect, said):
     with pytest.raises(DataError, match=f"{said}.*--set expect="):
-        write(few, tiny.declaration().model_copy(update={"expect": expect}), tmp_path / "data")
+        write_prepared(few, tiny.declaration().model_copy(update={"expect": expect}), tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -315,8 +315,8 @@ DECLARED = (
 
 
 def test_every_shipped_declaration_loads():
-    assert [path.stem for path in declared()] == DECLARED.split(" ")
-    for path in declared():
+    assert [path.stem for path in shipped_declarations()] == DECLARED.split(" ")
+    for path in shipped_declarations():
         corpus = declaration(path.stem)
         assert corpus.languages
         assert corpus.licences

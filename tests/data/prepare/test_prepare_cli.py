@@ -16,7 +16,7 @@ from PIL import Image
 from mclip_kit.cli import cli
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
-from mclip_kit.data.corpora import declared
+from mclip_kit.data.corpora import shipped_declarations
 
 
 @pytest.fixture(autouse=True)
@@ -166,9 +166,9 @@ def test_the_list_has_every_corpus_and_what_is_prepared(spm):
     done("--bitext", *sides, "--spm", spm)
     listed = done("--list")
     names = [line.split()[0] for line in listed.splitlines() if not line.startswith(" ")]
-    assert names == [*(path.stem for path in declared()), "en-de"]
+    assert names == [*(path.stem for path in shipped_declarations()), "en-de"]
     assert "data/en-de (0 pictures, 0 captions, 1 sentence pairs)" in listed
-    assert " ".join(listed.split()).count("not prepared") == len(declared())
+    assert " ".join(listed.split()).count("not prepared") == len(shipped_declarations())
 
 
 def test_a_source_may_be_a_zip_and_its_pictures_elsewhere():
@@ -195,7 +195,7 @@ def test_names_that_are_not_utf8_or_not_printable_are_kept():
     text(str(folder / "Screenshot at 1.00\u202fPM.txt"), "a red square")
     text(str(folder / "a.en"), "one")
     text(str(folder / "a.de"), "eins")
-    assert "a path with a character that no table can hold" in refused("--folder", str(folder), "--out", "out")
+    assert "a path with a character that a table cannot hold" in refused("--folder", str(folder), "--out", "out")
     assert "en-de 1" in done(
         "--bitext", f"en={folder / 'a.en'}", f"de={folder / 'a.de'}", "--set", "vocabulary.pieces=20", "--out", "out"
     )
@@ -248,8 +248,11 @@ def test_a_picture_under_another_name_is_known_by_its_content():
 
 SIDES = ["--bitext", "en=here.txt", "de=here.txt"]
 WRONG = {
-    "no source": (["multi30k"], "--source DIR is missing: where the corpus's files are; clone the repository"),
-    "no such source": (["multi30k", "--source", "nowhere"], "nowhere: there is no such folder; clone"),
+    "no source": (
+        ["multi30k"],
+        "--source DIR is missing; it is the folder with the corpus's files; clone the repository",
+    ),
+    "no such source": (["multi30k", "--source", "nowhere"], "nowhere: no such folder or file; clone"),
     "an empty source": (["multi30k", "--source", "."], "task1/raw/train.en is missing, plain or compressed; clone"),
     "no such corpus": (["multi31k"], "multi31k: no such file, and none of that name is shipped; did you mean multi30k"),
     "no such language": (["emoji", "--langs", "en,xx"], "no xx in this corpus; there are en, zh"),
@@ -273,9 +276,9 @@ WRONG = {
     "a folder in the way": (["--bitext", "en=here.txt", "de=here.txt", "--out", "empty"], "empty: exists and is not"),
     "languages said twice": (
         ["--bitext", "en=here.txt", "de=here.txt", "--langs", "en"],
-        "--bitext names its languages itself",
+        "--bitext takes its languages from LANG=FILE",
     ),
-    "no code": (["--bitext", "e/n=here.txt", "de=here.txt"], "language 'e/n' is no code such as en or pt_br"),
+    "no code": (["--bitext", "e/n=here.txt", "de=here.txt"], "language 'e/n' is not a code such as en or pt_br"),
     "no split": (
         ["--bitext", "en=here.txt", "de=here.txt", "--set", "options.parts.0.split=te/st"],
         "split 'te/st': call it train, valid or test",
@@ -299,7 +302,7 @@ WRONG = {
         ],
         "cleaning.max_tokens: all sentence pairs of train en-de are longer than 3",
     ),
-    "no language in a row": (["--pairs", "null.jsonl"], "null.jsonl line 1: language is None, no code"),
+    "no language in a row": (["--pairs", "null.jsonl"], "null.jsonl line 1: language is None, not a code"),
     "a split of another place": (["--pairs", "split.jsonl"], "split.jsonl line 1: split 'train/../x' is none of train"),
     "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: columns are none"),
     "no zip": (["multi30k", "--source", "here.txt"], "here.txt: not a readable zip"),
@@ -318,19 +321,19 @@ WRONG = {
     "more than all": ([*SIDES, "--set", "splits={valid: 0.9, test: 0.9}"], "splits: the shares are more than 1"),
     "all left out": (
         [*SIDES, "--set", "cleaning.characters=[100, 200]"],
-        "here.txt: all of it was left out (2 too few characters); mend `cleaning`",
+        "here.txt: all of it was left out (2 too few characters); change `cleaning`",
     ),
     "most before least": ([*SIDES, "--set", "cleaning.characters=[10, 2]"], "cleaning.characters: the least comes"),
     "far too many pieces": (
         [*SIDES, "--set", "vocabulary.pieces=2000000000"],
         "vocabulary.pieces: Input should be less than or equal to 1048576",
     ),
-    "long lines only": (["--bitext", "en=long.txt", "de=long.txt"], "no line is short enough to train a SentencePiece"),
+    "long lines only": (["--bitext", "en=long.txt", "de=long.txt"], "all lines are too long to train SentencePiece on"),
     "no parallel files": (["--bitext"], "--bitext needs two languages at least"),
-    "a source besides": ([*SIDES, "--source", "empty"], "--bitext says where the files are itself"),
-    "a corpus besides": (["emoji", "--pairs", "here.tsv"], "--pairs or a corpus, not both: leave emoji out"),
+    "a source besides": ([*SIDES, "--source", "empty"], "--bitext already gives the files"),
+    "a corpus besides": (["emoji", "--pairs", "here.tsv"], "give --pairs or a corpus, not both; leave emoji out"),
     "no name of shards": (["--webdataset", ""], "names no shards"),
-    "Indonesian or numbers": (["--pairs", "id.tsv"], "id.tsv: is column id a language? Choose those that are"),
+    "Indonesian or numbers": (["--pairs", "id.tsv"], "id.tsv: is column id a language? Name the language columns"),
     "a link to nowhere": ([*SIDES, "--out", "broken"], "broken: exists and is not a prepared corpus"),
     "no vocabulary": (["--bitext", "en=here.txt", "de=here.txt", "--spm", "here.txt"], "here.txt: not a readable Sent"),
 }

@@ -9,7 +9,7 @@ import pytest
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Row
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare.writer import TableWriter, drawn_split, prefixes
+from mclip_kit.data.prepare.writer import TableWriter, side_prefixes, split_by_hash
 from mclip_kit.errors import DataError
 from tests import tiny
 
@@ -135,16 +135,16 @@ def test_equal_sentences_and_equal_pictures_fall_into_the_same_split(tmp_path):
     tables = written(tmp_path, *rows, splits=shares)
     assert {len(splits) for splits in tables.splits.values()} == {1}
     assert {splits[0] for splits in tables.splits.values()} == {"train", "valid", "test"}
-    assert [drawn_split(name, shares) for name in names] == [tables.splits[name][0] for name in names]
+    assert [split_by_hash(name, shares) for name in names] == [tables.splits[name][0] for name in names]
 
 
 def test_without_shares_all_is_train():
-    assert Counter(drawn_split(str(n), {}) for n in range(9)) == {"train": 9}
-    assert Counter(drawn_split(str(n), {"test": 1.0}) for n in range(99)) == {"test": 99}
+    assert Counter(split_by_hash(str(n), {}) for n in range(9)) == {"train": 9}
+    assert Counter(split_by_hash(str(n), {"test": 1.0}) for n in range(99)) == {"test": 99}
 
 
 def test_a_split_is_drawn_of_a_text_with_a_lone_surrogate(tmp_path):
-    assert drawn_split("a\ud800", {"test": 1.0}) == "test"
+    assert split_by_hash("a\ud800", {"test": 1.0}) == "test"
     tables = written(tmp_path, Row("", [("en", "a\ud800"), ("de", "b")], parallel=True), splits={"test": 1.0})
     assert tables.counted()["sentence_pairs"] == {"test": {"en-de": 1}}
 
@@ -177,7 +177,7 @@ def test_pictures_that_the_reader_draws_have_no_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\tb.jpg", "a\nb", "a\x85b", "a\x00", "a\ud800"], ids=ascii)
 def test_a_name_that_no_table_can_hold_is_refused(tmp_path, name):
-    with pytest.raises(DataError, match="has a character that no table can hold; rename it"):
+    with pytest.raises(DataError, match="has a character that a table cannot hold; rename the picture"):
         written(tmp_path, Row("train", [("en", "x")], image=name))
 
 
@@ -198,10 +198,10 @@ def test_a_split_that_no_file_can_be_named_after_is_refused(tmp_path, split):
 
 
 def test_a_path_that_no_table_can_hold_is_refused(tmp_path):
-    with pytest.raises(DataError, match="a path with a character that no table can hold; rename it"):
+    with pytest.raises(DataError, match="a path with a character that a table cannot hold; rename the file"):
         written(tmp_path, Row("train", [("en", "x")], image="a", file="x\ty/a.jpg"))
 
 
 def test_sides_are_named_as_fairseq_names_them(tmp_path):
-    left, right = prefixes(tmp_path, ("test_2017", "en", "zh_tw"))
+    left, right = side_prefixes(tmp_path, ("test_2017", "en", "zh_tw"))
     assert [raw_text(left).name, right.name] == ["test_2017.en-zh_tw.en.txt", "test_2017.en-zh_tw.zh_tw"]

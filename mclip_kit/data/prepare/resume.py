@@ -1,0 +1,95 @@
+"""Whether a folder already holds what is wanted, and what an interrupted preparation left to continue from.
+
+While a folder is being built, its `read.json` holds the progress: what was wanted, the source's files, the counts, the
+pairs of the bitext, and how many of them are done. It is written when the tables are whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mclip_kit.data.bitext import raw_text
+from mclip_kit.data.corpora import Corpus
+from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare.writer import side_prefixes
+from mclip_kit.errors import DataError
+from mclip_kit.layout import BITEXT, MANIFEST
+
+PROGRESS = "read.json"
+
+Progress = dict[str, Any]
+"""The content of `read.json`."""
+
+
+def describe_wanted(corpus: Corpus, spm: Path | None, source: Source) -> dict[str, Any]:
+    """The part of a manifest that identifies a preparation: two preparations are the same if it is equal."""
+    places = [str(place.resolve()) if place else None for place in (source.root, source.images)]
+    declared = corpus.model_dump(mode="json")
+    return {"corpus": declared, "spm": sha256(spm) if spm else None, "source": places[0], "pictures": places[1]}
+
+
+def check_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder that exists.
+
+    Raises:
+        DataError: it is not the wanted preparation, it is incomplete, or its source has changed.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        found = {key: manifest.get(key) for key in wanted}
+    except (OSError, ValueError, AttributeError):
+        raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out") from None
+    if found != wanted:
+        raise DataError(f"{out}: prepared from another declaration or source; remove it or choose another --out")
+    sources = [path for path in manifest.get("sources", {}) if os.path.exists(path)]  # others may have been removed
+    for path, stamp in file_stamps(map(Path, sources)).items():
+        if stamp != manifest["sources"][path]:
+            raise DataError(f"{path}: has changed since {out} was prepared; remove {out} or choose another --out")
+    for name in manifest["files"]:
+        if not (out / name).is_file():
+            raise DataError(f"{out / name}: missing; remove {out} and prepare it again")
+    return manifest
+
+
+def resume(folder: Path, wanted: dict[str, Any]) -> Progress | None:
+    """The progress of an interrupted preparation, if it was the wanted one and its source has not changed.
+
+    Otherwise the folder is emptied, and the result is None.
+    """
+    with suppress(OSError, ValueError):
+        progress: Progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        same = progress["wanted"] == wanted and progress["sources"] == file_stamps(map(Path, progress["sources"]))
+        if same and _text_is_whole(folder, progress):
+            for path in folder.rglob(".*.part*"):  # files that were not finished
+                path.unlink()
+            return progress
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return None
+
+
+def _text_is_whole(folder: Path, progress: Progress) -> bool:
+    """Whether the text of the next pair still has all its lines: dropping too long pairs rewrites it in place."""
+    for split, source, target in progress["pairs"][progress["done"] :][:1]:
+        for prefix in side_prefixes(folder / BITEXT, (split, source, target)):
+            with open(raw_text(prefix), "rb") as handle:
+                if sum(1 for _ in handle) != progress["counts"]["sentence_pairs"][split][f"{source}-{target}"]:
+                    return False
+    return True
+
+
+def file_stamps(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Path -> size in bytes and time of the last change in nanoseconds."""
+    stats = {str(path): path.stat() for path in paths}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

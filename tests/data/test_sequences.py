@@ -1,0 +1,65 @@
+"""Long columns: lines of a file, and several columns read as one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mclip_kit.data.sequences import ConcatSequence, TextLines
+from mclip_kit.errors import DataError
+
+
+def lines(folder: Path, content: bytes) -> TextLines:
+    (folder / "lines.txt").write_bytes(content)
+    return TextLines(folder / "lines.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("one\nzwei\n三\n", ["one", "zwei", "三"]),
+        ("one\ntwo", ["one", "two"]),
+        ("", []),
+        ("\n", [""]),
+        ("\n\na\n\n", ["", "", "a", ""]),
+        ("a\u2028b\x0cc\u0085d\n", ["a\u2028b\x0cc\u0085d"]),
+    ],
+    ids=["plain", "no newline at the end", "empty file", "empty line", "empty lines", "only newlines separate"],
+)
+def test_lines_of_a_file(tmp_path, content, expected):
+    found = lines(tmp_path, content.encode())
+    assert len(found) == len(expected)
+    assert list(found) == expected
+
+
+def test_windows_line_ends_are_no_part_of_a_line(tmp_path):
+    assert list(lines(tmp_path, b"one\r\ntwo\r\n")) == ["one", "two"]
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+    found = lines(tmp_path, b"one\ntwo\n\xe9t\xe9\nfour\n")
+    assert found[3] == "four"
+    with pytest.raises(DataError, match=r"lines\.txt line 3: not UTF-8$"):
+        found[2]
+
+
+def test_missing_lines_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"lines\.txt: missing; prepare the corpus again"):
+        TextLines(tmp_path / "lines.txt")
+
+
+def test_a_chain_is_one_sequence_after_the_other():
+    chain = ConcatSequence(["ab", "", "c", ""])
+    assert len(chain) == 3
+    assert list(chain) == ["a", "b", "c"]
+    assert [chain[np.int64(i)] for i in (2, 0, 1)] == ["c", "a", "b"]
+
+
+def test_a_chain_ends():
+    with pytest.raises(IndexError):
+        ConcatSequence(["ab", "c"])[3]
+    assert list(ConcatSequence([])) == []
+
+
+def test_a_chain_counts_from_the_end_too():
+    assert ConcatSequence(["ab", "cd"])[-1] == "d"
