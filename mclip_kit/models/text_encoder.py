@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         """The transformers config."""
         return self.model.config
 
-    def plain_config(self) -> dict[str, Any]:
+    def config_for_hash(self) -> dict[str, Any]:
         """What decides the encoder's outputs besides its weights, as plain values."""
         passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
         return {key: value for key, value in self.config.to_dict().items() if key not in passing}

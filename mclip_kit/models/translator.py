@@ -154,7 +154,7 @@ class Translator(nn.Module):
 
     def tower_config(self, tower: str) -> dict[str, Any]:
         """The configuration of `encoder`, as plain values."""
-        return self.encoder.plain_config()
+        return self.encoder.config_for_hash()
 
     def translate(
         self,

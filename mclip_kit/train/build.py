@@ -71,7 +71,7 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
     torch.manual_seed(recipe.seed)
     model: MultilingualClip | Translator
     if recipe.start:
-        model = load(recipe.start)
+        model = load(recipe.start, device="cpu")  # accelerate moves it
     elif recipe.triangles:
         model = _build_clip(recipe)
     else:
