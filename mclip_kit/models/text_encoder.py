@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+    XLMRobertaXLConfig,
+)
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
@@ -114,25 +122,54 @@ class Encoder(nn.Module):
         self.tokenizer.save(folder)
 
 
-def new_encoder(
-    layers: int, width: int, heads: int, ffn: int, dropout: float, positions: int, tokenizer: XlmrTokenizer
-) -> Encoder:
-    """A new XLM-R of the given sizes with random weights, for the tokenizer's vocabulary."""
-    config = XLMRobertaConfig(
-        vocab_size=tokenizer.vocabulary,
+def xlmr_config(
+    width: int,
+    layers: int,
+    heads: int,
+    ffn: int,
+    dropout: float,
+    vocabulary: int,
+    position_rows: int,
+    attention_dropout: float | None = None,
+    kind: type[XLMRobertaConfig] | type[XLMRobertaXLConfig] = XLMRobertaConfig,
+    **options: Any,
+) -> Any:
+    """XLM-R's config at other sizes: its special ids, one token type, its LayerNorm epsilon.
+
+    Args:
+        width: hidden width H.
+        ffn: width of the feed-forward layers.
+        vocabulary: rows of the word table.
+        position_rows: rows of the position table; a text has at most PAD + 1 tokens fewer.
+        attention_dropout: None: `dropout`.
+        kind: the config class; XLM-R XL's for encoders that normalise first.
+        options: other arguments of the class, under transformers' names; they replace those set here.
+    """
+    fixed = {
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": BOS,
+        "pad_token_id": PAD,
+        "eos_token_id": EOS,
+    }
+    return kind(
+        vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=ffn,
         hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        max_position_embeddings=positions + PAD + 1,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        bos_token_id=BOS,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
+        attention_probs_dropout_prob=dropout if attention_dropout is None else attention_dropout,
+        max_position_embeddings=position_rows,
+        **(fixed | options),
     )
+
+
+def new_encoder(
+    layers: int, width: int, heads: int, ffn: int, dropout: float, positions: int, tokenizer: XlmrTokenizer
+) -> Encoder:
+    """A new XLM-R of the given sizes with random weights, for the tokenizer's vocabulary."""
+    config = xlmr_config(width, layers, heads, ffn, dropout, tokenizer.vocabulary, positions + PAD + 1)
     return Encoder(XLMRobertaModel(config, add_pooling_layer=False), tokenizer)
 
 
