@@ -67,6 +67,7 @@ DEV = [
     "ruff>=0.17,<0.18",  # a new minor version formats differently
     "mypy>=1.11",
     "types-PyYAML",
+    "pyright[nodejs]>=1.1.414",  # brings its own Node.js; what type checkers see of the public API is tested
 ]
 
 setup(

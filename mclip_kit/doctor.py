@@ -229,12 +229,14 @@ def weights(recipe: "Recipe") -> list[Finding]:
 def _look_up(key: str, name: str) -> list[Finding]:
     from huggingface_hub import constants
 
+    from mclip_kit.models.hub import hub_answers
+
     place, needs = _place(name)
     sizes = [_bytes(place, names) for names in needs]
     missing = ", ".join(names[0] for names, size in zip(needs, sizes, strict=True) if size is None)
     if missing:
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else "the hub does not answer"
-        hub = offline if constants.HF_HUB_OFFLINE else "the hub shows none"
+        hub = "the hub shows none" if isinstance(place, Path) or hub_answers() else offline
         why = f"no {missing} in the cache {constants.HF_HUB_CACHE}, and {hub} ({constants.ENDPOINT})"
         if isinstance(place, Path):
             why = f"no {missing} there" if place.is_dir() else "no such folder"
@@ -269,17 +271,16 @@ def _bytes(place: Path | str, names: Sequence[str]) -> tuple[int, int] | None:
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub import try_to_load_from_cache as find_cached
 
-    from mclip_kit.models.hub import PATIENCE, look
+    from mclip_kit.models.hub import PATIENCE, hub_answers
 
     if isinstance(place, Path):
         return next(((_size(path), 0) for name in names for path in sorted(place.glob(name)) if path.is_file()), None)
     for name in names:
         if isinstance(cached := find_cached(place, name), str):
             return _size(Path(cached)), 0
-    look()
     for name in names:
         try:
-            if not constants.HF_HUB_OFFLINE:
+            if hub_answers():
                 size = get_hf_file_metadata(hf_hub_url(place, name), timeout=PATIENCE).size or 1
                 size = _size(Path(hf_hub_download(place, name))) if name.endswith(INDEX) else size
                 return size, size

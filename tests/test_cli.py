@@ -185,7 +185,7 @@ def test_a_glob_that_matches_nothing(type_: Type, recipe: Path) -> None:
 
 
 def test_no_model_folder(type_: Type, recipe: Path) -> None:
-    assert_one_line(type_("eval", "data", "--data", "data"), "config.json", "not a whole model folder")
+    assert_one_line(type_("eval", "data", "--data", "data"), "config.json", "not a complete model folder")
 
 
 def test_unknown_clip_model_and_tag(type_: Type, recipe: Path) -> None:

@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load
 from mclip_kit.doctor import OK, PROBLEM, Finding, diagnose, matched, room, verdict, versions, weights
-from mclip_kit.models.hub import look
 from tests import tiny
 
 Type = Callable[..., Result]
@@ -25,13 +24,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def type_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Type]:
+def type_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Type:
     """Type a command in an empty folder, where the cache is empty and no hub answers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    yield lambda *words: CliRunner().invoke(cli, [str(word) for word in words])
-    look.cache_clear()  # other tests ask for themselves
+    return lambda *words: CliRunner().invoke(cli, [str(word) for word in words])
 
 
 @pytest.fixture

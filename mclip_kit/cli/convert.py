@@ -83,7 +83,7 @@ def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"
     from mclip_kit.interop.open_clip import export_open_clip
     from mclip_kit.models.multilingual_clip import load
 
-    export_open_clip(load(model), out, tower, context)
+    export_open_clip(load(model, device="cpu"), out, tower, context)
     click.echo(f"{out}: open_clip.create_model_and_transforms('local-dir:{out}') gives the model's embeddings")
     if tower == "student":
         click.echo(

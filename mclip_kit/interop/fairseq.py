@@ -20,7 +20,7 @@ from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, UNK, XlmrTokeniz
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
 from mclip_kit.models.safe_load import UNFIT, named_tensors, read_pickle
-from mclip_kit.models.text_encoder import Encoder
+from mclip_kit.models.text_encoder import Encoder, xlmr_config
 
 State = dict[str, Tensor]
 
@@ -167,21 +167,16 @@ def _config(state: State, options: Mapping[str, Any], where: str) -> XLMRobertaC
         raise CheckpointError(f"{where}: its options do not say how many attention heads it has")
     if options.get("activation_fn", "gelu") != "gelu":
         raise CheckpointError(f"{where}: activation {options['activation_fn']} where XLM-R has gelu")
-    config = XLMRobertaXLConfig if "layer_norm.weight" in state else XLMRobertaConfig
-    return config(
-        vocab_size=len(state["embed_tokens.weight"]),
-        hidden_size=width,
-        num_hidden_layers=layers(state),
-        num_attention_heads=heads,
-        intermediate_size=len(state["layers.0.fc1.weight"]),
-        hidden_dropout_prob=options.get("dropout", 0.1),
-        attention_probs_dropout_prob=options.get("attention_dropout", 0.1),
-        max_position_embeddings=len(state["embed_positions.weight"]),
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        bos_token_id=BOS,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
+    return xlmr_config(
+        width=width,
+        layers=layers(state),
+        heads=heads,
+        ffn=len(state["layers.0.fc1.weight"]),
+        dropout=options.get("dropout", 0.1),
+        vocabulary=len(state["embed_tokens.weight"]),
+        position_rows=len(state["embed_positions.weight"]),
+        attention_dropout=options.get("attention_dropout", 0.1),
+        kind=XLMRobertaXLConfig if "layer_norm.weight" in state else XLMRobertaConfig,
     )
 
 

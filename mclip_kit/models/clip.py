@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mclip_kit.config.yaml import suggest
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.models.freezing import evaluating
-from mclip_kit.models.hub import MissingWeights, look
+from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
 from mclip_kit.models.safe_load import UNFIT, read_pickle
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -155,8 +156,8 @@ def _tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
     text = config["text_cfg"]
     options = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}
     if text.get("hf_tokenizer_name"):
-        look()
-        return HFTokenizer(text["hf_tokenizer_name"], tokenizer_mode=text.get("tokenizer_mode"), **options)
+        with offline_unless_hub_answers():
+            return HFTokenizer(text["hf_tokenizer_name"], tokenizer_mode=text.get("tokenizer_mode"), **options)
     return open_clip.SimpleTokenizer(**options)
 
 
@@ -212,18 +213,16 @@ def _from_folder(folder: Path) -> Clip:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         options = {"force_custom_text": True, "require_pretrained": True, **_own_text(config, folder)}
-        model = open_clip.create_model(name, **options)
-        return Clip(model, config, open_clip.get_tokenizer(name))
+        asks_hub = config["text_cfg"].get("hf_model_name") and not (folder / TEXT).is_dir()
+        with offline_unless_hub_answers() if asks_hub else nullcontext():
+            return Clip(open_clip.create_model(name, **options), config, open_clip.get_tokenizer(name))
     except UNFIT as error:
         raise CheckpointError(f"{folder}: open_clip cannot load it: {first_line(error)}") from None
 
 
 def _own_text(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The text sizes of a Hugging Face text tower with its config in our folder; open_clip would ask the hub for it."""
-    if not config["text_cfg"].get("hf_model_name"):
-        return {}
-    if not (folder / TEXT).is_dir():
-        look()
+    """The config of a Hugging Face text tower that `Clip.save` wrote; without it open_clip asks the hub."""
+    if not config["text_cfg"].get("hf_model_name") or not (folder / TEXT).is_dir():
         return {}
     return {"text_cfg": {**config["text_cfg"], "hf_model_name": str(folder / TEXT), "hf_model_pretrained": False}}
 
@@ -238,13 +237,13 @@ def _from_name(name: str, weights: str | None) -> Clip:
         state = read_pickle(str(weights))
         if isinstance(state, dict) and OPENAI_MARKS[0] in state:
             return from_openai(state, str(weights), get_model_config(name))
-    look()
     quick = bool(weights and (get_pretrained_cfg(name, weights) or {}).get("quick_gelu"))
     options: dict[str, Any] = {"force_custom_text": True, "force_quick_gelu": quick}
     options |= {"require_pretrained": hub or bool(weights), "force_preprocess_cfg": _common(name) if file else None}
     try:
-        model = open_clip.create_model(name, pretrained=weights, **options)
-        config, tokenizer = get_model_config(name), open_clip.get_tokenizer(name)
+        with offline_unless_hub_answers():
+            model = open_clip.create_model(name, pretrained=weights, **options)
+            config, tokenizer = get_model_config(name), open_clip.get_tokenizer(name)
     except UNFIT as error:
         if file or not isinstance(error, OSError | RuntimeError | ValueError):
             why = first_line(error)

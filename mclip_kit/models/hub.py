@@ -1,5 +1,7 @@
-"""The model hub: asked at most once whether it answers, so that its absence is said in one line and not waited for."""
+"""The Hugging Face hub: one short request finds out whether it can be reached; after that nobody waits for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import huggingface_hub.constants as hub
@@ -7,33 +9,48 @@ from huggingface_hub import get_session
 
 from mclip_kit.errors import CheckpointError
 
-PATIENCE = 3.0  # seconds for each step of an answer
+PATIENCE = 3.0  # seconds to connect, and to answer
 
 
 class MissingWeights(CheckpointError):
-    """Pretrained weights that are neither in the local cache nor to be had.
+    """Pretrained weights that are neither in the local cache nor on the hub.
 
     Attributes:
-        what: a name for each, and the key that takes a local path instead.
+        what: for each, its name and the recipe key that takes a local path instead.
     """
 
     def __init__(self, *what: tuple[str, str]) -> None:
         names, keys = "; ".join(name for name, _ in what), "; ".join(key for _, key in what)
         super().__init__(
-            f"missing weights: {names} - not in the local cache, and the hub they would come from, {hub.ENDPOINT}, "
-            f"does not answer or has none of that name. "
-            f"Give a local path ({keys}), or point HF_HOME to a cache that holds them"
+            f"missing weights: {names} - not in the local cache, and the hub {hub.ENDPOINT} does not answer or does "
+            f"not have them. Give a local path ({keys}), or point HF_HOME to a cache that holds them"
         )
         self.what = what
 
 
+def hub_answers() -> bool:
+    """Whether the hub can be asked for files; if not, pass `local_files_only=True`.
+
+    False if HF_HUB_OFFLINE is set. Else the hub is asked once per process. Without this, each file of a missing hub
+    costs several retries of ten seconds.
+    """
+    return not hub.HF_HUB_OFFLINE and _reachable()
+
+
 @cache
-def look() -> None:
-    """Go offline unless the hub answers; asked by its own client, which knows proxies and certificates."""
-    if hub.HF_HUB_OFFLINE:
-        return
+def _reachable() -> bool:
+    try:  # by the hub's own client, which knows proxies and certificates
+        return bool(get_session().head(hub.ENDPOINT, timeout=PATIENCE).status_code < 500)
+    except Exception:  # of the client's HTTP library, which changes with its major versions
+        return False
+
+
+@contextmanager
+def offline_unless_hub_answers() -> Iterator[None]:
+    """The same for open_clip, whose functions take no `local_files_only`: offline mode inside the block."""
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = not hub_answers()
     try:
-        answers = get_session().head(hub.ENDPOINT, timeout=PATIENCE).status_code < 500
-    except Exception:  # of the hub's HTTP client, which is another one in each major version
-        answers = False
-    hub.HF_HUB_OFFLINE = not answers
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before

@@ -1,41 +1,60 @@
-"""The whole model, and the folder it lives in.
-
-config.json                what follows, and how the parts fit together
-clip/                      an open_clip folder: image tower, teacher's text tower, preprocessing
-encoder/                   a transformers folder with its SentencePiece model
-projector.safetensors      projector and clip projector
-"""
+"""The whole model: encoding, and its folder (`layout.py` lists the files)."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mclip_kit import __version__
+from mclip_kit import __version__, layout
 from mclip_kit.errors import CheckpointError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.models.clip import Clip, build_clip
+from mclip_kit.models.encoding import (
+    Picture,
+    Pictures,
+    Texts,
+    as_pictures,
+    as_texts,
+    embed_by_length,
+    open_picture,
+)
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.projectors import build_projector
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
 from mclip_kit.models.translator import Decoder
 
 FORMAT = 1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Dtype = torch.dtype | Literal["fp32", "bf16", "fp16"]
 
 
 class MultilingualClip(nn.Module):
-    """Three embeddings of one space: image, teacher text, student text.
+    """A CLIP whose space also has a multilingual student: pictures, teacher texts and student texts share it.
 
-    The attributes are the tower names of a recipe: `image`, `teacher_text`, `encoder`, `projector`, `clip_projector`.
-    `trained_languages` are those that the student was trained on, `made_from` says from which encoder; `sources` says
-    what a recipe calls a tower's weights. While the encoder learns to translate there is a `decoder`; it is not saved.
+    Shapes: N texts or pictures, D width of the shared space, H encoder width, E the CLIP's width, B batch, T tokens.
+
+    >>> text_ND = model.encode_text(["a red apple", "une pomme rouge"])
+    >>> image_MD = model.encode_image(picture)
+    >>> model.similarity(text_ND, image_MD).shape
+    torch.Size([2, 1])
+
+    Attributes:
+        image, teacher_text, encoder, projector, clip_projector: the towers, named as in recipes.
+        teacher_scale: the CLIP's logit scale.
+        decoder: only while the encoder learns to translate; it is not saved.
+        settings: arguments of the projectors, as saved in config.json.
+        trained_languages: language codes that the student was trained on.
+        made_from: the encoder that the student started from.
+        sources: tower name -> name of its weights in the recipe.
+        width: D.
     """
 
     def __init__(self, clip: Clip, encoder: Encoder, projector: dict[str, Any], clip_projector: str = "none") -> None:
@@ -43,11 +62,11 @@ class MultilingualClip(nn.Module):
         Args:
             clip: the given CLIP.
             encoder: the multilingual encoder.
-            projector: arguments of `build_projector` besides config and width.
+            projector: arguments of `build_projector` except config and width.
             clip_projector: `none` (the space is CLIP's, D = E) or `linear` (one bias-free map E -> H, D = H: mCLIP).
         """
         super().__init__()
-        self.clip = [clip]  # in a list: its towers are this module's own, and registered once
+        self.clip = [clip]  # in a list, so that its towers are not registered twice
         self.image: nn.Module = clip.model.visual  # type: ignore[assignment]
         self.teacher_text: nn.Module = clip.model.text  # type: ignore[assignment]
         self.teacher_scale: Tensor
@@ -68,46 +87,120 @@ class MultilingualClip(nn.Module):
         return self.clip[0].tokenize(texts)
 
     def tower_config(self, tower: str) -> dict[str, Any]:
-        """The configuration of `image`, `teacher_text` or `encoder`, as plain values."""
+        """The config of `image`, `teacher_text` or `encoder`, as JSON values: part of the key of cached features."""
         if tower == "encoder":
-            return self.encoder.plain_config()
+            return self.encoder.config_for_hash()
         part = {"image": "vision_cfg", "teacher_text": "text_cfg"}[tower]
         config = self.clip[0].config
         return {key: config.get(key) for key in ("embed_dim", "quick_gelu", part)}
 
-    def student_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[Any]:
-        """Ids of each text for the encoder; texts beyond its positions lose their last tokens."""
+    def student_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
+        """Ids of each text for the encoder, int32 (T,); texts beyond its positions lose their last tokens."""
         room = min(max_tokens or self.encoder.positions, self.encoder.positions)
         return self.encoder.tokenizer.encode(texts, room)
 
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Student embeddings (N, D) of texts in any language, L2-normalised, float32 on the CPU."""
-        tokens = self.student_tokens(texts)
-        return self._in_batches(tokens, lambda part: self.projector(*self._states(part)), batch_size)
+    def encode_text(self, texts: Texts, batch_size: int = 256) -> Tensor:
+        """Student embeddings of texts in any language.
 
-    def _states(self, tokens: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        ids_BT, mask_BT = self.encoder.pad(tokens)
-        return self.encoder(ids_BT, mask_BT), mask_BT
+        >>> text_ND = model.encode_text(["red apple", "pomme rouge", "红苹果"])
+        >>> len(text_ND)
+        3
+        >>> len(model.encode_text("red apple"))
+        1
 
-    def encode_teacher_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """The teacher's own text embeddings (N, D), L2-normalised, float32 on the CPU."""
-        run = lambda part: self.clip_projector(self.teacher_text(self.teacher_tokens(part).to(self.device)))  # noqa: E731
-        return self._in_batches(texts, run, batch_size)
-
-    def encode_image(self, images: Sequence[Image], batch_size: int = 64) -> Tensor:
-        """Image embeddings (N, D) of PIL pictures, L2-normalised, float32 on the CPU."""
-
-        def run(part: Sequence[Image]) -> Tensor:
-            pixels_BCHW = torch.stack([self.clip[0].transform(image) for image in part])
-            projected: Tensor = self.clip_projector(self.image(pixels_BCHW.to(self.device)))
-            return projected
-
-        return self._in_batches(images, run, batch_size)
-
-    def _in_batches(self, items: Sequence[Any], run: Any, size: int) -> Tensor:
+        Args:
+            texts: one text or a sequence of N texts; a text beyond the encoder's positions loses its last tokens.
+            batch_size: texts per batch; texts of similar length share a batch.
+        Returns:
+            (N, D), L2-normalised, float32 on the CPU, in the order of `texts`.
+        Raises:
+            TypeError: an item is not a string.
+        """
+        tokens = self.student_tokens(as_texts(texts))
+        lengths = [len(ids) for ids in tokens]
         with evaluating(self):
-            parts = [F.normalize(run(items[i : i + size]).float(), dim=-1).cpu() for i in range(0, len(items), size)]
-        return torch.cat(parts) if parts else torch.zeros(0, self.width)
+            return embed_by_length(tokens, lengths, self._embed_tokens, self.width, batch_size)
+
+    def _embed_tokens(self, tokens: Sequence[np.ndarray]) -> Tensor:
+        ids_BT, mask_BT = self.encoder.pad(tokens)
+        embedding_BD: Tensor = self.projector(self.encoder(ids_BT, mask_BT), mask_BT)
+        return embedding_BD
+
+    def encode_teacher_text(self, texts: Texts, batch_size: int = 256) -> Tensor:
+        """Embeddings of texts by the CLIP's own text tower, which reads the CLIP's language only (mostly English).
+
+        >>> len(model.encode_teacher_text(["red apple", "two dogs"]))
+        2
+
+        Args:
+            texts: one text or a sequence of N texts.
+            batch_size: texts per batch; texts of similar length share a batch.
+        Returns:
+            (N, D), L2-normalised, float32 on the CPU, in the order of `texts`.
+        Raises:
+            TypeError: an item is not a string.
+        """
+        listed = as_texts(texts)
+        lengths = [len(text) for text in listed]  # characters: the tokenizer pads every text to the context length
+        with evaluating(self):
+            return embed_by_length(listed, lengths, self._embed_teacher_texts, self.width, batch_size)
+
+    def _embed_teacher_texts(self, texts: Sequence[str]) -> Tensor:
+        ids_BT = self.teacher_tokens(texts).to(self.device)
+        embedding_BD: Tensor = self.clip_projector(self.teacher_text(ids_BT))
+        return embedding_BD
+
+    def encode_image(self, images: Pictures, batch_size: int = 64) -> Tensor:
+        """Embeddings of pictures.
+
+        >>> image_ND = model.encode_image(picture)
+        >>> len(image_ND)
+        1
+        >>> picture.save("apple.png")
+        >>> len(model.encode_image([picture, "apple.png"]))
+        2
+
+        Args:
+            images: one picture or a sequence of N: PIL pictures of any mode and size, and paths of files.
+            batch_size: pictures per batch; only the files of one batch are open at a time.
+        Returns:
+            (N, D), L2-normalised, float32 on the CPU, in the order of `images`.
+        Raises:
+            DataError: a file cannot be read as a picture; the message names it.
+            TypeError: an item is neither a PIL picture nor a path.
+        """
+        listed = as_pictures(images)
+        with evaluating(self):
+            return embed_by_length(listed, [0] * len(listed), self._embed_pictures, self.width, batch_size)
+
+    def _embed_pictures(self, images: Sequence[Picture]) -> Tensor:
+        pixels_BCHW = torch.stack([self.clip[0].transform(open_picture(image)) for image in images])
+        dtype = next(self.image.parameters()).dtype  # half precision, if the model was converted
+        embedding_BD: Tensor = self.clip_projector(self.image(pixels_BCHW.to(self.device, dtype)))
+        return embedding_BD
+
+    def similarity(self, text: Tensor | Texts, image: Tensor | Pictures) -> Tensor:
+        """Cosine similarity of every text with every picture.
+
+        >>> scores_NM = model.similarity(["red apple", "zwei Hunde"], picture)
+        >>> scores_NM.shape
+        torch.Size([2, 1])
+        >>> text_ND, image_MD = model.encode_text("red apple"), model.encode_image([picture, picture])
+        >>> model.similarity(text_ND, image_MD).shape
+        torch.Size([1, 2])
+
+        Args:
+            text: embeddings (N, D), or texts as `encode_text` takes them.
+            image: embeddings (M, D), or pictures as `encode_image` takes them.
+        Returns:
+            (N, M) between -1 and 1, float32 on the CPU.
+        Raises:
+            DataError: a file cannot be read as a picture.
+        """
+        text_ND = text if isinstance(text, Tensor) else self.encode_text(text)
+        image_MD = image if isinstance(image, Tensor) else self.encode_image(image)
+        text_ND, image_MD = (F.normalize(part.detach().float().cpu(), dim=-1) for part in (text_ND, image_MD))
+        return torch.atleast_2d(text_ND) @ torch.atleast_2d(image_MD).T
 
     @property
     def device(self) -> torch.device:
@@ -115,55 +208,81 @@ class MultilingualClip(nn.Module):
         return next(self.parameters()).device
 
     def save(self, folder: str | Path) -> None:
-        """Write the model folder; config.json comes last, so a folder that has one is whole."""
+        """Write the model folder (`layout.py` lists its files).
+
+        >>> model.save("models/copy")
+
+        config.json is written last: a folder that has it is complete.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
+        (folder / layout.MODEL_CONFIG).unlink(missing_ok=True)
         self.clip[0].model.get_parameter("logit_scale").data.copy_(self.teacher_scale)
-        self.clip[0].save(folder / "clip")
-        self.encoder.save(folder / "encoder")
+        self.clip[0].save(folder / layout.CLIP)
+        self.encoder.save(folder / layout.ENCODER)
         state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items() if "projector." in name}
-        with write_whole(folder / "projector.safetensors") as temporary:
+        with write_whole(folder / layout.PROJECTOR) as temporary:
             save_file(state, temporary, {"format": "pt"})
+        tool = {"format": FORMAT, "tool": f"mclip_kit {__version__}"}
         facts = {"trained_languages": self.trained_languages, "made_from": self.made_from}
-        write_json(
-            folder / "config.json", {"format": FORMAT, "tool": f"mclip_kit {__version__}", **self.settings, **facts}
-        )
+        write_json(folder / layout.MODEL_CONFIG, {**tool, **self.settings, **facts})
 
 
-def load(folder: str | Path) -> MultilingualClip:
+def load(path: str | Path, device: str | torch.device = "auto", dtype: Dtype | None = None) -> MultilingualClip:
     """Load a model folder, ready to encode.
 
+    >>> import mclip_kit
+    >>> model = mclip_kit.load("models/mine")
+    >>> model.encode_text("red apple").dtype
+    torch.float32
+    >>> half = mclip_kit.load("models/mine", device="cpu", dtype="bf16")
+    >>> half.device
+    device(type='cpu')
+
+    Args:
+        path: the folder, as `mclip-kit train` and `MultilingualClip.save` write it.
+        device: `auto` (the GPU if CUDA is available, else the CPU) or a torch device.
+        dtype: of the weights: `bf16`, `fp16`, `fp32` or a torch dtype; None is float32. Embeddings are always float32.
     Raises:
-        CheckpointError: it is no model folder, or it is damaged.
+        CheckpointError: the folder is not a model folder, or it is damaged.
+        ValueError: the dtype is not known.
     """
-    folder = Path(folder)
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r} is not known; use {', '.join(DTYPES)} or a torch dtype")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = _read_folder(Path(path))
+    return model.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
+
+
+def _read_folder(folder: Path) -> MultilingualClip:
+    config_path, encoder_path = folder / layout.MODEL_CONFIG, folder / layout.ENCODER
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = json.loads(config_path.read_text(encoding="utf-8"))
         if settings["format"] != FORMAT:
-            raise CheckpointError(f"{folder}: model format {settings['format']}, this version reads {FORMAT}")
+            raise CheckpointError(f"{folder}: model format {settings['format']}; this version reads {FORMAT}")
         facts = settings["trained_languages"], settings["made_from"]
         parts = settings["projector"], settings["clip_projector"]
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: missing; {folder} is not a whole model folder") from None
+        raise CheckpointError(f"{error.filename}: missing; {folder} is not a complete model folder") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not that of a model folder ({error})") from None
-    clip = build_clip(f"local-dir:{folder / 'clip'}")
-    if not (folder / "encoder").is_dir():  # transformers would ask the hub for it
-        raise CheckpointError(f"{folder / 'encoder'}: missing; {folder} is not a whole model folder")
-    encoder = pretrained_encoder(str(folder / "encoder"))
+        raise CheckpointError(f"{config_path}: not the config of a model folder ({error})") from None
+    clip = build_clip(f"local-dir:{folder / layout.CLIP}")
+    if not encoder_path.is_dir():  # transformers would ask the hub for it
+        raise CheckpointError(f"{encoder_path}: missing; {folder} is not a complete model folder")
+    encoder = pretrained_encoder(str(encoder_path))
     try:
         model = MultilingualClip(clip, encoder, *parts)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: no such projector ({error})") from None
+        raise CheckpointError(f"{config_path}: its projector cannot be built ({error})") from None
     model.trained_languages, model.made_from = facts
-    _load_projectors(model, folder / "projector.safetensors")
-    return model.eval()
+    _load_projectors(model, folder / layout.PROJECTOR)
+    return model
 
 
 def _load_projectors(model: MultilingualClip, path: Path) -> None:
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing; {path.parent} is not a whole model folder")
+        raise CheckpointError(f"{path}: missing; {path.parent} is not a complete model folder")
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:

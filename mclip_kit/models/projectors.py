@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import XLMRobertaConfig
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
+
+from mclip_kit.models.text_encoder import xlmr_config
 
 Pool = Literal["eos", "cls", "mean"]
 
@@ -52,12 +53,15 @@ class Blocks(nn.Module):
 
     def __init__(self, config: Any, layers: int, dropout: float) -> None:
         super().__init__()
-        block = XLMRobertaConfig(  # whatever the encoder is: its sizes, XLM-R's layer
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=getattr(config, "intermediate_size", 4 * config.hidden_size),
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=getattr(config, "attention_probs_dropout_prob", 0.1),
+        block = xlmr_config(  # XLM-R's layer at the encoder's sizes, whatever the encoder is
+            width=config.hidden_size,
+            layers=layers,
+            heads=config.num_attention_heads,
+            ffn=getattr(config, "intermediate_size", 4 * config.hidden_size),
+            dropout=dropout,
+            vocabulary=0,  # the blocks have no tables
+            position_rows=0,
+            attention_dropout=getattr(config, "attention_probs_dropout_prob", 0.1),
             layer_norm_eps=getattr(config, "layer_norm_eps", 1e-5),
         )
         block._attn_implementation = "sdpa"

@@ -1,4 +1,4 @@
-"""The multilingual text encoder: transformers' XLM-R or any other encoder of its, with its tokenizer."""
+"""The multilingual text encoder: XLM-R or another encoder of transformers, with its tokenizer."""
 
 from collections.abc import Sequence
 from inspect import signature
@@ -8,31 +8,43 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+    XLMRobertaXLConfig,
+)
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
+from mclip_kit import layout
 from mclip_kit.data.batching import pad
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.models.hub import MissingWeights, look
+from mclip_kit.models.hub import MissingWeights, hub_answers
 from mclip_kit.models.safe_load import UNFIT
 
 
-class OwnTokenizer:
-    """An encoder's own tokenizer, by transformers: WordPiece, BPE, ...; the same methods as XlmrTokenizer's.
+class TransformersTokenizer:
+    """An encoder's own tokenizer, loaded by transformers (WordPiece, BPE, ...), with the methods of XlmrTokenizer.
 
+    Args:
+        name: a name on the hub, or a folder.
+        local_files_only: do not ask the hub.
     Raises:
-        CheckpointError: there is none, or it cannot pad.
+        CheckpointError: the encoder has no tokenizer, or a tokenizer without a padding token.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, local_files_only: bool = False) -> None:
         try:
-            self.hf = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except Exception as error:  # the tokenizers library has none of its own
-            raise CheckpointError(f"encoder hf:{name}: brings no tokenizer: {first_line(error)}") from None
-        if self.hf.vocab_size <= len(self.hf.all_special_tokens):  # transformers makes an empty one of no files
-            raise CheckpointError(f"encoder hf:{name}: brings no tokenizer, neither {MODEL_FILE} nor another")
+            self.hf = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local_files_only)
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise CheckpointError(f"encoder hf:{name}: has no tokenizer: {first_line(error)}") from None
+        if self.hf.vocab_size <= len(self.hf.all_special_tokens):  # without files transformers builds an empty one
+            raise CheckpointError(f"encoder hf:{name}: has no tokenizer, neither {MODEL_FILE} nor another")
         if self.hf.pad_token_id is None:
             raise CheckpointError(f"encoder hf:{name}: its tokenizer has no padding token")
         self.pad = int(self.hf.pad_token_id)
@@ -50,7 +62,7 @@ class OwnTokenizer:
         return [np.asarray(text, np.int32) for text in ids]
 
     def pieces(self) -> list[str]:
-        """None: no fairseq dictionary is this tokenizer's, so binarised text is tokenised anew."""
+        """Empty: no fairseq dictionary fits this tokenizer, so fairseq-binarised text is tokenised again."""
         return []
 
     def save(self, folder: Path) -> None:
@@ -58,7 +70,7 @@ class OwnTokenizer:
         self.hf.save_pretrained(folder)
 
 
-Tokenizer = XlmrTokenizer | OwnTokenizer
+Tokenizer = XlmrTokenizer | TransformersTokenizer
 
 
 class Encoder(nn.Module):
@@ -84,14 +96,14 @@ class Encoder(nn.Module):
         """The transformers config."""
         return self.model.config
 
-    def plain_config(self) -> dict[str, Any]:
-        """What decides the encoder's outputs besides its weights, as plain values."""
+    def config_for_hash(self) -> dict[str, Any]:
+        """The config as JSON values without keys that leave the outputs as they are: for the key of cached features."""
         passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
         return {key: value for key, value in self.config.to_dict().items() if key not in passing}
 
     @property
     def positions(self) -> int:
-        """Longest input in tokens. XLM-R's table starts at pad + 1, its first two rows are unused; BERT's at 0."""
+        """Longest input in tokens. XLM-R's position table is used from row PAD + 1 on, BERT's from row 0 on."""
         table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
         unused = getattr(table, "padding_idx", None)
         rows = getattr(self.config, "max_position_embeddings", 512) - (0 if unused is None else unused + 1)
@@ -114,25 +126,54 @@ class Encoder(nn.Module):
         self.tokenizer.save(folder)
 
 
-def new_encoder(
-    layers: int, width: int, heads: int, ffn: int, dropout: float, positions: int, tokenizer: XlmrTokenizer
-) -> Encoder:
-    """A new XLM-R of the given sizes with random weights, for the tokenizer's vocabulary."""
-    config = XLMRobertaConfig(
-        vocab_size=tokenizer.vocabulary,
+def xlmr_config(
+    width: int,
+    layers: int,
+    heads: int,
+    ffn: int,
+    dropout: float,
+    vocabulary: int,
+    position_rows: int,
+    attention_dropout: float | None = None,
+    kind: type[XLMRobertaConfig] | type[XLMRobertaXLConfig] = XLMRobertaConfig,
+    **options: Any,
+) -> Any:
+    """XLM-R's config at other sizes: its special ids, one token type, its LayerNorm epsilon.
+
+    Args:
+        width: hidden width H.
+        ffn: width of the feed-forward layers.
+        vocabulary: rows of the word table.
+        position_rows: rows of the position table; a text has at most PAD + 1 tokens fewer.
+        attention_dropout: None: `dropout`.
+        kind: the config class; XLM-R XL's for encoders that normalise first.
+        options: other arguments of the class, under transformers' names; they replace those set here.
+    """
+    fixed = {
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": BOS,
+        "pad_token_id": PAD,
+        "eos_token_id": EOS,
+    }
+    return kind(
+        vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=ffn,
         hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        max_position_embeddings=positions + PAD + 1,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        bos_token_id=BOS,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
+        attention_probs_dropout_prob=dropout if attention_dropout is None else attention_dropout,
+        max_position_embeddings=position_rows,
+        **(fixed | options),
     )
+
+
+def new_encoder(
+    layers: int, width: int, heads: int, ffn: int, dropout: float, positions: int, tokenizer: XlmrTokenizer
+) -> Encoder:
+    """A new XLM-R of the given sizes with random weights, for the tokenizer's vocabulary."""
+    config = xlmr_config(width, layers, heads, ffn, dropout, tokenizer.vocabulary, positions + PAD + 1)
     return Encoder(XLMRobertaModel(config, add_pooling_layer=False), tokenizer)
 
 
@@ -140,21 +181,21 @@ def pretrained_encoder(name: str) -> Encoder:
     """A transformers encoder by name or folder, in float32, with XLM-R's tokenizer or its own.
 
     Raises:
-        CheckpointError: it is neither here nor to be had, lacks weights, or is not an encoder.
+        MissingWeights: the encoder is neither in the cache nor on the hub.
+        CheckpointError: weights are missing or do not fit the config, or it is not a text encoder.
     """
     local = Path(name).is_dir()
-    if not local:
-        look()
+    local_files_only = local or not hub_answers()
     try:
-        model, report = _load(name)
-        tokenizer = _tokenizer(name, model.config)
+        model, report = _load(name, local_files_only)
+        tokenizer = _tokenizer(name, model.config, local_files_only)
     except UNFIT as error:
         if isinstance(error, OSError) and not local:
             raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR or fairseq:DIR")) from None
         raise CheckpointError(f"encoder hf:{name}: transformers cannot load it: {first_line(error)}") from None
-    if report["missing_keys"]:  # transformers would go on with random weights
+    if report["missing_keys"]:  # transformers would fill them with random weights
         raise CheckpointError(f"encoder hf:{name}: its weights lack {min(report['missing_keys'])}")
-    if report["mismatched_keys"]:  # here too
+    if report["mismatched_keys"]:  # these too
         raise CheckpointError(
             f"encoder hf:{name}: its weights do not fit its config: {min(report['mismatched_keys'])[0]}"
         )
@@ -162,38 +203,41 @@ def pretrained_encoder(name: str) -> Encoder:
 
 
 def encoder_within(folder: Path) -> Encoder:
-    """The encoder of a folder: a transformers folder, or a model's or a translator's, which hold one.
+    """The encoder of a folder: a transformers folder, or a model folder or translator folder, which contain one.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the folder contains no encoder.
     """
-    inner = folder / "encoder"
+    inner = folder / layout.ENCODER
     place = inner if inner.is_dir() else folder
     if not (place / "config.json").is_file():
-        raise CheckpointError(f"{folder}: holds no encoder: neither a transformers folder nor a model of this program")
+        raise CheckpointError(f"{folder}: contains no encoder; give a transformers folder or a model folder")
     return pretrained_encoder(str(place))
 
 
-def _load(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # else it offers to run code that comes along
+def _load(name: str, local_files_only: bool) -> tuple[nn.Module, dict[str, Any]]:
+    source = {"trust_remote_code": False, "local_files_only": local_files_only}  # by default it offers to run code
+    config = AutoConfig.from_pretrained(name, **source)
     if config.is_encoder_decoder:
         raise CheckpointError(f"encoder hf:{name}: a {config.model_type} has a decoder; give an encoder")
-    if not hasattr(config, "vocab_size"):  # of pictures, or of several towers
-        raise CheckpointError(f"encoder hf:{name}: a {config.model_type} is no text encoder")
+    if not hasattr(config, "vocab_size"):  # an image model, or one of several towers
+        raise CheckpointError(f"encoder hf:{name}: a {config.model_type} is not a text encoder")
     pooler = "add_pooling_layer" in signature(MODEL_MAPPING[type(config)].__init__).parameters
     options: dict[str, Any] = {"add_pooling_layer": False} if pooler else {}  # nothing here reads one
-    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= source | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options["adapter_kwargs"] = {"local_files_only": local_files_only}  # transformers 5 does not pass it on by itself
     loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
     return loaded
 
 
-def _tokenizer(name: str, config: Any) -> Tokenizer:
-    """XLM-R's from its SentencePiece model where the encoder uses that one, else the encoder's own."""
+def _tokenizer(name: str, config: Any, local_files_only: bool) -> Tokenizer:
+    """XLM-R's from its SentencePiece model if the encoder uses that one, else the encoder's own."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    pieces = cached_file(name, MODEL_FILE, **quiet)
-    kind = get_tokenizer_config(name).get("tokenizer_class") or config.model_type
+    pieces = cached_file(name, MODEL_FILE, local_files_only=local_files_only, **quiet)
+    described = get_tokenizer_config(name, local_files_only=local_files_only)
+    kind = described.get("tokenizer_class") or config.model_type
     own = pieces is None or not kind.lower().replace("-", "").startswith("xlmroberta")
-    tokenizer: Tokenizer = OwnTokenizer(name) if own else XlmrTokenizer(pieces)
+    tokenizer: Tokenizer = TransformersTokenizer(name, local_files_only) if own else XlmrTokenizer(pieces)
     if tokenizer.vocabulary > config.vocab_size:
         raise CheckpointError(f"encoder hf:{name}: {tokenizer.vocabulary} ids do not fit {config.vocab_size} word rows")
     return tokenizer

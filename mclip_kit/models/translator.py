@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import EncoderDecoderModel, GenerationConfig, XLMRobertaConfig, XLMRobertaForCausalLM
+from transformers import EncoderDecoderModel, GenerationConfig, XLMRobertaForCausalLM
 from transformers.modeling_outputs import BaseModelOutput
 
 from mclip_kit.data.tokenizer import BOS, EOS, PAD, XlmrTokenizer
@@ -26,7 +26,7 @@ from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.safe_load import UNFIT
-from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
+from mclip_kit.models.text_encoder import Encoder, pretrained_encoder, xlmr_config
 
 FACTS = "translator.json"
 LINEARS = "language_linear.safetensors"
@@ -110,20 +110,14 @@ def new_decoder(
     if not isinstance(encoder.tokenizer, XlmrTokenizer):
         raise RecipeError("stages of kind translate need an encoder with XLM-R's SentencePiece vocabulary")
     given = encoder.config
-    config = XLMRobertaConfig(
-        vocab_size=given.vocab_size,
-        hidden_size=encoder.width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads or given.num_attention_heads,
-        intermediate_size=ffn or given.intermediate_size,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        max_position_embeddings=given.max_position_embeddings,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        bos_token_id=BOS,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
+    config = xlmr_config(
+        width=encoder.width,
+        layers=layers,
+        heads=heads or given.num_attention_heads,
+        ffn=ffn or given.intermediate_size,
+        dropout=dropout,
+        vocabulary=given.vocab_size,
+        position_rows=given.max_position_embeddings,
         is_decoder=True,
         add_cross_attention=True,
     )
@@ -154,7 +148,7 @@ class Translator(nn.Module):
 
     def tower_config(self, tower: str) -> dict[str, Any]:
         """The configuration of `encoder`, as plain values."""
-        return self.encoder.plain_config()
+        return self.encoder.config_for_hash()
 
     def translate(
         self,

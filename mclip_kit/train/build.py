@@ -44,7 +44,7 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
     torch.manual_seed(recipe.seed)
     model: MultilingualClip | Translator
     if recipe.init_from:
-        model = load(recipe.init_from)
+        model = load(recipe.init_from, device="cpu")  # accelerate moves it
     elif "teacher" in recipe.needs:
         model = _build_clip(recipe)
     else:

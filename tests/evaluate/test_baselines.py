@@ -117,5 +117,5 @@ def test_what_is_no_baseline(captions, tmp_path):
         baseline("techer", captions, "test", ["de"])
     with pytest.raises(DataError, match=r"none\.tsv: missing"):
         baseline(f"translated:{tmp_path / 'none.tsv'}", captions, "test", ["de"])
-    with pytest.raises(CheckpointError, match="not a whole model folder"):
+    with pytest.raises(CheckpointError, match="not a complete model folder"):
         baseline(str(tmp_path), captions, "test", ["de"])

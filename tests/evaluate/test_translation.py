@@ -125,6 +125,6 @@ def test_eval_scores_translators_encoders_and_models(squares: Path, tmp_path: Pa
     sides = held_out_sentences(*held_out(squares, "test", ["en", "de"])[:1], "test", ("en", "de"), 5)
     assert rates == pytest.approx([error / 100 for error in errors(own, *sides)])
     wrong = run.invoke(cli, ["eval", str(squares), "--task", "bitext", "--data", str(squares)])
-    assert (wrong.exit_code, "holds no encoder" in wrong.output) == (2, True)
+    assert (wrong.exit_code, "contains no encoder" in wrong.output) == (2, True)
     wrong = run.invoke(cli, ["eval", model, "--task", "bitext", "--data", str(squares), "--baseline", "teacher"])
     assert (wrong.exit_code, "for --task retrieval" in wrong.output) == (2, True)

@@ -1,34 +1,43 @@
-"""Whether a hub answers is found out once and soon."""
+"""Whether the hub answers is asked once; a hub that does not answer is not asked for files."""
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import huggingface_hub.constants as hub
 import pytest
 
-from mclip_kit.models.hub import look
+from mclip_kit.interop.encoders import named_encoder
+from mclip_kit.models.clip import build_clip
+from mclip_kit.models.hub import MissingWeights, _reachable, hub_answers, offline_unless_hub_answers
 
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody has looked yet, and no proxy stands between."""
+    """Online mode, the hub not asked yet, and no proxy in between."""
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("mclip_kit.models.hub.PATIENCE", 0.2)
-    look.cache_clear()
+    monkeypatch.setattr("mclip_kit.models.hub.PATIENCE", 10.0)
+    _reachable.cache_clear()
     yield
-    look.cache_clear()
+    _reachable.cache_clear()
 
 
-@pytest.mark.parametrize(("status", "offline"), [(200, False), (404, False), (503, True)])
-def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch, status: int, offline: bool) -> None:
+@contextmanager
+def answering(monkeypatch: pytest.MonkeyPatch, status: int) -> Iterator[list[str]]:
+    """A hub that answers every request with a status; the paths that it was asked for."""
+    paths: list[str] = []
+
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
+            paths.append(self.path)
             self.send_response(status)
+            self.send_header("Content-Length", "0")
             self.end_headers()
+
+        do_GET = do_HEAD
 
         def log_message(self, *_: object) -> None:
             """Silence."""
@@ -36,20 +45,52 @@ def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch, status: in
     with HTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(hub, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr("mclip_kit.models.hub.PATIENCE", 10.0)
-        look()
+        yield paths
         server.shutdown()
-    assert offline is hub.HF_HUB_OFFLINE
 
 
-@pytest.mark.parametrize("listens", [True, False])
-def test_a_hub_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, listens: bool) -> None:
+@pytest.mark.parametrize(("status", "answers"), [(200, True), (404, True), (503, False)])
+def test_a_hub_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch, status: int, answers: bool) -> None:
+    with answering(monkeypatch, status) as paths:
+        assert [hub_answers() for _ in range(3)] == [answers] * 3
+        with offline_unless_hub_answers():
+            assert hub.HF_HUB_OFFLINE is not answers
+    assert len(paths) == 1
+    assert not hub.HF_HUB_OFFLINE
+
+
+def test_a_hub_that_is_down_is_not_asked_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(monkeypatch, 503) as paths:
+        for _ in range(2):
+            with pytest.raises(MissingWeights, match="hf:tests/absent"):
+                named_encoder("hf:tests/absent")
+            with pytest.raises(MissingWeights, match="hf-hub:tests/absent"):
+                build_clip("hf-hub:tests/absent")
+    assert [path for path in paths if "absent" in path] == []
+    assert not hub.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(("listens", "offline", "calls"), [(True, False, 1), (False, False, 0), (True, True, 0)])
+def test_a_silent_hub_is_called_once(monkeypatch: pytest.MonkeyPatch, listens: bool, offline: bool, calls: int) -> None:
+    monkeypatch.setattr("mclip_kit.models.hub.PATIENCE", 0.2)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", offline)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if listens:
             server.listen()
         monkeypatch.setattr(hub, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        start = time.monotonic()
-        look()
-    assert hub.HF_HUB_OFFLINE
-    assert time.monotonic() - start < 5
+        assert [hub_answers() for _ in range(3)] == [False] * 3
+        assert connections(server, listens) == calls
+
+
+def connections(server: socket.socket, listens: bool) -> int:
+    """How many clients called."""
+    server.setblocking(False)
+    count = 0
+    while listens:
+        try:
+            server.accept()[0].close()
+        except BlockingIOError:
+            break
+        count += 1
+    return count

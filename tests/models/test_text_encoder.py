@@ -48,7 +48,7 @@ from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.models.projectors import build_projector
-from mclip_kit.models.text_encoder import Encoder, OwnTokenizer, pretrained_encoder
+from mclip_kit.models.text_encoder import Encoder, TransformersTokenizer, pretrained_encoder
 from tests import tiny
 
 LINES = [
@@ -138,13 +138,13 @@ def modernbert(folder: Path) -> None:
 Maker = Callable[[Path], None]
 # the maker -> its model, its tokenizer, the longest text, the padding
 KINDS: dict[Maker, tuple[type, type, int, int]] = {
-    bert: (BertModel, OwnTokenizer, POSITIONS, 0),
+    bert: (BertModel, TransformersTokenizer, POSITIONS, 0),
     e5: (BertModel, XlmrTokenizer, POSITIONS, 1),
     xlmr: (XLMRobertaModel, XlmrTokenizer, POSITIONS - 2, 1),
     xlmr_xl: (XLMRobertaXLModel, XlmrTokenizer, POSITIONS - 2, 1),
-    xlmr_fast: (XLMRobertaModel, OwnTokenizer, POSITIONS - 2, 1),
-    distilbert: (DistilBertModel, OwnTokenizer, POSITIONS, 0),
-    modernbert: (ModernBertModel, OwnTokenizer, POSITIONS, 0),
+    xlmr_fast: (XLMRobertaModel, TransformersTokenizer, POSITIONS - 2, 1),
+    distilbert: (DistilBertModel, TransformersTokenizer, POSITIONS, 0),
+    modernbert: (ModernBertModel, TransformersTokenizer, POSITIONS, 0),
 }
 
 
@@ -265,7 +265,7 @@ def test_a_tokenizer_json_gives_the_ids_of_the_sentencepiece_model(tmp_path: Pat
     xlmr(tmp_path / "pieces")
     xlmr_fast(tmp_path / "json")
     ours, theirs = (named_encoder(f"hf:{tmp_path / name}").tokenizer for name in ("pieces", "json"))
-    assert (type(ours), type(theirs)) == (XlmrTokenizer, OwnTokenizer)
+    assert (type(ours), type(theirs)) == (XlmrTokenizer, TransformersTokenizer)
     for limit in (None, 6):
         found = [[ids.tolist() for ids in tokenizer.encode([*TEXTS, LONG], limit)] for tokenizer in (ours, theirs)]
         assert found[0] == found[1]
@@ -275,7 +275,7 @@ def test_a_sentencepiece_model_of_another_tokenizer_is_not_taken_for_xlmrs(tmp_p
     bert(tmp_path)
     train_sentencepiece(LINES, tmp_path / MODEL_FILE, 90, 1.0)  # as CamemBERT has one
     encoder = named_encoder(f"hf:{tmp_path}")
-    assert type(encoder.tokenizer) is OwnTokenizer
+    assert type(encoder.tokenizer) is TransformersTokenizer
     assert encoder.tokenizer.pad == 0
 
 
@@ -331,7 +331,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, maker: Maker) -
     for path in tmp_path.iterdir():
         if path.name not in ("config.json", "model.safetensors"):
             path.unlink()
-    assert "brings no tokenizer" in refusal(str(tmp_path))
+    assert "has no tokenizer" in refusal(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -423,7 +423,7 @@ def rewrite(path: Path, **values: Any) -> None:
 def test_an_encoder_that_reads_no_text_is_refused(tmp_path: Path, config: Any) -> None:
     wordpiece(tmp_path)
     config().save_pretrained(tmp_path)
-    assert "is no text encoder" in refusal(str(tmp_path))
+    assert "is not a text encoder" in refusal(str(tmp_path))
 
 
 def test_code_that_comes_with_an_encoder_is_never_offered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -441,8 +441,8 @@ def test_code_that_comes_with_an_encoder_is_never_offered(tmp_path: Path, capsys
         ("config.json", {"hidden_size": 0}, "cannot load it"),
         ("config.json", {"model_type": ["bert"]}, "cannot load it"),
         ("config.json", {"hidden_size": 32}, "do not fit its config: embeddings.LayerNorm.bias"),
-        ("tokenizer_config.json", {"tokenizer_class": 5}, "brings no tokenizer"),
-        ("tokenizer.json", {"model": {"type": "Nonsense"}}, "brings no tokenizer"),
+        ("tokenizer_config.json", {"tokenizer_class": 5}, "has no tokenizer"),
+        ("tokenizer.json", {"model": {"type": "Nonsense"}}, "has no tokenizer"),
     ],
 )
 def test_nonsense_in_a_folder_is_one_line(tmp_path: Path, name: str, values: dict[str, Any], message: str) -> None:
