@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mclip_kit.features.job import ExtractionJob
-from mclip_kit.features.shards import Layout
+from mclip_kit.features.shards import ItemFormat
 from mclip_kit.features.table import Table
 
 GOAL = 1.5
@@ -45,7 +45,7 @@ def work(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, ExtractionJob
 def use(folder: Path, rows: int, width: int, ragged: bool) -> None:
     """Fill a table and gather an epoch of batches from it; print the most memory taken so far after each."""
     keys_N2, tower = work(rows, width, ragged)
-    table = Table(folder, Layout(width, "fp16"), "made-up features", log=lambda line: None)
+    table = Table(folder, ItemFormat(width, "fp16"), "made-up features", log=lambda line: None)
     places_N = table.fill(keys_N2, tower)
     print(high_water())
     for batch in np.array_split(np.random.default_rng(2).permutation(rows), -(-rows // BATCH)):

@@ -93,7 +93,7 @@ class Feed:
         except NoRoom as error:
             if self._needs.cache != "auto":
                 raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8 for token states, or cache=auto") from None
-            self._frozen.store.log(f"{error}: computed in every step instead")
+            self._frozen.cache.log(f"{error}: computed in every step instead")
 
     def _leave_out_unreadable(self) -> None:
         features = self._read["image"]
@@ -128,7 +128,7 @@ class Feed:
             "groups_B": torch.from_numpy(examples.groups_N[rows]),
         }
         if self._needs.duplicates:
-            known_B2 = hashing.of_tokens(examples.tokens[row] for row in rows)
+            known_B2 = hashing.hash_tokens(examples.tokens[row] for row in rows)
             fields["texts_B"] = torch.from_numpy(known_B2[:, 0].astype(np.int64))
         for vertex, name in (("image", "image_BE"), ("teacher_text", "teacher_BE"), ("pooled", "pooled_BH")):
             if vertex in self._read:

@@ -362,7 +362,7 @@ class Run:
 
     def _forget(self, index: int) -> None:
         for tower in {name.split(".")[0] for name in self.trained[index]}:
-            self.store.forget(tower)
+            self.store.drop(tower)
 
     def _keep_temperature(self, objective: Triangle | Translation) -> None:
         """A teacher that was trained keeps its learned temperature."""
