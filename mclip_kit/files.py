@@ -7,8 +7,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 POLL = 0.02  # seconds between two attempts to get a lock that another process holds
 
 
@@ -60,6 +58,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
         path: a file or a folder; only its name and its folder count.
         wait: whether to wait for another process that has the lock.
     """
+    from filelock import FileLock, Timeout  # here: the command line starts faster, and doctor starts without it
+
     lock = FileLock(path.with_name(f".{path.name.lstrip('.')}.lock"))
     try:
         lock.acquire(timeout=-1 if wait else 0, poll_interval=POLL)

@@ -25,7 +25,8 @@ def doctor(recipe: str | None, overrides: tuple[str, ...]) -> None:
 
     The exit code is 1 if there is a problem.
     """
-    from mclip_kit.doctor import PROBLEM, diagnose, verdict
+    from mclip_kit.doctor import diagnose, verdict
+    from mclip_kit.doctor.findings import PROBLEM
 
     if overrides and recipe is None:
         raise click.UsageError("--set overrides a key of a recipe: name the recipe too")
