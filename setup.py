@@ -33,6 +33,7 @@ REQUIRES = [
     "PyYAML>=6",
     "psutil>=5.9",  # the memory that --dry-run compares with
     "tqdm>=4.66",
+    "filelock>=3.21",  # where an unlinked lock file counts as released: files.locked removes it
     "pyarrow>=15",  # .parquet
     "webdataset>=1",  # its rules for keys and shard names
     "tensorboard>=2.17",

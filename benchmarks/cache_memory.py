@@ -2,34 +2,36 @@
 
     python benchmarks/cache_memory.py [--smoke]
 
-Fills a table of 10,000 and one of 1,000,000 made-up rows, and gathers an epoch of random batches of 256 from each, in
-a process of its own; pooled rows, and token states of sentences. `--smoke` takes fewer rows, of as many bytes. The last
-line has the largest peak of a large table over that of the small one.
+Fills a table of 10,000 and one of 1,000,000 made-up rows, and gathers an epoch of random batches of 256 from each, each
+in a forked process; pooled rows, and token states of sentences. `--smoke` takes fewer rows. The last line has the
+largest peak of a large table over that of the small one.
 """
 
 import argparse
-import subprocess
-import sys
+import multiprocessing
 import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mclip_kit.features.job import ExtractionJob
-from mclip_kit.features.shards import Layout
+from mclip_kit.features.shards import ItemFormat
 from mclip_kit.features.table import Table
 
 GOAL = 1.5
 BATCH = 256
 SMALL = 10_000
 TOKENS = 16  # of a sentence, in the mean
-# rows and width of the large tables: 0.5 GB each, in fp16
+# rows and width of the large tables: 0.5 GB each, in fp16; 0.1 GB with --smoke
 SIZES = {False: {"pooled": (1_000_000, 256), "tokens": (1_000_000, 16)}}
-SIZES[True] = {"pooled": (250_000, 1024), "tokens": (250_000, 64)}
+SIZES[True] = {"pooled": (50_000, 1024), "tokens": (50_000, 64)}
+FORK = multiprocessing.get_context("fork")
 
 
-def work(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, ExtractionJob]:
+def made_up_job(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, ExtractionJob]:
     """Keys of some rows, and a tower that costs nothing."""
     draw = np.random.default_rng(1)
     keys_N2 = draw.integers(0, 2**64, (rows, 2), np.uint64)
@@ -42,22 +44,27 @@ def work(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, ExtractionJob
     return keys_N2, ExtractionJob(lambda part: (part, []), run, sizes_N, ragged, batch_items=4096)
 
 
-def use(folder: Path, rows: int, width: int, ragged: bool) -> None:
-    """Fill a table and gather an epoch of batches from it; print the most memory taken so far after each."""
-    keys_N2, tower = work(rows, width, ragged)
-    table = Table(folder, Layout(width, "fp16"), "made-up features", log=lambda line: None)
-    places_N = table.fill(keys_N2, tower)
-    print(high_water())
+def use(folder: Path, rows: int, width: int, ragged: bool, peaks: Connection) -> None:
+    """Fill a table and gather an epoch of batches from it; send the most memory taken so far after each."""
+    keys_N2, job = made_up_job(rows, width, ragged)
+    table = Table(folder, ItemFormat(width, "fp16"), "made-up features", log=lambda line: None)
+    places_N = table.fill(keys_N2, job, rank=1)  # no progress bar
+    peaks.send(high_water())
     for batch in np.array_split(np.random.default_rng(2).permutation(rows), -(-rows // BATCH)):
         assert len(table.take(places_N[batch])) >= len(batch)
-    print(high_water())
+    peaks.send(high_water())
 
 
-def peaks(folder: Path, rows: int, width: int, kind: str) -> list[int]:
-    """MB that a process of its own takes at most, up to the end of the filling and of the epoch."""
-    command = [sys.executable, __file__, "--one", str(folder), str(rows), str(width), kind]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return [int(line) for line in done.stdout.split()]
+def peaks(rows: int, width: int, ragged: bool) -> list[int]:
+    """MB that a forked process takes at most, up to the end of the filling and of the epoch."""
+    ours, theirs = FORK.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        process = FORK.Process(target=use, args=(Path(folder), rows, width, ragged, theirs))
+        process.start()
+        theirs.close()
+        found = [int(ours.recv()), int(ours.recv())]
+        process.join()
+    return found
 
 
 def high_water() -> int:
@@ -66,23 +73,23 @@ def high_water() -> int:
         return next(int(line.split()[1]) for line in handle if line.startswith("VmHWM")) // 1024
 
 
+def measure(smoke: bool) -> Iterator[tuple[str, int, int, int, int]]:
+    """For each kind of table and step: its name, MB of a small and of a large table, rows and MB of the large one."""
+    for kind, (many, width) in SIZES[smoke].items():
+        small, large = (peaks(rows, width, kind == "tokens") for rows in (SMALL, many))
+        size = many * width * 2 * (TOKENS if kind == "tokens" else 1) // 2**20
+        for step, few, more in zip(("filling", "an epoch"), small, large, strict=True):
+            yield f"{kind}, {step}", few, more, many, size
+
+
 def main() -> None:
     """Measure, and print a line for each table and step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        folder, rows, width, kind = asked.one
-        use(Path(folder), int(rows), int(width), kind == "tokens")
-        return
     worst = 0.0
-    for kind, (many, width) in SIZES[asked.smoke].items():
-        with tempfile.TemporaryDirectory(dir=".") as folder:
-            small, large = (peaks(Path(folder, str(rows)), rows, width, kind) for rows in (SMALL, many))
-        for step, few, more in zip(("filling", "an epoch"), small, large, strict=True):
-            print(f"{kind}, {step}: {few} MB for {SMALL:,} rows, {more} MB for {many:,}", flush=True)
-            worst = max(worst, more / few)
+    for name, few, more, rows, _ in measure(parser.parse_args().smoke):
+        print(f"{name}: {few} MB for {SMALL:,} rows, {more} MB for {rows:,}", flush=True)
+        worst = max(worst, more / few)
     print(f"cache_memory ratio={worst:.2f} goal={GOAL}")
 
 

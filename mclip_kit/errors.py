@@ -1,15 +1,15 @@
-"""Mistakes that a user can mend.
+"""Errors that a user can fix.
 
 Every message is one line that names the file, the row or the key, and says what to do next. The command line
-prints it and exits with code 2; a library user catches `MclipError`.
+prints it and exits with code 2; code that uses the library catches `MclipError`.
 """
 
 
 class MclipError(Exception):
-    """The base of all errors below: something the user can mend."""
+    """The base of all errors below."""
 
     def __str__(self) -> str:
-        """One line, whatever a file's name or cell put into it."""
+        """The message as one printable line, even if a file name or a cell in it is not printable."""
         line = " ".join(super().__str__().split())
         return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
@@ -19,17 +19,17 @@ class RecipeError(MclipError):
 
 
 class DataError(MclipError):
-    """A corpus or a prepared folder is missing, damaged or does not fit the recipe."""
+    """A corpus or a prepared folder is missing, is damaged or does not fit the recipe."""
 
 
 class CheckpointError(MclipError):
-    """Weights, a run folder or a model folder are missing, damaged or do not fit together."""
+    """Weights, a run folder or a model folder are missing, are damaged or do not fit together."""
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first, short enough to stand in one of our lines; its type if it says nothing.
+    """The first line of a library's error, at most 200 characters; the error's type if it has no message.
 
-    Where the first line only announces others, as over weights that do not fit, the second comes too.
+    If the first line ends with a colon, as for weights that do not fit, the second line is added.
     """
     if isinstance(error, KeyError):
         return f"there is no {error}"

@@ -1,20 +1,21 @@
-"""Files are written whole or not at all: a temporary name beside the target, fsync, rename."""
+"""Write a file whole or not at all (temporary name next to the target, fsync, rename); lock a path; format bytes."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+POLL = 0.02  # seconds between two attempts to get a lock that another process holds
 
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it becomes `path` in one step.
 
-    The temporary file keeps the target's suffix, so writers that look at it (NumPy, PIL) are content.
-    Whatever goes wrong inside the block, `path` keeps its former content and nothing is left behind.
+    The temporary file keeps the target's suffix, because NumPy and PIL choose the format by it. If the block raises,
+    `path` keeps its old content and the temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,31 +36,39 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON that keeps every script readable; in names that are not UTF-8, the odd bytes as escapes."""
+    """Write indented JSON with non-ASCII letters as they are; bytes of file names that are not UTF-8 become escapes."""
     content = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_text(path, content.encode(errors="backslashreplace").decode())
 
 
 def readable(size: float, digits: int = 2) -> str:
-    """Bytes, for people: GB from 0.1 on, else MB."""
+    """A number of bytes as text: in GB from 0.1 GB on, else in MB."""
     return f"{size / 1e9:.{digits}f} GB" if size >= 1e8 else f"{size / 1e6:.{digits}f} MB"
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process has the lock of a folder that is still where it was."""
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a path for the block; yields whether this process has it.
+
+    The lock is a hidden file `.NAME.lock` in the path's folder, which is created if it is missing; the path itself may
+    be missing, renamed or removed meanwhile. The system releases the lock when the process ends, also when it is
+    killed; then the file stays, empty, and the next process takes it over. A process cannot lock a path twice.
+
+    Args:
+        path: a file or a folder; only its name and its folder count.
+        wait: whether to wait for another process that has the lock.
+    """
+    from filelock import FileLock, Timeout  # here: the command line starts faster, and doctor starts without it
+
+    lock = FileLock(path.with_name(f".{path.name.lstrip('.')}.lock"))
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=POLL)
+    except Timeout:
         yield False
         return
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            mine = os.stat(folder).st_ino == os.fstat(handle).st_ino
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        yield mine
+        yield True
     finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)  # processes that were started meanwhile have it open too
-        os.close(handle)
+        with suppress(OSError):  # Windows removes it when the lock is released
+            os.unlink(lock.lock_file)  # before the release: processes that wait look again which file has the name
+        lock.release()

@@ -16,7 +16,10 @@ from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load
-from mclip_kit.doctor import OK, PROBLEM, Finding, diagnose, matched, room, verdict, versions, weights
+from mclip_kit.doctor import diagnose, environment, verdict
+from mclip_kit.doctor.environment import check_packages, check_room, check_versions, installed_version
+from mclip_kit.doctor.findings import OK, PROBLEM, Finding
+from mclip_kit.doctor.weights import check_weights
 from tests import tiny
 
 Type = Callable[..., Result]
@@ -66,7 +69,6 @@ def test_this_environment_is_sound(type_: Type) -> None:
     for word in (
         "Python",
         "torch ",
-        "tokenizers",
         "import fairseq",
         "import transformers",
         "GPU",
@@ -154,7 +156,7 @@ def test_fp16_needs_a_gpu(type_: Type, recipe: Path) -> None:
 
 def test_folders_are_looked_through(type_: Type, recipe: Path, tmp_path: Path) -> None:
     def encoder(value: object) -> Finding:
-        return weights(load(recipe, [f"encoder={value}"]))[0]
+        return check_weights(load(recipe, [f"encoder={value}"]))[0]
 
     folder = tmp_path / "xlmr"
     folder.mkdir()
@@ -176,7 +178,7 @@ def test_folders_are_looked_through(type_: Type, recipe: Path, tmp_path: Path) -
 
 def test_teachers_are_looked_for_by_tag_file_and_folder(type_: Type, recipe: Path, tmp_path: Path) -> None:
     def teacher(value: str) -> Finding:
-        return weights(load(recipe, [f"teacher={value}"]))[0]
+        return check_weights(load(recipe, [f"teacher={value}"]))[0]
 
     (tmp_path / "clip.pt").write_bytes(b"x" * 1_000_000)
     for value in ("{model: 'openai:clip.pt'}", "{model: ViT-B/32, weights: clip.pt}"):
@@ -243,30 +245,34 @@ def test_a_broken_package_is_a_finding_and_no_traceback(tmp_path: Path, recipe: 
 
 def test_versions_are_held_against_requirements() -> None:
     required = ["torch==2.11.*", "numpy>=1.26; python_version >= '3.11'", "emoji>=2; extra == 'demo'", "timm>=1.0.17"]
-    found = versions(required, {"torch": "2.11.0+cpu", "numpy": "1.25.2"})
+    found = check_versions(required, {"torch": "2.11.0+cpu", "numpy": "1.25.2"}.get)
     assert [finding.status for finding in found] == [OK, PROBLEM, PROBLEM]
     assert found[1].what.split() == ["numpy", "1.25.2", ">=1.26"]
-    assert found[1].mend == "pip install 'numpy>=1.26'"
+    assert found[1].fix == "pip install 'numpy>=1.26'"
     assert "missing" in found[2].what
 
 
 def test_either_build_of_fairseq_will_do() -> None:
     required = ["ve-fairseq==0.12.3", "fairseq-fixed==0.12.3.1; python_version < '3'"]
-    assert versions(required, {"fairseq-fixed": "0.12.3.1"})[0].status == OK
-    assert versions(required, {"fairseq-fixed": "0.12.2"})[0].status == PROBLEM
-    assert versions(required, {})[0].status == PROBLEM
+    assert check_versions(required, {"fairseq-fixed": "0.12.3.1"}.get)[0].status == OK
+    assert check_versions(required, {"fairseq-fixed": "0.12.2"}.get)[0].status == PROBLEM
+    assert check_versions(required, {}.get)[0].status == PROBLEM
 
 
-def test_torch_and_its_companions_are_one_set() -> None:
-    assert matched({"torch": "2.11.0", "torchvision": "0.26.0+cpu", "torchaudio": "2.11.0"}) == []
-    (found,) = matched({"torch": "2.15.0", "torchvision": "0.30.1", "torchaudio": "2.11.0"})
-    assert found.what == "torchaudio 2.11.0 is for torch 2.11, not 2.15.0"
+def test_what_packages_require_of_each_other_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {finding.status for finding in check_packages()} == {OK}
+    others = {"torch": "2.15.0", "tokenizers": "0.1"}
+    monkeypatch.setattr(environment, "installed_version", lambda name: others.get(name) or installed_version(name))
+    torch, *of_others = [finding for finding in check_packages() if finding.status == PROBLEM]
+    assert torch.what.split() == ["torch", "2.15.0", "==2.11.*"]
+    assert {finding.what.split()[-1] for finding in of_others if finding.what.startswith("torch ")} == {"torchvision)"}
+    assert any(f.what.startswith("tokenizers") and f.what.endswith("(required by transformers)") for f in of_others)
 
 
 def test_too_little_room_is_a_problem(type_: Type) -> None:
-    assert [finding.status for finding in room(10**6, 10**6)] == [OK, OK, OK]
-    assert [finding.status for finding in room(10**17, 10**6)] == [PROBLEM, PROBLEM, OK]
-    assert "the weights take 100000000.0 GB" in room(0, 10**17)[2].what
+    assert [finding.status for finding in check_room(10**6, 10**6)] == [OK, OK, OK]
+    assert [finding.status for finding in check_room(10**17, 10**6)] == [PROBLEM, PROBLEM, OK]
+    assert "the weights take 100000000.0 GB" in check_room(0, 10**17)[2].what
 
 
 def test_the_last_line_counts() -> None:

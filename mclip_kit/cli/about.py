@@ -21,11 +21,15 @@ def recipes() -> None:
 @click.argument("recipe", required=False)
 @SET
 def doctor(recipe: str | None, overrides: tuple[str, ...]) -> None:
-    """Say whether this machine, this environment and a recipe can start, and how to mend what cannot."""
-    from mclip_kit.doctor import PROBLEM, diagnose, verdict
+    """Check this machine, the installed packages and a recipe; say how to fix each problem.
+
+    The exit code is 1 if there is a problem.
+    """
+    from mclip_kit.doctor import diagnose, verdict
+    from mclip_kit.doctor.findings import PROBLEM
 
     if overrides and recipe is None:
-        raise click.UsageError("--set overrides a key of a recipe: name one")
+        raise click.UsageError("--set overrides a key of a recipe: name the recipe too")
     findings = []
     for finding in diagnose(recipe, overrides):
         findings.append(finding)

@@ -1,4 +1,4 @@
-"""What every command shares: errors in one line, kinds of paths, the quiet of libraries."""
+"""What all commands share: path types, the --set option, one-line errors, quiet libraries."""
 
 import errno
 import sys
@@ -16,12 +16,12 @@ from mclip_kit.errors import MclipError
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ANY = click.Path(path_type=Path)
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, what a file may hold
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota or a file-size limit is full
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 
 
 class Commands(click.Group):
-    """What a user can mend ends in one line and exit code 2; Ctrl-C says how to go on."""
+    """A group of commands: errors that the user can fix are one line with exit code 2; Ctrl-C exits with 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -34,9 +34,9 @@ class Commands(click.Group):
         except OSError as error:
             if error.filename is None and error.errno not in FULL:
                 raise
-            raise Mistake(f"{error.filename or 'what was being written'}: {error.strerror}") from None
+            raise Mistake(f"{error.filename or 'a file that was being written'}: {error.strerror}") from None
         except KeyboardInterrupt:
-            click.echo("\nstopped; what was written whole stays (a run goes on with --resume)", err=True)
+            click.echo("\nstopped; finished files are kept (resume a training run with --resume)", err=True)
             sys.exit(130)
 
 
@@ -49,7 +49,7 @@ def _show(others: Callable[..., None], message: Warning | str, category: type[Wa
 
 
 class Mistake(click.ClickException):
-    """Something the user can mend, as one line."""
+    """An error that the user can fix, as one line."""
 
     exit_code = 2
 
@@ -58,7 +58,7 @@ class Mistake(click.ClickException):
 
 
 def quiet() -> None:
-    """Libraries log what this program says itself, in one line, or not at all."""
+    """Silence the logs and progress bars of libraries; this program reports what matters itself."""
     import logging
 
     from transformers.utils import logging as transformers_logging

@@ -193,7 +193,7 @@ class Embedder:
         tokens = model.student_tokens(texts)
         if model.projector.blocks is None:
             return self._project("projector.head", self._frozen.pooled(tokens).take())
-        if not (self._frozen.store.lasts("encoder") and self._frozen.store.tokens):
+        if not (self._frozen.cache.is_persistent("encoder") and self._frozen.cache.tokens):
             return model.encode_text(texts).numpy()
         try:
             states = self._frozen.token_states(tokens)

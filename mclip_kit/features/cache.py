@@ -1,7 +1,7 @@
-"""Frozen means computed once: the tables of features under one root.
+"""The feature cache: tables of frozen towers' outputs under one folder, so each output is computed once.
 
-A table belongs to all that makes its features what they are - tower, weights, preprocessing, precision - and a row in
-it to an input's content. Change any, and it is computed anew; keep all, and it is found, by any recipe.
+A table belongs to everything that decides its features (tower, weights, preprocessing, precision), and a row belongs to
+the content of an input. If any of them changes, features are computed again; otherwise every recipe finds them.
 """
 
 import os
@@ -16,22 +16,26 @@ import torch
 from tqdm import tqdm
 
 from mclip_kit.features import hashing
-from mclip_kit.features.shards import Dtype, Layout
+from mclip_kit.features.shards import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import write_json
 
 
 class FeatureCache:
-    """Tables by what they hold.
+    """Opens the table of each frozen output.
 
     Args:
-        root: the cache's folder; without one, features last as long as the store does, in float32.
-        dtype: how frozen towers' outputs are stored; int8 is for token states, the others are fp16 then.
-        precision: the type in which towers compute, by autocast where it is not float32.
-        share, shares: this process's number, and how many fill together.
+        root: the cache's folder. None: features are kept as long as this object, in float32.
+        dtype: how outputs of frozen towers are stored. int8 is for token states; other outputs are fp16 then.
+        precision: the type in which towers compute, by autocast unless it is float32.
+        rank: this process's number.
+        world_size: processes that fill the cache together.
         tokens: whether token states are kept too.
-        workers: processes that decode pictures.
-        log: takes a line about what is computed and kept.
+        workers: worker processes that decode pictures.
+        log: takes a line about what is computed, and about what is damaged.
+
+    Attributes:
+        trained: towers that are trained; their features are not kept, because they change with every step.
     """
 
     def __init__(
@@ -39,63 +43,64 @@ class FeatureCache:
         root: Path | None = None,
         dtype: Dtype = "fp16",
         precision: torch.dtype = torch.float32,
-        share: int = 0,
-        shares: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
         tokens: bool = True,
         workers: int = 0,
         log: Callable[[str], None] = tqdm.write,
     ) -> None:
         self.root, self.dtype, self.precision = root, dtype, precision
-        self.share, self.shares, self.tokens = share, shares, tokens
+        self.rank, self.world_size, self.tokens = rank, world_size, tokens
         self.workers, self.log = workers, log
         self.trained: frozenset[str] = frozenset()
-        """Towers whose features do not last: they change with every step."""
         self._temporary = tempfile.TemporaryDirectory(prefix="mclip_kit-")
         self._tables: dict[str, Table] = {}
 
-    def lasts(self, tower: str) -> bool:
-        """Whether what a tower gives is kept for later."""
+    def is_persistent(self, tower: str) -> bool:
+        """Whether features of a tower are kept for later runs."""
         return self.root is not None and tower not in self.trained
 
     @property
-    def files(self) -> Path:
-        """What is known of picture files' contents."""
+    def file_hashes(self) -> Path:
+        """The SQLite file of known hashes of picture files, see `hashing.hash_files`."""
         return (self.root or Path(self._temporary.name)) / "files.sqlite"
 
     def table(self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]]) -> Table:
-        """The table for one kind of output of a tower.
+        """The table of one kind of output of a tower.
 
         Args:
-            tower: whose outputs these are; its facts are asked for once, until it is forgotten.
-            kind: what they are, for people: the start of the folder's name.
-            width: numbers an item.
-            facts: all that decides them besides, as plain values.
+            tower: the tower's name in the model.
+            kind: the kind of output, such as `image` or `tokens`: the start of the folder's name.
+            width: numbers of an item.
+            facts: everything else that decides the features, as JSON values; called once, until the tower is dropped.
         """
         name = f"{tower} {kind}"
         if name not in self._tables:
-            lasts = self.lasts(tower)
-            self._tables[name] = self._lasting(kind, width, facts()) if lasts else self._passing(name, kind, width)
+            persistent = self.is_persistent(tower)
+            self._tables[name] = (
+                self._persistent_table(kind, width, facts()) if persistent else self._temporary_table(name, kind, width)
+            )
         return self._tables[name]
 
-    def _lasting(self, kind: str, width: int, facts: dict[str, Any]) -> Table:
+    def _persistent_table(self, kind: str, width: int, facts: dict[str, Any]) -> Table:
         assert self.root is not None
         dtype: Dtype = "fp16" if self.dtype == "int8" and kind != "tokens" else self.dtype
         facts = {"kind": kind, "width": width, "dtype": dtype, **facts}
         named = facts.pop("named", "")
-        folder = self.root / f"{kind}-{hashing.of_tower(facts)}"
-        table = Table(folder, Layout(width, dtype), f"{kind} features", log=self.log)
+        folder = self.root / f"{kind}-{hashing.hash_tower(facts)}"
+        table = Table(folder, ItemFormat(width, dtype), f"{kind} features", log=self.log)
         if not (folder / "table.json").is_file():
             write_json(folder / "table.json", {**facts, "named": named})
-        with suppress(OSError):  # a cache of others may be read
-            os.utime(folder / "table.json")  # when it was used last
+        with suppress(OSError):  # the cache may be read-only
+            os.utime(folder / "table.json")  # the time of last use
         return table
 
-    def _passing(self, name: str, kind: str, width: int) -> Table:
+    def _temporary_table(self, name: str, kind: str, width: int) -> Table:
         folder = Path(self._temporary.name, name.replace(" ", "-"))
-        return Table(folder, Layout(width, "fp32"), f"{kind} features", log=lambda line: None)
+        return Table(folder, ItemFormat(width, "fp32"), f"{kind} features", log=lambda line: None)
 
-    def forget(self, tower: str) -> None:
-        """Drop what a tower gave that was not to last, and what is known of its weights."""
+    def drop(self, tower: str) -> None:
+        """Close a tower's tables, because its weights have changed; remove its temporary features."""
         for name in [name for name in self._tables if name.split()[0] == tower]:
             del self._tables[name]
             shutil.rmtree(Path(self._temporary.name, name.replace(" ", "-")), ignore_errors=True)

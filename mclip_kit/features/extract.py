@@ -1,4 +1,4 @@
-"""Outputs of frozen towers, computed once and kept in the cache."""
+"""Features: outputs of frozen towers, computed once and kept in the feature cache."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ from mclip_kit.features.table import Table
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
-TEXTS, TOKENS, PICTURES = 256, 4096, 64  # of a batch that fills a table: texts' characters / 16, tokens, pictures
+TEXTS = 256  # of a batch of teacher texts: texts + characters / 16
+TOKENS = 4096  # of a batch of the encoder
+PICTURES = 64  # of a batch
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Features:
     """Features of some inputs, on disk.
 
     Attributes:
-        table: where they are.
+        table: the table that has them.
         rows: the table's row of each input, int64 (N,).
     """
 
@@ -33,15 +35,15 @@ class Features:
     rows: np.ndarray
 
     def take(self, inputs: np.ndarray | slice = slice(None)) -> Tensor:
-        """Float32 (len(inputs), width); of token states (tokens, width), one input's after the other."""
+        """Features of some inputs, float32 (len(inputs), width); token states (tokens, width), input after input."""
         return self.table.take(self.rows[inputs])
 
     def padded(self, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Token states (B, T, width), zeros behind each input's last, and mask (B, T)."""
+        """Token states, float32 (B, T, width), with zeros after each input's last token, and mask, int64 (B, T)."""
         rows = self.rows[inputs]
         lengths_B = torch.from_numpy(self.table.lengths(rows))
         mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
-        states_BTH = torch.zeros(*mask_BT.shape, self.table.layout.width)
+        states_BTH = torch.zeros(*mask_BT.shape, self.table.item_format.width)
         states_BTH[mask_BT] = self.table.take(rows)
         return states_BTH, mask_BT.long()
 
@@ -51,64 +53,74 @@ class Features:
 
 
 class FrozenTowers:
-    """Features of a model's frozen towers, through a store."""
+    """Features of a model's frozen towers, through a feature cache."""
 
-    def __init__(self, model: MultilingualClip, store: FeatureCache) -> None:
-        self.model, self.store = model, store
+    def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
+        self.model, self.cache = model, cache
 
     def images(self, captions: Captions, images: np.ndarray) -> Features:
-        """CLIP's image embeddings (N, E), before the clip projector."""
+        """CLIP's image embeddings (N, E), before the CLIP projector.
+
+        Args:
+            captions: where the pictures are.
+            images: numbers of pictures in `captions`, int64 (N,).
+        """
         clip = self.model.clip[0]
         table = self._table("image", "image", clip.width, lambda: {"preprocess": clip.preprocess})
-        work = ExtractionJob(
+        job = ExtractionJob(
             load=lambda part: read_pixels(captions, images[list(part)], clip.transform, clip.preprocess),
             run=lambda pixels_BCHW: self._eval("image", pixels_BCHW),
             batch_items=PICTURES,
-            workers=self.store.workers if captions.pixels is None else 0,
+            workers=self.cache.workers if captions.pixels is None else 0,
         )
-        return self._fill(table, self._image_keys(captions, images), work)
+        return self._fill(table, self._picture_keys(captions, images), job)
 
-    def _image_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
+    def _picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
         distinct, inverse = np.unique(images, return_inverse=True)
         if captions.pixels is not None:
-            known_N2 = hashing.of_bytes(captions.pixels[image].tobytes() for image in distinct)
+            keys_N2 = hashing.hash_bytes(captions.pixels[image].tobytes() for image in distinct)
         else:
-            known_N2 = hashing.of_files([captions.files[image] for image in distinct], self.store.files)
-        return known_N2[inverse]
+            keys_N2 = hashing.hash_files([captions.files[image] for image in distinct], self.cache.file_hashes)
+        return keys_N2[inverse]
 
     def teacher_texts(self, texts: Sequence[str]) -> Features:
-        """The teacher's text embeddings (N, E), before the clip projector."""
+        """The teacher's text embeddings (N, E), before the CLIP projector."""
         clip = self.model.clip[0]
         table = self._table("teacher_text", "teacher", clip.width, lambda: {"tokenizer": clip.tokenizer_facts()})
-        work = ExtractionJob(
-            load=lambda part: (self.model.teacher_tokens([hashing.plain(texts[i]) for i in part]), []),
+        job = ExtractionJob(
+            load=lambda part: (self.model.teacher_tokens([hashing.normalize_spaces(texts[i]) for i in part]), []),
             run=lambda ids_BT: self._eval("teacher_text", ids_BT),
             sizes_N=np.array([1 + len(text) // 16 for text in texts]),
             batch_items=TEXTS,
         )
-        return self._fill(table, hashing.of_texts(hashing.plain(text) for text in texts), work)
+        return self._fill(table, hashing.hash_texts(hashing.normalize_spaces(text) for text in texts), job)
 
     def pooled(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:
-        """The encoder's pooled states (N, H)."""
+        """The encoder's states, pooled as the projector does (N, H).
+
+        Args:
+            tokens: token ids of each text.
+            lengths_N: their lengths, int (N,), if they are known.
+        """
         projector = self.model.projector
 
         def run(inputs: tuple[Tensor, Tensor]) -> Tensor:
             return projector.pool(self._eval("encoder", *inputs), inputs[1].to(self.model.device))
 
         table = self._table("encoder", f"pooled_{projector.how}", self.model.encoder.width, dict)
-        return self._fill(table, hashing.of_tokens(tokens), self._encoding(tokens, lengths_N, run))
+        return self._fill(table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run))
 
     def token_states(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:
-        """The encoder's states of every token (tokens, H)."""
+        """The encoder's states of every token (tokens, H); arguments as for `pooled`."""
 
         def run(inputs: tuple[Tensor, Tensor]) -> Tensor:
             states_BTH = self._eval("encoder", *inputs)
             return states_BTH[inputs[1].bool().to(states_BTH.device)]
 
         table = self._table("encoder", "tokens", self.model.encoder.width, dict)
-        return self._fill(table, hashing.of_tokens(tokens), self._encoding(tokens, lengths_N, run, ragged=True))
+        return self._fill(table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run, ragged=True))
 
-    def _encoding(
+    def _encoder_job(
         self,
         tokens: Sequence[np.ndarray],
         lengths_N: np.ndarray | None,
@@ -124,20 +136,20 @@ class FrozenTowers:
         )
 
     def _table(self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]]) -> Table:
-        def everything() -> dict[str, Any]:
-            weights = hashing.of_weights(getattr(self.model, tower))
-            precision = str(self.store.precision).removeprefix("torch.")
+        def all_facts() -> dict[str, Any]:
+            weights = hashing.hash_weights(getattr(self.model, tower))
+            precision = str(self.cache.precision).removeprefix("torch.")
             known = {"weights": weights, "config": self.model.tower_config(tower), "precision": precision}
             return {"named": self.model.sources.get(tower, ""), **known, **facts()}
 
-        return self.store.table(tower, kind, width, everything)
+        return self.cache.table(tower, kind, width, all_facts)
 
-    def _fill(self, table: Table, keys_N2: np.ndarray, work: ExtractionJob) -> Features:
-        return Features(table, table.fill(keys_N2, work, self.store.share, self.store.shares))
+    def _fill(self, table: Table, keys_N2: np.ndarray, job: ExtractionJob) -> Features:
+        return Features(table, table.fill(keys_N2, job, self.cache.rank, self.cache.world_size))
 
     def _eval(self, tower: str, *inputs: Tensor) -> Tensor:
         module, device = getattr(self.model, tower), self.model.device
-        precision = self.store.precision
+        precision = self.cache.precision
         lower = precision != torch.float32
         with evaluating(module), torch.autocast(device.type, precision if lower else None, enabled=lower):
             outputs: Tensor = module(*(tensor.to(device) for tensor in inputs))

@@ -1,4 +1,4 @@
-"""What features are known by: the content of an input, and everything that makes a tower's output what it is."""
+"""Hashes that identify features: of the content of an input, and of everything that decides a tower's output."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from mclip_kit.errors import DataError
 READERS = 8  # threads that read files at once
 
 
-def of_bytes(contents: Iterable[bytes]) -> np.ndarray:
+def hash_bytes(contents: Iterable[bytes]) -> np.ndarray:
     """Keys of some contents, uint64 (N, 2): BLAKE2b, 128 bits."""
     digests = bytearray()
     for content in contents:
@@ -29,36 +29,38 @@ def of_bytes(contents: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(bytes(digests), "<u8").reshape(-1, 2)
 
 
-def of_texts(texts: Iterable[str]) -> np.ndarray:
-    """Keys of texts, uint64 (N, 2); they should be normalised by `plain` first."""
-    return of_bytes(text.encode() for text in texts)
+def hash_texts(texts: Iterable[str]) -> np.ndarray:
+    """Keys of texts, uint64 (N, 2); pass texts through `normalize_spaces` first."""
+    return hash_bytes(text.encode() for text in texts)
 
 
-def of_tokens(tokens: Iterable[np.ndarray]) -> np.ndarray:
+def hash_tokens(tokens: Iterable[np.ndarray]) -> np.ndarray:
     """Keys of token ids, uint64 (N, 2)."""
-    return of_bytes(np.asarray(ids, "<i4").tobytes() for ids in tokens)
+    return hash_bytes(np.asarray(ids, "<i4").tobytes() for ids in tokens)
 
 
-def of_files(paths: Sequence[Path], memory: Path) -> np.ndarray:
+def hash_files(paths: Sequence[Path], database: Path) -> np.ndarray:
     """Keys of the contents of files, or of members of tars, uint64 (N, 2).
 
-    A file whose path, size and time of change (of its content or its inode: copies keep the former) are known from
-    before is not read again. One that cannot be read gets a key of its own, which it loses when it can.
+    A file is not read again if its path, size and time of change are in the database. The time of change is that of the
+    content or of the inode, whichever is later, because a copy may keep the former. A file that cannot be read gets a
+    key made of its path; this key is not stored, so the file is tried again next time.
 
     Args:
-        memory: an SQLite file of what is known; made if it is not there.
+        paths: files, or members of tars as in `data.images`.
+        database: an SQLite file of known hashes; it is created if it is missing.
     Raises:
-        DataError: `memory` cannot be read or written.
+        DataError: the database cannot be read or written.
     """
-    memory.parent.mkdir(parents=True, exist_ok=True)
+    database.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return _of_files(paths, memory)
+        return _hash_files(paths, database)
     except sqlite3.Error as error:
-        raise DataError(f"{memory}: {error}; if it is damaged, remove it, and pictures are read anew") from None
+        raise DataError(f"{database}: {error}; if it is damaged, remove it: pictures are then hashed again") from None
 
 
-def _of_files(paths: Sequence[Path], memory: Path) -> np.ndarray:
-    with closing(sqlite3.connect(memory, timeout=60)) as base, ThreadPoolExecutor(READERS) as readers:
+def _hash_files(paths: Sequence[Path], database: Path) -> np.ndarray:
+    with closing(sqlite3.connect(database, timeout=60)) as base, ThreadPoolExecutor(READERS) as readers:
         base.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, changed INT, key BLOB)")
         find = "SELECT key FROM files WHERE path = ? AND size = ? AND changed = ?"
         stamps = [(str(path.absolute()), *_stamp(path)) for path in paths]
@@ -75,6 +77,7 @@ def _of_files(paths: Sequence[Path], memory: Path) -> np.ndarray:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of last change of a file; -1, -1 if it cannot be found."""
     try:
         status = images.container(path).stat()
     except OSError:
@@ -83,7 +86,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _digest(path: Path) -> tuple[bytes, bool]:
-    """A hash, and whether it is of the file's content."""
+    """A hash, and whether it is of the file's content (otherwise it is of its path)."""
     try:
         content, read = images.read_bytes(path), True
     except OSError:
@@ -91,21 +94,21 @@ def _digest(path: Path) -> tuple[bytes, bool]:
     return hashlib.blake2b(content, digest_size=16).digest(), read
 
 
-def plain(text: str) -> str:
+def normalize_spaces(text: str) -> str:
     """A text with single spaces, as every tokenizer of open_clip reads it.
 
-    Only ASCII's count: others, such as the no-break space, may be half of a letter that ftfy mends before.
+    Only ASCII spaces count. Others, such as the no-break space, may be half of a letter that ftfy repairs first.
     """
     return re.sub(r"[ \t\n\r]+", " ", text).strip(" ")
 
 
-def of_tower(facts: dict[str, Any]) -> str:
-    """A name for everything that decides a tower's output: 16 hexadecimal digits."""
+def hash_tower(facts: dict[str, Any]) -> str:
+    """A hash of everything that decides a tower's output: 16 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def of_weights(module: nn.Module) -> str:
-    """A hash of a module's parameters and buffers."""
+def hash_weights(module: nn.Module) -> str:
+    """A hash of a module's parameters and buffers: 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

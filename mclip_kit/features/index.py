@@ -1,11 +1,12 @@
-"""The index of a table: where each key is, memory-mapped, so that opening millions of rows costs nothing.
+"""The index of a table: where each key is. It is memory-mapped, so millions of rows open at once.
 
 TABLE/index-NAMES.bin has three columns, uint64 each, sorted by the first: high half of the key, low half, shard and
-place there. A checksum of them follows; NAMES is a hash of its shards' names.
+place. A checksum of the columns follows. NAMES is a hash of the shards' names.
 """
 
 import hashlib
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +14,30 @@ import numpy as np
 from mclip_kit.features.shards import READ, Shard
 from mclip_kit.files import locked, write_whole
 
-BITS = 32  # of a row's place in its shard; the shard's number stands above
+BITS = 32  # the lower bits of a row: its place in its shard; the upper bits: the shard's number
 LOCAL = (1 << BITS) - 1
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def find(columns: Columns, keys_N2: np.ndarray) -> np.ndarray:
-    """Where each key is, int64 (N,): its shard's number in the index and its place there; -1 where there is none."""
+    """The row of each key, int64 (N,): its shard's number in the index and its place there; -1 if it has no row."""
     high_M, low_M, row_M = columns
-    where_N = np.full(len(keys_N2), -1)
+    found_N = np.full(len(keys_N2), -1)
     if not len(high_M):
-        return where_N
+        return found_N
     place_N, left = np.searchsorted(high_M, keys_N2[:, 0]), np.arange(len(keys_N2))
-    while len(left):  # keys that share their high half stand one after the other
+    while len(left):  # keys that share their high half are adjacent
         left = left[place_N[left] < len(high_M)]
         left = left[high_M[place_N[left]] == keys_N2[left, 0]]
         here = low_M[place_N[left]] == keys_N2[left, 1]
-        where_N[left[here]] = row_M[place_N[left[here]]].astype(np.int64)
+        found_N[left[here]] = row_M[place_N[left[here]]].astype(np.int64)
         left = left[~here]
         place_N[left] += 1
-    return where_N
+    return found_N
 
 
 def index_path(folder: Path, shards: list[Path]) -> Path:
-    """Where the index of some shards is."""
+    """The path of the index of some shards."""
     names = " ".join(sorted(shard.name for shard in shards))
     return folder / f"index-{hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}.bin"
 
@@ -54,20 +55,28 @@ def index_is_sound(path: Path) -> bool:
         return False
 
 
-def open_index(folder: Path, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All keys of the shards, sorted: high half, low half, and where they are; memory-mapped."""
+def open_index(folder: Path, shards: list[Shard]) -> Columns:
+    """Map the index of these shards; write it first, and remove those of other shards, if it is missing."""
     rows = sum(shard.rows for shard in shards)
     path = index_path(folder, [shard.folder for shard in shards])
     if not rows:
         empty = np.zeros(0, "<u8")
         return empty, empty, empty
-    with locked(folder, wait=True):  # nobody writes or removes one meanwhile
-        if not path.is_file() or path.stat().st_size != 24 * rows + 8:
-            _write(path, shards)
-        for old in {*folder.glob("index-*.bin"), *folder.glob(".index-*")} - {path}:
-            old.unlink(missing_ok=True)
-        columns = np.memmap(path, "<u8", "r")[:-1].reshape(3, rows)
-    return columns[0], columns[1], columns[2]
+    while (columns := _map(path, rows)) is None:  # another process may remove it before it is mapped
+        with locked(folder / "index", wait=True):
+            if _map(path, rows) is None:
+                _write(path, shards)
+            for old in {*folder.glob("index-*.bin"), *folder.glob(".index-*.part.bin")} - {path}:
+                old.unlink(missing_ok=True)
+    return columns
+
+
+def _map(path: Path, rows: int) -> Columns | None:
+    with suppress(FileNotFoundError):
+        if path.stat().st_size == 24 * rows + 8:
+            high_M, low_M, row_M = np.memmap(path, "<u8", "r")[:-1].reshape(3, rows)
+            return high_M, low_M, row_M
+    return None
 
 
 def _write(path: Path, shards: list[Shard]) -> None:

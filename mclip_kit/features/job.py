@@ -1,4 +1,4 @@
-"""How a tower computes features, and in which order."""
+"""A job that computes features, and how its inputs are split into shards and batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ class ExtractionJob:
     """How a tower computes features.
 
     Attributes:
-        load: positions -> what the tower takes, and which of them could not be read (counted from 0); may run in
-            another process.
-        run: what the tower takes -> items, one row's after the other, float (items, width).
-        sizes_N: tokens of each input; inputs of similar size are computed together.
-        ragged: whether a row has as many items as tokens, or one.
-        batch_items: tokens (or inputs, without sizes) of a batch.
-        workers: processes that load.
+        load: positions of inputs -> the tower's input, and which of them could not be read (counted from 0); it may
+            run in a worker process.
+        run: the tower's input -> items, one row after the other, float (items, width).
+        sizes_N: tokens of each input, int (N,); inputs of similar size share a batch. None: each input counts as one.
+        ragged: whether a row has one item per token, or one item.
+        batch_items: most tokens of a batch (inputs, if there are no sizes).
+        workers: worker processes that run `load`; 0: this process does.
     """
 
     load: Callable[[Sequence[int]], tuple[Any, list[int]]]
@@ -33,7 +33,7 @@ class ExtractionJob:
 
 
 class _Inputs(torch.utils.data.Dataset[Any]):
-    """What the tower takes, batch by batch, for worker processes."""
+    """The tower's input of each batch."""
 
     def __init__(self, batches: list[np.ndarray], load: Callable[[Sequence[int]], Any]) -> None:
         self._batches, self._load = batches, load
@@ -45,16 +45,16 @@ class _Inputs(torch.utils.data.Dataset[Any]):
         return self._load(self._batches[number].tolist())
 
 
-def loaded(batches: list[np.ndarray], work: ExtractionJob) -> Iterator[Any]:
-    """What the tower takes of each batch, and what of it could not be read; in other processes, if the work says so."""
-    workers, inputs = min(work.workers, len(batches)), _Inputs(batches, work.load)
+def load_batches(batches: list[np.ndarray], job: ExtractionJob) -> Iterator[tuple[Any, list[int]]]:
+    """What `job.load` returns for each batch of positions, computed in worker processes if the job has some."""
+    workers, inputs = min(job.workers, len(batches)), _Inputs(batches, job.load)
     if not workers:
         return (inputs[number] for number in range(len(inputs)))
     return iter(DataLoader(inputs, batch_size=None, num_workers=workers, generator=torch.Generator()))
 
 
 def first_of_each(keys_N2: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The first position of each distinct key, in order."""
+    """The first position of each distinct key, in ascending order."""
     order = positions[np.lexsort(keys_N2[positions].T)]  # stable: positions of one key stay in order
     keys = keys_N2[order]
     new = np.ones(len(order), bool)
@@ -62,8 +62,12 @@ def first_of_each(keys_N2: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return np.sort(order[new])
 
 
-def cut(rows: np.ndarray, ends: np.ndarray, room: int) -> Iterator[np.ndarray]:
-    """Runs of rows that have at most `room` items together, and at least one row."""
+def split_by_items(rows: np.ndarray, ends: np.ndarray, room: int) -> Iterator[np.ndarray]:
+    """Split rows into runs of at most `room` items, or of one row.
+
+    Args:
+        ends: the cumulative sum of the rows' items.
+    """
     start, before = 0, 0
     while start < len(rows):
         stop = max(start + 1, int(np.searchsorted(ends, before + room, side="right")))
@@ -71,8 +75,12 @@ def cut(rows: np.ndarray, ends: np.ndarray, room: int) -> Iterator[np.ndarray]:
         start, before = stop, int(ends[stop - 1])
 
 
-def batches(rows: np.ndarray, sizes: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Runs of rows, sorted by size, whose padded batch has at most `budget` tokens, and at least one row."""
+def split_by_tokens(rows: np.ndarray, sizes: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Split rows into batches of at most `budget` tokens with padding, or of one row.
+
+    Args:
+        sizes: tokens of each row, ascending.
+    """
     start = 0
     while start < len(rows):
         counts = np.arange(1, min(budget, len(rows) - start) + 1)

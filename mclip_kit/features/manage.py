@@ -1,4 +1,4 @@
-"""What a cache holds, whether it is sound, and how it gets smaller."""
+"""List, verify and remove the tables of a feature cache."""
 
 import json
 import os
@@ -11,68 +11,66 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mclip_kit.errors import DataError
-from mclip_kit.features.shards import Layout, Shard, reopen
+from mclip_kit.features.shard_writer import remove_damaged
+from mclip_kit.features.shards import ItemFormat, is_sound
+from mclip_kit.features.table import shard_folders
 
-DAY = 86400.0
+DAY = 86400.0  # seconds
 
 
 @dataclass(frozen=True)
-class Kept:
+class TableInfo:
     """A table of features on disk.
 
     Attributes:
-        folder: where it is.
+        folder: the table's folder.
         kind: image, teacher, pooled_cls, tokens, ...
-        named: what the recipe that filled it calls the tower's weights.
-        weights: their hash.
-        precision: in which they were computed.
-        layout: of its items, as they are stored.
-        rows: in whole shards.
-        bytes: on disk, unfinished shards included.
-        used: when it was used last, in seconds since 1970.
+        source: the name of the tower's weights in the recipe that created the table.
+        weights: a hash of the weights.
+        precision: the type in which the features were computed.
+        item_format: width and stored type of the items.
+        rows: rows of whole shards.
+        bytes: bytes on disk, with those of unfinished shards.
+        used: time of last use, in seconds since 1970.
     """
 
     folder: Path
     kind: str
-    named: str
+    source: str
     weights: str
     precision: str
-    layout: Layout
+    item_format: ItemFormat
     rows: int
     bytes: int
     used: float
 
 
-def tables(root: Path) -> list[Kept]:
-    """The tables under a root, the one used last at the end.
+def list_tables(root: Path) -> list[TableInfo]:
+    """The tables under a cache's root, in order of their last use.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: the folder does not exist, or a table.json is damaged.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name a cache with --root")
-    return sorted((_look(path.parent) for path in root.glob("*/table.json")), key=lambda kept: kept.used)
+    return sorted((_read_table(path.parent) for path in root.glob("[!.]*/table.json")), key=lambda table: table.used)
 
 
-def _look(folder: Path) -> Kept:
+def _read_table(folder: Path) -> TableInfo:
     path = folder / "table.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        said = {name: str(facts[name]) for name in ("kind", "named", "weights", "precision")}
-        layout = Layout(int(facts["width"]), facts["dtype"])
+        kind, source, weights, precision = (str(facts[name]) for name in ("kind", "named", "weights", "precision"))
+        item_format = ItemFormat(int(facts["width"]), facts["dtype"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); remove its folder, and it is computed anew") from None
-    rows = sum(_rows(shard) for shard in _shards(folder))
+        raise DataError(f"{path}: damaged ({error}); remove its folder: features are computed again") from None
+    rows = sum(_rows(shard) for shard in shard_folders(folder))
     size = sum(_size(file) for file in folder.rglob("*"))
-    return Kept(folder, layout=layout, rows=rows, bytes=size, used=path.stat().st_mtime, **said)
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != ".part")
+    return TableInfo(folder, kind, source, weights, precision, item_format, rows, size, path.stat().st_mtime)
 
 
 def _rows(shard: Path) -> int:
-    """Rows of a shard; none of a damaged one, which `verify` finds."""
+    """Rows of a shard; 0 if it is damaged, which `verify` reports."""
     try:
         return int(json.loads((shard / "shard.json").read_text(encoding="utf-8"))["rows"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -80,53 +78,46 @@ def _rows(shard: Path) -> int:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file; a run that fills the table may have renamed it."""
+    """Bytes of a file; 0 if a run that fills the table has renamed it meanwhile."""
     try:
         return path.stat().st_size if path.is_file() else 0
     except OSError:
         return 0
 
 
-def verify(kept: Sequence[Kept]) -> Iterator[Path]:
-    """Read every shard and yield the damaged ones, which the next run that needs them computes anew."""
-    shards = [(table, shard) for table in kept for shard in _shards(table.folder)]
+def verify(tables: Sequence[TableInfo]) -> Iterator[Path]:
+    """Read every shard, remove the damaged ones and yield their folders."""
+    shards = [(table, folder) for table in tables for folder in shard_folders(table.folder)]
     for table, folder in tqdm(shards, "verify", unit="shard", leave=False):
-        try:
-            sound = Shard(folder, table.layout).is_sound()
-        except DataError:
-            sound = False
-        if not sound:
-            reopen(folder)
+        if not is_sound(folder, table.item_format):
+            remove_damaged(folder, table.item_format)
             yield folder
 
 
 def select_for_removal(
-    kept: Sequence[Kept], days: float | None = None, size: int | None = None, named: set[str] | None = None
-) -> list[Kept]:
-    """The tables to remove, by any of three rules.
+    tables: Sequence[TableInfo], days: float | None = None, size: int | None = None
+) -> list[TableInfo]:
+    """The tables to remove, by one rule or both.
 
     Args:
-        kept: the one used last at the end.
-        days: not used for so long.
-        size: bytes that may stay; the ones used longest ago go first.
-        named: what recipes call their towers' weights; tables of others go.
+        tables: in order of their last use.
+        days: tables that were not used for so many days are removed.
+        size: bytes that may stay; of the tables that are left, those used longest ago are removed first.
     """
-    gone = {
-        table.folder
-        for table in kept
-        if (days is not None and time.time() - table.used > days * DAY)
-        or (named is not None and table.named not in named)
-    }
-    left = sum(table.bytes for table in kept if table.folder not in gone)
-    for table in kept:
-        if size is not None and left > size and table.folder not in gone:
-            gone.add(table.folder)
+    old = {table.folder for table in tables if days is not None and time.time() - table.used > days * DAY}
+    left = sum(table.bytes for table in tables if table.folder not in old)
+    removed = []
+    for table in tables:
+        too_much = size is not None and left > size and table.folder not in old
+        if too_much:
             left -= table.bytes
-    return [table for table in kept if table.folder in gone]
+        if too_much or table.folder in old:
+            removed.append(table)
+    return removed
 
 
-def remove(table: Kept) -> None:
-    """Remove a table; one that is cut off leaves nothing that looks whole."""
-    hidden = table.folder.with_name(f".{table.folder.name}.{os.getpid()}.gone")
-    os.replace(table.folder, hidden)
-    shutil.rmtree(hidden)
+def remove(table: TableInfo) -> None:
+    """Remove a table; if the removal is interrupted, what is left is hidden, and the next removal deletes it."""
+    os.replace(table.folder, table.folder.with_name(f".{table.folder.name}.{os.getpid()}.gone"))
+    for hidden in table.folder.parent.glob(".*.gone"):
+        shutil.rmtree(hidden, ignore_errors=True)

@@ -103,7 +103,7 @@ class TriangleBatches(StageBatches):
         except NoRoom as error:
             if self._cache.features != "auto":
                 raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8 for token states, or cache=auto") from None
-            self._towers.store.log(f"{error}: computed in every step instead")
+            self._towers.cache.log(f"{error}: computed in every step instead")
 
     def _leave_out_unreadable(self) -> None:
         features = self._read["image"]
@@ -138,7 +138,7 @@ class TriangleBatches(StageBatches):
             "groups_B": torch.from_numpy(columns.groups_N[rows]),
         }
         if self._marks_duplicates:
-            known_B2 = hashing.of_tokens(columns.tokens[row] for row in rows)
+            known_B2 = hashing.hash_tokens(columns.tokens[row] for row in rows)
             fields["texts_B"] = torch.from_numpy(known_B2[:, 0].astype(np.int64))
         for vertex, name in (("image", "image_BE"), ("teacher_text", "teacher_BE"), ("pooled", "pooled_BH")):
             if vertex in self._read:

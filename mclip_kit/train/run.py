@@ -247,4 +247,4 @@ class Run:
     def _drop_features(self, task: Task) -> None:
         """Drop cached features of towers that the stage changes."""
         for tower in {name.split(".")[0] for name in task.context.trained}:
-            self.cache.forget(tower)
+            self.cache.drop(tower)

@@ -19,8 +19,8 @@ def test_a_file_that_could_not_be_read_once_is_read_again(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", fails)
-        hashing.of_files([path], memory)
-    assert (hashing.of_files([path], memory) == hashing.of_bytes([b"content"])).all()
+        hashing.hash_files([path], memory)
+    assert (hashing.hash_files([path], memory) == hashing.hash_bytes([b"content"])).all()
 
 
 def test_a_copy_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
@@ -28,14 +28,14 @@ def test_a_copy_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
     for content in (b"one", b"two"):
         path.write_bytes(content)
         os.utime(path, (1, 1))
-        assert (hashing.of_files([path], memory) == hashing.of_bytes([content])).all()
+        assert (hashing.hash_files([path], memory) == hashing.hash_bytes([content])).all()
 
 
 def test_a_damaged_memory_is_named(tmp_path: Path) -> None:
     memory = tmp_path / "files.sqlite"
     memory.write_bytes(b"no base at all, " * 100)
     with pytest.raises(DataError, match=r"files\.sqlite: file is not a database"):
-        hashing.of_files([tmp_path / "a.png"], memory)
+        hashing.hash_files([tmp_path / "a.png"], memory)
 
 
 def test_a_member_of_a_tar_has_the_key_of_its_content(tmp_path: Path) -> None:
@@ -44,19 +44,19 @@ def test_a_member_of_a_tar_has_the_key_of_its_content(tmp_path: Path) -> None:
     for content in (b"..onetwo..", b"..sixten.."):  # the second time it is another tar of the same size
         tar.write_bytes(content)
         os.utime(tar, (1, 1))
-        wanted = hashing.of_bytes([content[2:5], content[5:8]])
-        assert (hashing.of_files(inside, memory) == wanted).all()
+        wanted = hashing.hash_bytes([content[2:5], content[5:8]])
+        assert (hashing.hash_files(inside, memory) == wanted).all()
 
 
 def test_members_are_remembered_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tar, memory = tmp_path / "0.tar", tmp_path / "files.sqlite"
     tar.write_bytes(b"..onetwo..")
     inside = [Path(f"{tar}@2+3"), Path(f"{tar}@5+3"), Path(f"{tar}@9+3")]  # the last one is not whole
-    before = hashing.of_files(inside, memory)
+    before = hashing.hash_files(inside, memory)
     assert len(np.unique(before, axis=0)) == 3
     read: list[Path] = []
     monkeypatch.setattr(hashing, "_digest", lambda path: read.append(path) or (b"0" * 16, False))
-    assert (hashing.of_files(inside[:2], memory) == before[:2]).all()
+    assert (hashing.hash_files(inside[:2], memory) == before[:2]).all()
     assert read == []
-    hashing.of_files(inside, memory)
+    hashing.hash_files(inside, memory)
     assert read == inside[2:]

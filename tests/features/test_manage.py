@@ -1,6 +1,7 @@
 """The cache from the command line: extract, ls, verify, prune."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_extract_with_the_cache_off_is_refused(type_: Type, filled: Path) -> Non
     assert (result.exit_code, "set cache=auto" in result.output) == (2, True)
 
 
-def test_ls_says_what_is_there(type_: Type, filled: Path) -> None:
+def test_ls_lists_rows_and_tables(type_: Type, filled: Path) -> None:
     lines = type_("cache", "ls").output.splitlines()
     assert len(lines) == 3
     assert "72 rows" in lines[0] + lines[1]
@@ -57,7 +58,7 @@ def test_ls_says_what_is_there(type_: Type, filled: Path) -> None:
     assert "2 tables" in lines[-1]
 
 
-def test_verify_finds_a_flipped_byte_and_training_mends_it(type_: Type, filled: Path) -> None:
+def test_verify_removes_a_damaged_shard_and_training_computes_it_again(type_: Type, filled: Path) -> None:
     assert type_("cache", "verify").exit_code == 0
     (values,) = filled.glob("tokens-*/*/values.bin")
     sound = values.read_bytes()
@@ -90,26 +91,33 @@ def test_prune_by_age(type_: Type, filled: Path) -> None:
     assert tables(filled) == ["tokens"]
 
 
-def test_prune_by_size_takes_what_was_used_longest_ago(type_: Type, filled: Path) -> None:
+def test_prune_by_size_removes_the_table_used_longest_ago(type_: Type, filled: Path) -> None:
     (old,) = filled.glob("tokens-*/table.json")
     os.utime(old, (time.time() - 60,) * 2)
     type_("cache", "prune", "--size", 0.00005)
     assert tables(filled) == ["image"]
 
 
-def test_prune_what_no_recipe_names(type_: Type, filled: Path, squares: Path, tmp_path: Path) -> None:
-    (table,) = filled.glob("image-*/table.json")
-    table.write_text(table.read_text().replace('"named": "new"', '"named": "ViT-Q-99 nobody"'))
-    assert type_("cache", "prune", "--unnamed").exit_code == 0
-    assert tables(filled) == ["tokens"]
+def test_locks_and_removals_that_a_kill_left_are_no_tables(type_: Type, filled: Path) -> None:
+    before = type_("cache", "ls").output
+    (table,) = filled.glob("image-*")
+    for lock in (".tokens.lock", f"{table.name}/.index.lock", f"{table.name}/.0123456789abcdef.lock"):
+        (filled / lock).touch()
+    removed = filled / f".{table.name}.1.gone"
+    shutil.copytree(table, removed)
+    assert type_("cache", "ls").output == before
+    assert type_("cache", "verify").exit_code == 0
+    assert "to compute" not in type_("extract", "tiny.yaml").output
+    assert type_("cache", "prune", "--days", 0).exit_code == 0
+    assert tables(filled) == []
+    assert not removed.exists()
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["ls", "--root", "nowhere"], "nowhere: no such folder"),
-        (["prune"], "--days, --size or --unnamed"),
-        (["prune", "--unnamed", "--recipe", "nothing.yaml"], "nothing.yaml"),
+        (["prune"], "give --days, --size or both"),
     ],
 )
 def test_wrong_words(type_: Type, filled: Path, words: list[str], said: str) -> None:

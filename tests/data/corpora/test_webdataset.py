@@ -85,7 +85,7 @@ def test_features_know_a_picture_in_a_tar_as_the_same_file_outside(tmp_path: Pat
     shard(tmp_path / "00000.tar", [*sample("a", "one", 10), *sample("b", "two", 90)])
     (tmp_path / "b.jpg").write_bytes(picture(90, "JPEG"))
     inside = [Path(str(row.file)) for row in rows(tmp_path)]
-    first, second, outside = hashing.of_files([*inside, tmp_path / "b.jpg"], tmp_path / "files.sqlite")
+    first, second, outside = hashing.hash_files([*inside, tmp_path / "b.jpg"], tmp_path / "files.sqlite")
     assert second.tolist() == outside.tolist()
     assert first.tolist() != outside.tolist()
 

@@ -1,0 +1,78 @@
+"""Checks of a recipe: its weights, its prepared data, and whether a run reaches its first step."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from mclip_kit.doctor.findings import OK, PROBLEM, Finding, guarded
+from mclip_kit.doctor.weights import check_weights
+from mclip_kit.errors import MclipError
+from mclip_kit.layout import BITEXT
+
+if TYPE_CHECKING:
+    from mclip_kit.config.recipe import Recipe
+
+
+def check_recipe(name: str, overrides: Sequence[str]) -> list[Finding]:
+    """All checks of a recipe; the last one builds the towers, so it is left out if something is missing before.
+
+    Raises:
+        RecipeError: the recipe or an override is wrong.
+    """
+    from mclip_kit.config.recipe import load
+
+    recipe = load(name, overrides)
+    findings = [*guarded("weights", check_weights, recipe), *guarded("data", check_data, recipe)]
+    if recipe.precision == "fp16" and not importlib.import_module("torch").cuda.is_available():
+        findings.append(Finding(PROBLEM, "precision: fp16 needs a GPU", "--set precision=bf16, or fp32"))
+    if not any(finding.status == PROBLEM or finding.download for finding in findings):
+        findings += guarded("start", check_start, recipe)
+    return findings
+
+
+def check_data(recipe: "Recipe") -> list[Finding]:
+    """Whether each data folder is prepared and has the languages of the recipe, and the vocabulary of a new encoder."""
+    from mclip_kit.data.bitext import open_bitext
+    from mclip_kit.data.captions import read_captions
+    from mclip_kit.data.tokenizer import XlmrTokenizer
+
+    def read_selected(folder: str) -> None:
+        captions = read_captions(folder)
+        for stage in recipe.stages:
+            if stage.data == "captions":
+                captions.select(stage.split, getattr(stage, "languages", "all"))
+        if recipe.evaluation:
+            captions.select(recipe.evaluation.split, recipe.evaluation.languages)
+
+    findings = []
+    if recipe.data.captions:
+        findings.append(_check_folder("captions", recipe.data.captions, read_selected))
+    new_encoder = not recipe.init_from and not isinstance(recipe.encoder, str)
+    for number, folder in enumerate(recipe.data.bitexts):
+        vocabulary = [XlmrTokenizer] if new_encoder and number == 0 else []  # of the first folder
+        findings.append(_check_folder("bitext", folder, open_bitext, *vocabulary))
+    return findings
+
+
+def _check_folder(key: str, folder: str, *readers: Callable[[str], Any]) -> Finding:
+    try:
+        for read in readers:
+            read(folder)
+        return Finding(OK, f"data.{key}: {folder}")
+    except MclipError as error:
+        out = folder.removesuffix(f"/{BITEXT}")
+        return Finding(
+            PROBLEM, f"data.{key}: {error}", f"mclip-kit prepare CORPUS --out {out}, or --set data.{key}=DIR"
+        )
+
+
+def check_start(recipe: "Recipe") -> list[Finding]:
+    """Whether a run reaches its first step: its towers can be built, and each stage has rows for a batch."""
+    from mclip_kit.train.run import Run
+
+    with TemporaryDirectory() as folder:
+        rows = [len(task.rows) for task in Run(recipe, Path(folder, "run")).tasks()]
+    counts = ", ".join(f"{stage.name} {count:,}" for stage, count in zip(recipe.stages, rows, strict=True))
+    return [Finding(OK, f"towers are built; rows to train on: {counts}")]

@@ -1,0 +1,75 @@
+"""Locks: one process has a lock at a time; it ends with the process, and leaves nothing that counts."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from mclip_kit.files import locked
+
+FORK = multiprocessing.get_context("fork")
+
+
+def holder(path: Path, ready: Path) -> BaseProcess:
+    """A process that has the lock of a path until it is killed, and has a child that sleeps."""
+
+    def hold() -> None:
+        with locked(path) as mine:
+            assert mine
+            child = FORK.Process(target=time.sleep, args=(60,))
+            child.start()
+            ready.write_text(str(child.pid))
+            child.join()
+
+    process = FORK.Process(target=hold)
+    process.start()
+    while not ready.is_file() or not ready.read_text():
+        assert process.is_alive()
+        time.sleep(0.01)
+    return process
+
+
+def test_a_lock_is_held_by_one_process_and_ends_when_it_is_killed(tmp_path: Path) -> None:
+    path, ready = tmp_path / "folder", tmp_path / "ready"
+    process = holder(path, ready)
+    with locked(path) as mine:
+        assert not mine
+    with locked(tmp_path / "other") as mine:
+        assert mine
+    assert process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    try:
+        assert (tmp_path / ".folder.lock").is_file()
+        with locked(path) as mine:  # though the child of the killed process lives
+            assert mine
+    finally:
+        os.kill(int(ready.read_text()), signal.SIGKILL)
+    assert [path.name for path in tmp_path.iterdir()] == ["ready"]
+
+
+def test_who_waits_gets_the_lock_even_if_the_path_is_renamed_and_removed(tmp_path: Path) -> None:
+    """Four processes count to 100 together; each time they rename and remove the folder that they lock."""
+    path, number = tmp_path / ".folder", tmp_path / "number"
+    number.write_text("0")
+
+    def count() -> None:
+        for _ in range(25):
+            with locked(path, wait=True) as mine:
+                assert mine
+                path.mkdir()
+                number.write_text(str(int(number.read_text()) + 1))
+                path.rename(tmp_path / "renamed")
+                shutil.rmtree(tmp_path / "renamed")
+
+    processes = [FORK.Process(target=count) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert number.read_text() == "100"
+    assert [path.name for path in tmp_path.iterdir()] == ["number"]
