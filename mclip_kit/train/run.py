@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -66,8 +67,16 @@ LOG_EVERY = 10  # steps between rows of metrics.jsonl
 # of an evaluation, on the terminal
 SHOWN = ("score", "mean_t2i_r1", "mean_t2i_r10", "teacher_t2i_r1", "bleu", "chrf", "retrieval_error")
 
-Evaluator = Callable[[Any, FeatureCache, Any], dict[str, Any]]
+Evaluator = Callable[[Any, FeatureCache, Any], Any]
 """(model, features that are valid, stage) -> values for the log; the number `score` decides which is best."""
+
+
+def _task(stage: TriangleStage | TranslationStage) -> SimpleNamespace:
+    """What an evaluator reads of a stage's task."""
+    if isinstance(stage, TranslationStage):
+        return SimpleNamespace(stage=stage, evaluation="translation", metric="bleu")
+    student = any("student_text" in edge for edge in stage.edges)
+    return SimpleNamespace(stage=stage, evaluation="retrieval", metric="mean_t2i_r1" if student else "teacher_t2i_r1")
 
 
 class Interrupted(MclipError):
@@ -337,7 +346,10 @@ class Run:
         assert self.evaluator
         self._forget(index)
         together = self.sharded or self.accelerator.is_main_process  # a dealt-out encoder needs everyone
-        values = self.evaluator(self.model, self.store, self.recipe.stages[index]) if together else {}
+        values: dict[str, Any] = {}
+        if together:
+            scored = self.evaluator(self.model, self.store, _task(self.recipe.stages[index]))
+            values = scored if isinstance(scored, dict) else scored.values
         self._forget(index)
         known: dict[str, float] = broadcast_object_list([values])[0]
         return known
