@@ -1,10 +1,10 @@
-"""Memory of the feature cache: what filling a table and training on it take does not grow with its rows.
+"""Memory of the feature cache: filling a table and training on it take memory that does not grow with its rows.
 
     python benchmarks/cache_memory.py [--smoke]
 
-Fills a table of 10,000 and one of 1,000,000 made-up rows, and gathers an epoch of random batches of 256 from each, in
-a process of its own; pooled rows, and token states of sentences. `--smoke` takes fewer rows, of as many bytes. The last
-line has the largest peak of a large table over that of the small one.
+Fills a table of 10,000 and one of 1,000,000 random rows, and gathers an epoch of random batches of 256 from each. Each
+table has a separate process; once with pooled rows, once with token states of sentences. `--smoke` uses fewer rows with
+as many bytes. The last line has the ratio of the peaks, large table to small table, the larger one.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from mclip_kit.features.table import Table
 GOAL = 1.5
 BATCH = 256
 SMALL = 10_000
-TOKENS = 16  # of a sentence, in the mean
+TOKENS = 16  # mean length of a sentence
 # rows and width of the large tables: 0.5 GB each, in fp16
 SIZES = {False: {"pooled": (1_000_000, 256), "tokens": (1_000_000, 16)}}
 SIZES[True] = {"pooled": (250_000, 1024), "tokens": (250_000, 64)}
 
 
 def work(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, ExtractionJob]:
-    """Keys of some rows, and a tower that costs nothing."""
+    """Keys of some rows, and a tower that takes no time."""
     draw = np.random.default_rng(1)
     keys_N2 = draw.integers(0, 2**64, (rows, 2), np.uint64)
     sizes_N = draw.integers(TOKENS // 2, 3 * TOKENS // 2 + 1, rows)
@@ -43,9 +43,9 @@ def work(rows: int, width: int, ragged: bool) -> tuple[np.ndarray, ExtractionJob
 
 
 def use(folder: Path, rows: int, width: int, ragged: bool) -> None:
-    """Fill a table and gather an epoch of batches from it; print the most memory taken so far after each."""
+    """Fill a table and gather an epoch of batches from it; print the peak memory so far after each step."""
     keys_N2, tower = work(rows, width, ragged)
-    table = Table(folder, Layout(width, "fp16"), "made-up features", log=lambda line: None)
+    table = Table(folder, Layout(width, "fp16"), "random features", log=lambda line: None)
     places_N = table.fill(keys_N2, tower)
     print(high_water())
     for batch in np.array_split(np.random.default_rng(2).permutation(rows), -(-rows // BATCH)):
@@ -54,14 +54,14 @@ def use(folder: Path, rows: int, width: int, ragged: bool) -> None:
 
 
 def peaks(folder: Path, rows: int, width: int, kind: str) -> list[int]:
-    """MB that a process of its own takes at most, up to the end of the filling and of the epoch."""
+    """Peak memory of a separate process, MB: up to the end of the filling, and up to the end of the epoch."""
     command = [sys.executable, __file__, "--one", str(folder), str(rows), str(width), kind]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return [int(line) for line in done.stdout.split()]
 
 
 def high_water() -> int:
-    """Most resident memory of this process so far, MB."""
+    """Peak resident memory of this process so far, MB."""
     with open("/proc/self/status", encoding="ascii") as handle:
         return next(int(line.split()[1]) for line in handle if line.startswith("VmHWM")) // 1024
 
