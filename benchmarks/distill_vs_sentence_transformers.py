@@ -1,4 +1,4 @@
-"""Sentences per second of teacher learning (MSE, all weights trained): this package against sentence-transformers.
+"""Sentences per second of teacher learning (MSE, all weights trained): ours against sentence-transformers.
 
     python benchmarks/distill_vs_sentence_transformers.py [--source MULTI30K] [--rounds 3] [--steps 6] [--smoke]
 
@@ -6,9 +6,9 @@ Both sides train the same student on the same 8,192 English and German pairs of 
 step: the sizes of XLM-R base with 250,000 pieces and random weights, mean pooling and a linear layer, AdamW, gradients
 clipped at 1, float32, two threads. The peer is SentenceTransformerTrainer with MSELoss, used as its documentation
 teaches a student new languages: a column has the teacher's embeddings of the English sentences, and each language
-is a separate pass through the encoder. Ours is a stage of a recipe: rows of similar length share a batch, and both languages
-share a pass.
-The teacher has a text tower of the sizes of ViT-B/32. It runs once; its time is printed and not counted for either side.
+is a separate pass through the encoder. Ours is a stage of a recipe: rows of similar length share a batch, and both
+languages share a pass.
+The teacher has a text tower of the sizes of ViT-B/32. It runs once; its time is printed, and counted for neither side.
 A round is measured from the end of its first step to the end of its last step, so reading data is included. The last
 line has our sentences per second divided by the peer's. Without Multi30K the text is random; `--smoke` also uses small
 towers.

@@ -4,8 +4,8 @@
 
 Tunes the projector of runs/results/seed-N/quickstart_trikd/model, which `make results` trains, by
 recipes/multi30k_finetune.yaml. It scores the start, the end and the weights half way between them (WiSE-FT), on
-captions and pictures that no stage has seen and on the embedded corpus, on which the start was trained. The scores of each seed
-are kept in runs/results/seed-N/multi30k_finetune and are not computed again. `make results` puts them into
+captions and pictures that no stage has seen and on the embedded corpus, on which the start was trained. The scores of
+each seed are kept in runs/results/seed-N/multi30k_finetune and are not computed again. `make results` puts them into
 docs/results.md; it computes them if Multi30K exists (MULTI30K=DIR, else ../shared/data/multi30k).
 """
 
@@ -88,8 +88,9 @@ def section(seeds: list[Scores]) -> list[str]:
         "**The pictures are stand-ins**: Flickr30k's may not be redistributed, so each is a collage of the emoji that "
         "its English captions name (benchmarks/standins.py). The captions are those of Multi30K, task 1, in four "
         f"languages; German and Czech are new to the projector. Pictures: {seeds[0]['about']}. Pictures that look the "
-        f"same count as the same answer. At most {EPOCHS} epochs; only the projector is trained; the weights with the best mean "
-        "recall on valid are kept. The figures do not measure fine-tuning on photographs; they show that it works.",
+        f"same count as the same answer. At most {EPOCHS} epochs; only the projector is trained; the weights with the "
+        "best mean recall on valid are kept. The figures do not measure fine-tuning on photographs; they show that it "
+        "works.",
         "",
         "Mean recall (R@1, R@5, R@10, both ways) on the test split, and on that of the embedded corpus, which the "
         "start was trained on: it shows what tuning forgets (its emoji may be part of training collages). `wise_ft`: "
