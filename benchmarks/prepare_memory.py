@@ -1,12 +1,12 @@
-"""Memory of preparing parallel text: it does not grow with the lines.
+"""Memory of preparing parallel text: it does not grow with the number of lines.
 
     python benchmarks/prepare_memory.py [--source MULTI30K] [--smoke]
 
-Runs `mclip-kit prepare --bitext` on English and German of Multi30K's training part (58,000 lines) and on the same files
-a hundred times over (5.8 million), with two worker processes both times and XLM-R's vocabulary, and adds up the memory
-of the command and its workers (proportional set size) as it goes. Without Multi30K, or with `--smoke`, text and
-vocabulary are small and made up, and the large files are fifty times the small ones. The last line has the larger peak
-over the smaller.
+Runs `mclip-kit prepare --bitext` on English and German of Multi30K's training part (58,000 lines), and on the same
+files repeated a hundred times (5.8 million), both with two worker processes and XLM-R's vocabulary. Meanwhile it adds
+up the memory of the command and its workers (proportional set size). Without Multi30K, or with `--smoke`, text and
+vocabulary are small and random, and the large files are fifty times as large as the small ones. The last line has the
+peak of the large files divided by that of the small ones.
 """
 
 import argparse
@@ -26,7 +26,7 @@ WORKERS = "import mclip_kit.data.prepare.binarize as b; b.LARGE = 0; from mclip_
 
 
 def repeated(folder: Path, times: int) -> Path:
-    """The training files, that often over."""
+    """Write the training files, repeated so many times; their folder."""
     out = folder / f"times{times}"
     out.mkdir()
     for language in ("en", "de"):
@@ -38,7 +38,7 @@ def repeated(folder: Path, times: int) -> Path:
 
 
 def peak(folder: Path, model: Path) -> tuple[int, int, float]:
-    """Lines, most bytes of the command with its children, and its seconds."""
+    """Lines, peak memory of the command with its children in bytes, and seconds."""
     sides = [f"{language}={folder / f'train.{language}'}" for language in ("en", "de")]
     command = [sys.executable, "-c", WORKERS, "prepare", "--bitext", *sides, "--spm", str(model), "--workers", "2"]
     start, most = time.perf_counter(), 0
@@ -53,7 +53,7 @@ def peak(folder: Path, model: Path) -> tuple[int, int, float]:
 
 
 def memory(process: psutil.Process) -> int:
-    """Proportional set sizes of a process and its children, as far as they are still there."""
+    """Sum of the proportional set sizes of a process and those of its children that still run, in bytes."""
     total = 0
     try:
         for one in (process, *process.children(recursive=True)):

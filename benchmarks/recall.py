@@ -1,11 +1,11 @@
-"""Recalls of both directions: ours against clip-benchmark's own computation, on the same embeddings.
+"""Recalls of both directions: this package against clip-benchmark, on the same embeddings.
 
     python benchmarks/recall.py [--smoke]
 
-5,000 pictures and 25,000 captions of width 512, as in COCO's Karpathy split; each run in a process of its own with two
-threads, in turns. Counted are the seconds from embeddings to R@1, R@5 and R@10 of both directions, and the most memory
-that the process ever had, imports and embeddings included. The last line has the ratio of seconds, the line above it
-that of memory. `--smoke` takes 200 pictures.
+5,000 pictures and 25,000 captions of width 512, as in COCO's Karpathy split. Each run has a separate process with two
+threads; the two sides take turns. Measured are the seconds from embeddings to R@1, R@5 and R@10 of both directions, and
+the peak memory of the process, imports and embeddings included. The last line has the ratio of seconds, the line above
+it the ratio of memory. `--smoke` uses 200 pictures.
 """
 
 import argparse
@@ -28,7 +28,7 @@ THREADS = {name: "2" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MK
 
 
 def embeddings(images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, and captions that lie near their picture; L2-normalised float32."""
+    """Pictures, and captions near their picture; L2-normalised, float32."""
     draw = np.random.default_rng(1)
     image_GD = draw.standard_normal((images, WIDTH), np.float32)
     image_GD /= np.linalg.norm(image_GD, axis=1, keepdims=True)
@@ -52,7 +52,7 @@ def ours(image_GD: np.ndarray, text_QD: np.ndarray) -> tuple[float, list[float]]
 
 
 def theirs(image_GD: np.ndarray, text_QD: np.ndarray) -> tuple[float, list[float]]:
-    """The same by clip-benchmark, whose towers are given the embeddings in batches of its default size, 64."""
+    """The same by clip-benchmark; its towers get the embeddings in batches of its default size, 64."""
     import torch
     from clip_benchmark.metrics import zeroshot_retrieval
 
@@ -71,7 +71,7 @@ def theirs(image_GD: np.ndarray, text_QD: np.ndarray) -> tuple[float, list[float
 
 
 def one(name: str, images: int) -> None:
-    """Print the seconds, the recalls and the largest resident memory of this process, MB."""
+    """Print the seconds, the recalls and the peak resident memory of this process, MB."""
     taken, recalls = (ours if name == "ours" else theirs)(*embeddings(images))
     with open("/proc/self/status", encoding="ascii") as handle:
         peak = next(int(line.split()[1]) for line in handle if line.startswith("VmHWM")) / 1024

@@ -1,10 +1,10 @@
-"""docs/results.md: both quickstarts on the embedded corpus, scored on pictures that no stage has seen.
+"""Write docs/results.md: both quickstarts on the embedded corpus, scored on pictures that no stage has seen.
 
     python benchmarks/results.py [--seeds 1,2,3] [--smoke]
 
-Each seed's scores are kept in runs/results/ and are not made again. `--smoke` trains one epoch a stage and leaves
-docs/ alone. Multi30K's parts (mte_results.py, finetune_results.py) are made where it is at hand. The last line compares
-the student's weakest language with the teacher's English.
+The scores of each seed are kept in runs/results/ and are not computed again. `--smoke` trains one epoch per stage and
+does not write to docs/. The parts on Multi30K (mte_results.py, finetune_results.py) need its text. The last line
+compares the student's weakest language with the teacher's English.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import finetune_results
 import mte_results
@@ -19,10 +20,11 @@ import numpy as np
 from tables import Scores, at_hand, head, kept, over, row, spread
 
 from mclip_kit.config.recipe import Recipe, load
-from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.captions import read_captions
-from mclip_kit.evaluate.report.tables import TEACHER, Results
-from mclip_kit.evaluate.retrieval import evaluate, evaluator
+from mclip_kit.evaluate.report.tables import Results
+from mclip_kit.evaluate.retrieval import TEACHER, evaluate
+from mclip_kit.evaluate.validation import Scores as Validated
+from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_text
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -30,33 +32,34 @@ from mclip_kit.train.run import Run
 
 GOAL = 0.8  # of the teacher's English R@1, for the student's weakest language
 STRATA = ("composed", "plain", "flags")
-ABLATIONS = {  # of teacher learning, with as many steps
+ABLATIONS = {  # of teacher learning, with the same number of steps
     "English to English only": ["stages.1.languages=[en]", "stages.1.epochs=50"],
     "without English to English": ["stages.1.include_english=false"],
 }
 Place = tuple[str, str, str]
-"""Recipe, stage, and its start or end."""
+"""Recipe, stage, and `start` or `end`."""
 
 
 def scored_run(recipe: Recipe, folder: Path) -> Scores:
-    """Train a recipe; test scores by stage, at its start and at its end."""
+    """Train a recipe; test scores of each stage, at its start and at its end."""
     assert recipe.evaluation
     captions = read_captions(str(recipe.data.captions))
-    watch = evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages)
+    validate = evaluator(recipe)
+    assert validate
     stages: dict[str, Scores] = {}
 
-    def score(model: MultilingualClip, store: FeatureCache, stage: TriangleStage) -> dict[str, float]:
-        results = evaluate(model, captions, "test", recipe.evaluation.languages, store=store)  # type: ignore[union-attr]
-        place = stages.setdefault(stage.name, {"start": plain(results)})
-        place["end"] = plain(results)
-        return watch(model, store, stage)
+    def score(model: MultilingualClip, cache: FeatureCache, task: Any) -> Validated:
+        results = evaluate(model, captions, "test", recipe.evaluation.languages, cache=cache)  # type: ignore[union-attr]
+        place = stages.setdefault(task.stage.name, {"start": scores_of(results)})
+        place["end"] = scores_of(results)
+        return validate(model, cache, task)
 
     Run(recipe, folder, score).go()
     return stages
 
 
-def plain(results: Results) -> Scores:
-    """Scores and those of each stratum, in percent."""
+def scores_of(results: Results) -> Scores:
+    """Scores of each language, and of each stratum and language, in percent."""
     some = next(iter(results.values()))
     return {
         "images": some.gallery,
@@ -69,7 +72,7 @@ def plain(results: Results) -> Scores:
 
 
 def one_seed(seed: int, root: Path, smoke: bool) -> Scores:
-    """Both quickstarts with one seed; the second takes the first's teacher."""
+    """Both quickstarts with one seed; the second uses the teacher of the first."""
     common = [f"seed={seed}", "evaluation.every_epochs=1000"]
     epochs = [f"stages.{stage}.epochs=1" for stage in range(3)] if smoke else []
     folder = root / f"seed-{seed}"
@@ -94,14 +97,14 @@ def one_seed(seed: int, root: Path, smoke: bool) -> Scores:
 def tops(
     seeds: list[Scores], place: Place, names: list[str], part: str = "", ks: Sequence[int] = (1, 5, 10)
 ) -> list[str]:
-    """R@k of text to image, as mean over languages, then over seeds; `part` is a stratum."""
+    """Text-to-image R@k: mean over languages, then mean and standard deviation over seeds; `part` is a stratum."""
     inner = ("strata", part) if part else ("scores",)
     scores = [[over(seeds, *place, *inner, name, f"t2i_r{k}") for name in names] for k in ks]
     return [spread([mean(languages) for languages in zip(*values, strict=True)]) for values in scores]
 
 
 def quickstart_table(seeds: list[Scores]) -> list[str]:
-    """The full road: teacher, each language after both student stages, means with strata."""
+    """quickstart: the teacher, each language after both student stages, means with strata."""
     first, last = ("quickstart", "distill", "end"), ("quickstart", "contrast", "end")
     names = [name for name in seeds[0]["quickstart"]["contrast"]["end"]["scores"] if name != TEACHER]
     groups = [*((name, [name], "") for name in names), ("**mean of ten**", names, ""), *((s, names, s) for s in STRATA)]
@@ -116,7 +119,7 @@ def quickstart_table(seeds: list[Scores]) -> list[str]:
 
 
 def trikd_table(seeds: list[Scores], trained: list[str]) -> list[str]:
-    """The projector road: trained and never-trained languages, before and after."""
+    """quickstart_trikd: trained and never-trained languages, before and after training."""
     names = [name for name in seeds[0]["quickstart_trikd"]["trikd"]["end"]["scores"] if name != TEACHER]
     unseen = [name for name in names if name not in trained]
     groups = {f"{len(trained)} trained": trained, f"{len(unseen)} never trained": unseen}
@@ -132,7 +135,7 @@ def trikd_table(seeds: list[Scores], trained: list[str]) -> list[str]:
 
 
 def ablation_table(seeds: list[Scores]) -> list[str]:
-    """Teacher learning on some of its data, as in the paper's ablation."""
+    """Teacher learning on a part of its data, as in AltCLIP's ablation."""
     names = [name for name in seeds[0]["quickstart"]["distill"]["end"]["scores"] if name not in (TEACHER, "en")]
     runs = {"all data": "quickstart", **{name: name for name in ABLATIONS}}
     lines = head("R@1, T2I", "English", f"mean of {len(names)} others")
@@ -153,7 +156,8 @@ def page(seeds: list[Scores], numbers: list[int]) -> str:
             "",
             "Written by `make results` (benchmarks/results.py). Percent on the embedded corpus's test split: "
             f"{some['images']} pictures that no stage has seen, {len(numbers)} seeds, mean ± standard deviation. "
-            f"Chance R@1 is {100 / some['images']:.2f}. A hit is any picture that looks the same; ties count against.",
+            f"Chance R@1 is {100 / some['images']:.2f}. Any picture that looks the same is a right answer; ties count "
+            "as misses.",
             "",
             "## quickstart: a CLIP from scratch, then AltCLIP's two stages, ten languages",
             "",
@@ -162,13 +166,13 @@ def page(seeds: list[Scores], numbers: list[int]) -> str:
             "### What teacher learning needs",
             "",
             "After the MSE stage alone, with the same teacher, student and number of steps "
-            "(AltCLIP's ablation in small).",
+            "(AltCLIP's ablation at a small size).",
             "",
             *ablation_table(seeds),
             "",
             "## quickstart_trikd: projectors on a frozen multilingual-e5-small",
             "",
-            "The projector sees pictures and text in three languages only.",
+            "The projector is trained on pictures and text in three languages only.",
             "",
             *trikd_table(seeds, trained),
             "",

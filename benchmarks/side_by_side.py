@@ -1,4 +1,4 @@
-"""Variants of one piece of work, measured in turns, so that what slows the computer slows them all."""
+"""Measure variants of the same work in turns, so that other load on the computer slows all of them."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,10 @@ def alternate(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str
     """Measure every variant once a round, in turns: A B A B.
 
     Args:
-        variants: name -> what does the work once and returns a figure, such as its seconds.
-        rounds: how often; one more round before them warms up and is not counted.
+        variants: name -> a function that does the work once and returns a figure, such as its seconds.
+        rounds: how many; one more round comes first as a warm-up and is not counted.
     Returns:
-        name -> its figures, one a round.
+        name -> its figures, one per round.
     """
     figures: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
@@ -24,22 +24,22 @@ def alternate(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long the work takes once."""
+    """Seconds of doing the work once."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def ratio(figures: dict[str, list[float]], above: str, below: str) -> list[float]:
-    """One variant's figures over another's, round by round."""
+    """The figures of one variant divided by those of another, round by round."""
     return [a / b for a, b in zip(figures[above], figures[below], strict=True)]
 
 
 def spread(values: list[float]) -> str:
-    """Median, least and greatest."""
+    """Median, minimum and maximum."""
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def last_line(name: str, value: float, goal: float) -> None:
-    """What a program reads of a benchmark."""
+    """Print the line that programs read."""
     print(f"{name} ratio={value:.2f} goal={goal:g}")

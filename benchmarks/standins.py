@@ -1,12 +1,13 @@
-"""Stand-ins for Multi30K's pictures, which nobody may pass on: collages of emoji that their English captions name.
+"""Stand-ins for Multi30K's pictures, which may not be redistributed: collages of emoji that English captions name.
 
     python benchmarks/standins.py --source MULTI30K --images STANDINS [--out data/standins]
 
-A picture shows every emoji all of whose English name's words are in one of its captions. What nothing names is left
-out. Pictures of the same emoji look the same, so they are one group: each is a right answer to the captions of all.
-With them, `mclip-kit prepare multi30k --source MULTI30K --images STANDINS` has pictures too. `--out` is a folder as
-`prepare` makes it, but of train, valid and test alone, with groups, and without training pictures that look like one
-of valid or test.
+A picture shows an emoji if one of its captions has all words of the emoji's English name. Pictures without an emoji
+are left out. Pictures of the same emoji look the same, so they are one group: each is a right answer to the captions
+of all.
+With the stand-ins, `mclip-kit prepare multi30k --source MULTI30K --images STANDINS` has pictures too. `--out` is a
+prepared folder of train, valid and test alone, with groups, and without training pictures that look like a picture of
+valid or test.
 """
 
 import argparse
@@ -28,16 +29,16 @@ from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.demo.emoji import REGIONAL_INDICATORS, SKIN_TONES, drawings, drawn, picture_name
 from mclip_kit.files import write_whole
 
-SIZE = 64  # pixels, as the embedded corpus has
+SIZE = 64  # pixels, as in the embedded corpus
 SPLITS = ("train", "valid", "test")
 SINGULAR = {"men": "man", "women": "woman", "children": "child", "people": "person"}
 
 Shown = tuple[str, ...]
-"""The emoji of a picture, in order; empty where the captions name none."""
+"""The emoji of a picture, in order; empty if its captions name none."""
 
 
 def words(text: str) -> frozenset[str]:
-    """A text's words, in the singular as far as a rule of thumb knows it."""
+    """The words of a text; plurals are made singular by simple rules."""
     found = re.findall(r"[a-z']+", text.lower())
     plural = re.compile(r"\w{2,}[^s]s")
     return frozenset(SINGULAR.get(word) or (word[:-1] if plural.fullmatch(word) else word) for word in found)
@@ -59,7 +60,7 @@ def names() -> dict[frozenset[str], str]:
 
 @cache
 def _by_word() -> dict[str, list[frozenset[str]]]:
-    """A name's longest word -> names."""
+    """The longest word of a name -> names."""
     index = defaultdict(list)
     for name in names():
         index[max(sorted(name), key=len)].append(name)
@@ -67,12 +68,12 @@ def _by_word() -> dict[str, list[frozenset[str]]]:
 
 
 def named(captions: Iterable[str]) -> Shown:
-    """The emoji that captions name; `man running` stands for `man` too."""
-    heard: set[frozenset[str]] = set()
+    """The emoji that captions name; a caption that names `man running` does not also name `man`."""
+    found: set[frozenset[str]] = set()
     for caption in captions:
-        said = words(caption)
-        heard |= {name for word in said for name in _by_word().get(word, ()) if name <= said}
-    return tuple(sorted({names()[name] for name in heard if not any(name < other for other in heard)}))
+        present = words(caption)
+        found |= {name for word in present for name in _by_word().get(word, ()) if name <= present}
+    return tuple(sorted({names()[name] for name in found if not any(name < other for other in found)}))
 
 
 def collage(shown: Shown) -> Image.Image:
@@ -96,12 +97,12 @@ def _openmoji() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class StandIns:
-    """Pictures of Multi30K that can be shown.
+    """Pictures of Multi30K that have a stand-in.
 
     Attributes:
-        shown: picture's name -> its emoji.
-        rows: of train, valid and test, one caption a language.
-        nameless: how many pictures of these splits are left out because their captions name nothing.
+        shown: name of a picture -> its emoji.
+        rows: of train, valid and test, with one caption in each language.
+        nameless: how many pictures of these splits are left out because their captions name no emoji.
     """
 
     shown: dict[str, Shown]
@@ -110,7 +111,7 @@ class StandIns:
 
 
 def find(source: Path, corpus: Corpus | None = None) -> StandIns:
-    """What the pictures of a copy of Multi30K show, by all of their English captions."""
+    """The stand-ins for the pictures of a copy of Multi30K, by all of their English captions."""
     corpus = corpus or declaration("multi30k")
     rows = list(find_reader(corpus)(corpus, Source(source, obtain=corpus.obtain)).rows)
     captions: dict[str, list[str]] = defaultdict(list)
@@ -124,7 +125,7 @@ def find(source: Path, corpus: Corpus | None = None) -> StandIns:
 
 
 def draw(shown: dict[str, Shown], folder: Path) -> None:
-    """Write the pictures that are not there yet, as PNG files of the pictures' names."""
+    """Write the stand-ins that are missing in the folder, as PNG files with the names of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     for image, some in shown.items():
         path = folder / f"{Path(image).stem}.png"
@@ -136,10 +137,10 @@ def draw(shown: dict[str, Shown], folder: Path) -> None:
 def prepare(
     found: StandIns, images: Path, source: Path, out: Path, train: int | None = None, corpus: Corpus | None = None
 ) -> str:
-    """Draw what is missing, write a prepared folder of the rows, in groups, and say what is in it.
+    """Draw the missing stand-ins, write a prepared folder of the rows, and return a sentence on its content.
 
     Args:
-        train: at most so many training pictures, the first ones.
+        train: the largest number of training pictures; the first ones are taken.
     """
     corpus = (corpus or declaration("multi30k")).model_copy(update={"pictures": None})  # they are not Flickr30k's
     training = [row for row in found.rows if row.split == "train"]
@@ -156,13 +157,13 @@ def prepare(
     parts = {split: [row.group for row in grouped if row.split == split] for split in SPLITS}
     sizes = ", ".join(f"{split} {len(part):,} ({len(set(part)):,} different)" for split, part in parts.items())
     return (
-        f"{sizes}; left out are {found.nameless:,} whose captions name no emoji, and of {len(training):,} for training "
-        f"those {len(training) - len(fresh):,} that look like one of valid or test"
+        f"{sizes}; left out: {found.nameless:,} with captions that name no emoji, and of {len(training):,} for "
+        f"training the {len(training) - len(fresh):,} that look like one of valid or test"
     )
 
 
 def main() -> None:
-    """Draw, and prepare if asked to."""
+    """Draw the stand-ins; with --out, prepare a folder too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""What the parts of docs/results.md share: scores that are made once, and figures of several seeds as cells."""
+"""What the parts of docs/results.md share: scores that are computed once, and tables over several seeds."""
 
 import json
 import os
@@ -14,14 +14,14 @@ Scores = dict[str, Any]
 
 
 def at_hand() -> Path | None:
-    """Multi30K's folder, if it is here: MULTI30K=DIR, else ../shared/data/multi30k."""
-    beside = Path(__file__).parents[2] / "shared" / "data" / "multi30k"
-    folder = Path(os.environ.get("MULTI30K", beside))
+    """Multi30K's folder, if it exists: MULTI30K=DIR, else ../shared/data/multi30k."""
+    default = Path(__file__).parents[2] / "shared" / "data" / "multi30k"
+    folder = Path(os.environ.get("MULTI30K", default))
     return folder if folder.is_dir() else None
 
 
 def kept(folder: Path, make: Callable[[], Scores]) -> Scores:
-    """The scores of a run in a folder, made once; a run that was cut short starts again."""
+    """The scores of a run in a folder, computed once; a run that was interrupted starts again."""
     file = folder / "scores.json"
     if not file.is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -30,7 +30,11 @@ def kept(folder: Path, make: Callable[[], Scores]) -> Scores:
 
 
 def over(seeds: list[Scores], *path: str) -> list[float]:
-    """One number of each seed."""
+    """One number of each seed.
+
+    Args:
+        path: keys, from the outside to the inside.
+    """
     values = []
     for value in seeds:
         for key in path:
@@ -40,7 +44,7 @@ def over(seeds: list[Scores], *path: str) -> list[float]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean and standard deviation over seeds, as a cell."""
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 

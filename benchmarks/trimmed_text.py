@@ -1,10 +1,10 @@
-"""Sentences a second of a frozen teacher's text tower: all 77 positions against texts trimmed to the batch's longest.
+"""Sentences per second of a frozen text tower of CLIP: all 77 positions, or texts trimmed to the batch's longest.
 
     python benchmarks/trimmed_text.py [--captions FILE] [--rounds 5] [--threads 2] [--smoke]
 
 The tower has the sizes of ViT-B/32's and random weights, float32 on the CPU; the embeddings must agree within 1e-5.
-The captions are made here, or read from a file with one a line. Batches are taken as training takes them, in any
-order of length, and once more sorted by length. `--smoke` runs a small tower in seconds.
+The captions are generated, or read from a file with one caption per line. Batches are measured in random order of
+length, and again sorted by length. `--smoke` runs a small tower in seconds.
 """
 
 import argparse
@@ -31,17 +31,17 @@ WHERE = ["down a busy street", "on a wooden bench", "in front of a brick buildin
 BESIDES = ["while others look on", "next to a parked car", "under an umbrella", "with mountains in the background"]
 WHEN = ["on a sunny day", "at night", "during a festival in the middle of the city", "as it starts to rain"]
 PARTS = [(WHO, 1.0), (LOOK, 0.5), (DOING, 1.0), (WHERE, 0.9), (BESIDES, 0.5), (WHEN, 0.3)]
-"""What a caption is made of, and how often it has each part."""
+"""The parts of a caption, and how often it has each of them."""
 
 
 def made(count: int) -> list[str]:
-    """Captions as people write them about photographs, about 13 words long; always the same."""
+    """Captions like those of photographs, about 13 words long; always the same."""
     rng = random.Random(0)
     return [" ".join(rng.choice(texts) for texts, often in PARTS if rng.random() < often) + "." for _ in range(count)]
 
 
 def read(path: str, count: int) -> list[str]:
-    """Captions of a file, drawn without order; always the same."""
+    """Captions of a file in random order; always the same."""
     lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(lines) < BATCH:
         sys.exit(f"{path}: {len(lines)} captions, a batch has {BATCH}")
@@ -50,7 +50,7 @@ def read(path: str, count: int) -> list[str]:
 
 
 def teacher(width: int, layers: int) -> Clip:
-    """A text tower of these sizes, beside the smallest image tower."""
+    """A CLIP with a text tower of these sizes and the smallest image tower."""
     text = {"width": width, "heads": width // 64, "layers": layers}
     vision = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1}
     return build_clip({"embed_dim": width, "vision_cfg": vision, "text_cfg": text}, "random")
@@ -63,7 +63,7 @@ def embed(clip: Clip, ids_NT: Tensor, trim: bool) -> Tensor:
 
 
 def check(clip: Clip, ids_NT: Tensor) -> None:
-    """Stop unless trimmed texts have the embeddings of whole ones."""
+    """Stop unless trimmed texts have the same embeddings as whole texts."""
     apart = float((embed(clip, ids_NT, True) - embed(clip, ids_NT, False)).abs().max())
     print(f"embeddings of both differ by {apart:.1e} at most")
     if not apart <= CLOSE:
@@ -71,7 +71,7 @@ def check(clip: Clip, ids_NT: Tensor) -> None:
 
 
 def describe(captions: list[str], clip: Clip, ids_NT: Tensor) -> None:
-    """Say what is embedded."""
+    """Print what is embedded."""
     words = [len(caption.split()) for caption in captions]
     trimmed = [clip.trim(ids_BT).shape[1] for ids_BT in ids_NT.split(BATCH)]
     print(f"{len(words)} captions of {mean(words):.1f} ± {stdev(words):.1f} words, the longest {max(words)}")

@@ -1,4 +1,4 @@
-"""Pictures that stand in for Multi30K's: what captions name is what is shown."""
+"""Stand-ins for Multi30K's pictures: a picture shows what its captions name."""
 
 import os
 from pathlib import Path
@@ -49,7 +49,7 @@ def source(tmp_path: Path) -> Path:
     [
         ("Two dogs and a guitar.", {"🐕", "🎸", "2️⃣"}),
         ("A MAN with a guitar", {"👨", "🎸"}),
-        ("The men are running", {"🏃‍♂️"}),  # a man running is no man besides
+        ("The men are running", {"🏃‍♂️"}),  # a man running, but not also a man
         ("a red bus", {"🚌"}),
         ("he goes on and up", set()),  # no ON! arrow, no UP! button
     ],
@@ -68,7 +68,7 @@ def test_pictures_of_the_same_emoji_are_one_group_and_those_of_none_are_left_out
     found = standins.find(source, corpus)
     assert found.nameless == 1
     about = standins.prepare(found, tmp_path / "images", source, tmp_path / "data", corpus=corpus)
-    assert about.startswith("train 3 (2 different), valid 1 (1 different), test 2 (1 different); left out are 1 whose")
+    assert about.startswith("train 3 (2 different), valid 1 (1 different), test 2 (1 different); left out: 1 with")
     captions = read_captions(tmp_path / "data")
     groups = dict(zip((name.removesuffix(".jpg") for name in captions.names), captions.groups, strict=True))
     assert groups.keys() == {"2", "3", "5", "6", "7", "8"}  # the first looks like two of the test
@@ -101,7 +101,7 @@ def test_prepare_finds_them_and_draws_none_twice(source: Path, tmp_path: Path) -
     assert np.asarray(captions.picture(captions.names.index("5.jpg"))).shape == (64, 64, 3)
 
 
-@pytest.mark.skipif(not MULTI30K.is_dir(), reason="Multi30K is not beside the checkout (MULTI30K=DIR)")
+@pytest.mark.skipif(not MULTI30K.is_dir(), reason="Multi30K is missing; set MULTI30K=DIR")
 def test_nearly_every_picture_of_multi30k_has_a_stand_in() -> None:
     found = standins.find(MULTI30K)
     test = [found.shown[str(row.image)] for row in found.rows if row.split == "test"]

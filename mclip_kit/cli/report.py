@@ -5,15 +5,16 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
+from mclip_kit.layout import REPORT
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@click.option("--out", type=FILE, default=Path("report.html"), show_default=True, help="The page.")
+@click.option("--out", type=FILE, default=Path(REPORT), show_default=True, help="The page to write.")
 def report(runs: tuple[Path, ...], out: Path) -> None:
-    """Put runs side by side on one page: scores, training curves, recipes.
+    """Compare runs on one HTML page: scores, training curves, recipes.
 
-    Each is a run's folder, or one that mclip-kit eval wrote.
+    RUNS are folders of runs, or folders that mclip-kit eval wrote.
     """
     from mclip_kit.evaluate.report import html
     from mclip_kit.train.logging import read_log

@@ -1,4 +1,4 @@
-"""What a model is compared with: the teacher's own text tower, translate-then-CLIP, or another model."""
+"""Baselines of a model: the teacher's own text tower, translate-then-CLIP, or another model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,74 +6,73 @@ from pathlib import Path
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.corpora.source import File
-from mclip_kit.data.languages import normalize_language
+from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.evaluate.retrieval import Retrieval, evaluate
+from mclip_kit.evaluate.retrieval import TEACHER, Retrieval, evaluate
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 
-TEACHER, TRANSLATED = "teacher", "translated:"
-ENGLISH = "en"  # the teacher's language: its captions need no translation
+TRANSLATED = "translated:"
 
 Baseline = Callable[[MultilingualClip, FeatureCache], dict[str, Retrieval]]
-"""The model that is compared, and its store -> the baseline's ranks by language."""
+"""(the model that is compared, its feature cache) -> the baseline's ranks by language."""
 
 
 def baseline(
     name: str, captions: Captions, split: str, languages: Sequence[str] | str, protocol: str = "any"
 ) -> Baseline:
-    """A baseline by its name; whatever can be wrong about it shows here, before anything is computed.
+    """A baseline by its name; its mistakes are found here, before anything is computed.
 
     Args:
-        name: `teacher`, the model's teacher with the captions as they are; `translated:FILE`, the same with their
-            translations (`read_translations`); or another model folder.
+        name: `teacher`: the model's teacher reads the captions as they are; `translated:FILE`: the teacher reads their
+            translations, see `read_translations`; or another model folder.
     Raises:
-        RecipeError: it is none of these.
-        DataError: the translations are damaged, or lack a caption.
+        RecipeError: the name is none of these.
+        DataError: the table of translations is damaged, or lacks a caption.
     """
     if name == TEACHER or name.startswith(TRANSLATED):
         read = captions
         if name != TEACHER:
             read = translated(captions, Path(name.removeprefix(TRANSLATED)), split, languages)
-        return lambda model, store: evaluate(
-            model, read, split, languages, None, store, tower="teacher", protocol=protocol
+        return lambda model, cache: evaluate(
+            model, read, split, languages, None, cache, tower="teacher", protocol=protocol
         )
     if not Path(name).is_dir():
         raise RecipeError(f"--baseline {name}: give teacher, translated:FILE or a model folder")
     other, own = load(name), FeatureCache()
-    return lambda model, store: evaluate(other, captions, split, languages, None, own, protocol=protocol)
+    return lambda model, cache: evaluate(other, captions, split, languages, None, own, protocol=protocol)
 
 
 def translated(captions: Captions, file: Path, split: str, languages: Sequence[str] | str) -> Captions:
-    """The same captions with those of a split and languages in English.
+    """Captions in which those of some split and languages are replaced by their English translations.
 
     Raises:
-        DataError: the table is damaged or lacks one of them.
+        DataError: the table is damaged or lacks one of the captions.
     """
     table = read_translations(file)
     texts = captions.texts.copy()
     for row in captions.select(split, languages):
         language, text = str(captions.languages[row]), str(captions.texts[row]).strip()
-        english = table.get((language, text)) or table.get(("", text)) or (text if language == ENGLISH else "")
+        english = table.get((language, text)) or table.get(("", text)) or (text if language == TEACHER_LANGUAGE else "")
         if not english:
             where = f"{captions.folder / 'captions.tsv'} line {row + 2}"
-            raise DataError(f"{file}: no English for {text!r} ({language}, {where}); add a line with it")
+            raise DataError(f"{file}: no English for {text!r} ({language}, {where}); add a line for this caption")
         texts[row] = english
     return replace(captions, texts=texts)
 
 
 def read_translations(file: Path) -> dict[tuple[str, str], str]:
-    """A table of translations: a caption as the data has it, a tab, its English; plain or compressed.
+    """Read a table of translations, plain or compressed: a caption as the data has it, a tab, its English.
 
-    The caption's language and a tab may stand before, for words that mean different things in two languages.
+    A line may begin with the caption's language and a tab, for words that mean different things in two languages.
 
     Returns:
-        (language or nothing, caption) -> English.
+        (language or an empty string, caption) -> English.
     Raises:
-        DataError: it is missing or cannot be read, a line has other columns, or two lines contradict each other.
+        DataError: the file is missing or cannot be read, a line has other columns, or two lines contradict each other.
     """
     if not file.is_file():
-        raise DataError(f"{file}: missing; write a table of captions, a tab, and their English")
+        raise DataError(f"{file}: missing; it is a table with a line for each caption: the caption, a tab, its English")
     table: dict[tuple[str, str], str] = {}
     for number, line in enumerate(File(file).lines(), 1):
         if not line.strip():
@@ -86,5 +85,5 @@ def read_translations(file: Path) -> dict[tuple[str, str], str]:
         key = (normalize_language(before[0]) if len(before) == 2 else "", before[-1])
         if table.setdefault(key, english) != english:
             other = f"{before[-1]!r} is {table[key]!r} in an earlier line, and {english!r} here"
-            raise DataError(f"{file} line {number}: {other}; keep one, or put the language and a tab before")
+            raise DataError(f"{file} line {number}: {other}; keep one, or begin each line with the language and a tab")
     return table

@@ -1,29 +1,39 @@
-"""Parallel-sentence retrieval: whether a sentence's nearest neighbour in another language is its translation.
+"""Retrieval of parallel sentences: is a sentence's nearest neighbour in the other language its translation?
 
 The error rate is that of Tatoeba (Artetxe and Schwenk, arXiv 1812.10464, section 4.3), by cosine, both ways. Sentences
-with the same text are the same answer.
+with the same text count as the same answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 
-from mclip_kit.data.bitext import Bitext, Direction, read_direction
+from mclip_kit.data.bitext import Bitext, Direction, find_directions, format_directions, open_bitext, read_direction
+from mclip_kit.errors import DataError
+from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows
 from mclip_kit.evaluate.ranks import ranks
+from mclip_kit.evaluate.retrieval import STUDENT
+from mclip_kit.layout import BITEXT, CLIP
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import load
 from mclip_kit.models.projectors import pool
 from mclip_kit.models.text_encoder import Encoder, encoder_within
+
+METRICS = (
+    Metric("retrieval_error", "error", "error"),
+    Metric("retrieval_accuracy", "accuracy", "accuracy", drawn=True),
+)
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts -> L2-normalised embeddings (N, D)."""
 
 
 def mean_pooled(encoder: Encoder, batch_size: int = 64) -> Embed:
-    """The mean of an encoder's token states."""
+    """Embed by the mean of an encoder's token states, without padding."""
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         tokens = encoder.tokenizer.encode(texts, encoder.positions)
@@ -41,7 +51,7 @@ def mean_pooled(encoder: Encoder, batch_size: int = 64) -> Embed:
 
 
 def errors(embed: Embed, sources: Sequence[str], targets: Sequence[str]) -> tuple[float, float]:
-    """Error rates in percent: of the sources' nearest targets, and of the targets' nearest sources.
+    """Error rates in percent: of the sources' nearest targets, then of the targets' nearest sources.
 
     Args:
         sources, targets: N sentences and their translations.
@@ -55,12 +65,15 @@ def errors(embed: Embed, sources: Sequence[str], targets: Sequence[str]) -> tupl
 
 
 def embedder(folder: Path) -> tuple[Embed, str]:
-    """Embeddings by a model's student, or the mean pool of an encoder or of a translator's; and what it was made from.
+    """The embeddings of a folder, and what the model was made from.
 
+    Args:
+        folder: a model folder: its student embeds; or the folder of an encoder or a translator: the mean of the
+            encoder's token states.
     Raises:
         CheckpointError: the folder holds none of them.
     """
-    if (folder / "clip").is_dir():
+    if (folder / CLIP).is_dir():
         model = load(folder)
         return lambda texts: model.encode_text(texts).numpy(), model.made_from
     return mean_pooled(encoder_within(folder)), str(folder)
@@ -69,10 +82,10 @@ def embedder(folder: Path) -> tuple[Embed, str]:
 def evaluate(
     embed: Embed, bitexts: Sequence[Bitext], split: str, directions: Sequence[Direction], count: int | None = None
 ) -> dict[Direction, tuple[int, float]]:
-    """Sentences, and the error rate in percent, of every direction.
+    """Number of sentences and error rate in percent, of every direction.
 
     Args:
-        count: the first so many of the first corpus that has the direction; None: all.
+        count: how many sentences, the first ones, of the first corpus that has the direction; None: all.
     """
     found: dict[Direction, tuple[int, float]] = {}
     for source, target in directions:
@@ -86,6 +99,62 @@ def evaluate(
 def held_out_sentences(
     bitexts: Sequence[Bitext], split: str, direction: Direction, count: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """Sentences of a direction and their translations, of the first corpus that has it."""
+    """Sentences of a direction and their translations, of the first corpus that has the direction.
+
+    Args:
+        count: how many, the first ones; None: all.
+    """
     source, target = next(found for bitext in bitexts if (found := read_direction(bitext, split, direction)))
     return list(islice(source.texts, count)), list(islice(target.texts, count))
+
+
+def held_out(data: Path, split: str, languages: Sequence[str] | str) -> tuple[list[Bitext], list[Direction]]:
+    """The parallel text of a prepared folder, or of a fairseq-binarised one, and the directions that it has.
+
+    Args:
+        languages: source and target must both be among them; or `all`.
+    Raises:
+        DataError: there is no such direction.
+    """
+    bitexts = [open_bitext(data / BITEXT if (data / BITEXT).is_dir() else data)]
+    directions = find_directions(bitexts, split)
+    chosen = [way for way in directions if languages == "all" or set(way) <= set(languages)]
+    if not chosen:
+        raise DataError(
+            f"{data}: no {split} pair within {', '.join(languages)}; there are {format_directions(directions)}"
+        )
+    return bitexts, chosen
+
+
+def run(request: Request) -> Findings:
+    """Score every model: a table of error rates."""
+    bitexts, directions = held_out(request.data, request.split, request.languages)
+    rows: ResultRows = []
+    for name in request.models:
+        embed, made_from = embedder(name)
+        found = evaluate(embed, bitexts, request.split, directions, request.sentences)
+        rows += _rows(found, request.about(name, made_from))
+        request.show(_table(request.title(name), found))
+    return Findings(rows)
+
+
+def _rows(found: Mapping[Direction, tuple[int, float]], about: dict[str, Any]) -> ResultRows:
+    """A row of results.json for each direction."""
+    return [
+        about
+        | {
+            "language": "-".join(direction),
+            "tower": STUDENT,
+            "n_captions": count,
+            "metrics": {"retrieval_error": error / 100, "retrieval_accuracy": 1 - error / 100},
+        }
+        for direction, (count, error) in found.items()
+    ]
+
+
+def _table(title: str, found: Mapping[Direction, tuple[int, float]]) -> str:
+    """Error rates in percent, and their mean."""
+    lines = [title, f"{'':26}{METRICS[0].label:>8}{'sentences':>11}"]
+    lines += [f"  {'-'.join(way):24}{error:8.1f}{count:11,}" for way, (count, error) in found.items()]
+    mean = np.mean([error for _, error in found.values()])
+    return "\n".join([*lines, f"{f'mean of {len(found)}':26}{mean:8.1f}", "percent of wrong nearest neighbours"])

@@ -1,12 +1,12 @@
-"""Whether one tower is better than another, or luckier with its pictures: paired bootstrap intervals.
+"""Is one tower better than another, or is the difference chance? Paired bootstrap intervals.
 
-Both answer the same queries, so it is the difference of their answers that is resampled (paired). Captions of a picture
-stand or fall together, so pictures are drawn, with replacement and each with all of its queries, and not queries
-(clusters); pictures that look the same are one. The interval goes from the 2.5th to the 97.5th percentile of the
-resampled differences: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile
-intervals) and section 8.3 (what to resample).
+Both towers answer the same queries, so the difference of their answers is resampled (paired). The captions of a picture
+are not independent, so pictures are drawn, not queries: with replacement, each with all of its queries (clusters).
+Pictures that look the same count as one. The interval goes from the 2.5th to the 97.5th percentile of the resampled
+differences: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile intervals) and section
+8.3 (what to resample).
 
-N pictures, Q queries, M means, R resamples.
+Shapes: N pictures, Q queries, M means, R resamples, B resamples of a block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,10 @@ import numpy as np
 
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.ranks import KS
-from mclip_kit.evaluate.retrieval import Retrieval
+from mclip_kit.evaluate.retrieval import COMPARED, MEAN_RECALL, RECALLS, TEACHER, Retrieval
 
 RESAMPLES = 2000
 CELLS = 2**22  # pictures times resamples that are drawn at once
-METRICS = {
-    "image_retrieval_recall@1": [0],  # of the recalls that `_differences` lists
-    "text_retrieval_recall@1": [len(KS)],
-    "mean_recall": list(range(2 * len(KS))),
-}
-"""What is compared, by clip-benchmark's names -> the recalls whose mean it is."""
 
 Values = tuple[np.ndarray, np.ndarray]
 """A number per query (Q,), and the query's picture (Q,)."""
@@ -33,10 +27,11 @@ Values = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better a tower is than another in one language, as a fraction, and the interval about it.
+    """How much better a tower is than another in one language, and the 95% interval, as fractions.
 
     Attributes:
-        language: its code; `mean` is the mean over all.
+        language: its code; `mean` is the mean over all languages.
+        metric: a name of `retrieval.COMPARED`.
     """
 
     language: str
@@ -49,34 +44,35 @@ class Difference:
 def compare(
     ours: Mapping[str, Retrieval], theirs: Mapping[str, Retrieval], resamples: int = RESAMPLES, seed: int = 1
 ) -> list[Difference]:
-    """95% intervals of R@1 both ways and of mean recall, ours less theirs, by language and for the languages' mean.
+    """Differences of `retrieval.COMPARED`, ours minus theirs, of each language and of the mean over languages.
 
     Args:
         ours, theirs: language -> ranks of the same queries; languages that only one of them has are left out.
-        resamples: how many times the pictures are drawn; the same draws serve every language.
+        resamples: how many times the pictures are drawn; all languages use the same draws.
         seed: of the draws.
     Raises:
-        DataError: there are fewer than two pictures, which leaves nothing to draw.
+        DataError: there are fewer than two pictures.
     """
-    languages = [language for language in ours if language in theirs and language != "teacher"]
+    languages = [language for language in ours if language in theirs and language != TEACHER]
     means = [values for language in languages for values in _differences(ours[language], theirs[language])]
     observed_M, resampled_RM = means_of(means), resampled_means(means, resamples, seed)
-    each = 2 * len(KS)
+    each = len(RECALLS)
     parts = {language: [each * place] for place, language in enumerate(languages)}
     if len(languages) > 1:
         parts["mean"] = list(range(0, len(means), each))
     found = []
     for language, starts in parts.items():
-        for metric, recalls in METRICS.items():
+        for metric in COMPARED:
+            recalls = range(each) if metric is MEAN_RECALL else [RECALLS.index(metric)]
             columns = [start + recall for start in starts for recall in recalls]
             low, high = np.nanpercentile(resampled_RM[:, columns].mean(1), [2.5, 97.5])
             difference = observed_M[columns].mean()
-            found.append(Difference(language, metric, float(difference), float(low), float(high)))
+            found.append(Difference(language, metric.name, float(difference), float(low), float(high)))
     return found
 
 
 def _differences(ours: Retrieval, theirs: Retrieval) -> list[Values]:
-    """By query, of R@1, R@5 and R@10 of pictures, then of texts: 1 where only ours is right, -1 where only theirs."""
+    """For each of `RECALLS`, a value per query: 1 where only ours is right, -1 where only theirs is, else 0."""
     ways = [(ours.t2i_Q, theirs.t2i_Q, ours.groups_Q), (ours.i2t_G, theirs.i2t_G, ours.groups_G)]
     assert np.array_equal(ours.groups_Q, theirs.groups_Q)
     assert np.array_equal(ours.groups_G, theirs.groups_G)
@@ -84,19 +80,22 @@ def _differences(ours: Retrieval, theirs: Retrieval) -> list[Values]:
 
 
 def means_of(means: Sequence[Values]) -> np.ndarray:
-    """The mean of each item's values, (M,)."""
+    """The mean of each item's values, float64 (M,)."""
     return np.array([values_Q.mean() for values_Q, _ in means])
 
 
 def resampled_means(means: Sequence[Values], resamples: int, seed: int) -> np.ndarray:
-    """The same means in each resample of pictures, (R, M); NaN where a resample has none of an item's queries.
+    """The means of each resample of the pictures, (R, M); NaN where a resample has no query of an item.
 
     A picture that is drawn n times counts n times, with its queries in every item.
+
+    Raises:
+        DataError: there are fewer than two pictures.
     """
     pictures = np.unique(np.concatenate([pictures_Q for _, pictures_Q in means]))
     N = len(pictures)
     if N < 2:
-        raise DataError(f"an interval needs two pictures at least; {N} was scored")
+        raise DataError(f"a bootstrap interval needs at least two pictures; {N} was scored: leave out --baseline")
     places = [np.searchsorted(pictures, pictures_Q) for _, pictures_Q in means]
     sums = [np.bincount(place, values_Q, N) for place, (values_Q, _) in zip(places, means, strict=True)]
     sums_NM = np.stack(sums, axis=1)

@@ -1,4 +1,4 @@
-"""Class names and templates in several languages: those that clip-benchmark carries for ImageNet, or a user's own."""
+"""Class names and templates in several languages: those of clip-benchmark for ImageNet, or those of a user's file."""
 
 import importlib.util
 import json
@@ -11,27 +11,27 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, field_validator
 
 from mclip_kit.config.yaml import Section, parse, read_yaml, suggest
-from mclip_kit.data.languages import normalize_language
+from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError
 
 IMAGENET = 1000  # classes
-HOLE = re.compile(r"\{c?\}")  # where a template takes the class name
+HOLE = re.compile(r"\{c?\}")  # the place of the class name in a template
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is said about classes in one language.
+    """Class names and templates in one language.
 
     Attributes:
-        names: class -> its name; some of the data's classes, in the data's order.
-        templates: sentences with `{c}` or `{}` for the name.
+        names: class -> its name; all or some classes of the data, in the order of the data.
+        templates: sentences with `{c}` or `{}` in the place of the name.
     """
 
     names: dict[str, str]
     templates: list[str]
 
     def texts(self) -> list[str]:
-        """Every template of the first class, then of the next."""
+        """The prompts: all templates with the first class, then with the next."""
         return [HOLE.sub(lambda _: name, text, count=1) for name in self.names.values() for text in self.templates]  # noqa: B023
 
 
@@ -39,14 +39,16 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 
 class Language(Section):
-    """One language of a user's class file."""
+    """One language of a user's file."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a class may be called 7
 
     classnames: dict[str, Text] | list[Text] = Field(
-        description="Class folder -> name; or the names in the order of the folders' names, numbers by their value."
+        description="Class folder -> name; or a list of names in the order of the folders (by name; numbers by value)."
     )
-    templates: Annotated[list[Text], Field(min_length=1)] = Field(description="Sentences with {c} for the class name.")
+    templates: Annotated[list[Text], Field(min_length=1)] = Field(
+        description="Sentences with {c} in the place of the class name."
+    )
 
     @field_validator("templates")
     @classmethod
@@ -58,8 +60,10 @@ class Language(Section):
 
 
 def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
-    """A user's YAML: language -> `classnames`, `templates`; each names every class of the data.
+    """Read a user's YAML file: language -> `classnames`, `templates`; each language names every class of the data.
 
+    Args:
+        classes: the classes of the data.
     Raises:
         RecipeError: a language, key, name or template is wrong or missing.
     """
@@ -67,17 +71,17 @@ def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
         raise RecipeError(f"--classes {path}: no such file")
     found = {}
     for code, tree in read_yaml(path).items():
-        if not isinstance(code, str):  # YAML 1.1 takes no: for false
-            raise RecipeError(f"{path}: {code!r} is no language code; write it in quotes")
+        if not isinstance(code, str):  # YAML 1.1 reads the key no as false
+            raise RecipeError(f"{path}: {code!r} is not a language code; write it in quotes")
         if not isinstance(tree, dict):
-            raise RecipeError(f"{path}: {code}: give it classnames and templates")
+            raise RecipeError(f"{path}: {code}: give classnames and templates for it")
         tree = {key: _with_text_keys(value) for key, value in tree.items()}
         language = parse(tree, Language, f"{path}: {code}")
         found[normalize_language(code)] = Prompts(
             _named(language.classnames, classes, f"{path}: {code}"), language.templates
         )
     if not found:
-        raise RecipeError(f"{path}: names no language")
+        raise RecipeError(f"{path}: it has no language; add at least one")
     return found
 
 
@@ -88,32 +92,34 @@ def _with_text_keys(value: Any) -> Any:
 def _named(names: dict[str, str] | list[str], classes: Sequence[str], where: str) -> dict[str, str]:
     if isinstance(names, list):
         if len(names) != len(classes):
-            raise RecipeError(f"{where}: classnames has {len(names)} names, the data {len(classes)} classes")
+            raise RecipeError(f"{where}: classnames has {len(names)} names, but the data has {len(classes)} classes")
         return dict(zip(classes, names, strict=True))
     missing = [name for name in classes if name not in names]
     if missing:
         near = suggest(missing[0], [key for key in names if key not in classes][:20])
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise RecipeError(f"{where}: classnames lacks {missing[0]}{more}, which the data has{near}")
+        raise RecipeError(f"{where}: classnames lacks {missing[0]}{more}, a class of the data{near}")
     return {name: names[name] for name in classes}
 
 
 def packaged(classes: Sequence[str], languages: Sequence[str] | str = "all") -> dict[str, Prompts]:
-    """ImageNet's names and templates as clip-benchmark has them.
+    """ImageNet's names and templates that clip-benchmark ships.
 
-    Five languages name every class. Babel-ImageNet (Geigle et al. 2023) names some of them in many more, which come
-    where languages are asked for.
+    Five languages name every class. Babel-ImageNet (Geigle et al. 2023) names some classes in many more languages;
+    these are read only if `languages` is a list.
 
     Args:
-        classes: the data's: some of ImageNet's synsets, or its numbers 0 to 999.
-        languages: `all` for the five.
+        classes: the classes of the data: synsets of ImageNet, or all its numbers 0 to 999.
+        languages: `all` means the five.
     Raises:
-        RecipeError: they are neither, or clip-benchmark is not installed.
+        RecipeError: the classes are neither, or clip-benchmark is not installed.
     """
     places = _places(classes)
-    spec = importlib.util.find_spec("clip_benchmark")  # found, not imported: only its files are needed
+    spec = importlib.util.find_spec("clip_benchmark")  # not imported: only its files are needed
     if spec is None or not spec.origin:
-        raise RecipeError("class names come with clip-benchmark: pip install 'mclip-kit[eval]', or give --classes FILE")
+        raise RecipeError(
+            "ImageNet's class names come with clip-benchmark: pip install 'mclip-kit[eval]', or give --classes FILE"
+        )
     folder = Path(spec.origin).parent / "datasets"
     found = {}
     for path in sorted(folder.glob("*_classnames.json")):
@@ -140,7 +146,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _places(classes: Sequence[str]) -> dict[str, int]:
-    """Class -> its number in ImageNet, 0 to 999: the place of its synset in their order."""
+    """Class -> its number in ImageNet, 0 to 999: the position of its synset in the sorted list."""
     from timm.data import ImageNetInfo
 
     place = {str(synset): number for number, synset in enumerate(ImageNetInfo("imagenet-1k").label_names())}
@@ -148,21 +154,25 @@ def _places(classes: Sequence[str]) -> dict[str, int]:
         return {name: int(name) for name in classes}
     unknown = next((name for name in classes if name not in place), None)
     if unknown is not None:
-        raise RecipeError(f"class {unknown!r} is no synset of ImageNet's; name the classes with --classes FILE.yaml")
+        raise RecipeError(f"class {unknown!r} is not a synset of ImageNet; name the classes with --classes FILE.yaml")
     return {name: place[name] for name in classes}
 
 
 def chosen(prompts: dict[str, Prompts], languages: Sequence[str] | str) -> dict[str, Prompts]:
-    """The languages that are asked for; `all`: every one, English first.
+    """The prompts of some languages; `all`: of all languages, the teacher's first.
 
     Raises:
-        RecipeError: there is no such language, or it names fewer than two classes.
+        RecipeError: a language is missing, or it names fewer than two classes.
     """
     if languages == "all":
-        return dict(sorted(prompts.items(), key=lambda item: (item[0] != "en", item[0])))
+        return dict(sorted(prompts.items(), key=lambda item: (item[0] != TEACHER_LANGUAGE, item[0])))
     for code in languages:
         if code not in prompts:
-            raise RecipeError(f"--langs {code}: no class names in it; there are {', '.join(prompts)}")
+            raise RecipeError(
+                f"--langs {code}: there are no class names in this language; there are names in {', '.join(prompts)}"
+            )
         if len(prompts[code].names) < 2:
-            raise RecipeError(f"--langs {code}: names {len(prompts[code].names)} of the data's classes; two are needed")
+            raise RecipeError(
+                f"--langs {code}: it names {len(prompts[code].names)} of the data's classes; at least two are needed"
+            )
     return {code: prompts[code] for code in languages}

@@ -1,6 +1,6 @@
-"""What a report shows beside numbers: the best and the worst queries, and which languages lie beside which.
+"""What a report shows besides numbers: the best and the worst queries, and which languages are confused.
 
-Shapes: Q captions, G pictures, D embedding, L languages.
+Shapes: Q captions, G pictures, D embedding, L languages, B captions of a block.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from mclip_kit.data.captions import Captions
-from mclip_kit.evaluate.report.contact_sheet import Row
-from mclip_kit.evaluate.retrieval import Embedder
+from mclip_kit.evaluate.base import QueryResult
+from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
-MOST = 4000  # captions that are looked at; more are drawn from
+MOST = 4000  # captions that are embedded; of more captions, some are drawn
 BLOCK = 512
-SIDE = 512  # pixels that are kept of a picture
+SIDE = 512  # pictures are shrunk to this side, in pixels
 
 
 @dataclass(frozen=True)
-class Pool:
-    """A split's pictures and some of its captions, embedded.
+class EmbeddedSplit:
+    """The pictures of a split and some of its captions, embedded.
 
     Attributes:
         images_G, image_GD: readable pictures, as rows of the picture table, and their embeddings.
@@ -35,18 +35,21 @@ class Pool:
     text_QD: np.ndarray
 
 
-def pool(
+def embedded(
     model: MultilingualClip,
     captions: Captions,
     split: str,
     languages: Sequence[str],
-    store: FeatureCache | None = None,
+    cache: FeatureCache | None = None,
     most: int = MOST,
     seed: int = 1,
-) -> Pool:
-    """Embed a split's pictures and at most `most` of its captions; all captions of a drawn picture or none of them."""
+) -> EmbeddedSplit:
+    """Embed the pictures of a split and about `most` of its captions; of a picture, all captions or none.
+
+    Non-finite embeddings and pictures that cannot be read are left out.
+    """
     rows = captions.select(split, languages)
-    embed = Embedder(model, store or FeatureCache())
+    embed = Embedder(model, cache or FeatureCache())
     images_G = np.unique(captions.images[rows])
     image_GD, unreadable_G = embed.images(captions, images_G)
     images_G, image_GD = images_G[~unreadable_G], image_GD[~unreadable_G]
@@ -57,13 +60,13 @@ def pool(
     rows_Q = rows[np.isin(captions.images[rows], drawn)]
     text_QD = embed.student([str(text) for text in captions.texts[rows_Q]])
     finite_Q, finite_G = np.isfinite(text_QD).all(1), np.isfinite(image_GD).all(1)
-    return Pool(captions, images_G[finite_G], image_GD[finite_G], rows_Q[finite_Q], text_QD[finite_Q])
+    return EmbeddedSplit(captions, images_G[finite_G], image_GD[finite_G], rows_Q[finite_Q], text_QD[finite_Q])
 
 
 def margins(text_QD: np.ndarray, image_GD: np.ndarray, groups_Q: np.ndarray, groups_G: np.ndarray) -> np.ndarray:
-    """By how much the nearest right picture is nearer than the nearest wrong one, in cosine; float32 (Q,).
+    """Cosine of the nearest right picture minus that of the nearest wrong one; float32 (Q,).
 
-    Infinite where there is no wrong picture, minus infinity where there is no right one.
+    inf where there is no wrong picture, -inf where there is no right one.
     """
     margins_Q = np.empty(len(text_QD), np.float32)
     for start in range(0, len(text_QD), BLOCK):
@@ -76,10 +79,10 @@ def margins(text_QD: np.ndarray, image_GD: np.ndarray, groups_Q: np.ndarray, gro
     return margins_Q
 
 
-def extremes(found: Pool, count: int = 4, top: int = 5) -> tuple[list[Row], list[Row]]:
-    """The best and the worst queries by margin, each with the first pictures that it finds.
+def extremes(found: EmbeddedSplit, count: int = 4, top: int = 5) -> tuple[list[QueryResult], list[QueryResult]]:
+    """The best and the worst queries by margin, each with the first `top` pictures that it finds.
 
-    Languages take turns as far as there are enough, and no picture is looked for twice on one side.
+    The queries of a list have different languages as far as possible, and different right pictures.
     """
     captions, images_Q = found.captions, found.captions.images[found.rows_Q]
     groups_Q, groups_G = captions.groups[images_Q], captions.groups[found.images_G]
@@ -88,7 +91,7 @@ def extremes(found: Pool, count: int = 4, top: int = 5) -> tuple[list[Row], list
     known_Q = np.flatnonzero(np.isfinite(margins_Q))
     order = known_Q[np.argsort(-margins_Q[known_Q], kind="stable")]
 
-    def rows(order: np.ndarray) -> list[Row]:
+    def first(order: np.ndarray) -> list[QueryResult]:
         chosen: list[int] = []
         for once in (True, False):
             for query in order.tolist():
@@ -96,30 +99,30 @@ def extremes(found: Pool, count: int = 4, top: int = 5) -> tuple[list[Row], list
                 if len(chosen) == count or languages_Q[query] in taken or groups_Q[query] in groups_Q[chosen]:
                     continue
                 chosen.append(query)
-        return [_row(found, query, top) for query in chosen]
+        return [_query_result(found, query, top) for query in chosen]
 
-    return rows(order), rows(order[::-1])
+    return first(order), first(order[::-1])
 
 
-def drawn(found: Pool, languages: Sequence[str], top: int = 5, seed: int = 1) -> list[Row]:
-    """One query a language, drawn by the seed and not by success, and the first pictures that the model finds."""
+def random_queries(found: EmbeddedSplit, languages: Sequence[str], top: int = 5, seed: int = 1) -> list[QueryResult]:
+    """One query of each language, drawn at random whether it succeeds or not, and the first pictures that it finds."""
     draw, captions = np.random.default_rng(seed), found.captions
     rows = []
     for language in languages:
         own = np.flatnonzero(captions.languages[found.rows_Q] == language)
         if len(own):
-            rows.append(_row(found, int(own[draw.integers(len(own))]), top))
+            rows.append(_query_result(found, int(own[draw.integers(len(own))]), top))
     return rows
 
 
-def _row(found: Pool, query: int, top: int) -> Row:
+def _query_result(found: EmbeddedSplit, query: int, top: int) -> QueryResult:
     best = np.argsort(-(found.image_GD @ found.text_QD[query]), kind="stable")[:top]
     captions, row = found.captions, found.rows_Q[query]
     right = captions.groups[found.images_G[best]] == captions.groups[captions.images[row]]
     pictures = [captions.picture(int(image)) for image in found.images_G[best]]
     for picture in pictures:
         picture.thumbnail((SIDE, SIDE))
-    return Row(
+    return QueryResult(
         str(captions.languages[row]),
         str(captions.texts[row]),
         list(map(np.asarray, pictures)),
@@ -128,10 +131,13 @@ def _row(found: Pool, query: int, top: int) -> Row:
 
 
 def confusion(text_QD: np.ndarray, languages_Q: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Which language a caption's nearest other caption is in; names (L) and shares (L, L), rows sum to 1.
+    """The language of each caption's nearest other caption.
 
-    Where embeddings carry no language, a caption's nearest are its own translations; where they do, the diagonal is
-    near 1. Captions that are equally near share the count. A row with nothing beside it is zero.
+    If embeddings do not depend on the language, the nearest captions are translations of the caption; if they do, the
+    diagonal is near 1. Captions that are equally near share the count.
+
+    Returns:
+        Languages (L), and shares (L, L): a row sums to 1, or is zero if its captions have no other caption.
     """
     names, codes_Q = np.unique(languages_Q, return_inverse=True)
     kind_QL = np.eye(len(names))[codes_Q]

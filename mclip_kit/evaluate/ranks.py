@@ -1,10 +1,11 @@
-"""Ranks of right answers, exactly, and what is counted on them. Arrays in, numbers out; NumPy alone.
+"""Exact ranks of right answers, and metrics of ranks. Arrays in, numbers out; NumPy alone.
 
-Shapes: Q captions, G images, D embedding; in what works either way, N and M rows of two sides.
+Shapes: Q captions, G pictures, D embedding; where both directions are meant, N and M rows of two sides. R, C: rows and
+columns of a block of scores.
 
-Scores are exact: embeddings are put on a grid of 2^-26 of the longest one, finer than float32 holds of most of their
-numbers, as whole numbers in float64, where sums of their products below 2^53 have no rounding. So equal embeddings
-have equal scores in whatever order and block a library adds, ties are ties, and every machine finds the same ranks.
+Scores are exact. Embeddings are rounded to a grid whose step is 2^-26 of the longest embedding, finer than float32 for
+most of their numbers, and stored as whole numbers in float64, where sums of products below 2^53 have no rounding. So
+equal embeddings have equal scores, whatever the order of summation, and every machine finds the same ranks.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ KS = (1, 5, 10)
 Protocol = Literal["any", "xtd", "mclip"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 ROWS, COLUMNS = 1024, 4096  # of a block of scores: 32 MB
-BITS = 26.4  # two rows of this length in bits have a product below 2^53, whatever rounding to the grid adds
+BITS = 26.4  # log2 of the longest row on the grid: a product of two rows stays below 2^53, rounding included
 
 
 def both_ranks(
@@ -28,20 +29,20 @@ def both_ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each row's best right answer among the rows of the other side, 1 is first; int64 (N,) and (M,).
 
-    Right is every row of the same group. A wrong row with an equal score comes before it, so constant embeddings score
-    chance or worse. A row that holds NaN or infinity is never found and stands before everything; a row that finds
-    nothing right comes after the other side's last, and after the largest k. Every similarity is computed once, in
-    blocks, beside those of the right pairs; memory does not grow with N times M.
+    Every row of the same group is a right answer. A wrong row with an equal score comes before it, so constant
+    embeddings score at most chance. A row with NaN or inf counts as a miss, and as a wrong answer it comes before all
+    others. The rank of a row without a right answer is larger than the number of rows and than the largest k. Scores
+    are computed in blocks: memory does not grow with N times M.
 
     Args:
-        a_ND, b_MD: embeddings, all of about the same length, as L2-normalised ones are; whole numbers stay exact.
-        a_groups_N, b_groups_M: what is right for what.
-        protocol: `any` and `xtd` count every wrong row before the right one. `mclip` counts every wrong group once,
-            as the official mCLIP script does when it removes an image's duplicates from the ranking before it counts
-            to k: five captions of one wrong image then cost one place, so its image-to-text recalls are higher than
-            everyone else's on the same embeddings (and what that script calls "i2t" is text-to-image).
+        a_ND, b_MD: embeddings, all of about the same length, such as L2-normalised ones; whole numbers stay exact.
+        a_groups_N, b_groups_M: rows with the same number are right answers of each other.
+        protocol: `any` and `xtd` count every wrong row before the right one. `mclip` counts every wrong group once:
+            the official mCLIP script removes duplicates of an image from the ranking before it counts to k. Five
+            captions of one wrong image then cost one place, so its image-to-text recalls are higher than those of
+            other protocols on the same embeddings (and that script calls text-to-image "i2t").
     Raises:
-        DataError: one side is empty, the widths differ, or there is no such protocol.
+        DataError: a side is empty, the widths differ, or the protocol is unknown.
     """
     if protocol not in PROTOCOLS:
         raise DataError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
@@ -67,18 +68,18 @@ def ranks(
 
 
 def recall(ranks_Q: np.ndarray) -> dict[str, float]:
-    """R@1, R@5 and R@10 in percent; NaN of no queries."""
+    """R@1, R@5 and R@10 in percent; NaN if there are no queries."""
     return {f"r{k}": float((ranks_Q <= k).mean() * 100) if len(ranks_Q) else float("nan") for k in KS}
 
 
 def median_rank(ranks_Q: np.ndarray) -> float:
-    """The middle rank, the mean of two where there are two; NaN of no queries."""
+    """The median rank; NaN if there are no queries."""
     return float(np.median(ranks_Q)) if len(ranks_Q) else float("nan")
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Rows in the order of their groups; everything but `rows_ND` is in that order."""
+    """One side of a ranking. `rows_ND` is in its first order, everything else in the order of the groups."""
 
     rows_ND: np.ndarray
     order_N: np.ndarray
@@ -87,26 +88,26 @@ class _Side:
     scale: float
 
     def whole_numbers(self, part: slice) -> np.ndarray:
-        """Some rows on the grid, float64; zeros for one that is not finite."""
+        """Some rows on the grid, float64; zeros for rows that are non-finite."""
         rows_BD = self.rows_ND[self.order_N[part]].astype(np.float64)
         rows_BD[~self.finite_N[part]] = 0
         rows_BD *= self.scale
         return np.rint(rows_BD, out=rows_BD)
 
     def blocks(self, size: int, whole_groups: bool = False) -> list[slice]:
-        """All rows, in blocks of about so many; with no group cut in two, if that is asked for."""
+        """All rows, in blocks of about `size`; `whole_groups`: no group is split between blocks."""
         starts = np.arange(0, len(self.groups_N), size)
         if whole_groups:
             starts = np.unique(np.searchsorted(self.groups_N, self.groups_N[starts]))
         return [slice(start, stop) for start, stop in pairwise([*starts.tolist(), len(self.groups_N)])]
 
     def having(self, groups_B: np.ndarray) -> slice:
-        """Where the first to the last of some ordered groups lie."""
+        """The rows from the first to the last of some groups, which are in order."""
         first, last = np.searchsorted(self.groups_N, groups_B[0]), np.searchsorted(self.groups_N, groups_B[-1], "right")
         return slice(int(first), int(last))
 
     def ranks(self, before_N: np.ndarray, best_N: np.ndarray, others: int) -> np.ndarray:
-        """Ranks in the order in which the rows came."""
+        """Ranks in the first order of the rows."""
         lost = max(others, *KS) + 1
         ranks_N = np.empty(len(before_N), np.int64)
         ranks_N[self.order_N] = np.where(np.isneginf(best_N), lost, before_N + 1)
@@ -123,7 +124,7 @@ def _side(rows_ND: np.ndarray, groups_N: np.ndarray) -> _Side:
 
 
 def _best(a: _Side, b: _Side) -> tuple[np.ndarray, np.ndarray]:
-    """Score of each row's nearest right answer, in the sides' order; -inf where none is finite."""
+    """Score of each row's nearest right answer, in the order of the groups; -inf where none is finite."""
     best_N, best_M = np.full(len(a.groups_N), -np.inf), np.full(len(b.groups_N), -np.inf)
     for rows in a.blocks(ROWS):
         near = b.having(a.groups_N[rows])
@@ -141,7 +142,7 @@ def _best(a: _Side, b: _Side) -> tuple[np.ndarray, np.ndarray]:
 def _wrong_before(
     a: _Side, b: _Side, best_N: np.ndarray, best_M: np.ndarray, whole_groups: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many wrong rows, or wrong groups, are at least as near as each row's nearest right answer."""
+    """The number of wrong rows, or wrong groups, that are at least as near as each row's nearest right answer."""
     before_N, before_M = np.zeros(len(best_N), np.int64), np.zeros(len(best_M), np.int64)
     for rows, columns, scores_RC in _wrong_scores(a, b, whole_groups):
         per_row, per_column = scores_RC, scores_RC
@@ -154,7 +155,7 @@ def _wrong_before(
 
 
 def _wrong_scores(a: _Side, b: _Side, whole_groups: bool) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Blocks of all scores; right ones are -inf, and inf those of rows that are not finite."""
+    """Blocks of all scores; those of right pairs are -inf, those of non-finite rows are inf."""
     for columns in b.blocks(COLUMNS, whole_groups):
         columns_DC: Any = b.whole_numbers(columns).T
         for rows in a.blocks(ROWS, whole_groups):
@@ -169,5 +170,5 @@ def _wrong_scores(a: _Side, b: _Side, whole_groups: bool) -> Iterator[tuple[slic
 
 
 def _starts(groups_N: np.ndarray) -> np.ndarray:
-    """Where each of ordered groups begins."""
+    """The first position of each group; the groups are in order."""
     return np.flatnonzero(np.r_[True, groups_N[1:] != groups_N[:-1]])

@@ -1,25 +1,52 @@
-"""Image-text retrieval: metrics of arrays, and the evaluation of a model in many languages."""
+"""Image-text retrieval: metrics of arrays, and the scores of a model in many languages.
+
+Shapes: Q captions, G pictures, D embedding.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
-from mclip_kit.config.stages import TriangleStage
-from mclip_kit.data.captions import Captions
-from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.evaluate.ranks import both_ranks, median_rank, recall
+from mclip_kit.config.recipe import Recipe
+from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.languages import TEACHER_LANGUAGE
+from mclip_kit.errors import DataError
+from mclip_kit.evaluate.base import Metric, Scorer, Validation
+from mclip_kit.evaluate.embedder import Embedder
+from mclip_kit.evaluate.ranks import KS, both_ranks, median_rank, recall
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.features.table import NoRoom
-from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
-BATCH = 256
-MEDIAN = "median_rank"
+TEACHER, STUDENT = "teacher", "student"  # towers
+WAYS = {"t2i": ("image", "text to image"), "i2t": ("text", "image to text")}
+"""Direction -> what is looked for, by which clip-benchmark names the direction; and the direction in words."""
+RECALLS = tuple(
+    Metric(
+        f"{target}_retrieval_recall@{k}",
+        f"{way.upper()}@{k}",
+        f"{words} R@{k}",
+        drawn=k == 1,
+        log_name=f"{way}_r{k}",
+    )
+    for way, (target, words) in WAYS.items()
+    for k in KS
+)
+MEAN_RECALL = Metric("mean_recall", "mean", "mean of the six recalls", log_name="mean_recall")
+MEDIANS = tuple(
+    Metric(
+        f"{target}_median_rank",
+        f"{way.upper()} rank",
+        f"{words} median rank",
+        fraction=False,
+        log_name=f"{way}_median_rank",
+    )
+    for way, (target, words) in WAYS.items()
+)
+METRICS = (*RECALLS, MEAN_RECALL, *MEDIANS)
+COMPARED = (RECALLS[0], RECALLS[len(KS)], MEAN_RECALL)
+"""The metrics that are compared with a baseline: R@1 both ways, and mean recall."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +56,9 @@ class Retrieval:
     Attributes:
         t2i_Q: rank of the right picture of each caption.
         i2t_G: rank of the right caption of each picture that has one in this language.
-        strata_Q, strata_G: label of each caption's picture, and of each of those pictures.
+        strata_Q, strata_G: stratum of each caption's picture, and of each of those pictures.
         gallery: number of pictures that a caption is compared with.
-        protocol: how ranks were counted, see `ranks.both_ranks`.
+        protocol: how ranks were counted, see `score`.
         groups_Q, groups_G: group of each caption's picture, and of each of those pictures.
     """
 
@@ -50,12 +77,16 @@ class Retrieval:
         return len(self.t2i_Q)
 
     def scores(self, stratum: str | None = None) -> dict[str, float]:
-        """Recalls both ways in percent, their mean, and median ranks; of one stratum's queries, if given."""
+        """`METRICS` by their names in a log: recalls in percent, their mean, median ranks.
+
+        Args:
+            stratum: count only the queries of this stratum; None: all queries.
+        """
         kept_Q = slice(None) if stratum is None else self.strata_Q == stratum
         kept_G = slice(None) if stratum is None else self.strata_G == stratum
         both = {"t2i": self.t2i_Q[kept_Q], "i2t": self.i2t_G[kept_G]}
         recalls = {f"{way}_{name}": value for way, ranks in both.items() for name, value in recall(ranks).items()}
-        medians = {f"{way}_{MEDIAN}": median_rank(ranks) for way, ranks in both.items()}
+        medians = {f"{way}_median_rank": median_rank(ranks) for way, ranks in both.items()}
         return {**recalls, "mean_recall": float(np.mean(list(recalls.values()))), **medians}
 
 
@@ -67,27 +98,28 @@ def score(
     strata_G: np.ndarray,
     protocol: str = "any",
 ) -> Retrieval:
-    """Both directions.
+    """Ranks of both directions.
 
     Args:
         image_GD, text_QD: L2-normalised embeddings.
-        image_groups_G: pictures with the same number are the same answer.
+        image_groups_G: pictures with the same number count as the same answer.
         text_images_Q: the picture of each caption, a row of image_GD.
-        strata_G: label of each picture.
-        protocol: `any`: a picture has found its captions if any of them is among the first k (CLIP, Karpathy's split).
-            `xtd`: a picture has one caption, as in XTD10 and its published figures. `mclip`: the official mCLIP
-            script's, which counts wrong pictures and not wrong captions, and so is lenient: see `ranks.both_ranks`.
+        strata_G: stratum of each picture.
+        protocol: `any`: a picture counts as found if any of its captions is among the first k (CLIP; the Karpathy
+            split). `xtd`: every picture has one caption, as in XTD10 and its published figures. `mclip`: as the
+            official mCLIP script, which counts wrong pictures, not wrong captions, and so is lenient: see
+            `ranks.both_ranks`.
     Raises:
-        DataError: there are no pictures or captions, their widths differ, there is no such protocol, or a picture has
-            several captions where `xtd` has one.
+        DataError: there are no pictures or no captions, the widths differ, the protocol is unknown, or a picture has
+            several captions under `xtd`.
     """
     if protocol == "xtd" and len(text_images_Q):
         captions_G = np.bincount(text_images_Q)
         most = int(captions_G.argmax())
         if captions_G[most] > 1:
             raise DataError(
-                f"protocol xtd takes one caption a picture and picture {most} has {captions_G[most]}: keep one of "
-                "each, or say protocol any"
+                f"protocol xtd takes one caption a picture and picture {most} has {captions_G[most]}: keep one caption "
+                "of each picture, or use protocol any"
             )
     text_groups_Q = image_groups_G[text_images_Q]
     t2i_Q, i2t_G = both_ranks(text_QD, image_GD, text_groups_Q, image_groups_G, protocol)
@@ -109,36 +141,37 @@ def evaluate(
     captions: Captions,
     split: str,
     languages: Sequence[str] | str = "all",
-    teacher_language: str | None = "en",
-    store: FeatureCache | None = None,
+    teacher_language: str | None = TEACHER_LANGUAGE,
+    cache: FeatureCache | None = None,
     protocol: str = "any",
     tower: Literal["student", "teacher"] = "student",
 ) -> dict[str, Retrieval]:
-    """Retrieval among a split's pictures, by language; the teacher's own text tower comes as `teacher`.
+    """Retrieval among the pictures of a split, by language; `teacher` is the teacher's own text tower.
 
-    Embeddings that are not finite numbers are never found, and how many there are is said.
+    Pictures that cannot be read are left out, with their captions. Non-finite embeddings count as misses. The numbers
+    of both are logged.
 
     Args:
-        teacher_language: the language of the teacher's line; None leaves it out.
-        store: features that are already known and stay valid.
+        teacher_language: the language of the `teacher` entry; None leaves the entry out.
+        cache: features of frozen towers; those that it has are read, not computed.
         protocol: see `score`.
-        tower: which one encodes the captions of `languages`.
+        tower: the text tower that encodes the captions of `languages`.
     Raises:
-        DataError: there is no such split, language or protocol, or the protocol does not fit the captions.
+        DataError: the split, a language or the protocol is unknown, or the protocol does not fit the captions.
     """
     rows = captions.select(split, languages)
     images, text_images_Q = np.unique(captions.images[rows], return_inverse=True)
-    texts, spoken = captions.texts[rows], captions.languages[rows]
-    embed = Embedder(model, store or FeatureCache())
+    texts, languages_Q = captions.texts[rows], captions.languages[rows]
+    embed = Embedder(model, cache or FeatureCache())
     image_GD, unreadable_G = embed.images(captions, images)
-    if unreadable_G.any():  # nobody can look for these
+    if unreadable_G.any():
         embed.log(f"{captions.folder}: {unreadable_G.sum()} of {len(images)} {split} pictures cannot be read: left out")
         kept_Q = ~unreadable_G[text_images_Q]
-        texts, spoken, text_images_Q = texts[kept_Q], spoken[kept_Q], text_images_Q[kept_Q]
+        texts, languages_Q, text_images_Q = texts[kept_Q], languages_Q[kept_Q], text_images_Q[kept_Q]
         text_images_Q = (np.cumsum(~unreadable_G) - 1)[text_images_Q]
         images, image_GD = images[~unreadable_G], image_GD[~unreadable_G]
     groups_G, strata_G = captions.groups[images], captions.strata[images]
-    embed.count_odd("image", image_GD)
+    embed.log_nonfinite("image", image_GD)
 
     def scored(name: str, text_QD: np.ndarray, text_images_Q: np.ndarray) -> Retrieval:
         try:
@@ -146,101 +179,43 @@ def evaluate(
         except DataError as error:
             raise DataError(f"{captions.folder}, {split}, {name}: {error}") from None
 
-    text_QD = embed.teacher(list(texts)) if tower == "teacher" else embed.student(list(texts))
-    embed.count_odd(f"{tower} text", text_QD)
-    order = [language for language in ("en", *sorted(set(spoken) - {"en"})) if language in set(spoken)]
+    text_QD = embed.teacher(list(texts)) if tower == TEACHER else embed.student(list(texts))
+    embed.log_nonfinite(f"{tower} text", text_QD)
+    found = set(languages_Q)
+    order = [name for name in (TEACHER_LANGUAGE, *sorted(found - {TEACHER_LANGUAGE})) if name in found]
     results = {}
     for language in order if languages == "all" else languages:
-        own = spoken == language
-        results[str(language)] = scored(str(language), text_QD[own], text_images_Q[own])
+        own_Q = languages_Q == language
+        results[str(language)] = scored(str(language), text_QD[own_Q], text_images_Q[own_Q])
     if teacher_language in set(captions.languages[captions.select(split)]):
-        own_rows = captions.select(split, [str(teacher_language)])
+        teacher_rows = captions.select(split, [str(teacher_language)])
         place = {int(image): row for row, image in enumerate(images)}
-        known = [row for row in own_rows if int(captions.images[row]) in place]
+        known = [row for row in teacher_rows if int(captions.images[row]) in place]
         text_images = np.array([place[int(captions.images[row])] for row in known], np.int64)
         teacher_QD = embed.teacher([str(captions.texts[row]) for row in known])
-        embed.count_odd("teacher text", teacher_QD)
-        results = {"teacher": scored("teacher", teacher_QD, text_images), **results}
+        embed.log_nonfinite("teacher text", teacher_QD)
+        results = {TEACHER: scored(TEACHER, teacher_QD, text_images), **results}
     return results
 
 
-class Embedder:
-    """Normalised embeddings of a model as arrays; what frozen towers gave before is read from the store."""
-
-    def __init__(self, model: MultilingualClip, store: FeatureCache) -> None:
-        self._model = model
-        self._frozen = FrozenTowers(model, store)
-        self.log = store.log
-
-    def count_odd(self, tower: str, embedding_ND: np.ndarray) -> None:
-        """Say how many embeddings of a tower are not finite numbers, if any."""
-        odd = int((~np.isfinite(embedding_ND).all(1)).sum())
-        if odd:
-            self.log(f"{tower}: {odd} of {len(embedding_ND)} embeddings are not finite numbers; they are never found")
-
-    def images(self, captions: Captions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Image embeddings, float32 (N, D), and which pictures could not be read, bool (N,)."""
-        features = self._frozen.images(captions, images)
-        return self._project("clip_projector", features.take()), features.unreadable()
-
-    def teacher(self, texts: list[str]) -> np.ndarray:
-        """The teacher's text embeddings, float32 (N, D)."""
-        return self._project("clip_projector", self._frozen.teacher_texts(texts).take())
-
-    def student(self, texts: list[str]) -> np.ndarray:
-        """Student embeddings, float32 (N, D)."""
-        model = self._model
-        tokens = model.student_tokens(texts)
-        if model.projector.blocks is None:
-            return self._project("projector.head", self._frozen.pooled(tokens).take())
-        if not (self._frozen.cache.is_persistent("encoder") and self._frozen.cache.tokens):
-            return model.encode_text(texts).numpy()
-        try:
-            states = self._frozen.token_states(tokens)
-        except NoRoom:
-            return model.encode_text(texts).numpy()
-        parts = np.array_split(np.arange(len(texts)), range(BATCH, len(texts), BATCH))
-        return np.concatenate([self._project("projector", *states.padded(part)) for part in parts])
-
-    def _project(self, name: str, *inputs: Tensor) -> np.ndarray:
-        module, device = self._model.get_submodule(name), self._model.device
-        with evaluating(module):
-            embeddings = F.normalize(module(*(tensor.to(device) for tensor in inputs)).float(), dim=-1)
-        return np.asarray(embeddings.cpu().numpy())
+def log_values(results: dict[str, Retrieval]) -> dict[str, float]:
+    """Recalls for a log, in percent: means over languages, the teacher's, and T2I R@1 of each language."""
+    logged = [metric.log_name for metric in (*RECALLS, MEAN_RECALL)]
+    scores = {language: result.scores() for language, result in results.items()}
+    teacher = scores.pop(TEACHER, None)
+    means = {f"mean_{name}": float(np.mean([own[name] for own in scores.values()])) for name in logged if scores}
+    return {
+        **means,
+        **({f"{TEACHER}_{name}": teacher[name] for name in logged} if teacher else {}),
+        **{f"{language}_t2i_r1": own["t2i_r1"] for language, own in scores.items()},
+    }
 
 
-def summary(results: dict[str, Retrieval]) -> dict[str, float]:
-    """Flat recalls for a log: the teacher's, the mean over languages, each language's T2I R@1."""
-    recalls = {name: {k: v for k, v in result.scores().items() if MEDIAN not in k} for name, result in results.items()}
-    teacher = {f"teacher_{name}": value for name, value in recalls.pop("teacher", {}).items()}
-    names = next(iter(recalls.values()), {})
-    means = {f"mean_{name}": float(np.mean([own[name] for own in recalls.values()])) for name in names}
-    return {**means, **teacher, **{f"{language}_t2i_r1": own["t2i_r1"] for language, own in recalls.items()}}
+def _open(recipe: Recipe) -> Scorer:
+    wanted = recipe.evaluation
+    assert wanted
+    captions = read_captions(str(recipe.data.captions))
+    return lambda model, cache, task: log_values(evaluate(model, captions, wanted.split, wanted.languages, cache=cache))
 
 
-def evaluator(
-    captions: Captions,
-    split: str,
-    languages: Sequence[str] | str,
-    metric: str | None = None,
-    protocol: str = "any",
-) -> Any:
-    """What a run calls while training: (model, store, stage) -> numbers for the log.
-
-    `score` is the metric, or what the stage is about: the student's mean T2I R@1 if it trains the student, else the
-    teacher's.
-
-    Raises:
-        RecipeError: there is no such metric; those that there are are named.
-    """
-
-    def score_stage(model: MultilingualClip, store: FeatureCache, stage: TriangleStage) -> dict[str, float]:
-        values = summary(evaluate(model, captions, split, languages, store=store, protocol=protocol))
-        student = any("student_text" in edge for edge in stage.edges)
-        name = metric or ("mean_t2i_r1" if student else "teacher_t2i_r1")
-        name = name if name in values else f"mean_{name}"
-        if name not in values:
-            raise RecipeError(f"evaluation.metric: there is no {metric}; there are {', '.join(values)}")
-        return {"score": values[name], **values}
-
-    return score_stage
+VALIDATION = Validation(_open, (*RECALLS, MEAN_RECALL), ("mean_t2i_r1", "mean_t2i_r10", "teacher_t2i_r1"))

@@ -1,27 +1,35 @@
-"""Translations, by sacreBLEU: BLEU and chrF, with the signatures that make them comparable."""
+"""Translations: BLEU and chrF by sacreBLEU, with the signatures that make scores comparable."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from mclip_kit.config.recipe import Recipe
-from mclip_kit.config.stages import TranslationStage
-from mclip_kit.data.bitext import Bitext, Direction, find_directions, format_directions, open_bitext
-from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
-from mclip_kit.models.translator import Translator
+from mclip_kit.data.bitext import Bitext, Direction, find_directions, open_bitext
+from mclip_kit.evaluate import bitext
+from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows, Scorer, Validation
+from mclip_kit.evaluate.bitext import errors, held_out, held_out_sentences, mean_pooled
+from mclip_kit.evaluate.retrieval import STUDENT
+from mclip_kit.files import write_text
+from mclip_kit.models.translator import Translator, load_translator
+
+METRICS = (
+    Metric("bleu", "BLEU", "BLEU", fraction=False, drawn=True),
+    Metric("chrf", "chrF", "chrF", fraction=False),
+)
 
 TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}
-"""How BLEU cuts a language into words; others as mteval-v13a. sacreBLEU's own for ja and ko need packages more."""
+"""Language -> BLEU's tokenizer; 13a for others. sacreBLEU's own tokenizers for ja and ko need more packages."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What translations into one language are worth; the signatures say how that was counted."""
+    """Scores of translations into one language, and sacreBLEU's signatures, which say how they were computed."""
 
     bleu: float
     chrf: float
@@ -33,8 +41,8 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -
     """BLEU and chrF of a corpus (Papineni et al. 2002; Popovic 2015; Post 2018, arXiv 1804.08771).
 
     Args:
-        hypotheses, references: N translations, and one right answer each.
-        language: that they are written in; it decides BLEU's tokenizer.
+        hypotheses, references: N translations, and one reference each.
+        language: of both; it decides BLEU's tokenizer.
     """
     bleu, chrf = BLEU(tokenize=TOKENIZERS.get(language, "13a")), CHRF()
     of_bleu, of_chrf = (metric.corpus_score(list(hypotheses), [list(references)]).score for metric in (bleu, chrf))
@@ -43,7 +51,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -
 
 @dataclass(frozen=True)
 class Translated:
-    """A direction's held-out sentences, what a model wrote, and its score."""
+    """Held-out sentences of a direction, a model's translations, and their score."""
 
     sources: list[str]
     references: list[str]
@@ -57,7 +65,7 @@ def translated(
     """Translate held-out sentences of a direction, and score them.
 
     Args:
-        count: the first so many of the first corpus that has the direction; None: all.
+        count: how many sentences, the first ones, of the first corpus that has the direction; None: all.
         beams: width of the beam search.
     """
     texts, references = held_out_sentences(bitexts, split, direction, count)
@@ -73,30 +81,15 @@ def evaluate(
     count: int | None = None,
     beams: int = 5,
 ) -> dict[Direction, Translated]:
-    """Every direction's translations."""
+    """Translations of every direction; arguments as those of `translated`."""
     return {direction: translated(translator, bitexts, split, direction, count, beams) for direction in directions}
 
 
-def held_out(data: Path, split: str, languages: Sequence[str] | str) -> tuple[list[Bitext], list[Direction]]:
-    """The parallel sentences of a prepared folder, or of a fairseq-binarised one, and their directions.
+def log_values(translator: Translator, results: Mapping[Direction, Translated]) -> dict[str, Any]:
+    """Values for a log: scores of each direction and their means, retrieval errors both ways, signatures.
 
-    Args:
-        languages: both sides' must be among them; or `all`.
-    Raises:
-        DataError: there are none.
+    The retrieval errors are those of the encoder's mean-pooled token states, see `bitext.errors`.
     """
-    bitexts = [open_bitext(data / "bitext" if (data / "bitext").is_dir() else data)]
-    directions = find_directions(bitexts, split)
-    chosen = [way for way in directions if languages == "all" or set(way) <= set(languages)]
-    if not chosen:
-        raise DataError(
-            f"{data}: no {split} pair within {', '.join(languages)}; there are {format_directions(directions)}"
-        )
-    return bitexts, chosen
-
-
-def summary(translator: Translator, results: dict[Direction, Translated]) -> dict[str, Any]:
-    """Values for a log: means over directions, each direction's, each pair's retrieval errors both ways; signatures."""
     scores = {"-".join(direction): result.score for direction, result in results.items()}
     embed = mean_pooled(translator.encoder)
     wrong: dict[str, float] = {}
@@ -118,24 +111,71 @@ def summary(translator: Translator, results: dict[Direction, Translated]) -> dic
     }
 
 
-def evaluator(recipe: Recipe) -> Any:
-    """What a run calls in translation stages: (model, store, stage) -> values for the log; `score` is BLEU.
-
-    Raises:
-        RecipeError: there is no such metric; those that there are are named.
-    """
-    asked = recipe.evaluation
-    assert asked
+def _open(recipe: Recipe) -> Scorer:
+    wanted = recipe.evaluation
+    assert wanted
     bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
 
-    def score_stage(model: Any, store: Any, stage: TranslationStage) -> dict[str, Any]:
+    def score_translations(model: Any, cache: Any, task: Any) -> dict[str, Any]:
         translator = model if isinstance(model, Translator) else Translator(model.encoder, model.decoder)
-        directions = find_directions(bitexts, asked.split, stage.directions)
-        results = evaluate(translator, bitexts, asked.split, directions, asked.sentences, asked.beams)
-        values = summary(translator, results)
-        name = asked.metric if asked.metric in values or {stage.kind for stage in recipe.stages} == {"translate"} else None
-        if name is not None and name not in values:
-            raise RecipeError(f"evaluation.metric: there is no {name}; there are {', '.join(values)}")
-        return {"score": values[name or "bleu"], **values}
+        directions = find_directions(bitexts, wanted.split, task.stage.directions)
+        results = evaluate(translator, bitexts, wanted.split, directions, wanted.sentences, wanted.beams)
+        return log_values(translator, results)
 
-    return score_stage
+    return score_translations
+
+
+VALIDATION = Validation(_open, (*METRICS, *bitext.METRICS), ("bleu", "chrf", "retrieval_error"))
+
+
+def run(request: Request) -> Findings:
+    """Score every model: a table of BLEU and chrF; of a single model also files of translations and references."""
+    bitexts, directions = held_out(request.data, request.split, request.languages)
+    rows: ResultRows = []
+    files: list[Path] = []
+    for name in request.models:
+        translator = load_translator(name)
+        found = evaluate(translator, bitexts, request.split, directions, request.sentences, request.beams)
+        rows += _rows(found, request.about(name, translator.made_from))
+        request.show(_table(request.title(name), found))
+        if len(request.models) == 1:
+            files = _write(found, request.out, request.split)
+    return Findings(rows, files=files)
+
+
+def _write(found: Mapping[Direction, Translated], out: Path, split: str) -> list[Path]:
+    """Write each direction's translations and references, in the same order."""
+    files = []
+    for (source, target), result in found.items():
+        for kind, lines in (("hyp", result.hypotheses), ("ref", result.references)):
+            files.append(out / f"{split}.{source}-{target}.{target}.{kind}")
+            write_text(files[-1], "".join(f"{line}\n" for line in lines))
+    return files
+
+
+def _rows(found: Mapping[Direction, Translated], about: dict[str, Any]) -> ResultRows:
+    """A row of results.json for each direction, with sacreBLEU's signatures."""
+    return [
+        about
+        | {
+            "language": "-".join(direction),
+            "tower": STUDENT,
+            "n_captions": len(result.sources),
+            "metrics": {"bleu": result.score.bleu, "chrf": result.score.chrf},
+            "signatures": {"bleu": result.score.bleu_signature, "chrf": result.score.chrf_signature},
+        }
+        for direction, result in found.items()
+    ]
+
+
+def _table(title: str, found: Mapping[Direction, Translated]) -> str:
+    """BLEU and chrF of every direction, their means, and sacreBLEU's signatures."""
+    lines = [title, f"{'':26}" + "".join(f"{metric.label:>8}" for metric in METRICS) + f"{'sentences':>11}"]
+    lines += [
+        f"  {'-'.join(way):24}{result.score.bleu:8.1f}{result.score.chrf:8.1f}{len(result.sources):11,}"
+        for way, result in found.items()
+    ]
+    scores = [result.score for result in found.values()]
+    means = f"{np.mean([s.bleu for s in scores]):8.1f}{np.mean([s.chrf for s in scores]):8.1f}"
+    signatures = dict.fromkeys(signature for s in scores for signature in (s.bleu_signature, s.chrf_signature))
+    return "\n".join([*lines, f"{f'mean of {len(found)}':26}{means}", *signatures])

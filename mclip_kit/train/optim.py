@@ -45,8 +45,8 @@ def build_optimizer(
     """An optimiser of the module's trainable parameters; biases, norms and scales have no weight decay.
 
     Args:
-        layer_decay: learning rate of a layer of the encoder as a fraction of that of the next layer; the word embeddings
-            come before the first (BEiT, arXiv 2106.08254). The learning rate of a group is the rate times its `scale`.
+        layer_decay: learning rate of a layer of the encoder as a fraction of that of the next layer; the word
+            embeddings come before the first (BEiT, arXiv 2106.08254). A group's `scale` is its share of the rate.
     """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)

@@ -110,7 +110,7 @@ def test_pictures_that_look_the_same_are_drawn_as_one():
 
 def test_one_picture_gives_no_interval():
     only = retrieval([1, 2], [1], [0, 0], [0])
-    with pytest.raises(DataError, match="two pictures at least; 1 was scored"):
+    with pytest.raises(DataError, match="at least two pictures; 1 was scored"):
         compare({"de": only}, {"de": only})
 
 

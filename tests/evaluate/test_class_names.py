@@ -36,16 +36,16 @@ def test_names_may_be_numbers_and_hold_braces(tmp_path):
 MISTAKES = {
     # name: tree, what the line says
     "a class is missing": ({"en": GOOD["en"] | {"classnames": {"cat": "cat", "dgo": "dog"}}}, "lacks dog", "dgo"),
-    "a list is short": ({"en": GOOD["en"] | {"classnames": ["cat"]}}, "en: classnames has 1 names, the data 2"),
+    "a list is short": ({"en": GOOD["en"] | {"classnames": ["cat"]}}, "en: classnames has 1 names, but the data has 2"),
     "a template without a hole": ({"en": GOOD["en"] | {"templates": ["a photo"]}}, "en: templates", "'a photo'"),
     "a template with two": ({"en": GOOD["en"] | {"templates": ["{c} {}"]}}, "{c} once"),
     "no template": ({"en": GOOD["en"] | {"templates": []}}, "en: templates"),
     "an empty name": ({"en": GOOD["en"] | {"classnames": [" ", "dog"]}}, "classnames.0"),
     "an unknown key": ({"en": GOOD["en"] | {"template": ["{}"]}}, "template: unknown key", "templates?"),
     "a missing key": ({"en": {"classnames": ["cat", "dog"]}}, "en: templates: is missing"),
-    "YAML's no": ({False: GOOD["en"]}, "False is no language code", "quotes"),
-    "no mapping": ({"en": ["cat", "dog"]}, "en: give it classnames and templates"),
-    "nothing": ({}, "names no language"),
+    "YAML's no": ({False: GOOD["en"]}, "False is not a language code", "quotes"),
+    "no mapping": ({"en": ["cat", "dog"]}, "en: give classnames and templates"),
+    "nothing": ({}, "it has no language"),
 }
 
 
@@ -102,7 +102,7 @@ def test_imagenet_v2s_folders_are_numbers(datasets):
 
 @pytest.mark.parametrize("classes", [["cat", "dog"], ["0", "1"], ["n01440764", "n99999999"]])
 def test_classes_that_are_not_imagenets_need_a_file(classes):
-    with pytest.raises(RecipeError, match=r"is no synset of ImageNet's; name the classes with --classes FILE\.yaml"):
+    with pytest.raises(RecipeError, match=r"is not a synset of ImageNet; name the classes with --classes FILE\.yaml"):
         packaged(classes)
 
 
@@ -118,7 +118,9 @@ def test_languages_are_chosen_by_name():
     prompts = {"ar": whole, "en": whole, "de": Prompts({"cat": "Katze"}, ["{}"])}
     assert list(chosen(prompts, "all")) == ["en", "ar", "de"]
     assert list(chosen(prompts, ["ar"])) == ["ar"]
-    with pytest.raises(RecipeError, match="fr: no class names in it; there are ar, en, de"):
+    with pytest.raises(
+        RecipeError, match="fr: there are no class names in this language; there are names in ar, en, de"
+    ):
         chosen(prompts, ["fr"])
-    with pytest.raises(RecipeError, match="de: names 1 of the data's classes; two are needed"):
+    with pytest.raises(RecipeError, match="de: it names 1 of the data's classes; at least two are needed"):
         chosen(prompts, ["de"])

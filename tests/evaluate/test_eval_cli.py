@@ -165,7 +165,7 @@ def test_classes_of_one_name_are_said_and_missed(eval_, colours, tmp_path):
         shutil.copytree(colours / name, tmp_path / "two" / name)
     (tmp_path / "own.yaml").write_text("de: {classnames: [blau, blau], templates: ['{c}']}", encoding="utf-8")
     done = eval_("--task", "zeroshot", "--data", "two", "--classes", "own.yaml")
-    assert "classes that have another's name, and count as missed: de 2" in done.output
+    assert "classes that share a name with another class, and count as misses: de 2" in done.output
     assert written(tmp_path)["results"][0]["metrics"]["acc1"] == 0
 
 
@@ -203,12 +203,12 @@ def test_wrong_words_end_in_one_line(eval_, squares, colours, tmp_path):
     assert_one_line(eval_(*zeroshot, "--baseline", "teacher"), "--baseline", "--task retrieval")
     (tmp_path / "own.yaml").write_text("de: {classnames: [blau], templates: ['{c}']}", encoding="utf-8")
     for words, said in (
-        ([], "class 'black' is no synset of ImageNet's; name the classes with --classes FILE.yaml"),
-        (["--classes", "own.yaml"], "own.yaml: de: classnames has 1 names, the data 6 classes"),
+        ([], "class 'black' is not a synset of ImageNet; name the classes with --classes FILE.yaml"),
+        (["--classes", "own.yaml"], "own.yaml: de: classnames has 1 names, but the data has 6 classes"),
     ):
         wrong = eval_(*zeroshot, *words)
         assert wrong.exit_code == 2
-        assert wrong.output.splitlines()[-1] == f"Error: {said}"  # behind a progress bar
+        assert wrong.output.splitlines()[-1] == f"Error: {said}"  # after a progress bar
     assert not (tmp_path / "out").exists()
 
 
@@ -234,7 +234,7 @@ def test_a_model_of_no_numbers_finds_nothing(folder, squares, tmp_path, monkeypa
     words = ("eval", "nan", "--langs", "de", "--data", str(squares), "--baseline", "teacher", "--out", "out")
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
-    assert "student text: 12 of 12 embeddings are not finite numbers" in done.output
+    assert "student text: 12 of 12 embeddings are non-finite (NaN or inf)" in done.output
     (row,) = (row for row in written(tmp_path)["results"] if row["tower"] == "student")
     assert {value for name, value in row["metrics"].items() if "rank" not in name} == {0}
     assert all(item["high"] <= 0 for item in written(tmp_path)["comparisons"])

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from mclip_kit.cli import cli
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
-from mclip_kit.evaluate.translation import evaluate, held_out, score, summary
+from mclip_kit.evaluate.bitext import errors, held_out, held_out_sentences, mean_pooled
+from mclip_kit.evaluate.translation import evaluate, log_values, score
 from tests.models.test_translator import translator
 
 WRITTEN = {
@@ -85,7 +85,7 @@ def test_held_out_sentences_are_translated_and_summed_up(squares: Path) -> None:
     assert len(forth.sources) == 5
     assert forth.sources == back.references
     assert forth.hypotheses == own.translate(forth.sources, "en", "de", 2)
-    values = summary(own, results)
+    values = log_values(own, results)
     assert values["bleu"] == pytest.approx((forth.score.bleu + back.score.bleu) / 2)
     assert values["retrieval_error"] == pytest.approx(100 - values["retrieval_accuracy"])
     assert {"en-de_retrieval_error", "de-en_retrieval_error", "en-de_chrf", "de-en_bleu"} <= values.keys()
@@ -128,3 +128,8 @@ def test_eval_scores_translators_encoders_and_models(squares: Path, tmp_path: Pa
     assert (wrong.exit_code, "contains no encoder" in wrong.output) == (2, True)
     wrong = run.invoke(cli, ["eval", model, "--task", "bitext", "--data", str(squares), "--baseline", "teacher"])
     assert (wrong.exit_code, "for --task retrieval" in wrong.output) == (2, True)
+    wrong = run.invoke(cli, ["eval", model, "--data", str(squares), "--beams", "2"])
+    assert (wrong.exit_code, "--beams is for --task translation: leave it out of --task retrieval" in wrong.output) == (
+        2,
+        True,
+    )

@@ -18,7 +18,7 @@ from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.data.transforms import to_pixels
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.class_names import Prompts
-from mclip_kit.evaluate.retrieval import Embedder
+from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.zeroshot import Labelled, class_embeddings, evaluate, read_labelled, score
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -221,7 +221,7 @@ def test_pictures_of_several_splits_without_captions_are_refused(colours, tmp_pa
     corpus = declaration("imagenet_a")
     tree = overridden(corpus.model_dump(), ["options.split=''", "splits.test=0.5"])
     prepare(type(corpus).model_validate(tree), tmp_path / "data", source=Source(colours))
-    with pytest.raises(DataError, match="which pictures are test is not kept"):
+    with pytest.raises(DataError, match="it is not known which pictures are test"):
         read_labelled(tmp_path / "data", "test")
 
 

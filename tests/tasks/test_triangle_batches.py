@@ -19,7 +19,8 @@ from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.corpora import Content
 from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.retrieval import evaluate, evaluator
+from mclip_kit.evaluate.retrieval import evaluate
+from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.table import NoRoom, Table
@@ -94,11 +95,7 @@ class Watch:
 
 
 def trained(recipe: Recipe, folder: Path) -> tuple[Run, Watch]:
-    scored = None
-    if recipe.evaluation:
-        captions = read_captions(str(recipe.data.captions))
-        scored = evaluator(captions, recipe.evaluation.split, recipe.evaluation.languages)
-    made = Run(recipe, folder, scored)
+    made = Run(recipe, folder, evaluator(recipe))
     watch = Watch(made.model)
     made.go()
     return made, watch

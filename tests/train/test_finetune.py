@@ -15,7 +15,8 @@ from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.datasets import rows_from_captions
-from mclip_kit.evaluate.retrieval import evaluator
+from mclip_kit.evaluate.retrieval import evaluate, log_values
+from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -69,10 +70,7 @@ def tuning(start: Path, squares: Path, *changes: str) -> Recipe:
 
 def scored(recipe: Recipe, folder: Path, resume: bool = False) -> Run:
     """Trained with the evaluator that the command line gives."""
-    wanted = recipe.evaluation
-    assert wanted
-    known = read_captions(str(recipe.data.captions))
-    made = Run(recipe, folder, evaluator(known, wanted.split, wanted.languages, wanted.metric), resume)
+    made = Run(recipe, folder, evaluator(recipe), resume)
     made.go()
     return made
 
@@ -154,14 +152,13 @@ def test_half_way_back_is_between_the_start_and_the_tuned_weights(start: Path, t
 
 
 def test_half_way_back_is_scored_beside_the_tuned_weights(squares: Path, tuned: tuple[Recipe, Path]) -> None:
-    recipe, folder = tuned
+    _, folder = tuned
     rows = read_log(folder)
     (row,) = [row for row in rows if "wise_ft" in row]
     scores = [row["score"] for row in rows if "score" in row]
     assert (row["wise_ft"], row["start_score"], row["tuned_score"]) == (SHARE, scores[0], max(scores))
-    measure = evaluator(read_captions(squares), "valid", "all", "mean_recall")
-    found = measure(load_model(folder / "model-wise_ft"), FeatureCache(), recipe.stages[0])
-    assert row["wise_ft_score"] == pytest.approx(found["score"])
+    found = log_values(evaluate(load_model(folder / "model-wise_ft"), read_captions(squares), "valid"))
+    assert row["wise_ft_score"] == pytest.approx(found["mean_mean_recall"])
     assert row["wise_ft_de_t2i_r1"] == pytest.approx(found["de_t2i_r1"])
 
 

@@ -16,10 +16,9 @@ import torch
 
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.data.bitext import open_bitext
-from mclip_kit.data.captions import read_captions
 from mclip_kit.data.tokenizer import MODEL_FILE
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
-from mclip_kit.evaluate.retrieval import evaluator
+from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
@@ -30,12 +29,7 @@ LOSSES = ("image-teacher_text", "teacher_text-student_text", "image-student_text
 
 def run(recipe: Recipe, folder: Path, resume: bool = False) -> Run:
     """Train with the evaluator that the command line gives."""
-    scored = None
-    if recipe.evaluation:
-        captions = read_captions(str(recipe.data.captions))
-        wanted = recipe.evaluation
-        scored = evaluator(captions, wanted.split, wanted.languages, wanted.metric)
-    made = Run(recipe, folder, scored, resume)
+    made = Run(recipe, folder, evaluator(recipe), resume)
     made.go()
     return made
 
@@ -356,8 +350,7 @@ def test_evaluation_by_steps_and_by_a_named_metric(squares: Path, tmp_path: Path
 
 def run_with_metric(name: str, squares: Path, folder: Path) -> None:
     recipe = recipe_of(squares, folder, f"evaluation.metric={name}")
-    captions = read_captions(squares)
-    Run(recipe, folder / "other", evaluator(captions, "valid", "all", name)).go()
+    Run(recipe, folder / "other", evaluator(recipe)).go()
 
 
 def test_a_score_that_falls_far_ends_the_run(squares: Path, tmp_path: Path) -> None:

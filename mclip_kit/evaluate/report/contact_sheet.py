@@ -1,8 +1,7 @@
-"""A still picture of what a multilingual model finds: one row per query, the best pictures from left to right."""
+"""retrieval.png: what a model finds in many languages. One row per query, the best pictures from left to right."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 
+from mclip_kit.evaluate.base import QueryResult
 from mclip_kit.evaluate.report import fonts
 from mclip_kit.files import write_whole
 
@@ -18,12 +18,12 @@ HEADER, ROW, FOOTER = 150, 216, 100
 SIDE, GAP, RADIUS = 164, 30, 14
 PICTURES = 5 * SIDE + 4 * GAP  # more than five pictures shrink into the same width
 TEXT = WIDTH - 2 * MARGIN - PICTURES - 36
-RING, RING_GAP = 5, 4  # the frame of a right picture, and the white between them
+RING, RING_GAP = 5, 4  # the frame of a right picture, and the white space inside the frame
 RIGHT, INK, SOFT, FAINT, LINE = "#16a34a", "#111827", "#6b7280", "#9ca3af", "#e5e7eb"
 LEADING = 1.32
 NO_FONT = "(no font for this script)"
 
-# Where a line may break: at spaces, and around a Han or kana character but not before closing punctuation.
+# A line may break at spaces and around a Han or kana character, but not before closing punctuation.
 HAN, OPENING = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff", "「『（《【"
 CLOSING = "、。，．！？；：」』）》】ー々っゃゅょッャュョ"
 PIECE = re.compile(rf"[{OPENING}]*(?:[{HAN}]|[^\s{HAN}{OPENING}]+)[{CLOSING}]*\s*|\S\s*")
@@ -41,22 +41,8 @@ LANGUAGES = dict(
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One query and what was found for it."""
-
-    language: str
-    """ISO code, such as `ja` or `zh-tw`."""
-    query: str
-    """The text in its own script."""
-    pictures: list[np.ndarray]
-    """The top k, best first, each uint8 (S, S, 3)."""
-    right: list[bool]
-    """For each picture, whether it is a right answer."""
-
-
-def draw(rows: Sequence[Row], path: Path, title: str, footer: str) -> None:
-    """Write the picture to `path` as PNG; right pictures are framed in green."""
+def draw(rows: Sequence[QueryResult], path: Path, title: str, footer: str) -> None:
+    """Write the sheet to `path` as PNG; right pictures have a green frame."""
     canvas = Image.new("RGB", (WIDTH, HEADER + ROW * len(rows) + FOOTER), "white")
     columns = max((len(row.pictures) for row in rows), default=0)
     _header(canvas, title, columns)
@@ -70,7 +56,11 @@ def draw(rows: Sequence[Row], path: Path, title: str, footer: str) -> None:
 
 
 def place(row: int, column: int, columns: int) -> tuple[int, int, int]:
-    """Left, top and side of one picture."""
+    """Left, top and side of one picture, in pixels.
+
+    Args:
+        columns: the number of pictures in a row.
+    """
     side = min(SIDE, (PICTURES + GAP) // columns - GAP)
     left = WIDTH - MARGIN - PICTURES + column * (side + GAP)
     return left, HEADER + row * ROW + (ROW - side) // 2, side
@@ -90,8 +80,8 @@ def _header(canvas: Image.Image, title: str, columns: int) -> None:
         _label(pen, x + side / 2, HEADER - 2, str(column + 1), FAINT, anchor="ms")
 
 
-def _query(pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
-    """The language in grey and the query below it, together centred in the height of the row."""
+def _query(pen: ImageDraw.ImageDraw, row: QueryResult, top: int) -> None:
+    """The language in grey and the query below it, centred in the height of the row."""
     query = " ".join(row.query.split())
     font = fonts.pick(query, row.language, 32)
     note = "" if font else NO_FONT
@@ -102,7 +92,7 @@ def _query(pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
     name = LANGUAGES.get(re.split("[-_]", row.language.lower())[0], "")
     for label, colour in ((name, SOFT), (row.language, FAINT), (note, FAINT)):
         x += _label(pen, x, y, label, colour) + 8 if label else 0
-    # The lines of a right-to-left text end flush; their block stays where every other text begins.
+    # The lines of a right-to-left text are aligned on the right; their block begins where every other text begins.
     lengths = [length(line, font) for line in lines]
     flush = fonts.is_right_to_left(query)
     for i, line in enumerate(lines):
@@ -111,7 +101,7 @@ def _query(pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
 
 
 def _picture(canvas: Image.Image, picture: np.ndarray, right: bool, x: int, y: int, side: int) -> None:
-    """One picture (S, S, 3) with rounded corners: a green ring when it is right, else a hairline."""
+    """One picture (S, S, 3) with rounded corners: a green frame when it is right, else a thin line."""
     edges = [(RING_GAP + RING, RIGHT), (RING_GAP, "white"), (1, LINE)] if right else [(1, LINE)]
     for grow, colour in edges:
         canvas.paste(colour, (x - grow, y - grow), _rounded(side + 2 * grow, RADIUS + grow))
@@ -120,7 +110,7 @@ def _picture(canvas: Image.Image, picture: np.ndarray, right: bool, x: int, y: i
 
 
 def _footer(pen: ImageDraw.ImageDraw, footer: str, top: int) -> None:
-    """A hairline and, in small grey lines, whom the pictures and texts are from."""
+    """A thin line and, in small grey letters, the footer: authors and licences."""
     pen.line((MARGIN, top + 8, WIDTH - MARGIN, top + 8), LINE)
     font, lines = fit(*fonts.pick_some(" ".join(footer.split()), 15), WIDTH - 2 * MARGIN, 60, 11)
     for i, line in enumerate(lines):
@@ -128,14 +118,17 @@ def _footer(pen: ImageDraw.ImageDraw, footer: str, top: int) -> None:
 
 
 def _label(pen: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str, anchor: str = "ls") -> float:
-    """One small line at its baseline; returns its length."""
+    """Draw one small line of text at its baseline; return its length in pixels."""
     font, text = fonts.pick_some(text, 17)
     pen.text((x, y), fonts.visible(text), colour, font, anchor=anchor)
     return length(text, font)
 
 
 def fit(font: FreeTypeFont, text: str, width: float, height: float, least: int) -> tuple[FreeTypeFont, list[str]]:
-    """The largest font, from its given size down to `least`, whose lines of `text` fit the box; or cut."""
+    """The largest font, from its size down to `least`, in which the wrapped text fits the box; and the lines.
+
+    If even `least` is too large, the text is cut.
+    """
     room = 1
     for size in range(int(font.size), least - 1, -2):
         font, room = font.font_variant(size=size), max(1, int(height / (size * LEADING)))
@@ -148,7 +141,7 @@ def fit(font: FreeTypeFont, text: str, width: float, height: float, least: int) 
 
 
 def wrap(text: str, font: FreeTypeFont, width: float) -> list[str]:
-    """Fill lines greedily; a piece that is wider than a line gets one of its own."""
+    """Fill lines greedily; a piece that is wider than a line gets a separate line."""
     lines = [""]
     for piece in PIECE.findall(text):
         if lines[-1] and length(lines[-1] + piece, font) > width:

@@ -1,8 +1,8 @@
-"""A font that has the glyphs of a text, and the text in the order in which it is drawn.
+"""Find a font that has the glyphs of a text, and put the text into the order in which it is drawn.
 
-Nothing is assumed to be installed. The lookup order is: Noto Sans CJK from the package `noto-cjk-sans-otc`, DejaVu
-Sans from inside matplotlib, Pillow's built-in Aileron, then the fonts of the system. The bundled ones come first so
-that a picture looks the same on every machine.
+No font needs to be installed. The lookup order is: Noto Sans CJK from the package `noto-cjk-sans-otc`, DejaVu Sans from
+inside matplotlib, Pillow's built-in Aileron, then the fonts of the system. The fonts from packages come first so that a
+picture looks the same on every machine.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import ImageFont, features
 from PIL.ImageFont import FreeTypeFont, Layout
 
-RAQM = features.check("raqm")  # Pillow brings Raqm, but on many systems the FriBiDi that it needs is not there
+RAQM = features.check("raqm")  # Pillow includes Raqm, but Raqm needs FriBiDi, which many systems lack
 BUNDLED = (
     ("noto_cjk_sans_otc", "NotoSansCJK-Regular.ttc"),
     ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
@@ -34,7 +34,7 @@ SYSTEM = (
 )
 OTHER_STYLES = re.compile("bold|black|heavy|thin|light|medium|italic|oblique|mono|condensed|emoji|lastresort")
 CJK_FACES = {"ja": 0, "ko": 1, "zh": 2, "zh-tw": 3, "zh-hant": 3, "zh-hk": 4}  # the order inside Noto's collections
-KINDS = {"L": "L", "EN": "L", "AN": "L", "R": "R", "AL": "R"}  # of Unicode's bidirectional classes; others are neutral
+KINDS = {"L": "L", "EN": "L", "AN": "L", "R": "R", "AL": "R"}  # Unicode's bidirectional classes; all others are neutral
 BRACKETS = str.maketrans("()[]{}«»<>", ")(][}{»«><")
 
 
@@ -42,12 +42,12 @@ def pick(text: str, language: str, size: int) -> FreeTypeFont | None:
     """The first font that has every glyph of `text`, or None."""
     drawn = visible(text)
     if not RAQM and any(unicodedata.category(c).startswith("M") for c in drawn):
-        return None  # marks are misplaced without shaping
+        return None  # without shaping, marks are drawn in the wrong place
     return next((font for font in candidates(language, size) if covers(font, drawn)), None)
 
 
 def pick_some(text: str, size: int) -> tuple[FreeTypeFont, str]:
-    """A font for `text`; when none has all of it, the default font and `text` with `?` for what that lacks."""
+    """A font for `text`, and the text; if no font has all glyphs, the default font, and `?` for what it lacks."""
     font = pick(text, "en", size)
     if font is not None:
         return font, text
@@ -63,7 +63,7 @@ def candidates(language: str, size: int) -> Iterator[FreeTypeFont]:
 
 
 def default(size: int) -> FreeTypeFont:
-    """Aileron, which Pillow carries: basic Latin, always there."""
+    """Aileron, which is part of Pillow: basic Latin letters, always available."""
     font = ImageFont.load_default(size)
     assert isinstance(font, FreeTypeFont)
     return font
@@ -71,14 +71,14 @@ def default(size: int) -> FreeTypeFont:
 
 def covers(font: FreeTypeFont, text: str) -> bool:
     """Whether no character of `text` looks like a code point that no font has (the tofu box)."""
-    # One glyph per character: Raqm would decompose a missing letter and hide the gap.
-    plain = font.font_variant(layout_engine=Layout.BASIC)
-    missing = _look(plain, "\U0010ffff")
-    return all(_look(plain, c) != missing for c in set(text) if unicodedata.category(c) not in ("Zs", "Cf"))
+    # The basic layout draws one glyph per character; Raqm would decompose a missing letter and hide the gap.
+    basic = font.font_variant(layout_engine=Layout.BASIC)
+    missing = _look(basic, "\U0010ffff")
+    return all(_look(basic, c) != missing for c in set(text) if unicodedata.category(c) not in ("Zs", "Cf"))
 
 
 def bundled_files() -> list[Path]:
-    """Font files inside installed packages, found without importing the packages."""
+    """Font files inside installed packages; the packages are not imported."""
     specs = [(importlib.util.find_spec(package), file) for package, file in BUNDLED]
     files = [Path(spec.origin).parent / file for spec, file in specs if spec and spec.origin]
     return [file for file in files if file.is_file()]
@@ -86,7 +86,7 @@ def bundled_files() -> list[Path]:
 
 @cache
 def system_files() -> list[Path]:
-    """Upright regular fonts in the system's usual folders, Noto Sans first."""
+    """Regular fonts in the usual folders of the system, Noto Sans first."""
     folders = [Path(os.path.expandvars(folder)).expanduser() for folder in SYSTEM]
     files = [file for folder in folders if folder.is_dir() for file in folder.rglob("*.[ot]t[fc]")]
     regular = [file for file in files if not OTHER_STYLES.search(file.stem.lower())]
@@ -94,12 +94,12 @@ def system_files() -> list[Path]:
 
 
 def is_right_to_left(text: str) -> bool:
-    """Whether `text` has Hebrew or Arabic letters; such a text is laid out from the right."""
+    """Whether `text` has Hebrew or Arabic letters; such a text is drawn from right to left."""
     return any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
 
 
 def visible(text: str) -> str:
-    """`text` as Pillow must get it: for Raqm as it is written, without Raqm joined and reordered here."""
+    """`text` as Pillow needs it: unchanged for Raqm; without Raqm, letters are joined and reordered here."""
     if RAQM:
         return f"\u200f{text}" if is_right_to_left(text) else text  # the mark keeps a line that begins with Latin
     if is_right_to_left(text):
@@ -108,7 +108,7 @@ def visible(text: str) -> str:
 
 
 def _reorder(text: str) -> str:
-    """A right-to-left line from left to right; numbers and Latin phrases inside it keep their order."""
+    """Reverse a right-to-left line; numbers and Latin phrases inside it keep their order."""
     kinds = "".join(KINDS.get(unicodedata.bidirectional(c), "n") for c in text)
     runs = [text[run.start() : run.end()] for run in re.finditer("L(?:n*L)*|.", kinds)]
     return "".join(run if len(run) > 1 else run.translate(BRACKETS) for run in reversed(runs))
@@ -117,7 +117,7 @@ def _reorder(text: str) -> str:
 def _join(text: str) -> str:
     """Arabic letters as Unicode's presentation forms: isolated, initial, medial or final."""
     forms = _presentation_forms()
-    letters = re.findall("ل[آأإا]|.", text)  # lam and alef are always written as one
+    letters = re.findall("ل[آأإا]|.", text)  # lam and alef are always written as one letter
     shapes = [forms.get(letter, {}) for letter in letters]
     joined = []
     for i, (letter, shape) in enumerate(zip(letters, shapes, strict=True)):

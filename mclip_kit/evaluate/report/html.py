@@ -1,6 +1,6 @@
-"""report.html: one self-contained page of an evaluation, or of several runs beside each other.
+"""report.html: one self-contained page about an evaluation, or about several runs side by side.
 
-It is made from what runs leave: results.json, metrics.jsonl and recipe.yaml; an evaluation adds pictures.
+It is made from files of runs: results.json, metrics.jsonl and recipe.yaml; an evaluation adds pictures.
 """
 
 import base64
@@ -20,36 +20,28 @@ from PIL import Image
 from mclip_kit import __version__
 from mclip_kit.data.leakage import Leak
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.evaluate.base import Gallery, Metric, QueryResult, ResultRows, metrics_of, users_of
 from mclip_kit.evaluate.report import charts
-from mclip_kit.evaluate.report.contact_sheet import LANGUAGES, Row
+from mclip_kit.evaluate.report.contact_sheet import LANGUAGES
 from mclip_kit.files import write_text
+from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "sentencepiece", "numpy")
 SIDE = 112  # pixels of a picture on the page
-LISTS = ("results", "comparisons", "leakage")  # of results.json
-STEP = ("stage_index", "step")  # of metrics.jsonl: where a row is
-CURVES = ("loss", "score", "lr")  # of metrics.jsonl; score is what the best checkpoint is chosen by
-FRACTIONS = ("recall", "acc", "error")  # metrics that are fractions have one of these in their names
-SHOWN = {  # by task: the metrics that are drawn
-    "zeroshot_retrieval": {
-        "image_retrieval_recall@1": "text to image R@1, percent",
-        "text_retrieval_recall@1": "image to text R@1, percent",
-    },
-    "zeroshot_classification": {"acc1": "acc@1, percent"},
-    "bitext_retrieval": {"retrieval_accuracy": "accuracy, percent"},
-    "translation": {"bleu": "BLEU"},
-}
+LISTS = ("results", "comparisons", "leakage")  # lists of results.json
+STEP = ("stage_index", "step")  # of metrics.jsonl: the position of a row
+CURVES = ("loss", "score", "lr")  # of metrics.jsonl; score decides which weights are best
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one run or evaluation has to tell.
+    """One run or evaluation.
 
     Attributes:
-        name: how the page calls it.
+        name: its name on the page.
         results: the content of results.json.
         log: rows of metrics.jsonl.
-        recipe: the resolved recipe's text.
+        recipe: the text of the resolved recipe.
     """
 
     name: str
@@ -58,51 +50,50 @@ class Report:
     recipe: str = ""
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Queries with what they found, by heading, and which language is beside which: names, shares (L, L)."""
-
-    queries: Mapping[str, Sequence[Row]] = field(default_factory=dict)
-    confusion: tuple[list[str], np.ndarray] | None = None
-    credit: str = ""
-
-
 def evaluated(model: Path, results: dict[str, Any], log: list[dict[str, Any]]) -> Report:
-    """A model's part of an evaluation, with the recipe that lies beside it.
+    """The part of an evaluation that is about one model, with the recipe next to the model folder.
 
     Args:
         results: the content of results.json, of any number of models.
-        log: of the run that made the model, if one did.
+        log: of the run that made the model; empty if there is none.
     """
     own = {key: [row for row in results[key] if row["model"] == str(model)] for key in ("results", "comparisons")}
     return Report(str(model), results | own, log, _recipe(model.resolve().parent))
 
 
 def read(folder: Path, log: list[dict[str, Any]]) -> Report:
-    """What a run's folder has, or one of an evaluation.
+    """Read the folder of a run or of an evaluation.
 
+    Args:
+        log: of the run; empty if there is none.
     Raises:
-        DataError: it has no evaluation and there is no log, or a file is damaged; the file is named.
+        DataError: the folder has no results and there is no log, or results.json is damaged.
     """
-    file = next((f for f in (folder / "eval" / "results.json", folder / "results.json") if f.is_file()), None)
+    file = next((f for f in (folder / EVALUATION / RESULTS, folder / RESULTS) if f.is_file()), None)
     if file is None and not log:
-        raise DataError(f"{folder}: no eval/results.json and no metrics.jsonl; name a run, or run mclip-kit eval first")
+        raise DataError(
+            f"{folder}: no {EVALUATION}/{RESULTS} and no {METRICS}; give a run's folder, or run mclip-kit eval first"
+        )
     results = read_results(file) if file else {key: [] for key in LISTS}
     return Report(str(folder), results, log, _recipe(folder))
 
 
 def _recipe(run: Path) -> str:
-    written = run / "recipe.yaml"
+    written = run / RECIPE
     return written.read_text(encoding="utf-8", errors="replace") if written.is_file() else ""
 
 
 def read_results(file: Path) -> dict[str, Any]:
-    """A results.json, looked over."""
+    """Read and check a results.json.
+
+    Raises:
+        DataError: it is damaged.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         for row in content["results"]:
             _ = "".join(row[key] for key in ("language", "tower", "model", "task"))
-            _ = [percent(*metric) for metric in row["metrics"].items()]
+            _ = [Metric("", "").text(value) for value in row["metrics"].values()]
         whole = {"comparisons": [], "leakage": [], **content}
         for leak in whole["leakage"]:
             leak_line(leak)
@@ -116,13 +107,13 @@ def read_results(file: Path) -> dict[str, Any]:
 
 
 def write(reports: Sequence[Report], path: Path, gallery: Gallery | None = None) -> None:
-    """Write the page, whole or not at all; in names that are not UTF-8, the odd bytes as escapes."""
+    """Write the page, whole or not at all; bytes of names that are not UTF-8 are written as escapes."""
     html = render(reports, gallery or Gallery())
     write_text(path, html.encode(errors="backslashreplace").decode())
 
 
 def render(reports: Sequence[Report], gallery: Gallery) -> str:
-    """The page as HTML; everything it shows is in it."""
+    """The page as HTML; it needs no other file."""
     page = Environment(
         loader=PackageLoader("mclip_kit.evaluate", "report"),
         autoescape=True,
@@ -136,6 +127,7 @@ def render(reports: Sequence[Report], gallery: Gallery) -> str:
         reports=reports,
         leaks=list(dict.fromkeys(leak_line(leak) for report in reports for leak in report.results["leakage"])),
         tables=tables(reports),
+        with_protocol=users_of("protocol"),
         bars=_bars(reports),
         curves=_curves(reports),
         confusion=_confusion(gallery),
@@ -146,46 +138,50 @@ def render(reports: Sequence[Report], gallery: Gallery) -> str:
 
 
 def leak_line(leak: dict[str, Any]) -> str:
-    """An entry of results.json's `leakage`, for people."""
+    """An entry of results.json's `leakage` as a sentence."""
     own = dict(leak)
     return f"{own.pop('model')}: {Leak(**own).line()}"
 
 
 def tables(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    """A table a task: its heads, and a row a model, tower and language."""
+    """A table for each task of results.json: its heads, and a row for each model, tower and language."""
     found: dict[str, dict[str, Any]] = {}
     several = len(_names(reports)) > 1
     for report in reports:
         for row in report.results["results"]:
-            row = row | {"model": _name(reports, report, row)}
-            table = found.setdefault(row["task"], {"task": row["task"].replace("_", " "), "heads": [], "rows": []})
-            table["heads"] += [name for name in row["metrics"] if name not in table["heads"]]
-            table["rows"].append(row)
-    for table in found.values():
-        labels = ["model"] * several + ["tower", "language", "pictures", "captions"]
-        table["rows"] = [
-            [
-                *([row["model"]] if several else []),
-                *(row["tower"], row["language"] + ("" if row.get("trained") is not False else " °")),
-                *(row.get("n_images", ""), row.get("n_captions", "")),
-                *(percent(name, row["metrics"].get(name)) for name in table["heads"]),
-            ]
-            for row in table["rows"]
+            table = found.setdefault(row["task"], {"metrics": {}, "rows": []})
+            known = metrics_of(row["task"])
+            table["metrics"] |= {name: known.get(name) or _unknown(name) for name in row["metrics"]}
+            table["rows"].append(row | {"model": _name(reports, report, row)})
+    return [_table(task, table["metrics"], table["rows"], several) for task, table in found.items()]
+
+
+def _table(task: str, metrics: Mapping[str, Metric], rows: ResultRows, several: bool) -> dict[str, Any]:
+    cells = [
+        [
+            *([row["model"]] if several else []),
+            *(row["tower"], row["language"] + ("" if row.get("trained") is not False else " °")),
+            *(row.get("n_images", ""), row.get("n_captions", "")),
+            *(metric.text(row["metrics"].get(name)) for name, metric in metrics.items()),
         ]
-        table["labels"] = labels
-        table["heads"] = [name.replace("_retrieval", "").replace("_", " ") for name in table["heads"]]
-    return list(found.values())
+        for row in rows
+    ]
+    return {
+        "task": task.replace("_", " "),
+        "labels": ["model"] * several + ["tower", "language", "pictures", "captions"],
+        "metrics": list(metrics.values()),
+        "as_they_are": [metric.label for metric in metrics.values() if not metric.fraction],
+        "rows": cells,
+    }
 
 
-def percent(name: str, value: float | None) -> str:
-    """A metric as the page shows it: fractions in percent, other numbers as they are."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{100 * value:.1f}" if any(part in name for part in FRACTIONS) else f"{value:.1f}"
+def _unknown(name: str) -> Metric:
+    """A metric of results.json that no evaluation of this version has: it is shown as it is."""
+    return Metric(name, name.replace("_", " "), fraction=False)
 
 
 def environment() -> dict[str, str]:
-    """The packages and the machine that made the page."""
+    """The versions of packages, and the machine, that made the page."""
     import torch
 
     found = {"mclip_kit": __version__, "Python": platform.python_version()}
@@ -199,22 +195,22 @@ def environment() -> dict[str, str]:
 
 
 def _bars(reports: Sequence[Report]) -> dict[str, str]:
-    """A chart a drawn metric."""
+    """A chart for each metric that is drawn: label of its axis -> picture."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     several = len(_names(reports)) > 1
     for report in reports:
         for row in report.results["results"]:
             name = f"{_name(reports, report, row)}, {row['tower']}" if several else row["tower"]
-            for metric, label in SHOWN.get(row["task"], {}).items():
-                value = row["metrics"].get(metric)
-                if value is not None and np.isfinite(value):
-                    shown = float(percent(metric, value))
-                    found.setdefault(label, {}).setdefault(name, {})[row["language"]] = shown
+            for metric in metrics_of(row["task"]).values():
+                value = row["metrics"].get(metric.name)
+                if metric.drawn and value is not None and np.isfinite(value):
+                    series = found.setdefault(metric.axis, {}).setdefault(name, {})
+                    series[row["language"]] = float(metric.text(value))
     return {label: _inline(charts.bars(scores, label)) for label, scores in found.items()}
 
 
 def _name(reports: Sequence[Report], report: Report, row: dict[str, Any]) -> str:
-    """How a row's model is called: by its run where several are compared, though their models have the same path."""
+    """The name of a row's model; where several runs are compared, their models may have the same path."""
     own = {other["model"] for other in report.results["results"]}
     if len(reports) == 1:
         return str(row["model"])
@@ -226,7 +222,7 @@ def _names(reports: Sequence[Report]) -> set[str]:
 
 
 def _curves(reports: Sequence[Report]) -> str:
-    """Loss, score and learning rate over the steps of all stages; nothing where no run has a log."""
+    """Loss, score and learning rate over the steps of all stages; empty if no run has a log."""
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     stages: list[tuple[str, float]] = []
     for report in reports:
@@ -236,7 +232,7 @@ def _curves(reports: Sequence[Report]) -> str:
                 continue
             if row["stage_index"] != stage:
                 before, last, stage = before + last, 0, row["stage_index"]
-                for series in panels.values():  # a line ends with its stage
+                for series in panels.values():  # a line ends where its stage ends
                     series.setdefault(report.name, []).append((before, np.nan))
                 if report is reports[0]:
                     stages.append((str(row.get("stage", "")), before))
@@ -255,7 +251,7 @@ def _confusion(gallery: Gallery) -> str:
     return _inline(charts.matrix(names, shares_LL, "a caption in", "has its nearest other caption in"))
 
 
-def _query(row: Row) -> dict[str, Any]:
+def _query(row: QueryResult) -> dict[str, Any]:
     name = LANGUAGES.get(row.language.lower().partition("-")[0].partition("_")[0], "")
     pictures = [{"src": _picture(p), "right": right} for p, right in zip(row.pictures, row.right, strict=True)]
     return {"language": row.language, "name": name, "text": row.query, "pictures": pictures}

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageFont
 
+from mclip_kit.evaluate.base import QueryResult
 from mclip_kit.evaluate.report import contact_sheet, fonts
-from mclip_kit.evaluate.report.contact_sheet import Row, draw
+from mclip_kit.evaluate.report.contact_sheet import draw
 
 QUERIES = {
     "de": "roter Apfel",
@@ -17,11 +18,11 @@ QUERIES = {
 }
 
 
-def grey_row(language: str, query: str, right: tuple[bool, ...] = (False,) * 5) -> Row:
-    return Row(language, query, [np.full((32, 32, 3), 128, np.uint8) for _ in right], list(right))
+def grey_row(language: str, query: str, right: tuple[bool, ...] = (False,) * 5) -> QueryResult:
+    return QueryResult(language, query, [np.full((32, 32, 3), 128, np.uint8) for _ in right], list(right))
 
 
-def drawn(folder: Path, rows: list[Row]) -> np.ndarray:
+def drawn(folder: Path, rows: list[QueryResult]) -> np.ndarray:
     """The picture (height, width, 3) as it lies on the disk."""
     path = folder / "retrieval.png"
     draw(rows, path, "A title", "Pictures: made up")

@@ -16,7 +16,7 @@ from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.leakage import Leak, as_json
-from mclip_kit.evaluate.qualitative import Pool, confusion, extremes, margins
+from mclip_kit.evaluate.base import Gallery, metrics_of
 from mclip_kit.evaluate.report import html
 from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.files import write_json
@@ -88,7 +88,7 @@ def test_the_report_in_a_browser(browser: Any, run: Path, width: int) -> None:
     found = json.loads((run / "eval" / "results.json").read_text(encoding="utf-8"))
     lines = [line.split("\t") for line in text.splitlines()]
     for row in found["results"]:
-        cells = [html.percent(name, value) for name, value in row["metrics"].items()]
+        cells = [metrics_of(row["task"])[name].text(value) for name, value in row["metrics"].items()]
         assert any(line[-len(cells) :] == cells and row["language"] in line[1] for line in lines), row
     for item in found["comparisons"]:
         assert f"{100 * item['difference']:+.1f}" in text
@@ -167,7 +167,7 @@ def test_a_damaged_log_and_recipe_leave_what_is_whole(run: Path, tmp_path: Path)
 def test_text_of_data_is_no_markup() -> None:
     row = {"model": "<b>x</b>", "tower": "student", "language": "en", "task": "translation", "metrics": {"bleu": 1.0}}
     results = {"results": [row], "comparisons": [], "leakage": []}
-    page = html.render([html.Report("<script>alert(1)</script>", results)], html.Gallery())
+    page = html.render([html.Report("<script>alert(1)</script>", results)], Gallery())
     assert "<script>" not in page
 
 
@@ -176,7 +176,7 @@ def test_any_name_and_number_is_shown(tmp_path: Path, name: str) -> None:
     metrics = {"bleu": 1.0, "chrf": float("nan")}
     row = {"model": name, "tower": name, "language": name, "task": "translation", "metrics": metrics}
     results = {"results": [row, row | {"model": "other"}], "comparisons": [], "leakage": []}
-    gallery = html.Gallery({}, ([name, "en"], np.eye(2)))
+    gallery = Gallery({}, ([name, "en"], np.eye(2)))
     html.write([html.Report(name, results)], tmp_path / "report.html", gallery)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(charts_of(page)) == 2
@@ -188,43 +188,4 @@ def test_a_leak_of_a_baseline_is_told_once() -> None:
     results = {"results": [], "comparisons": [], "leakage": [{"model": "baseline", **as_json([leak])[0]}]}
     settings = {"data": "coco", "task": "retrieval", "split": "test", "protocol": "any"}
     reports = [html.evaluated(Path(name), settings | results, []) for name in ("one", "two")]
-    assert html.render(reports, html.Gallery()).count("baseline: coco test") == 1
-
-
-def test_margins_are_those_of_a_slow_loop() -> None:
-    draw = np.random.default_rng(0)
-    text_QD, image_GD = draw.normal(size=(700, 5)), draw.normal(size=(9, 5))
-    groups_Q, groups_G = draw.integers(4, size=700), np.arange(9) % 3
-    found = margins(text_QD, image_GD, groups_Q, groups_G)
-    for query in range(700):
-        scores = [float(text_QD[query] @ image) for image in image_GD]
-        right = [s for s, group in zip(scores, groups_G, strict=True) if group == groups_Q[query]]
-        wrong = [s for s, group in zip(scores, groups_G, strict=True) if group != groups_Q[query]]
-        assert found[query] == (pytest.approx(max(right) - max(wrong), abs=1e-5) if right else -np.inf)
-
-
-def test_confusion_tells_languages_apart() -> None:
-    languages = np.array(["de", "en", "fr"] * 20)
-    meaning, spoken = np.repeat(np.eye(20), 3, axis=0), np.tile(np.eye(3), (20, 1))
-    names, neutral = confusion(meaning, languages)
-    assert names == ["de", "en", "fr"]
-    np.testing.assert_allclose(neutral, (1 - np.eye(3)) / 2)
-    _, clustered = confusion(spoken, languages)
-    np.testing.assert_allclose(clustered, np.eye(3))
-
-
-def test_extremes_are_the_best_and_the_worst(squares: Path) -> None:
-    from mclip_kit.data.captions import read_captions
-
-    captions = read_captions(squares)
-    rows = captions.select("test")
-    images = np.unique(captions.images[rows])
-    image_GD = np.eye(len(images))
-    place = {int(image): number for number, image in enumerate(images)}
-    text_QD = image_GD[[place[int(image)] for image in captions.images[rows]]].copy()
-    text_QD[0] *= -1  # its own picture is the last that it finds
-    best, worst = extremes(Pool(captions, images, image_GD, rows, text_QD), count=3, top=2)
-    assert worst[0].query == captions.texts[rows[0]]
-    assert worst[0].right == [False, False]
-    assert [row.right for row in best] == [[True, False]] * 3
-    assert len({row.language for row in best}) == 3
+    assert html.render(reports, Gallery()).count("baseline: coco test") == 1

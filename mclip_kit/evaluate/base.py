@@ -1,0 +1,249 @@
+"""The table of evaluations: what `mclip-kit eval --task NAME` runs, and what scores a model while it trains.
+
+A new evaluation takes one module and one line in `EVALUATIONS`. The module has
+
+    METRICS: tuple[Metric, ...]         the metrics of its rows; tables, report.html and the bootstrap read them here
+    def run(request) -> Findings        scores every model of the request, and shows a table of each
+    VALIDATION: Validation              optional: how it scores a model while it trains
+
+This module imports no heavy package, so that the command line can read the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from math import isfinite, isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mclip_kit.errors import RecipeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mclip_kit.config.recipe import Recipe
+
+ResultRows = list[dict[str, Any]]
+"""Rows of results.json: each has a task, a model, a language, a tower and metrics."""
+Scorer = Callable[[Any, Any, Any], dict[str, Any]]
+"""(model, feature cache, task) -> values for the log."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that an evaluation computes. Higher is better, except in ranks and error rates.
+
+    Attributes:
+        name: its key in results.json.
+        label: the head of its column, short.
+        description: what it is, in words; the label of its chart.
+        fraction: whether results.json has it as a fraction; tables and charts show percent.
+        drawn: whether report.html has a chart of it.
+        log_name: its name in a log, where fractions are in percent; the same as `name` if empty.
+    """
+
+    name: str
+    label: str
+    description: str = ""
+    fraction: bool = True
+    drawn: bool = False
+    log_name: str = ""
+
+    def text(self, value: float | None) -> str:
+        """A value of results.json as a table shows it: fractions in percent, a dash where there is no number."""
+        if value is None or not isfinite(value):
+            return "–"
+        return f"{value * (100 if self.fraction else 1):.1f}"
+
+    @property
+    def axis(self) -> str:
+        """The label of its chart."""
+        return f"{self.description}, percent" if self.fraction else self.description
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of an evaluation. Options after `out` are used by some evaluations only.
+
+    Attributes:
+        task: the name of the evaluation.
+        models: model folders.
+        data: the folder of the data.
+        languages: codes, or `all`.
+        out: the folder for results.
+        protocol: how ranks are counted, see `retrieval.score`.
+        baseline: names of what the models are compared with, see `baselines.baseline`.
+        classes: a YAML file of class names and templates.
+        sentences: how many sentences of each direction; None: all.
+        beams: width of the beam search.
+        show: prints a table.
+    """
+
+    task: str
+    models: tuple[Path, ...]
+    data: Path
+    split: str
+    languages: list[str] | str
+    out: Path
+    protocol: str = "any"
+    baseline: tuple[str, ...] = ()
+    classes: Path | None = None
+    sentences: int | None = None
+    beams: int = 5
+    show: Callable[[str], None] = print
+
+    def about(self, model: Path, made_from: str) -> dict[str, Any]:
+        """The part that all rows of a model share."""
+        return {
+            "dataset": self.data.resolve().name,
+            "model": str(model),
+            "pretrained": made_from,
+            "split": self.split,
+            "task": EVALUATIONS[self.task].rows,
+        }
+
+    def title(self, model: Path, made_from: str = "", split: str = "") -> str:
+        """The title of a model's table."""
+        return f"{model}{f' ({made_from})' if made_from else ''}, {split or self.split} of {self.data}"
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """One query and the pictures that a model found for it.
+
+    Attributes:
+        language: of the query: an ISO code, such as `ja` or `zh-tw`.
+        query: its text.
+        pictures: the top k, best first, each uint8 (S, S, 3).
+        right: of each picture, whether it is a right answer.
+    """
+
+    language: str
+    query: str
+    pictures: list[np.ndarray]
+    right: list[bool]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What report.html shows besides numbers.
+
+    Attributes:
+        queries: heading -> queries and what they found.
+        confusion: languages, and shares (L, L), see `qualitative.confusion`.
+        credit: authors and licences of the pictures.
+    """
+
+    queries: Mapping[str, Sequence[QueryResult]] = field(default_factory=dict)
+    confusion: tuple[list[str], np.ndarray] | None = None
+    credit: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an evaluation found.
+
+    Attributes:
+        results: rows of results.json.
+        comparisons: its rows on differences to baselines.
+        files: what the evaluation itself wrote.
+        gallery: for report.html.
+    """
+
+    results: ResultRows
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    gallery: Gallery | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How an evaluation scores a model while it trains.
+
+    Attributes:
+        open: recipe -> scorer; it opens the data once.
+        metrics: the values that it logs; a value's name may have a prefix, such as a language.
+        shown: values that are also printed.
+    """
+
+    open: Callable[[Recipe], Scorer]
+    metrics: tuple[Metric, ...]
+    shown: tuple[str, ...]
+
+    def owns(self, name: str) -> bool:
+        """Whether a value of that name, such as `de_t2i_r1`, may be one of this evaluation."""
+        return any(name.endswith(metric.log_name or metric.name) for metric in self.metrics)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An entry of the table.
+
+    Attributes:
+        module: where `METRICS`, `run` and `VALIDATION` are; it is imported when it is needed.
+        rows: the `task` of its rows in results.json.
+        options: the options of the command line that it takes besides those that all take.
+    """
+
+    module: str
+    rows: str
+    options: tuple[str, ...] = ()
+
+    @cached_property
+    def _module(self) -> Any:
+        return import_module(self.module)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Its metrics, by name."""
+        return {metric.name: metric for metric in self._module.METRICS}
+
+    @property
+    def validation(self) -> Validation | None:
+        """How it scores a model while it trains; None if it does not."""
+        validation: Validation | None = getattr(self._module, "VALIDATION", None)
+        return validation
+
+    def run(self, request: Request) -> Findings:
+        """Score every model of a request."""
+        findings: Findings = self._module.run(request)
+        return findings
+
+
+EVALUATIONS = {
+    "retrieval": Evaluation("mclip_kit.evaluate.retrieval_run", "zeroshot_retrieval", ("protocol", "baseline")),
+    "zeroshot": Evaluation("mclip_kit.evaluate.zeroshot", "zeroshot_classification", ("classes",)),
+    "bitext": Evaluation("mclip_kit.evaluate.bitext", "bitext_retrieval", ("sentences",)),
+    "translation": Evaluation("mclip_kit.evaluate.translation", "translation", ("sentences", "beams")),
+}
+"""Name -> evaluation."""
+
+
+def metrics_of(rows: str) -> dict[str, Metric]:
+    """The metrics of rows of results.json with that `task`; none if no evaluation makes such rows."""
+    return next((evaluation.metrics for evaluation in EVALUATIONS.values() if evaluation.rows == rows), {})
+
+
+def users_of(option: str) -> list[str]:
+    """The evaluations that take an option; none for an option that all take."""
+    return [name for name, evaluation in EVALUATIONS.items() if option in evaluation.options]
+
+
+def check_options(task: str, given: Collection[str]) -> None:
+    """Refuse options that have no effect on an evaluation.
+
+    Raises:
+        RecipeError: the evaluation does not take one of the options; the message names those that do.
+    """
+    for option in given:
+        users = users_of(option)
+        if users and task not in users:
+            raise RecipeError(f"--{option} is for --task {' and '.join(users)}: leave it out of --task {task}")
+
+
+def json_numbers(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers for JSON, which has no NaN: null instead."""
+    return {name: None if isnan(value) else value for name, value in numbers.items()}

@@ -1,0 +1,80 @@
+"""`mclip-kit eval --task retrieval`: tables of models and their baselines, retrieval.png, and a gallery."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mclip_kit.data.captions import read_captions
+from mclip_kit.errors import DataError
+from mclip_kit.evaluate import qualitative
+from mclip_kit.evaluate.base import Findings, Gallery, Request, ResultRows
+from mclip_kit.evaluate.baselines import baseline
+from mclip_kit.evaluate.bootstrap import compare
+from mclip_kit.evaluate.report import tables
+from mclip_kit.evaluate.retrieval import METRICS as METRICS
+from mclip_kit.evaluate.retrieval import STUDENT, TEACHER, evaluate
+from mclip_kit.evaluate.retrieval import VALIDATION as VALIDATION
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.layout import MANIFEST
+from mclip_kit.models.multilingual_clip import load
+
+PICTURE = "retrieval.png"
+
+
+def run(request: Request) -> Findings:
+    """Score every model and its baselines; draw what the last model finds.
+
+    Raises:
+        DataError, RecipeError: the data, a split, a language or a baseline is wrong.
+    """
+    captions, chosen = read_captions(request.data), (request.split, request.languages)
+    credit = _credit(request.data)
+    baselines = {name: baseline(name, captions, *chosen, request.protocol) for name in request.baseline}
+    rows: ResultRows = []
+    scored: list[tables.Scored] = []
+    differences: list[str] = []
+    comparisons: list[dict[str, Any]] = []
+    for name in request.models:
+        model, cache = load(name), FeatureCache()
+        results = evaluate(model, captions, *chosen, cache=cache, protocol=request.protocol)
+        about = request.about(name, model.made_from)
+        scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
+        rows += tables.retrieval_rows(results, about, STUDENT, model.trained_languages)
+        for against, score in baselines.items():
+            theirs = score(model, cache)
+            found = compare(results, theirs)
+            rows += tables.retrieval_rows(theirs, about, against, None)
+            comparisons += [{"model": str(name), "baseline": against} | asdict(item) for item in found]
+            title = f"{name} against {against}, {request.split}"
+            differences.append(tables.differences(title, results, theirs, found))
+    if len(scored) == 1:
+        request.show(tables.table(results, model.trained_languages, request.title(name, model.made_from)))
+    else:
+        request.show(tables.comparison(scored))
+    for table in differences:
+        request.show(table)
+    picture = request.out / PICTURE
+    languages = [language for language in results if language != TEACHER]
+    gallery = _drawn(qualitative.embedded(model, captions, request.split, languages, cache), languages, picture, credit)
+    return Findings(tables.distinct(rows), comparisons, [picture], gallery)
+
+
+def _drawn(found: qualitative.EmbeddedSplit, languages: list[str], path: Path, credit: str) -> Gallery:
+    """Draw one query a language, and choose those of the report."""
+    from mclip_kit.evaluate.report import contact_sheet
+
+    title, footer = f"What one model finds in {len(languages)} languages", f"Queries are drawn at random. {credit}"
+    contact_sheet.draw(qualitative.random_queries(found, languages), path, title, footer)
+    best, worst = qualitative.extremes(found)
+    confused = qualitative.confusion(found.text_QD, found.captions.languages[found.rows_Q])
+    return Gallery({"Best queries": best, "Worst queries": worst}, confused, credit)
+
+
+def _credit(data: Path) -> str:
+    """Authors and licences of a prepared corpus."""
+    try:
+        licences = json.loads((data / MANIFEST).read_text(encoding="utf-8"))["licences"]
+        return "; ".join(f"{part['what']}: {part['by']}, {part['licence']}" for part in licences)
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{data / MANIFEST}: damaged; prepare the corpus again") from None
