@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mclip_kit.data.tokenizer import PAD
 
-WINDOW = 50  # number of batches with rows that are sorted by length together: little padding, and still well mixed
+WINDOW = 50  # the rows of so many batches are sorted by length together: little padding, and still well mixed
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Plan:
     Attributes:
         languages_N: int, the language of each row.
         lengths_N: int, tokens of each row; rows of similar length share a batch.
-        batch_size: rows a batch, over all processes; if `tokens` is given, batches have a multiple of it.
+        batch_size: rows a batch, over all processes; if `tokens` is given, the rows of a batch are a multiple of it.
         temperature: a language is drawn with probability ~ rows^(1/temperature); 1 keeps its share of the rows.
         sources_N: int, the corpus of each row; None: all are from one corpus.
         weights: share of each corpus, in any unit; None: its number of rows.

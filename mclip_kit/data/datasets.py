@@ -70,12 +70,9 @@ def rows_from_captions(
     """One row a caption. A caption in the teacher's language is also its own teacher text.
 
     Args:
-        captions: the prepared folder.
-        split, languages: see `Captions.select`.
+        captions, split, languages: see `Captions.select`, also for its errors.
         teacher_language: of the teacher's text tower.
         tokenize: the student's tokenizer.
-    Raises:
-        DataError: a language or the split has no captions.
     """
     rows = captions.select(split, languages)
     texts = [str(text) for text in captions.texts[rows]]
@@ -110,8 +107,6 @@ def rows_from_bitext(
     Rows with the same teacher text count as positives for each other.
 
     Args:
-        bitext: the binarised folder.
-        split: of its pairs.
         languages: of the student's side, or `all`.
         teacher_language: of the teacher's side.
         include_teacher_language: add each distinct teacher sentence once more, as both sides of a row (AltCLIP,
@@ -128,28 +123,23 @@ def rows_from_bitext(
         rows += [(left, left) for left, _ in pairs]
     if not rows:
         raise DataError(f"{bitext.folder}: no {split} sentence pairs in {languages}")
-    same = all(bitext.pieces(side.language) == pieces for side in {s.language: s for r in rows for s in r}.values())
     students = [right for _, right in rows]
-    tokens: Sequence[Any]
-    if same:
-        tokens = ConcatSequence([side.tokens for side in students])
-        lengths = np.concatenate([side.tokens.lengths for side in students])
-    else:
-        tokens = ConcatSequence([tokenize(side.texts) for side in students])
-        lengths = np.array([len(ids) for ids in tokens])
     codes = list(dict.fromkeys(side.language for side in students))
+    same = {code: bitext.pieces(code) == pieces for code in codes}
+    tokens = [side.tokens if same[side.language] else tokenize(side.texts) for side in students]
+    lengths_N = _lengths(tokens)
     teacher_texts = ConcatSequence([left.texts for left, _ in rows])
     number: dict[str, int] = {}
     columns = TriangleRows(
         languages=codes,
         languages_N=np.repeat([codes.index(s.language) for s in students], [len(s.tokens) for s in students]),
-        tokens=tokens,
+        tokens=ConcatSequence(tokens),
         texts=ConcatSequence([side.texts for side in students]),
-        lengths_N=lengths,
+        lengths_N=lengths_N,
         teacher_texts=teacher_texts,
-        images_N=np.full(len(lengths), MISSING),
+        images_N=np.full(len(lengths_N), MISSING),
         groups_N=np.array([number.setdefault(text, len(number)) for text in teacher_texts]),
-        sources_N=np.zeros(len(lengths), int),
+        sources_N=np.zeros(len(lengths_N), int),
     )
     return _deduplicate(columns, teacher_language)
 
@@ -264,8 +254,6 @@ def translation_rows(
     """The sentence pairs of several corpora in the wanted directions.
 
     Args:
-        bitexts: the binarised folders.
-        split: of their pairs.
         wanted: see `find_directions`.
         max_tokens: longer sentences are cut.
         tokenize, pieces: of the encoder. If a folder was binarised with other pieces, its text is tokenised again.
@@ -304,5 +292,6 @@ def _ids(bitext: Bitext, side: Side, tokenize: Tokenize, pieces: list[str]) -> S
 
 
 def _lengths(parts: Sequence[Any]) -> np.ndarray:
+    """Number of tokens of each row; binarised sentences know theirs without being read."""
     known = (part.lengths if hasattr(part, "lengths") else [len(ids) for ids in part] for part in parts)
     return np.concatenate([np.asarray(lengths, int) for lengths in known])

@@ -29,8 +29,8 @@ POINTERS = 2**20  # pointers that are written at once
 def fairseq_data() -> Any:
     """fairseq.data, imported when it is first needed; preparing a corpus does not need it.
 
-    Importing it takes long (it imports torch), sets the root logger to DEBUG and logs an advertisement. The logger is
-    set back.
+    Importing it takes long (it imports torch), sets the root logger to DEBUG and logs an advertisement. The settings
+    of the root logger are restored.
     """
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
