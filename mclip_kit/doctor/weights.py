@@ -114,7 +114,7 @@ def _bytes(place: Path | str, names: Sequence[str]) -> tuple[int, int] | None:
         if isinstance(cached := find_cached(place, name), str):
             return _size(Path(cached)), 0
     size = next((size for name in names if (size := _bytes_on_hub(place, name))), None)
-    return size and (size, size)
+    return (size, size) if size else None
 
 
 def _bytes_on_hub(repository: str, name: str) -> int | None:
