@@ -42,13 +42,13 @@ def recipe(squares: Path, tmp_path: Path) -> Path:
 
 
 def problems(result: Result) -> list[str]:
-    """The problems that were printed, each with its way out."""
+    """The problems that were printed, each with its fix."""
     lines = result.output.splitlines()
     return [f"{line} {after.strip()}" for line, after in pairwise(lines) if line.startswith(PROBLEM)]
 
 
 def run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, with nothing of the outer environment's hub or proxies."""
+    """The command in its own process, without the outer environment's hub and proxies."""
     outer = {name: value for name, value in os.environ.items() if not name.lower().startswith(("hf_", "http", "all_p"))}
     return subprocess.run(
         [sys.executable, "-m", "mclip_kit.cli", "doctor", *words],
@@ -118,7 +118,7 @@ def test_languages_that_the_data_has_not_are_a_problem(type_: Type, recipe: Path
     assert "captions in xx; there are de, en, fr" in problem
 
 
-def test_a_wrong_recipe_is_one_problem_beside_the_machine(type_: Type, recipe: Path) -> None:
+def test_a_wrong_recipe_is_one_problem_and_the_machine_is_checked(type_: Type, recipe: Path) -> None:
     result = type_("doctor", recipe, "--set", "sede=3")
     assert result.exit_code == 1
     (problem,) = problems(result)
@@ -129,18 +129,18 @@ def test_a_wrong_recipe_is_one_problem_beside_the_machine(type_: Type, recipe: P
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("stages.1.batch_size=5000", "make no batch of 5000"),
         ("stages.1.train=[student, nothing.*]", "nothing.*"),
         ("teacher.model.vision_cfg.patch_size=99", "cannot build this config"),
     ],
 )
-def test_what_only_the_run_itself_would_find_is_found(type_: Type, recipe: Path, change: str, said: str) -> None:
+def test_what_only_the_run_itself_would_find_is_found(type_: Type, recipe: Path, change: str, message: str) -> None:
     result = type_("doctor", recipe, "--set", change)
     assert result.exit_code == 1, result.output
     (problem,) = problems(result)
-    assert said in problem
+    assert message in problem
     assert not (recipe.parent / "runs").exists()
 
 
@@ -154,7 +154,7 @@ def test_fp16_needs_a_gpu(type_: Type, recipe: Path) -> None:
     assert "--set precision=bf16" in problem
 
 
-def test_folders_are_looked_through(type_: Type, recipe: Path, tmp_path: Path) -> None:
+def test_the_files_of_a_folder_are_checked(type_: Type, recipe: Path, tmp_path: Path) -> None:
     def encoder(value: object) -> Finding:
         return check_weights(load(recipe, [f"encoder={value}"]))[0]
 
@@ -192,7 +192,7 @@ def test_teachers_are_looked_for_by_tag_file_and_folder(type_: Type, recipe: Pat
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers HEAD as the hub does: a large file lies elsewhere, and its size is in a header."""
+    """Answers HEAD as the hub does: a large file is on another server, and its size is in a header."""
 
     def do_HEAD(self) -> None:
         there = self.path.endswith("/resolve/main/open_clip_model.safetensors")
@@ -243,7 +243,7 @@ def test_a_broken_package_is_a_finding_and_no_traceback(tmp_path: Path, recipe: 
     assert "cannot start" in done.stdout.splitlines()[-1]
 
 
-def test_versions_are_held_against_requirements() -> None:
+def test_versions_are_compared_with_requirements() -> None:
     required = ["torch==2.11.*", "numpy>=1.26; python_version >= '3.11'", "emoji>=2; extra == 'demo'", "timm>=1.0.17"]
     found = check_versions(required, {"torch": "2.11.0+cpu", "numpy": "1.25.2"}.get)
     assert [finding.status for finding in found] == [OK, PROBLEM, PROBLEM]
@@ -252,7 +252,7 @@ def test_versions_are_held_against_requirements() -> None:
     assert "missing" in found[2].what
 
 
-def test_either_build_of_fairseq_will_do() -> None:
+def test_either_build_of_fairseq_is_enough() -> None:
     required = ["ve-fairseq==0.12.3", "fairseq-fixed==0.12.3.1; python_version < '3'"]
     assert check_versions(required, {"fairseq-fixed": "0.12.3.1"}.get)[0].status == OK
     assert check_versions(required, {"fairseq-fixed": "0.12.2"}.get)[0].status == PROBLEM

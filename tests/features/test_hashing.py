@@ -1,4 +1,4 @@
-"""Keys: what is remembered of files is true of them."""
+"""Content keys: what is stored about files stays true."""
 
 import os
 from pathlib import Path

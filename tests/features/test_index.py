@@ -1,11 +1,11 @@
-"""Keys are found by both halves, whatever else shares one of them."""
+"""Keys are found by both halves, also if other keys share one half."""
 
 import numpy as np
 
 from mclip_kit.features.index import BITS, find
 
 
-def test_keys_that_share_a_half_are_told_apart() -> None:
+def test_keys_that_share_a_half_are_different() -> None:
     keys_N2 = np.array([[5, 1], [5, 2], [5, 3], [7, 1], [2**63, 9]], "<u8")
     columns = keys_N2[:, 0].copy(), keys_N2[:, 1].copy(), np.array([0, 1, 1 << BITS, 2, 3], "<u8")
     wanted_N2 = np.array([[2**63, 9], [5, 3], [5, 1], [5, 4], [6, 1], [2**63 + 1, 9], [7, 1], [5, 2], [5, 3]], "<u8")

@@ -114,16 +114,16 @@ def test_locks_and_removals_that_a_kill_left_are_no_tables(type_: Type, filled: 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["ls", "--root", "nowhere"], "nowhere: no such folder"),
         (["prune"], "give --days, --size or both"),
     ],
 )
-def test_wrong_words(type_: Type, filled: Path, words: list[str], said: str) -> None:
+def test_wrong_words(type_: Type, filled: Path, words: list[str], message: str) -> None:
     result = type_("cache", *words)
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
 
 
 def test_a_damaged_description_is_named(type_: Type, filled: Path) -> None:
