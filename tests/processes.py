@@ -57,7 +57,8 @@ class Child:
     def __init__(self, function: Callable[..., Any], arguments: Sequence[Any], ranks: int, **how: Any) -> None:
         start_server()
         self._folder = tempfile.TemporaryDirectory()
-        self._outputs = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        names = ("stdout", "stdout" if how.pop("merged", False) else "stderr")
+        self._outputs = [Path(self._folder.name, name) for name in names]
         meeting: dict[str, str] = {}
         if ranks > 1:  # as torchrun does: the launcher keeps the store, on a port that is free
             self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -153,7 +154,9 @@ def _kill_all() -> None:
         child.kill()
 
 
-def start(function: Callable[..., Any], *arguments: Any, ranks: int = 1, session: bool = False) -> Child:
+def start(
+    function: Callable[..., Any], *arguments: Any, ranks: int = 1, session: bool = False, merged: bool = False
+) -> Child:
     """Call a function in a process; it goes on beside the test.
 
     Args:
@@ -161,8 +164,9 @@ def start(function: Callable[..., Any], *arguments: Any, ranks: int = 1, session
         arguments: what it takes; picklable.
         ranks: so many processes, which meet as under torchrun.
         session: make it the leader of a process group, which a terminal's Ctrl-C reaches as a whole.
+        merged: what it prints to stderr is in `stdout` too, in order.
     """
-    return Child(function, arguments, ranks, session=session)
+    return Child(function, arguments, ranks, session=session, merged=merged)
 
 
 def run(function: Callable[..., Any], *arguments: Any, ranks: int = 1) -> Child:
