@@ -1,5 +1,7 @@
 """What processes that are forked for tests need not import again (tests/processes.py)."""
 
+import gc
+
 import accelerate.tracking
 import pytest
 import sacrebleu
@@ -15,5 +17,6 @@ import mclip_kit.train.run
 from tests import tiny
 
 mclip_kit.data.fairseq_io.fairseq_data()
+gc.freeze()  # forked processes share this memory
 
 __all__ = ["accelerate", "mclip_kit", "pytest", "sacrebleu", "tiny", "torch"]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mclip_kit.cli import cli
-from mclip_kit.data.prepare import adhoc, binarize, prepare, summary  # noqa: F401  (imported once, not in every process)
 from mclip_kit.data.corpora import lines  # noqa: F401
+from mclip_kit.data.prepare import adhoc, binarize, prepare, summary  # noqa: F401  (imported once, not in every process)
 
 MOMENTS = {"os.rename", "os.remove", "os.truncate"}
 binarize.BLOCK = 8
