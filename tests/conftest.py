@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,12 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("emoji") / "data"
     prepare(declaration("emoji"), folder)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line about tests that were skipped, with the reasons."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        listed = "; ".join(f"{count} because {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"{len(skipped)} tests were skipped: {listed}")

@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
 from tests import tiny
+from tests.shared import MCLIP_TINY, needs
 
 Type = Callable[..., Result]
-MCLIP = Path(__file__).parents[2] / "shared" / "fixtures" / "mclip_tiny"
 
 
 @pytest.fixture
@@ -210,10 +210,16 @@ def test_a_spm_that_is_none(type_: Type, tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "spm.model"]
 
 
-@pytest.mark.skipif(not MCLIP.is_dir(), reason="the official checkpoint is not beside the checkout")
+@needs(MCLIP_TINY)
 def test_import_mclip_says_where_its_parts_came_from(type_: Type, tmp_path: Path) -> None:
-    command = ["import", "mclip", MCLIP / "mclip_tiny" / "checkpoint_best.pt.xz", "--xlmr", MCLIP / "xlmr_base"]
-    result = type_(*command, "--clip", MCLIP / "clip_base" / "ViT-B-32.pt.xz", "--out", "model")
+    command = [
+        "import",
+        "mclip",
+        MCLIP_TINY / "mclip_tiny" / "checkpoint_best.pt.xz",
+        "--xlmr",
+        MCLIP_TINY / "xlmr_base",
+    ]
+    result = type_(*command, "--clip", MCLIP_TINY / "clip_base" / "ViT-B-32.pt.xz", "--out", "model")
     assert result.exit_code == 0, result.output
     for said in ("XLM-R: from the checkpoint, the same as", "CLIP: from the checkpoint, the same as", "0.0702"):
         assert said in result.output

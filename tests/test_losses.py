@@ -1,7 +1,6 @@
 """Losses against slow versions written from the papers' formulas, against their peers, and over two processes."""
 
 import math
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 
 from mclip_kit.losses import contrastive, health, mse
+from tests.processes import start_server
 
 SCALE = 12.0
 GROUPS = [0, 1, 1, 2, 0, 3, 1, 4]
@@ -258,7 +258,7 @@ def one_process(rank: int, folder: str) -> None:
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[Tensor, Tensor]]]:
     """What each of two processes measured."""
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.set_forkserver_preload(["mclip_kit.losses"])  # imported once for all
+    start_server()  # of forked processes, with everything imported
     torch.multiprocessing.start_processes(one_process, (str(folder),), PROCESSES, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 

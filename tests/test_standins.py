@@ -11,8 +11,8 @@ from benchmarks import standins
 from mclip_kit.cli import cli
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.corpora import declaration
+from tests.shared import MULTI30K, needs
 
-MULTI30K = Path(os.environ.get("MULTI30K", Path(__file__).parents[2] / "shared" / "data" / "multi30k"))
 CAPTIONS = {  # picture -> split, its captions in en de fr cs
     "1": ("train", "a dog", "ein Hund", "un chien", "pes"),
     "2": ("train", "a man with a guitar", "ein Mann mit Gitarre", "un homme avec une guitare", "muž s kytarou"),
@@ -101,7 +101,7 @@ def test_prepare_finds_them_and_draws_none_twice(source: Path, tmp_path: Path) -
     assert np.asarray(captions.picture(captions.names.index("5.jpg"))).shape == (64, 64, 3)
 
 
-@pytest.mark.skipif(not MULTI30K.is_dir(), reason="Multi30K is missing; set MULTI30K=DIR")
+@needs(MULTI30K)
 def test_nearly_every_picture_of_multi30k_has_a_stand_in() -> None:
     found = standins.find(MULTI30K)
     test = [found.shown[str(row.image)] for row in found.rows if row.split == "test"]

@@ -12,8 +12,8 @@ from mclip_kit.cli import cli
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
 from tests import tiny
+from tests.shared import MULTI30K, missing
 
-MULTI30K = Path(__file__).parents[3] / "shared" / "data" / "multi30k"
 LANGUAGES = ("en", "de", "fr", "cs")
 
 
@@ -36,7 +36,7 @@ def test_fairseqs_translation_task_reads_our_folder(squares: Path) -> None:
 def multi30k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Multi30K without its pictures, prepared by the command line."""
     if not MULTI30K.is_dir():
-        pytest.skip("Multi30K is not beside the checkout")
+        pytest.skip(missing(MULTI30K))
     out = tmp_path_factory.mktemp("multi30k") / "data"
     words = ["prepare", "multi30k", "--source", str(MULTI30K), "--langs", ",".join(LANGUAGES), "--out", str(out)]
     done = CliRunner().invoke(cli, [*words, "--set", "vocabulary.pieces=2000"])

@@ -1,6 +1,6 @@
 """The official mCLIP code's own checkpoint and numbers, and what must be refused.
 
-The fixture is no part of the project: these tests use it where it lies beside the checkout.
+The fixture is no part of the project: tests/shared.py tells where it is searched.
 """
 
 import json
@@ -20,9 +20,10 @@ from mclip_kit.interop import fairseq
 from mclip_kit.interop.mclip import Imported, import_mclip
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.tasks.triangle import EdgeLoss, Triangle, TriangleBatch
+from tests.shared import MCLIP_TINY as FIXTURE
+from tests.shared import needs
 
-FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "mclip_tiny"
-pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the official checkpoint is not beside the checkout")
+pytestmark = needs(FIXTURE)
 
 CHECKPOINT = FIXTURE / "mclip_tiny" / "checkpoint_best.pt.xz"
 XLMR = FIXTURE / "xlmr_base"

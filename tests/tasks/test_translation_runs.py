@@ -1,9 +1,6 @@
 """Translation stages as runs: they learn, resume, share work among processes, and hand an encoder on."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +120,8 @@ def stop(self, index, step, values):
 module.Run._write = stop
 module.Run(load(sys.argv[1]), Path(sys.argv[2])).go()
 """
-    words = [sys.executable, "-c", code, str(tmp_path / "whole.yaml"), str(tmp_path / "cut")]
-    assert subprocess.run(words, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 9
+    killed = processes.run(processes.script, code, str(tmp_path / "whole.yaml"), str(tmp_path / "cut"))
+    assert killed.returncode == 9, killed.stderr
     Run(load(tmp_path / "whole.yaml"), tmp_path / "cut", resume=True).go()
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
@@ -141,13 +138,9 @@ main()
 
 def test_two_processes_train_as_one(squares: Path, tmp_path: Path) -> None:
     path = tiny.write_recipe(recipe(squares), tmp_path / "mte.yaml")
-    (tmp_path / "main.py").write_text(AS_FOR_TWO)  # batches are cut for as many processes as there are
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, launch in (("one", []), ("two", torchrun)):
-        words = [sys.executable, *launch, str(tmp_path / "main.py"), "train", str(path)]
-        words += ["--out", str(tmp_path / name / "run")]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    for name, ranks in (("one", 1), ("two", 2)):  # batches are cut for as many processes as there are
+        words = ["train", str(path), "--out", str(tmp_path / name / "run")]
+        done = processes.run(processes.script, AS_FOR_TWO, *words, ranks=ranks)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = ([row for row in read_log(tmp_path / name / "run") if "loss" in row] for name in ("one", "two"))
     assert {row["stage"] for row in one} == {"translation", "contrast"}

@@ -75,3 +75,15 @@ def test_dealt_out_weights_train_as_whole_ones(squares: Path, tmp_path: Path) ->
         one, two = (load_model(tmp_path / name / "run" / kind).state_dict() for name in ("one", "two"))
         for name, tensor in one.items():
             torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)  # Adam magnifies rounding
+
+
+def test_torchrun_starts_the_command(squares: Path, tmp_path: Path) -> None:
+    """The other tests fork their ranks from a warm process (tests/processes.py)."""
+    tree = tiny.recipe(squares)
+    tree |= {"stages": tree["stages"][2:], "evaluation": None, "cache": "off"}
+    tree["teacher"]["weights"] = "random"
+    recipe = tiny.write_recipe(tree, tmp_path / "tiny.yaml")
+    done = processes.torchrun(2, "train", str(recipe), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("done; score it with") == 1
+    assert load_model(tmp_path / "run" / "model").trained_languages == ["de", "en", "fr"]

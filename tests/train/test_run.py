@@ -1,12 +1,9 @@
 """Whole runs of tiny towers: resumed, interrupted, killed; what is frozen stays; the shipped recipes in small."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
-from tests import tiny
+from tests import processes, tiny
 
 LOSSES = ("image-teacher_text", "teacher_text-student_text", "image-student_text")
 
@@ -122,8 +119,8 @@ def test_killed_and_resumed_is_as_never_killed(
         "from mclip_kit.cli import cli\n"
         f"cli(['train', {str(path)!r}, '--out', {str(tmp_path / 'run')!r}, '--resume'])\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = processes.run(processes.script, script)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "run" / "model").exists()
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert (state["stage"], state["step"]) == (stage, stop - 2 if stop % 2 == 0 else stop - 1)
@@ -134,17 +131,16 @@ def test_killed_and_resumed_is_as_never_killed(
 
 def test_ctrl_c_saves_and_says_how_to_go_on(squares: Path, tmp_path: Path, finished: tuple[Recipe, Path]) -> None:
     path = tiny.write_recipe(tiny.recipe(squares) | {"checkpoint_every": 1000}, tmp_path / "tiny.yaml")
-    command = [sys.executable, "-m", "mclip_kit.cli", "train", str(path), "--out", str(tmp_path / "run")]
     long = ["--set", "stages.0.epochs=4000"]
-    process = subprocess.Popen([*command, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = processes.start(processes.command, "train", str(path), "--out", str(tmp_path / "run"), *long)
     log = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.is_file() and any(row["step"] >= 20 for row in read_log(log.parent))):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.poll() is None, process.stderr
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    said = process.wait(timeout=60).stderr
     assert process.returncode == 130
     assert "--resume" in said
     assert "Traceback" not in said
@@ -275,9 +271,7 @@ def test_shipped_recipes_run_on_the_embedded_corpus_with_small_towers(name: str,
         *(f"stages.{stage}.{key}" for stage in range(stages) for key in ("epochs=1", "warmup_steps=5")),
     ]
     arguments = [argument for change in changes for argument in ("--set", change)]
-    command = [sys.executable, "-m", "mclip_kit.cli", "train", f"recipes/{name}.yaml", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env={**os.environ})
-    assert done.returncode == 0, done.stderr
+    processes.train(Path(f"recipes/{name}.yaml"), tmp_path / "run", 1, *arguments)
     rows = read_log(tmp_path / "run")
     assert len({row["stage"] for row in rows}) == stages
     assert load_model(tmp_path / "run" / "model").encode_text(["猫", "قط"]).shape[0] == 2
@@ -317,9 +311,9 @@ def stop(self, index, step, values):
 module.Run._write = stop
 run(load(sys.argv[1]), Path(sys.argv[2]), resume=True)
 """
-        words = [sys.executable, "-c", code, str(tmp_path / "tiny.yaml"), str(tmp_path / "cut")]
         (tmp_path / "tiny.yaml").write_text((tmp_path / "whole" / "recipe.yaml").read_text())
-        assert subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True).returncode == 9
+        cut = processes.run(processes.script, code, str(tmp_path / "tiny.yaml"), str(tmp_path / "cut"))
+        assert cut.returncode == 9, cut.stderr
     run(load(tmp_path / "tiny.yaml"), tmp_path / "cut", resume=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)

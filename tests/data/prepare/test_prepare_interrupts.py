@@ -3,15 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests import processes
+
 PATIENCE = 300  # seconds; only a process that hangs takes so long
+
 SLOW = """
 import sys, time
 from mclip_kit.data.prepare import binarize
@@ -42,20 +43,22 @@ def parallel(folder: Path, squares: Path, english: list[str], german: list[str])
     return ["--bitext", f"en={folder / 'a.en'}", f"de={folder / 'a.de'}", "--spm", str(spm), *rules]
 
 
-def start(code: str, words: list[str], out: Path, workers: int = 1) -> subprocess.Popen[str]:
-    """A command in its own process group."""
-    command = [sys.executable, "-c", code, *words, "--out", str(out), "--workers", str(workers)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, **streams, text=True, cwd=ROOT, env=environment, start_new_session=True)
+def start(code: str, words: list[str], out: Path, workers: int = 1, pipe: Any = None) -> processes.Child:
+    """A command in its own process group; it and its workers keep the pipe open."""
+    words = [*words, "--out", str(out), "--workers", str(workers)]
+    return processes.start(run_code, pipe, code, words, session=True, merged=True)
 
 
-def until_binarising(process: subprocess.Popen[str], out: Path) -> None:
-    """Wait until a .bin has content."""
+def run_code(pipe: Any, code: str, words: list[str]) -> None:
+    processes.script(code, *words)
+
+
+def until_binarising(process: processes.Child, out: Path) -> None:
+    """Wait until there is something in a .bin."""
     for _ in range(100 * PATIENCE):
         if any(path.stat().st_size for path in (out.parent / f".{out.name}.part").glob("bitext/.*.bin")):
             return
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.stdout
         time.sleep(0.01)
     raise AssertionError("no .bin has content")
 
@@ -66,9 +69,15 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def undisturbed(words: list[str], out: Path) -> dict[str, bytes]:
     process = start(PLAIN, words, out)
-    said, _ = process.communicate()
+    said = process.wait().stdout
     assert process.returncode == 0, said
     return content(out)
+
+
+def interrupt(*words: str) -> None:
+    from tests.data.prepare import interrupting  # here, for it changes the size of blocks
+
+    interrupting.main(*words)
 
 
 @pytest.mark.parametrize(("name", "every", "ending"), [("SIGKILL", 1, -signal.SIGKILL), ("SIGINT", 4, 130)])
@@ -76,8 +85,7 @@ def test_stopped_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path, squares, 
     english = [f"a red square {n}" for n in range(30)]
     words = parallel(tmp_path, squares, english, [f"Quadrat {n}" + " Quadrat" * (n % 9) for n in range(30)])
     words += ["--set", "cleaning.max_tokens=40", "--set", "splits.test=0.3"]
-    command = [sys.executable, "-m", "tests.data.prepare.interrupting", name, str(every), str(tmp_path), *words]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = processes.run(interrupt, name, str(every), str(tmp_path), *words)
     assert done.returncode == 0, done.stderr
     *stopped, (last, _, status, *_) = map(json.loads, done.stdout.splitlines())
     assert (len(stopped) > 25 / every, status) == (True, 0), last
@@ -97,7 +105,7 @@ def test_ctrl_c_while_binarising_ends_in_one_line_and_is_resumed(tmp_path, words
     process = start(SLOW, words, tmp_path / "data", workers)
     until_binarising(process, tmp_path / "data")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, workers too
-    said, _ = process.communicate(timeout=PATIENCE)
+    said = process.wait(timeout=PATIENCE).stdout
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("stopped")
@@ -106,10 +114,13 @@ def test_ctrl_c_while_binarising_ends_in_one_line_and_is_resumed(tmp_path, words
 
 
 def test_the_workers_of_a_killed_process_hold_nothing_up(tmp_path, words):
-    process = start(SLOW, words, tmp_path / "data", 2)
+    reading, writing = processes.FORKED.Pipe(duplex=False)
+    process = start(SLOW, words, tmp_path / "data", 2, writing)
+    writing.close()
     until_binarising(process, tmp_path / "data")
+    assert not reading.poll()
     process.kill()
-    process.communicate(timeout=PATIENCE)  # its output ends when the last worker has
+    assert reading.poll(PATIENCE)  # the pipe ends when the last worker has ended
     assert undisturbed(words, tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")
 
 
@@ -119,7 +130,7 @@ def test_a_killed_worker_ends_in_one_line(tmp_path, words):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     worker = next(pid for pid in children if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(int(worker), signal.SIGKILL)
-    said, _ = process.communicate(timeout=PATIENCE)
+    said = process.wait(timeout=PATIENCE).stdout
     assert (process.returncode, "Traceback" in said) == (2, False), said
     assert "a worker process was killed, probably because memory ran out" in said.splitlines()[-1]
 
@@ -128,7 +139,7 @@ def test_a_source_that_has_changed_since_is_read_again(tmp_path, words):
     process = start(SLOW, words, tmp_path / "data")
     until_binarising(process, tmp_path / "data")
     process.kill()
-    process.communicate()
+    process.wait()
     english = (tmp_path / "a.en").read_text()
     (tmp_path / "a.en").write_text(english.replace("red", "green"))
     after = undisturbed(words, tmp_path / "data")
@@ -141,10 +152,10 @@ def test_two_processes_do_not_prepare_the_same_folder_at_once(tmp_path, words):
     until_binarising(first, tmp_path / "data")
     os.kill(first.pid, signal.SIGSTOP)  # so that it cannot finish before the second one looks
     second = start(PLAIN, words, tmp_path / "data")
-    said, _ = second.communicate(timeout=PATIENCE)
+    said = second.wait(timeout=PATIENCE).stdout
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2
     assert said == f"Error: {tmp_path / 'data'}: another process is preparing it; wait for it\n"
-    said, _ = first.communicate(timeout=PATIENCE)
+    said = first.wait(timeout=PATIENCE).stdout
     assert first.returncode == 0, said
     assert content(tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")
