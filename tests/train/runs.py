@@ -17,6 +17,7 @@ from tests import tiny
 
 def train(recipe: Recipe, folder: Path, resume: bool = False) -> Run:
     """Train with the evaluator that the command line gives."""
+    torch.set_num_threads(1)  # as in the processes that tests start: bits are compared
     run = Run(recipe, folder, evaluator(recipe), resume)
     run.go()
     return run
@@ -25,6 +26,12 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Run:
 def recipe_of(data: Path, folder: Path, *changes: str, **tree: Any) -> Recipe:
     """The tiny recipe with changes, written to folder/tiny.yaml."""
     return load(tiny.write_recipe(tiny.recipe(data) | tree, folder / "tiny.yaml"), changes)
+
+
+def only_stage(data: Path, index: int) -> dict[str, Any]:
+    """Changes of the tiny recipe that leave one of its stages, on a teacher that nothing trains."""
+    tree = tiny.recipe(data)
+    return {"stages": [tree["stages"][index]], "teacher": tree["teacher"] | {"weights": "random"}}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

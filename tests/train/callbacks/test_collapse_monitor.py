@@ -8,7 +8,9 @@ HEALTHY = {"cosine": 0.3, "matching": 0.8, "grad_norm": 1.0, "skipped": 0.0}
 def warnings_of(*steps: dict[str, float], start: int = 30) -> list[str]:
     """The warnings of consecutive steps, each given by its differences from a healthy one."""
     warnings = Warnings(100)
-    return [line for number, values in enumerate(steps, start) for line in warnings.check_step(number, HEALTHY | values)]
+    return [
+        line for number, values in enumerate(steps, start) for line in warnings.check_step(number, HEALTHY | values)
+    ]
 
 
 def test_a_healthy_run_has_no_warnings() -> None:
