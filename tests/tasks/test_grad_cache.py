@@ -1,6 +1,7 @@
 """Gradients of a batch in parts are those of the batch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.recipe import Cache, Recipe
+from mclip_kit.config.stages import Edge, TriangleStage
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
@@ -18,26 +20,27 @@ from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.tasks import grad_cache
-from mclip_kit.tasks.triangle import EdgeLoss, Triangle, TriangleBatch
-from mclip_kit.tasks.triangle_batches import Feed, Needs
+from mclip_kit.tasks.base import full_batch
+from mclip_kit.tasks.triangle_batches import TriangleBatches
+from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
 from mclip_kit.train.build import build_model
 from mclip_kit.train.optim import set_activation_checkpointing, trainable
 from tests import tiny
 
 ROWS = 256
 TRIKD = {
-    "image-student_text": EdgeLoss("contrastive", learned=True),
-    "teacher_text-student_text": EdgeLoss("contrastive", weight=0.1, temperature=0.376),
+    "image-student_text": Edge(loss="contrastive", learned=True),
+    "teacher_text-student_text": Edge(loss="contrastive", weight=0.1, temperature=0.376),
 }
-WITH_IMAGE = EdgeLoss("contrastive", weight=0.1, without_teacher="image")
+WITH_IMAGE = Edge(loss="contrastive", weight=0.1, missing_teacher="image")
 STAGES = {
-    "contrastive": ({"image-student_text": EdgeLoss("contrastive", learned=True)}, ["student"]),
-    "pair": ({"image-student_text": EdgeLoss("contrastive", positives="pair")}, ["student"]),
-    "image_sum": ({"image-student_text": EdgeLoss("contrastive", positives="image_sum")}, ["student"]),
+    "contrastive": ({"image-student_text": Edge(loss="contrastive", learned=True)}, ["student"]),
+    "pair": ({"image-student_text": Edge(loss="contrastive", positives="pair")}, ["student"]),
+    "image_sum": ({"image-student_text": Edge(loss="contrastive", positives="image_sum")}, ["student"]),
     "trikd": (TRIKD, ["projector", "clip_projector"]),
     "trikd, image for teacher": (TRIKD | {"teacher_text-student_text": WITH_IMAGE}, ["student", "clip_projector"]),
-    "mse": ({"teacher_text-student_text": EdgeLoss("mse", normalize="both")}, ["student"]),
-    "from scratch": ({"image-teacher_text": EdgeLoss("contrastive", learned=True)}, ["image", "teacher_text"]),
+    "mse": ({"teacher_text-student_text": Edge(loss="mse", normalize="both")}, ["student"]),
+    "from scratch": ({"image-teacher_text": Edge(loss="contrastive", learned=True)}, ["image", "teacher_text"]),
 }
 
 
@@ -55,13 +58,16 @@ def captions(squares: Path) -> Captions:
 
 
 def batch_of(
-    model: MultilingualClip, examples: TriangleRows, captions: Captions, edges, train: list[str]
+    model: MultilingualClip, rows: TriangleRows, captions: Captions, edges: dict[str, Edge], train: list[str]
 ) -> TriangleBatch:
-    live = frozenset(name.split(".")[0] for name in trainable(model, train))
-    vertices = frozenset(vertex for name in edges for vertex in name.split("-")) | {"image"}
-    needs = Needs(vertices if len(examples.images_N) and examples.images_N[0] >= 0 else vertices - {"image"}, live)
-    feed = Feed(FrozenTowers(model, FeatureCache()), examples, needs, captions)
-    return TriangleBatch(**feed.batch(np.random.default_rng(1).integers(0, len(feed.examples), ROWS)))
+    """A batch with features of the towers that are not trained."""
+    live = {name.split(".")[0] for name in trainable(model, train)}
+    data = "captions" if rows.images_N[0] >= 0 else "bitext"
+    common = {"name": "s", "train": train, "data": data, "lr": 1e-3, "epochs": 1, "batch_size": 24}
+    stage = TriangleStage.model_validate({**common, "edges": edges})
+    towers = FrozenTowers(model, FeatureCache())
+    batches = TriangleBatches(towers, rows, stage, live, Cache.model_validate({}), captions)
+    return batches.batch(np.random.default_rng(1).integers(0, len(batches.rows), ROWS))
 
 
 def gradients_of(triangle: Triangle, batch: TriangleBatch, how: Callable[..., dict[str, Tensor]], **size: int):
@@ -82,10 +88,10 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("size", [32, 100])
 def test_cached_gradients_are_those_of_the_batch(model, captions, stage, size):
     edges, train = STAGES[stage]
-    examples = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
-    batch = batch_of(model, examples, captions, edges, train)
+    rows = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
+    batch = batch_of(model, rows, captions, edges, train)
     triangle = Triangle(model, edges, trainable(model, train)).eval()
-    whole, loss = gradients_of(triangle, batch, grad_cache.whole)
+    whole, loss = gradients_of(triangle, batch, full_batch)
     parts, same = gradients_of(triangle, batch, grad_cache.cached, size=size)
     assert difference(whole, parts) < 1e-5
     assert same == pytest.approx(loss, rel=1e-6)
@@ -98,10 +104,10 @@ def test_accumulated_gradients_of_teacher_learning_are_those_of_the_batch(model,
     edges, train = STAGES["mse"]
     how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": model.student_tokens}
     pieces = model.encoder.tokenizer.pieces()
-    examples = rows_from_bitexts([open_bitext(squares / "bitext")], "train", "all", "en", pieces=pieces, **how)
-    batch = batch_of(model, examples, captions, edges, train)
+    rows = rows_from_bitexts([open_bitext(squares / "bitext")], "train", "all", "en", pieces=pieces, **how)
+    batch = batch_of(model, rows, captions, edges, train)
     triangle = Triangle(model, edges, trainable(model, train)).eval()
-    whole, loss = gradients_of(triangle, batch, grad_cache.whole)
+    whole, loss = gradients_of(triangle, batch, full_batch)
     parts, same = gradients_of(triangle, batch, grad_cache.accumulated, size=48)
     assert difference(whole, parts) < 1e-5
     assert same == pytest.approx(loss, rel=1e-5)
@@ -109,8 +115,8 @@ def test_accumulated_gradients_of_teacher_learning_are_those_of_the_batch(model,
 
 def test_both_passes_see_the_same_dropout(model, captions):
     edges, train = STAGES["contrastive"]
-    examples = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
-    batch = batch_of(model, examples, captions, edges, train)
+    rows = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
+    batch = batch_of(model, rows, captions, edges, train)
     triangle = Triangle(model, edges, trainable(model, train)).train()
     for part in model.encoder.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -129,22 +135,55 @@ def test_both_passes_see_the_same_dropout(model, captions):
     assert difference(by_hand, parts) < 1e-5
 
 
-def test_what_is_computed_again_has_the_same_gradients(model, captions):
+def test_activation_checkpointing_gives_the_same_gradients(model, captions):
     edges, train = STAGES["contrastive"]
-    examples = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
-    batch = batch_of(model, examples, captions, edges, train)
+    rows = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
+    batch = batch_of(model, rows, captions, edges, train)
     triangle = Triangle(model, edges, trainable(model, train)).train()
-    kept, _ = gradients_of(triangle, batch, grad_cache.whole)
+    kept, _ = gradients_of(triangle, batch, full_batch)
     set_activation_checkpointing(model, True)
-    again, _ = gradients_of(triangle, batch, grad_cache.whole)
+    again, _ = gradients_of(triangle, batch, full_batch)
     set_activation_checkpointing(model, False)
     assert difference(kept, again) < 1e-6
 
 
 def test_parts_are_no_wider_than_their_texts(model, captions):
-    examples = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
-    batch = batch_of(model, examples, captions, *STAGES["contrastive"])
+    rows = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
+    batch = batch_of(model, rows, captions, *STAGES["contrastive"])
     parts = batch.split(3)
     assert sum(map(len, parts)) == ROWS
     assert all(part.mask_BT.sum(1).max() == part.mask_BT.shape[1] == part.ids_BT.shape[1] for part in parts)
     assert len({part.mask_BT.shape[1] for part in parts}) > 1
+
+
+def with_duplicates(captions: Captions) -> Captions:
+    """The same pictures; every second one has the captions of the one before."""
+    number = captions.images
+    texts = captions.texts.copy()
+    for row in np.flatnonzero(number % 2):
+        same = (number == number[row] - 1) & (captions.languages == captions.languages[row])
+        texts[row] = captions.texts[same][0]
+    return replace(captions, texts=texts, splits=np.full(len(texts), "train"))
+
+
+@pytest.mark.parametrize("positives", ["image", "image_sum", "pair"])
+def test_masked_duplicates_have_the_same_gradients_in_parts(model, captions, positives):
+    twice, train = with_duplicates(captions), ["projector", "clip_projector"]
+    rows = rows_from_captions(twice, "train", "all", "en", model.student_tokens)
+    edges = {
+        duplicates: {
+            "image-student_text": Edge(loss="contrastive", learned=True, positives=positives, duplicates=duplicates)
+        }
+        for duplicates in ("mask", "negatives")
+    }
+    batch = batch_of(model, rows.some(np.arange(60)), twice, edges["mask"], train)
+    assert ((batch.texts_B[:, None] == batch.texts_B) & (batch.groups_B[:, None] != batch.groups_B)).any()
+    losses = {}
+    for duplicates, edge in edges.items():
+        triangle = Triangle(model, edge, trainable(model, train)).eval()
+        whole, loss = gradients_of(triangle, batch, full_batch)
+        parts, same = gradients_of(triangle, batch, grad_cache.cached, size=16)
+        assert same == pytest.approx(loss, rel=1e-5)
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
+        losses[duplicates] = loss["loss"]
+    assert losses["mask"] < losses["negatives"]

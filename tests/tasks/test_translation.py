@@ -1,107 +1,190 @@
-"""The losses of a translation stage, against slow computations of the same."""
+"""Translation stages as runs: they learn, resume, share work among processes, and hand an encoder on."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from mclip_kit.data.bitext import open_bitext
-from mclip_kit.data.datasets import translation_rows
-from mclip_kit.data.tokenizer import XlmrTokenizer
-from mclip_kit.models.translator import Translator, prompt
-from mclip_kit.tasks.translation import NO_LABEL, Translation, TranslationBatch
-from mclip_kit.train.translate import PairFeed
-from tests.models.test_translator import translator
+from mclip_kit.config.recipe import load
+from mclip_kit.errors import DataError
+from mclip_kit.interop.encoders import named_encoder
+from mclip_kit.models.multilingual_clip import load as load_model
+from mclip_kit.models.translator import load_translator
+from mclip_kit.train.logging import read_log
+from mclip_kit.train.run import Run
+from tests import processes, tiny
 
-ROWS = [2, 40, 7, 7, 61]
-
-
-@pytest.fixture
-def own(squares: Path) -> Translator:
-    return translator(squares).eval()
+BOTH = ["encoder", "decoder"]
 
 
-@pytest.fixture
-def feed(squares: Path) -> PairFeed:
-    tokenizer = XlmrTokenizer(squares / "bitext")
-    bitext = [open_bitext(squares / "bitext")]
-    return PairFeed(translation_rows(bitext, "train", ["de-en"], 40, tokenizer.encode, tokenizer.pieces()), tokenizer)
+def recipe(squares: Path, **changes: Any) -> dict[str, Any]:
+    """Translation, then translation and contrast with the word table frozen."""
+    common = {"kind": "translate", "batch_tokens": 512, "lr": 3e-3, "max_tokens": 32}
+    second = {"name": "contrast", "train": ["encoder.model.encoder.*", "decoder"], "steps": 12, "contrast": {}}
+    return {
+        "about": "tiny",
+        "encoder": {**tiny.ENCODER, "width": 32, "dropout": 0.0, "positions": 48},
+        "decoder": {"layers": 1, "dropout": 0.0},
+        "data": {"bitext": str(squares / "bitext")},
+        "precision": "fp32",
+        "checkpoint_every": 5,
+        "stages": [
+            {**common, "name": "translation", "train": BOTH, "steps": 12, "language_linear": True},
+            {**common, **second},
+        ],
+        **changes,
+    }
 
 
-def terms(own: Translator, batch: TranslationBatch, **how: object) -> dict[str, Tensor]:
-    names = {name for name, _ in own.named_parameters()}
-    return Translation(own, names, **how).eval()(batch)  # type: ignore[arg-type,no-any-return]
+def run(tree: dict[str, Any], folder: Path, **how: Any) -> Path:
+    folder.parent.mkdir(exist_ok=True)
+    return Run(load(tiny.write_recipe(tree, folder.parent / f"{folder.name}.yaml")), folder, **how).go()
 
 
-def test_a_batch_gives_the_code_and_asks_for_the_sentence(feed: PairFeed) -> None:
-    batch, tokenizer = feed.batch(np.array(ROWS)), feed.tokenizer
-    given = prompt(tokenizer, "en")
-    assert batch.source == "de"
-    for row, number in enumerate(ROWS):
-        target = feed.pairs.targets[number].tolist()
-        labels = [int(label) for label in batch.labels_BT[row] if label != NO_LABEL]
-        inputs = batch.inputs_BT[row][batch.inputs_mask_BT[row].bool()].tolist()
-        assert labels == target[1:]
-        assert inputs == given + target[1:-1]
-        first = int((batch.labels_BT[row] != NO_LABEL).nonzero()[0])
-        assert first == len(given) - 1  # what comes behind the code
-    assert batch.tokens == sum(len(feed.pairs.sources[n]) + len(feed.pairs.targets[n]) for n in ROWS)
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_translator(folder / "model").state_dict()
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_translation_is_the_cross_entropy_of_every_target_token(
-    own: Translator, feed: PairFeed, smoothing: float
-) -> None:
-    batch = feed.batch(np.array(ROWS))
-    losses = []
-    for number in ROWS:  # one pair, one token at a time, without padding
-        source, target = (torch.tensor(ids[number][None]).long() for ids in (feed.pairs.sources, feed.pairs.targets))
-        states = own.decoder.languages(own.encoder(source, torch.ones_like(source)), "de")
-        written = prompt(feed.tokenizer, "en")
-        for label in target[0, 1:].tolist():
-            inputs = torch.tensor([written])
-            hidden = own.decoder(inputs, torch.ones_like(inputs), states, torch.ones_like(source))[0, -1]
-            chances = F.log_softmax(own.decoder.words(hidden), -1)
-            losses.append(-(1 - smoothing) * chances[label] - smoothing * chances.mean())
-            written.append(label)
-    found = terms(own, batch, label_smoothing=smoothing)
-    torch.testing.assert_close(found["translation"], torch.stack(losses).mean(), rtol=1e-5, atol=1e-5)
-    assert found["loss"] == found["translation"]
-    assert "contrast" not in found
+def test_what_was_learnt_translates_held_out_sentences(squares: Path, tmp_path: Path) -> None:
+    tree = recipe(squares, evaluation={"split": "valid", "every_steps": 100, "beams": 2})
+    tree["stages"] = [{**tree["stages"][0], "directions": ["en-de", "de-en"], "steps": 200, "batch_tokens": 1024}]
+    tree["stages"].append({**tree["stages"][0], "name": "contrast", "contrast": {}, "steps": 100})
+    path = tiny.write_recipe(tree, tmp_path / "mte.yaml")
+    said = processes.train(path, tmp_path / "run")
+    scored = [row for row in read_log(tmp_path / "run") if "bleu" in row]
+    first, after, last = scored[0], [row for row in scored if row["stage"] == "translation"][-1], scored[-1]
+    assert first["bleu"] < 5
+    assert after["bleu"] > 20
+    assert last["retrieval_error"] < min(first["retrieval_error"], after["retrieval_error"]) - 20
+    assert "tok:13a" in last["bleu_signatures"]
+    assert "nc:6" in last["chrf_signatures"]
+    assert f"encoder: hf:{tmp_path / 'run' / 'model' / 'encoder'}" in said
+    made = load_translator(tmp_path / "run" / "model")
+    assert made.trained_languages == ["de", "en"]
+    encoder = named_encoder(f"hf:{tmp_path / 'run' / 'model' / 'encoder'}")
+    assert all(torch.equal(tensor, made.encoder.state_dict()[name]) for name, tensor in encoder.state_dict().items())
 
 
-def test_contrast_is_between_the_mean_states_of_both_sides(own: Translator, feed: PairFeed) -> None:
-    batch = feed.batch(np.array(sorted(set(ROWS))))
-    means = []
-    for side in (feed.pairs.sources, feed.pairs.targets):
-        rows = [torch.tensor(side[number][None]).long() for number in sorted(set(ROWS))]
-        means.append(torch.stack([own.encoder(ids, torch.ones_like(ids))[0].mean(0) for ids in rows]))
-    a, b = (F.normalize(side, dim=-1) for side in means)
-    logits, right = a @ b.T / 0.1, torch.arange(len(a))
-    wanted = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
-    found = terms(own, batch, contrast=(2.0, 0.1))
-    torch.testing.assert_close(found["contrast"], wanted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found["loss"], found["translation"] + 2 * found["contrast"])
-    assert {"cosine", "matching"} <= found.keys()
+def test_frozen_weights_stay_as_they_are(squares: Path, tmp_path: Path) -> None:
+    tree = recipe(squares)
+    tree["encoder"]["weights"] = "random"
+    tree["stages"] = [{**tree["stages"][0], "train": ["decoder"]}]
+    tree["cache"] = "off"
+    run(tree, tmp_path / "run")
+    made = weights(tmp_path / "run")
+    torch.manual_seed(1)
+    start = Run(load(tmp_path / "run.yaml"), tmp_path / "again").model.state_dict()
+    changed = {name for name in made if not torch.equal(made[name], start[name])}
+    assert not [name for name in changed if name.startswith("encoder.")]
+    assert [name for name in changed if "crossattention" in name]
+    assert "decoder.languages.weight_LHH" in changed
 
 
-def test_read_states_give_the_same_loss(own: Translator, feed: PairFeed) -> None:
-    batch = feed.batch(np.array(ROWS))
-    live = terms(own, batch, contrast=(2.0, 0.1))
-    batch.states_BTH = own.encoder(batch.ids_BT, batch.mask_BT).detach()
-    read = terms(own, batch, contrast=(2.0, 0.1))
-    for name in live:
-        torch.testing.assert_close(read[name], live[name])
+def test_kept_states_give_the_same_losses(squares: Path, tmp_path: Path) -> None:
+    tree = recipe(squares)
+    tree["encoder"]["weights"] = "random"
+    tree["stages"] = [{**tree["stages"][0], "train": ["decoder"]}]
+    losses = {}
+    for name, cache in (("off", "off"), ("kept", {"features": "tokens", "dtype": "fp32"})):
+        run({**tree, "cache": cache}, tmp_path / name / "run")
+        losses[name] = [row["loss"] for row in read_log(tmp_path / name / "run") if "loss" in row]
+    assert losses["kept"] == pytest.approx(losses["off"], rel=1e-5)
+    assert list((tmp_path / "kept" / "features").glob("tokens-*"))
+    assert not (tmp_path / "off" / "features").exists()
 
 
-def test_frozen_parts_get_no_gradient_and_no_dropout(own: Translator, feed: PairFeed) -> None:
-    train = {name for name, _ in own.named_parameters() if name.startswith("decoder.")}
-    stage = Translation(own, train).train()
-    assert own.decoder.training
-    assert not any(part.training for part in own.encoder.modules() if isinstance(part, torch.nn.Dropout))
-    stage(feed.batch(np.array(ROWS)))["loss"].backward()
-    assert all(parameter.grad is None for parameter in own.encoder.parameters())
-    assert all(parameter.grad is not None for name, parameter in own.named_parameters() if name in train)
+def test_a_stage_that_sees_its_pairs_once_keeps_no_states(squares: Path, tmp_path: Path) -> None:
+    tree = recipe(squares)
+    tree["encoder"]["weights"] = "random"
+    tree["stages"] = [{**tree["stages"][0], "train": ["decoder"], "steps": 2}]
+    run(tree, tmp_path / "run")
+    assert not list((tmp_path / "features").glob("tokens-*"))
+
+
+@pytest.mark.parametrize(("stage", "step"), [(0, 7), (1, 11)])
+def test_a_killed_run_resumes_to_the_same_weights(squares: Path, tmp_path: Path, stage: int, step: int) -> None:
+    tree = recipe(squares)
+    tree["decoder"]["dropout"] = tree["encoder"]["dropout"] = 0.1
+    run(tree, tmp_path / "whole")
+    code = f"""
+import os, sys
+from pathlib import Path
+from mclip_kit.config.recipe import load
+import mclip_kit.train.run as module
+module.LOG_EVERY = 1
+def stop(self, index, step, values):
+    if (index, step) == ({stage}, {step}):
+        os._exit(9)
+module.Run._write = stop
+module.Run(load(sys.argv[1]), Path(sys.argv[2])).go()
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "whole.yaml"), str(tmp_path / "cut")]
+    assert subprocess.run(words, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 9
+    Run(load(tmp_path / "whole.yaml"), tmp_path / "cut", resume=True).go()
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
+
+
+AS_FOR_TWO = """
+import mclip_kit.train.run as run
+plan = run.pairs_plan
+run.pairs_plan = lambda stage, pairs, shares, processes, seed: plan(stage, pairs, shares, 2, seed)
+from mclip_kit.cli import main
+main()
+"""
+
+
+def test_two_processes_train_as_one(squares: Path, tmp_path: Path) -> None:
+    path = tiny.write_recipe(recipe(squares), tmp_path / "mte.yaml")
+    (tmp_path / "main.py").write_text(AS_FOR_TWO)  # batches are cut for as many processes as there are
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, launch in (("one", []), ("two", torchrun)):
+        words = [sys.executable, *launch, str(tmp_path / "main.py"), "train", str(path)]
+        words += ["--out", str(tmp_path / name / "run")]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = ([row for row in read_log(tmp_path / name / "run") if "loss" in row] for name in ("one", "two"))
+    assert {row["stage"] for row in one} == {"translation", "contrast"}
+    for a, b in zip(one, two, strict=True):
+        for term in ("loss", "translation", "contrast"):
+            assert (term in a) == (term in b)
+            assert a.get(term, 0.0) == pytest.approx(b.get(term, 0.0), rel=1e-5)
+
+
+def test_a_budget_without_room_for_a_pair_is_refused(squares: Path, tmp_path: Path) -> None:
+    tree = recipe(squares)
+    tree["stages"][0]["batch_tokens"] = 16
+    with pytest.raises(DataError, match="batch_tokens 16 has no room for a pair of"):
+        run(tree, tmp_path / "run")
+
+
+def test_mclip_plus_runs_whole_with_small_towers(squares: Path, tmp_path: Path) -> None:
+    changes = [
+        f"data={{captions: {squares}, bitext: {squares / 'bitext'}}}",
+        f"teacher={{weights: random, model: {json.dumps(tiny.TEACHER)}}}",
+        f"encoder={json.dumps(tiny.ENCODER | {'positions': 48})}",
+        "decoder.layers=1",
+        "projector.layers=1",
+        "evaluation={split: valid, every_steps: 100, sentences: 3, beams: 2}",
+        *(f"stages.{stage}.steps=4" for stage in (0, 1)),
+        *(f"stages.{stage}.batch_tokens=512" for stage in (0, 1)),
+        *("stages.2.batch_size=24", "stages.2.epochs=1"),
+    ]
+    options = [word for change in changes for word in ("--set", change)]
+    said = processes.train(Path("recipes/mclip_plus.yaml"), tmp_path / "run", 1, *options)
+    assert "decoder" in said
+    rows = read_log(tmp_path / "run")
+    assert [stage for stage in dict.fromkeys(row["stage"] for row in rows)] == ["translation", "contrast", "trikd"]
+    model = load_model(tmp_path / "run" / "model")
+    assert model.trained_languages == ["en"]
+    assert not (tmp_path / "run" / "model" / "decoder").exists()
+    assert model.encode_text(["rot"]).shape == (1, 16)
+    shown = processes.train(Path("recipes/mclip_plus.yaml"), tmp_path / "dry", 1, "--dry-run", *options)
+    assert "steps of 512 tokens" in shown
+    assert not (tmp_path / "dry").exists()

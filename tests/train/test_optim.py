@@ -9,10 +9,11 @@ from timm.optim import Lamb
 from torch import nn
 
 from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.stages import Edge
 from mclip_kit.config.yaml import parse
 from mclip_kit.errors import RecipeError
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.tasks.triangle import EdgeLoss, Triangle
+from mclip_kit.tasks.triangle_loss import Triangle
 from mclip_kit.train.build import build_model
 from mclip_kit.train.optim import build_optimizer, layer_scales, learning_rate, trainable
 from tests import tiny
@@ -56,7 +57,7 @@ def test_a_star_is_everything(model):
         ("projector.head.[12]", ("projector.head.1.", "projector.head.2.")),
     ],
 )
-def test_globs_over_parameter_names(model, pattern, start):
+def test_globs_of_parameter_names(model, pattern, start):
     assert trainable(model, [pattern]) == names(model, *([start] if isinstance(start, str) else start))
 
 
@@ -65,7 +66,7 @@ def test_one_parameter_by_its_name(model):
 
 
 @pytest.mark.parametrize("pattern", ["encodr", "encoder.layer.0", "Encoder", "proj", ""])
-def test_a_pattern_that_matches_nothing_is_named_even_beside_others(model, pattern):
+def test_a_pattern_that_matches_nothing_is_named_even_next_to_others(model, pattern):
     with pytest.raises(RecipeError, match=f"train: '{pattern}' matches no parameter of the model"):
         trainable(model, ["projector", pattern])
 
@@ -74,7 +75,7 @@ def test_a_pattern_that_matches_nothing_is_named_even_beside_others(model, patte
 def triangle(model: MultilingualClip) -> Triangle:
     """The projectors are trained, with a learned temperature."""
     train = trainable(model, ["projector", "clip_projector"])
-    return Triangle(model, {EDGE: EdgeLoss("contrastive", learned=True)}, train)
+    return Triangle(model, {EDGE: Edge(loss="contrastive", learned=True)}, train)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lamb"])
@@ -94,13 +95,13 @@ def test_only_matrices_decay(triangle, kind):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lamb"])
-def test_the_recipes_numbers_arrive(triangle, kind):
+def test_the_optimizer_has_the_recipes_values(triangle, kind):
     for group in build_optimizer(triangle, kind, 1e-3, 0.1, (0.8, 0.95), 1e-5).param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (1e-3, (0.8, 0.95), 1e-5)
 
 
 def test_a_kind_of_parameter_that_is_not_trained_has_no_group(model):
-    triangle = Triangle(model, {EDGE: EdgeLoss("contrastive")}, {"clip_projector.weight"})
+    triangle = Triangle(model, {EDGE: Edge(loss="contrastive")}, {"clip_projector.weight"})
     (group,) = build_optimizer(triangle, "adamw", 1e-3, 0.1, (0.9, 0.999), 1e-8).param_groups
     assert group["weight_decay"] == 0.1
 
@@ -143,7 +144,7 @@ def test_without_a_warm_up_the_first_step_has_the_peak(schedule):
     assert learning_rate(2.0, schedule, 0, 100)(0) == pytest.approx(2.0)
 
 
-def test_cosine_is_half_in_the_middle_and_nearly_nought_at_the_end():
+def test_cosine_is_half_in_the_middle_and_nearly_zero_at_the_end():
     rate = learning_rate(2.0, "cosine", 20, 120)
     assert [rate(step) for step in (45, 70, 95)] == pytest.approx([1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5)])
     assert 0 < rate(119) < 1e-3
@@ -161,7 +162,7 @@ def test_constant_stays():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "inverse_sqrt", "constant"])
-def test_no_rate_is_above_the_peak_or_below_nought(schedule):
+def test_no_rate_is_above_the_peak_or_below_zero(schedule):
     for warmup in (0, 1, 7, 200):
         rate = learning_rate(1e-3, schedule, warmup, 100)
         assert all(0 <= rate(step) <= 1e-3 for step in range(100))

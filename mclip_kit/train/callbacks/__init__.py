@@ -17,8 +17,8 @@ CALLBACKS: list[type[Callback]] = [
     Logger,
     EarlyStopping,
     Evaluate,  # calls `after_evaluation` of all
-    Checkpointer,  # saves what the others know after the step
     WiseFt,
+    Checkpointer,  # last: what the others do after a step or a stage is done again if the run is killed before it
 ]
 
 __all__ = ["CALLBACKS", "Callback", "Progress"]

@@ -1,4 +1,4 @@
-"""The triangle: what is frozen stays as it was, only named edges are computed, and features may be read or computed."""
+"""The losses on edges: what is frozen stays the same, only named edges are computed, features may be read."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -11,22 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mclip_kit import losses
-from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.recipe import Cache, Recipe
+from mclip_kit.config.stages import Edge, TriangleStage
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.datasets import TriangleRows, rows_from_captions
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.tasks.triangle import EdgeLoss, Triangle, TriangleBatch
-from mclip_kit.tasks.triangle_batches import Feed, Needs
+from mclip_kit.tasks.triangle_batches import TriangleBatches
+from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
 from mclip_kit.train.build import build_model
 from mclip_kit.train.optim import build_optimizer, trainable
 from tests import tiny
 
 IMAGE_STUDENT, TEACHER_STUDENT, IMAGE_TEACHER = "image-student_text", "teacher_text-student_text", "image-teacher_text"
-CONTRASTIVE, MSE = EdgeLoss("contrastive"), EdgeLoss("mse")
-TRIKD = {IMAGE_STUDENT: CONTRASTIVE, TEACHER_STUDENT: EdgeLoss("contrastive", weight=0.1, temperature=0.376)}
+CONTRASTIVE, MSE = Edge(loss="contrastive"), Edge(loss="mse")
+TRIKD = {IMAGE_STUDENT: CONTRASTIVE, TEACHER_STUDENT: Edge(loss="contrastive", weight=0.1, temperature=0.376)}
 ALL_EDGES = {IMAGE_TEACHER: CONTRASTIVE, IMAGE_STUDENT: CONTRASTIVE, TEACHER_STUDENT: MSE}
 TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
 ROWS = np.array([3 * picture + language for picture in range(0, 72, 9) for language in range(3)])  # en de fr of eight
@@ -56,26 +57,31 @@ def rows_of(captions: Captions, model: MultilingualClip, max_tokens: int | None 
     return rows_from_captions(captions, "train", "all", "en", lambda texts: model.student_tokens(texts, max_tokens))
 
 
-def feed(
+def batch_of(
     model: MultilingualClip,
     captions: Captions,
     *,
     live: set[str] = frozenset(),
     max_tokens: int | None = None,
     store: FeatureCache | None = None,
-) -> Feed:
-    """A feed for all vertices; towers that are not live are read from the store."""
-    needs = Needs(frozenset({"image", "teacher_text", "student_text"}), frozenset(live))
-    return Feed(FrozenTowers(model, store or FeatureCache()), rows_of(captions, model, max_tokens), needs, captions)
+) -> TriangleBatch:
+    """A batch for all edges; outputs of towers that are not live are read from the cache."""
+    stage = TriangleStage.model_validate(
+        {"name": "all", "train": ["projector"], "edges": ALL_EDGES, "data": "captions"}
+        | {"lr": 1e-3, "epochs": 1, "batch_size": 24}
+    )
+    rows = rows_of(captions, model, max_tokens)
+    towers = FrozenTowers(model, store or FeatureCache())
+    return TriangleBatches(towers, rows, stage, live, Cache.model_validate({}), captions).batch(ROWS)
 
 
 @pytest.fixture
 def batch(model: MultilingualClip, captions: Captions) -> TriangleBatch:
     """Rows of which every third has a teacher text; all towers compute."""
-    return TriangleBatch(**feed(model, captions, live=set(TOWERS)).batch(ROWS))
+    return batch_of(model, captions, live=set(TOWERS))
 
 
-def triangle_of(model: MultilingualClip, edges: dict[str, EdgeLoss], train: list[str]) -> Triangle:
+def triangle_of(model: MultilingualClip, edges: dict[str, Edge], train: list[str]) -> Triangle:
     return Triangle(model, edges, trainable(model, train))
 
 
@@ -153,7 +159,7 @@ def test_only_the_vertices_of_named_edges_are_computed(model, batch, name):
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(model, batch):
-    edges = {IMAGE_STUDENT: EdgeLoss("contrastive", weight=2.0), TEACHER_STUDENT: EdgeLoss("mse", weight=0.25)}
+    edges = {IMAGE_STUDENT: Edge(loss="contrastive", weight=2.0), TEACHER_STUDENT: Edge(loss="mse", weight=0.25)}
     terms = triangle_of(model, edges, ["projector"])(batch)
     assert set(terms) == {IMAGE_STUDENT, TEACHER_STUDENT, "loss", "cosine", "matching"}
     torch.testing.assert_close(terms["loss"], 2 * terms[IMAGE_STUDENT] + 0.25 * terms[TEACHER_STUDENT])
@@ -170,7 +176,7 @@ def test_terms_are_the_losses_of_the_embeddings(model, batch):
 
 def test_captions_of_one_picture_are_right_for_each_other_unless_pairs_are_asked_for(model, batch):
     groups = triangle_of(model, {IMAGE_STUDENT: CONTRASTIVE}, ["projector"]).eval()
-    pairs = triangle_of(model, {IMAGE_STUDENT: EdgeLoss("contrastive", positives="pair")}, ["projector"]).eval()
+    pairs = triangle_of(model, {IMAGE_STUDENT: Edge(loss="contrastive", positives="pair")}, ["projector"]).eval()
     torch.manual_seed(0)
     batch = TriangleBatch(
         **{**vars(batch), "image_BE": torch.randn(len(ROWS), 16), "pooled_BH": torch.randn(len(ROWS), 16)}
@@ -204,14 +210,14 @@ def test_a_batch_without_any_teacher_text_can_be_stepped_through(model, batch, e
 
 
 def test_a_learned_scale_starts_at_one_over_the_temperature_and_learns(model, batch):
-    triangle = triangle_of(model, {IMAGE_STUDENT: EdgeLoss("contrastive", learned=True)}, ["projector"])
+    triangle = triangle_of(model, {IMAGE_STUDENT: Edge(loss="contrastive", learned=True)}, ["projector"])
     assert triangle.scale(IMAGE_STUDENT).item() == pytest.approx(1 / 0.07)
     triangle(batch)["loss"].backward()
     assert triangle.scales[IMAGE_STUDENT].grad.abs() > 0
 
 
 def test_a_learned_scale_is_clamped_at_100(model):
-    triangle = triangle_of(model, {IMAGE_STUDENT: EdgeLoss("contrastive", learned=True)}, ["projector"])
+    triangle = triangle_of(model, {IMAGE_STUDENT: Edge(loss="contrastive", learned=True)}, ["projector"])
     with torch.no_grad():
         triangle.scales[IMAGE_STUDENT].fill_(6.0)
     scale = triangle.scale(IMAGE_STUDENT)
@@ -221,7 +227,7 @@ def test_a_learned_scale_is_clamped_at_100(model):
 
 
 def test_a_fixed_temperature_is_no_parameter(model):
-    triangle = triangle_of(model, {IMAGE_STUDENT: EdgeLoss("contrastive", temperature=0.02)}, ["projector"])
+    triangle = triangle_of(model, {IMAGE_STUDENT: Edge(loss="contrastive", temperature=0.02)}, ["projector"])
     assert triangle.scale(IMAGE_STUDENT) == pytest.approx(50)
     assert not list(triangle.scales.parameters())
 
@@ -231,14 +237,18 @@ def test_a_fixed_temperature_is_no_parameter(model):
 )
 def test_features_that_are_read_give_the_loss_of_towers_that_compute(model, captions, live):
     triangle = triangle_of(model, ALL_EDGES, ["projector"]).eval()
-    read = triangle(TriangleBatch(**feed(model, captions).batch(ROWS)))
-    computed = triangle(TriangleBatch(**feed(model, captions, live=live).batch(ROWS)))
+    read = triangle(batch_of(model, captions))
+    computed = triangle(batch_of(model, captions, live=live))
     for name in read:
         torch.testing.assert_close(computed[name], read[name], rtol=1e-5, atol=1e-6)
 
 
+def given(batch: TriangleBatch) -> set[str]:
+    return {f.name for f in fields(batch) if getattr(batch, f.name) is not None}
+
+
 def test_a_read_batch_holds_features_and_a_live_one_inputs(model, captions):
-    read, live = (set(feed(model, captions, live=live).batch(ROWS)) for live in (set(), set(TOWERS)))
+    read, live = (given(batch_of(model, captions, live=live)) for live in (set(), set(TOWERS)))
     both = {"languages_B", "groups_B", "has_teacher_B"}
     assert read == both | {"image_BE", "teacher_BE", "pooled_BH"}
     assert live == both | {"pixels_BCHW", "teacher_ids_BT", "ids_BT", "mask_BT"}
@@ -246,42 +256,20 @@ def test_a_read_batch_holds_features_and_a_live_one_inputs(model, captions):
 
 def test_features_are_computed_in_eval_mode_whatever_the_mode(model, captions):
     model.train()
-    first, again = (feed(model, captions).batch(ROWS)["pooled_BH"] for _ in range(2))
+    first, again = (batch_of(model, captions).pooled_BH for _ in range(2))
     assert torch.equal(first, again)
     assert model.encoder.training
 
 
-def test_each_content_is_computed_once(model, captions, monkeypatch):
-    store, seen = FeatureCache(), []
-    tower = model.teacher_text
-    monkeypatch.setattr(tower, "forward", lambda ids_BT, run=tower.forward: seen.extend(ids_BT) or run(ids_BT))
-    frozen, texts = FrozenTowers(model, store), ["a cat", "a dog", "a cat", " a \n dog "]
-    there = frozen.teacher_texts(texts).take()
-    back = frozen.teacher_texts(texts[::-1]).take()
-    assert len(seen) == 2
-    assert torch.equal(there[[0, 1]], there[[2, 3]])
-    assert torch.equal(there, back.flip(0))
-    assert not torch.equal(there[0], there[1])
-    store.drop("teacher_text")
-    frozen.teacher_texts(texts[:1])
-    assert len(seen) == 3
-    mended = ["voilÃ\xa0", "a\x85b"]  # ftfy reads these before anyone looks for spaces
-    live = [model.teacher_tokens([text]) for text in mended]
-    frozen.teacher_texts(mended)
-    assert [ids.tolist() for ids in seen[3:]] in (
-        [ids_1T[0].tolist() for ids_1T in order] for order in (live, live[::-1])
-    )
-
-
-def test_read_states_are_those_of_the_stages_own_token_limit(model, captions):
+def test_states_that_are_read_have_the_token_limit_of_their_stage(model, captions):
     store = FeatureCache()
-    feed(model, captions, max_tokens=4, store=store)
-    after_a_short_stage = feed(model, captions, store=store).batch(ROWS)["pooled_BH"]
-    torch.testing.assert_close(after_a_short_stage, feed(model, captions).batch(ROWS)["pooled_BH"])
+    batch_of(model, captions, max_tokens=4, store=store)
+    after_a_short_stage = batch_of(model, captions, store=store).pooled_BH
+    torch.testing.assert_close(after_a_short_stage, batch_of(model, captions).pooled_BH)
 
 
 def test_positives_of_an_image_are_averaged_or_summed(model: MultilingualClip, batch: TriangleBatch) -> None:
-    ways = {way: EdgeLoss("contrastive", positives=way) for way in ("image", "image_sum", "pair")}
+    ways = {way: Edge(loss="contrastive", positives=way) for way in ("image", "image_sum", "pair")}
     with torch.no_grad():
         found = {way: triangle_of(model.eval(), {IMAGE_STUDENT: e}, [])(batch)["loss"] for way, e in ways.items()}
         left, right = (F.normalize(v, dim=-1) for v in vertices(model, batch))
@@ -306,7 +294,7 @@ def test_rows_without_a_teacher_text_are_dropped_or_take_the_image(
     model: MultilingualClip, batch: TriangleBatch
 ) -> None:
     assert batch.has_teacher_B is not None
-    drop, image = EdgeLoss("contrastive"), EdgeLoss("contrastive", without_teacher="image")
+    drop, image = Edge(loss="contrastive"), Edge(loss="contrastive", missing_teacher="image")
     with torch.no_grad():
         triangle = triangle_of(model.eval(), {TEACHER_STUDENT: image}, [])
         found = triangle(batch)["loss"]

@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from mclip_kit.train.average import Average
+from mclip_kit.train.callbacks.ema import AveragedWeights
 
 
-def test_the_average_moves_towards_the_weights():
+def test_the_average_moves_towards_the_weights() -> None:
     model = nn.Linear(2, 2, bias=False)
-    average = Average(model, {"weight"}, 0.9)
+    average = AveragedWeights(model, {"weight"}, 0.9)
     start = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(1.0)
@@ -17,22 +17,26 @@ def test_the_average_moves_towards_the_weights():
     torch.testing.assert_close(average.values["weight"], start + 1 - 0.9**2)
 
 
-def test_inside_the_model_has_the_average_and_behind_its_own():
+def test_inside_the_model_has_the_average_and_afterwards_its_own_weights() -> None:
     model = nn.Linear(2, 2)
-    average = Average(model, {"weight"}, 0.5, {"weight": torch.full((2, 2), 7.0)})
+    average = AveragedWeights(model, {"weight"}, 0.5)
+    average.values["weight"].fill_(7.0)
     own, bias = model.weight.detach().clone(), model.bias.detach().clone()
-    with average.applied():
+    with average.swap_in():
         assert (model.weight == 7).all()
         assert (model.bias == bias).all()
     assert (model.weight == own).all()
     assert (average.values["weight"] == 7).all()
 
 
-def test_without_a_decay_nothing_is_averaged():
+def test_only_the_named_parameters_are_averaged() -> None:
     model = nn.Linear(2, 2)
-    average = Average(model, {"weight"}, None)
+    average = AveragedWeights(model, {"bias"}, 0.5)
     own = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+        model.bias.add_(1.0)
     average.update()
-    with average.applied():
-        assert (model.weight == own).all()
-    assert average.values == {}
+    assert set(average.values) == {"bias"}
+    with average.swap_in():
+        assert (model.weight == own + 1).all()
