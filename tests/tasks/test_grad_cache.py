@@ -176,7 +176,7 @@ def test_masked_duplicates_have_the_same_gradients_in_parts(model, captions, pos
         }
         for duplicates in ("mask", "negatives")
     }
-    batch = batch_of(model, rows.some(np.arange(60)), twice, edges["mask"], train)
+    batch = batch_of(model, rows.select(np.arange(60)), twice, edges["mask"], train)
     assert ((batch.texts_B[:, None] == batch.texts_B) & (batch.groups_B[:, None] != batch.groups_B)).any()
     losses = {}
     for duplicates, edge in edges.items():
