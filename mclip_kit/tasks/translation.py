@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mclip_kit import losses
-from mclip_kit.models.freezing import only, train_only
+from mclip_kit.models.freezing import freeze_all_but, set_training_mode
 from mclip_kit.models.projectors import pool
 from mclip_kit.models.text_encoder import Encoder
 from mclip_kit.models.translator import Decoder
@@ -70,12 +70,12 @@ class Translation(nn.Module):
         self.model = model
         self.label_smoothing, self.contrast = label_smoothing, contrast
         self.scales = nn.ParameterDict()
-        only(model, train)
+        freeze_all_but(model, train)
 
     def train(self, mode: bool = True) -> "Translation":
         """Frozen towers stay in eval mode: no dropout."""
         super().train(mode)
-        train_only(self.model, mode)
+        set_training_mode(self.model, mode)
         return self
 
     def forward(self, batch: TranslationBatch) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mclip_kit import losses
 from mclip_kit.config.stages import vertices
-from mclip_kit.models.freezing import only, train_only
+from mclip_kit.models.freezing import freeze_all_but, set_training_mode
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
 HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text")  # the first that a stage has
@@ -118,12 +118,12 @@ class Triangle(nn.Module):
         self.scales = nn.ParameterDict(
             {name: torch.tensor(math.log(1 / edge.temperature)) for name, edge in edges.items() if edge.learned}
         )
-        only(model, train)
+        freeze_all_but(model, train)
 
     def train(self, mode: bool = True) -> "Triangle":
         """Frozen towers stay in eval mode: no dropout, no running statistics."""
         super().train(mode)
-        train_only(self.model, mode)
+        set_training_mode(self.model, mode)
         return self
 
     def forward(
