@@ -230,7 +230,7 @@ def test_import_mclip_says_where_its_parts_came_from(type_: Type, tmp_path: Path
 def test_import_mclip_of_what_is_none(type_: Type, tmp_path: Path) -> None:
     (tmp_path / "mclip.pt").write_bytes(b"not a checkpoint")
     (tmp_path / "xlmr").mkdir()
-    assert_one_line(type_("import", "mclip", "mclip.pt", "--xlmr", "xlmr"), "mclip.pt", "not a file of weights")
+    assert_one_line(type_("import", "mclip", "mclip.pt", "--xlmr", "xlmr"), "mclip.pt", "not a weight file")
     assert_one_line(type_("import", "mclip", "none.pt", "--xlmr", "xlmr"), "none.pt", "missing")
     assert not (tmp_path / "models").exists()
 

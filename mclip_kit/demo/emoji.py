@@ -1,4 +1,4 @@
-"""The embedded corpus: OpenMoji pictures, rendered here, with the CLDR names of the package `emoji`."""
+"""Reader of the embedded corpus: OpenMoji pictures, rendered here, with CLDR names from the package `emoji`."""
 
 import io
 import random
@@ -40,7 +40,7 @@ def read(corpus: Corpus, source: Source) -> Content:
     if len(characters) != expected:
         raise DataError(
             f"emoji: {len(characters)} pictures have a name in every language, expected {expected}; "
-            f"the packages differ from those declared: {corpus.obtain}"
+            f"install the declared versions of the packages: {corpus.obtain}"
         )
     pixels = _render([pictures[picture_name(character)] for character in characters], corpus.options["size"])
     groups = _same_pictures(pixels)
@@ -83,7 +83,7 @@ def drawn(path: Path, size: int) -> np.ndarray:
 
 
 def _same_pictures(pixels: np.ndarray) -> list[int]:
-    """The number of the first picture that looks exactly the same."""
+    """For each picture, the row of the first picture with the same pixels."""
     first: dict[bytes, int] = {}
     return [first.setdefault(picture.tobytes(), row) for row, picture in enumerate(pixels)]
 
@@ -98,7 +98,7 @@ def _stratum(character: str) -> str:
 
 
 def _split(groups: list[int], strata: list[str], shares: dict[str, float], seed: int = 1) -> list[str]:
-    """Held-out shares of every stratum; a group falls whole into one split."""
+    """The split of each picture: shares of every stratum; all pictures of a group are in one split."""
     members: dict[str, list[int]] = defaultdict(list)
     for group, stratum in dict(zip(groups, strata, strict=True)).items():
         members[stratum].append(group)

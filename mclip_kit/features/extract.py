@@ -107,7 +107,7 @@ class FrozenTowers:
         def run(inputs: tuple[Tensor, Tensor]) -> Tensor:
             return projector.pool(self._eval("encoder", *inputs), inputs[1].to(self.model.device))
 
-        table = self._table("encoder", f"pooled_{projector.how}", self.model.encoder.width, dict)
+        table = self._table("encoder", f"pooled_{projector.pooling}", self.model.encoder.width, dict)
         return self._fill(table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run))
 
     def token_states(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:

@@ -1,4 +1,4 @@
-"""Encoders by the names that recipes give them."""
+"""Load an encoder by its name in a recipe: `hf:...` or `fairseq:...`."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ def named_encoder(name: str) -> Encoder:
     Args:
         name: `hf:NAME_OR_DIR`, a transformers encoder; `fairseq:DIR`, a fairseq XLM-R folder or a checkpoint in one.
     Raises:
-        CheckpointError: it is neither on disk nor on the hub, or a part of it is damaged or does not fit.
+        CheckpointError: the encoder is neither on disk nor on the hub, or a file of it is damaged or does not fit.
     """
     kind, _, place = name.partition(":")
     if kind == "fairseq":
-        from mclip_kit.interop import fairseq  # with the package of that name, which takes a second to import
+        from mclip_kit.interop import fairseq  # slow to import: it needs the package fairseq
 
         return Encoder(*fairseq.read_folder(Path(place)))
     return pretrained_encoder(place)

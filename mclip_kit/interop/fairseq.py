@@ -1,8 +1,8 @@
-"""XLM-R as fairseq keeps it: model.pt, dict.txt and sentencepiece.bpe.model in one folder.
+"""fairseq's XLM-R folder, read and written: model.pt, dict.txt and sentencepiece.bpe.model.
 
-fairseq's own loader trips over torch's safe default, and over files that hold only `args` and `model`. The names of
-the weights come in two styles: `encoder.sentence_encoder.*` with separate q, k, v, and the older
-`decoder.sentence_encoder.*` with a fused `in_proj_weight`.
+fairseq's own loader is not used: it fails under torch's safe default, and on files with only `args` and `model`.
+Weights have names of two styles: `encoder.sentence_encoder.*` with separate q, k, v, and the older
+`decoder.sentence_encoder.*` with one `in_proj_weight` for all three.
 """
 
 import argparse
@@ -19,10 +19,8 @@ from mclip_kit.data.fairseq_io import read_dictionary, write_dictionary
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, UNK, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
-from mclip_kit.models.safe_load import UNFIT, named_tensors, read_pickle
+from mclip_kit.models.safe_load import UNFIT, StateDict, named_tensors, read_pickle
 from mclip_kit.models.text_encoder import Encoder, xlmr_config
-
-State = dict[str, Tensor]
 
 SHARED = {
     "self_attn.q_proj": "attention.self.query",
@@ -34,18 +32,18 @@ SHARED = {
 }
 POST_NORM = {**SHARED, "self_attn_layer_norm": "attention.output.LayerNorm", "final_layer_norm": "output.LayerNorm"}
 PRE_NORM = {**SHARED, "self_attn_layer_norm": "attention.self_attn_layer_norm", "final_layer_norm": "LayerNorm"}
-"""A layer's parts: name in fairseq -> name in transformers; XLM-R base and large are post-norm, XL and XXL pre-norm."""
+"""Parts of a layer: fairseq -> transformers. XLM-R base and large are post-norm, XL and XXL pre-norm."""
 
 
-def read_fairseq(path: Path) -> tuple[Path, dict[str, Any], State]:
-    """A fairseq XLM-R checkpoint.
+def read_fairseq(path: Path) -> tuple[Path, dict[str, Any], StateDict]:
+    """Read a fairseq XLM-R checkpoint.
 
     Args:
-        path: the folder, or the checkpoint in it; `.xz` too.
+        path: the folder, or the checkpoint in it; also as `.xz`.
     Returns:
         The checkpoint's path, its model options, and its weights under fairseq's current names.
     Raises:
-        CheckpointError: missing, damaged, or not an XLM-R.
+        CheckpointError: the file is missing or damaged, or it is not an XLM-R.
     """
     if path.is_dir():
         found = [path / name for name in ("model.pt", "model.pt.xz") if (path / name).is_file()]
@@ -54,38 +52,45 @@ def read_fairseq(path: Path) -> tuple[Path, dict[str, Any], State]:
         path = found[0]
     content = read_pickle(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise CheckpointError(f"{path}: not a checkpoint of fairseq: it has no `model`")
+        raise CheckpointError(f"{path}: not a fairseq checkpoint: it has no key `model`")
     return path, model_options(content), sentence_encoder(named_tensors(content["model"], path), str(path))
 
 
 def model_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's options, from `args` as fairseq wrote them first or from `cfg` as it does now."""
-    return _plain(content.get("args")) or _plain(_plain(content.get("cfg")).get("model"))
+    """The model's options: `args` of older checkpoints, `cfg.model` of newer ones."""
+    return _as_dict(content.get("args")) or _as_dict(_as_dict(content.get("cfg")).get("model"))
 
 
-def _plain(options: Any) -> dict[str, Any]:
+def _as_dict(options: Any) -> dict[str, Any]:
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     return options if isinstance(options, dict) else {}
 
 
-def sentence_encoder(model: Mapping[str, Tensor], where: str) -> State:
+def sentence_encoder(model: Mapping[str, Tensor], where: str) -> StateDict:
     """The encoder's weights in float32 under fairseq's current names, without their prefix.
 
+    Args:
+        model: all weights of a checkpoint.
+        where: the file, for messages.
     Raises:
-        CheckpointError: there are none; the message names `where`.
+        CheckpointError: there are no weights of an XLM-R.
     """
-    state: State = {}
+    state: StateDict = {}
     for name, tensor in model.items():
         match = re.fullmatch(r"(?:.*\.)?(?:encoder|decoder)\.sentence_encoder\.(.+)", name)
         if match and not match[1].endswith(("version", "_float_tensor")):
             state.update(_current(match[1], tensor))
-    for name in ("layers.0.fc1.weight", "embed_tokens.weight", "embed_positions.weight"):  # they tell the sizes
+    for name in (
+        "layers.0.fc1.weight",
+        "embed_tokens.weight",
+        "embed_positions.weight",
+    ):  # the sizes are read from these
         if name not in state or state[name].dim() != 2:
-            raise CheckpointError(f"{where}: holds no XLM-R: no matrix is named *.sentence_encoder.{name}")
+            raise CheckpointError(f"{where}: contains no XLM-R: no matrix is named *.sentence_encoder.{name}")
     return state
 
 
-def _current(name: str, tensor: Tensor) -> State:
+def _current(name: str, tensor: Tensor) -> StateDict:
     name = name.replace("emb_layer_norm.", "layernorm_embedding.")
     fused = re.fullmatch(r"(.+self_attn\.)in_proj_(weight|bias)", name)
     if fused:
@@ -95,25 +100,26 @@ def _current(name: str, tensor: Tensor) -> State:
 
 
 def build_encoder(
-    state: State, options: Mapping[str, Any], pieces: Sequence[str], tokenizer: XlmrTokenizer, where: str
+    state: StateDict, options: Mapping[str, Any], pieces: Sequence[str], tokenizer: XlmrTokenizer, where: str
 ) -> torch.nn.Module:
-    """transformers' XLM-R (XL, where norms come first) with fairseq's weights.
+    """transformers' XLM-R with fairseq's weights; XLM-R XL if the layers are pre-norm.
 
-    The word table is put into the order of the tokenizer's SentencePiece model, where the dictionary has another, so
-    that an id is the same everywhere; a piece that the dictionary lacks gets the row of `<unk>`, as fairseq treats it.
+    The rows of the word table are sorted into the order of the tokenizer's SentencePiece model, so that ids are the
+    same everywhere. A piece that the dictionary lacks gets the row of `<unk>`, as in fairseq.
 
     Args:
-        state: as `sentence_encoder` gives it.
-        options: the model's options, of which `encoder_attention_heads` and the dropouts count.
-        pieces: dict.txt, in order; `<mask>` is one row more.
+        state: from `sentence_encoder`.
+        options: the model's options; `encoder_attention_heads` and the dropouts are used.
+        pieces: the entries of dict.txt, in order; the word table has 5 more rows: 4 special tokens and `<mask>`.
+        where: the file, for messages.
     Raises:
-        CheckpointError: the weights are not an XLM-R's, or do not fit the dictionary; the message names `where`.
+        CheckpointError: the weights are not an XLM-R's, or do not fit the dictionary.
     """
     state = dict(state)
     words = state["embed_tokens.weight"]
     if len(words) != len(pieces) + 5:
         raise CheckpointError(f"{where}: {len(words)} word rows do not fit a dictionary of {len(pieces)} + 5 entries")
-    state["embed_tokens.weight"] = words[_rows(pieces, tokenizer)]
+    state["embed_tokens.weight"] = words[_word_rows(pieces, tokenizer)]
     try:
         config = _config(state, options, where)
         model = XLMRobertaXLModel if isinstance(config, XLMRobertaXLConfig) else XLMRobertaModel
@@ -130,7 +136,7 @@ def build_encoder(
     return encoder
 
 
-def to_transformers(state: State, config: type[XLMRobertaConfig] | type[XLMRobertaXLConfig]) -> State:
+def to_transformers(state: StateDict, config: type[XLMRobertaConfig] | type[XLMRobertaXLConfig]) -> StateDict:
     """Rename an encoder's weights from fairseq's current names; unknown names stay as they are."""
     xl = config is XLMRobertaXLConfig
     names = {
@@ -148,25 +154,25 @@ def to_transformers(state: State, config: type[XLMRobertaConfig] | type[XLMRober
     return renamed
 
 
-def _rows(pieces: Sequence[str], tokenizer: XlmrTokenizer) -> Tensor:
-    """For each id of the tokenizer, the row of fairseq's word table."""
+def _word_rows(pieces: Sequence[str], tokenizer: XlmrTokenizer) -> Tensor:
+    """For each id of the tokenizer, its row in fairseq's word table."""
     row = {piece: index for index, piece in enumerate(pieces, UNK + 1)}
     known = [row.get(piece, UNK) for piece in tokenizer.pieces()]
     return torch.tensor([BOS, PAD, EOS, UNK, *known, len(pieces) + 4])
 
 
-def layers(state: State) -> int:
-    """The number of layers, from names such as layers.11.fc1.bias."""
+def layers(state: StateDict) -> int:
+    """The number of layers, from names such as `layers.11.fc1.bias`."""
     numbers = (re.match(r"layers\.(\d+)\.", name) for name in state)
     return 1 + max((int(number[1]) for number in numbers if number), default=-1)
 
 
-def _config(state: State, options: Mapping[str, Any], where: str) -> XLMRobertaConfig | XLMRobertaXLConfig:
+def _config(state: StateDict, options: Mapping[str, Any], where: str) -> XLMRobertaConfig | XLMRobertaXLConfig:
     heads, width = options.get("encoder_attention_heads"), state["embed_tokens.weight"].shape[1]
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise CheckpointError(f"{where}: its options do not say how many attention heads it has")
+        raise CheckpointError(f"{where}: its options have no valid encoder_attention_heads")
     if options.get("activation_fn", "gelu") != "gelu":
-        raise CheckpointError(f"{where}: activation {options['activation_fn']} where XLM-R has gelu")
+        raise CheckpointError(f"{where}: its activation is {options['activation_fn']}; only gelu is supported")
     return xlmr_config(
         width=width,
         layers=layers(state),
@@ -195,17 +201,19 @@ def read_folder(path: Path) -> tuple[torch.nn.Module, XlmrTokenizer]:
 def write_folder(encoder: Encoder, folder: Path) -> None:
     """Write an encoder as a fairseq XLM-R folder: model.pt, dict.txt, sentencepiece.bpe.model.
 
-    The options are plain values, so fairseq's own loader takes the file under torch's safe default. The state of the
-    one token type is added to every position's. fairseq's model has a head that guesses masked words, which an encoder
-    has not: the identity stands there.
+    The options are plain values, so that fairseq's own loader reads the file under torch's safe default. The row of the
+    one token type is added to every row of the position table. fairseq's model also has a masked-word head, which our
+    encoder lacks; an identity is written for it.
 
     Raises:
-        CheckpointError: the encoder is no XLM-R, or the folder has a model already.
+        CheckpointError: the encoder is not an XLM-R, or the folder already has a model.pt.
     """
     config = encoder.config
     tokenizer = encoder.tokenizer
     if type(config) is not XLMRobertaConfig or not isinstance(tokenizer, XlmrTokenizer):
-        raise CheckpointError(f"fairseq's XLM-R folder holds an XLM-R with its vocabulary, not a {config.model_type}")
+        raise CheckpointError(
+            f"only an XLM-R with its own vocabulary can be written as a fairseq folder, not a {config.model_type}"
+        )
     if (folder / "model.pt").exists():
         raise CheckpointError(f"{folder / 'model.pt'}: exists already; remove it or choose another --out")
     state = {f"encoder.sentence_encoder.{name}": t for name, t in to_fairseq(encoder.model.state_dict()).items()}
@@ -249,8 +257,8 @@ def write_folder(encoder: Encoder, folder: Path) -> None:
         torch.save(content, temporary)
 
 
-def to_fairseq(state: State) -> State:
-    """Rename a post-norm encoder's weights to fairseq's current names; what `to_transformers` undoes."""
+def to_fairseq(state: StateDict) -> StateDict:
+    """Rename a post-norm encoder's weights to fairseq's current names: the inverse of `to_transformers`."""
     parts = {ours: theirs for theirs, ours in POST_NORM.items()}
     tables = {
         "embeddings.word_embeddings": "embed_tokens",

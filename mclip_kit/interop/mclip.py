@@ -1,10 +1,10 @@
-"""Checkpoints of the official mCLIP code (ACL 2023), as model folders.
+"""Import checkpoints of the official mCLIP code (ACL 2023).
 
-The code is a fork of fairseq. Its checkpoint holds, under `model`:
+The code is a fork of fairseq. Its checkpoint has, under `model`:
 
     encoder.dim_proj.weight            the CLIP projector, shared by image and teacher text
     encoder.encoder_adapter.{0,1}.*    the X-projector: post-norm layers over all token states
-    encoder.xlmr.*, encoder.clip.*     the frozen towers, if they were saved with it
+    encoder.xlmr.*, encoder.clip.*     the frozen towers, if they were saved too
 
 and under `criterion` the learned `it_logit_scale`. A student embedding is the last layer's state at `</s>`.
 """
@@ -28,41 +28,41 @@ from mclip_kit.models.text_encoder import Encoder
 
 PROJECTOR = "encoder.dim_proj.weight"
 ADAPTER, XLMR, CLIP = "encoder.encoder_adapter.", "encoder.xlmr.", "encoder.clip."
-IDLE = ("encoder.version",)
-NO_LANGUAGE = "im"  # how the official language pairs call an image
-DROPOUT = 0.3  # the published X-projector's, where a checkpoint's options do not say it
+UNUSED = ("encoder.version",)
+NO_LANGUAGE = "im"  # the code of images in the official language pairs
+DROPOUT = 0.3  # of the published X-projector, for checkpoints without this option
 
 
 class Imported(NamedTuple):
-    """What came out of a checkpoint."""
+    """What a checkpoint contained."""
 
     model: MultilingualClip
     temperature: float | None
-    """Learned temperature of the image-student_text edge, if the checkpoint holds it."""
+    """Learned temperature of the image-student_text edge, if the checkpoint has it."""
     remarks: list[str]
-    """What a user should know: where towers came from, and what did not agree."""
+    """Lines for the user: where the towers came from, and which weights differ."""
 
 
 def import_mclip(checkpoint: str | Path, xlmr: str | Path, clip: str | Path | None = None) -> Imported:
     """Turn an official checkpoint into a model; any of the files may be an .xz.
 
     Args:
-        checkpoint: as the official code writes it.
+        checkpoint: a file that the official code wrote.
         xlmr: the fairseq XLM-R folder (or its checkpoint); its tokenizer is always needed, its weights only if the
             checkpoint has none.
-        clip: a CLIP weight file in OpenAI's naming; needed if the checkpoint holds no CLIP.
+        clip: a CLIP weight file in OpenAI's naming; needed if the checkpoint has no CLIP.
     Raises:
-        CheckpointError: a file is missing, damaged, not what it should be, or would run code when read.
+        CheckpointError: a file is missing, damaged, of another kind, or would run code when read.
     """
     content = read_pickle(checkpoint)
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or PROJECTOR not in weights:
-        raise CheckpointError(f"{checkpoint}: not a checkpoint of mCLIP: it has no {PROJECTOR}")
+        raise CheckpointError(f"{checkpoint}: not an mCLIP checkpoint: it has no {PROJECTOR}")
     named_tensors(weights, checkpoint)
-    known = (PROJECTOR, ADAPTER, XLMR, CLIP, *IDLE)
-    strange = sorted(name for name in weights if not name.startswith(known))
-    if strange:
-        raise CheckpointError(f"{checkpoint}: has weights that mCLIP's X-projector has not, such as {strange[0]}")
+    known = (PROJECTOR, ADAPTER, XLMR, CLIP, *UNUSED)
+    unknown = sorted(name for name in weights if not name.startswith(known))
+    if unknown:
+        raise CheckpointError(f"{checkpoint}: has weights that mCLIP's X-projector lacks, such as {unknown[0]}")
     options, remarks = fairseq.model_options(content), list[str]()
     encoder = _encoder(weights, options, Path(xlmr), checkpoint, remarks)
     image_and_text = from_openai(*_clip(weights, clip, checkpoint, remarks))
@@ -86,7 +86,7 @@ def _encoder(
     checkpoint: str | Path,
     remarks: list[str],
 ) -> Encoder:
-    """The frozen XLM-R: the checkpoint's, else the folder's."""
+    """The frozen XLM-R: from the checkpoint, else from the folder."""
     if not xlmr.exists():
         raise CheckpointError(f"{xlmr}: missing; --xlmr takes a fairseq XLM-R folder")
     folder = xlmr if xlmr.is_dir() else xlmr.parent
@@ -99,7 +99,7 @@ def _encoder(
             raise
         path, own_options, own = folder, {}, {}
     if not inside:
-        remarks.append(f"XLM-R: from {path}; the checkpoint holds none")
+        remarks.append(f"XLM-R: from {path}; the checkpoint has none")
         return Encoder(fairseq.build_encoder(own, own_options, pieces, tokenizer, str(path)), tokenizer)
     state = fairseq.sentence_encoder(inside, str(checkpoint))
     remarks.append("XLM-R: from the checkpoint" + _difference(state, own, path))
@@ -114,18 +114,18 @@ def _clip(
     inside = {name.removeprefix(CLIP): tensor for name, tensor in weights.items() if name.startswith(CLIP)}
     own = read_pickle(clip) if clip else {}
     if inside and not isinstance(own, dict):
-        raise CheckpointError(f"{clip}: not a CLIP")
+        raise CheckpointError(f"{clip}: not a CLIP weight file")
     if not inside and not own:
-        raise CheckpointError(f"{checkpoint}: holds no CLIP; give its weight file with --clip")
+        raise CheckpointError(f"{checkpoint}: has no CLIP; give its weight file with --clip")
     if not inside:
-        remarks.append(f"CLIP: from {clip}; the checkpoint holds none")
+        remarks.append(f"CLIP: from {clip}; the checkpoint has none")
         return own, str(clip)
     remarks.append("CLIP: from the checkpoint" + _difference(inside, own, clip))
     return inside, str(checkpoint)
 
 
 def _difference(inside: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path | None) -> str:
-    """What to say of a tower that is in the checkpoint and also beside it."""
+    """The end of a remark about a tower that is in the checkpoint and in a file: equal, or how many weights differ."""
     shared = sorted(inside.keys() & own.keys())
     different = [name for name in shared if not _equal(inside[name], own[name])]
     if not shared:
@@ -138,7 +138,7 @@ def _difference(inside: Mapping[str, Tensor], own: Mapping[str, Tensor], path: s
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """OpenAI's files hold some weights in half precision, a checkpoint what became of them."""
+    """Equal in float32: OpenAI's files have some weights in half precision, checkpoints in float32."""
     return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a.float(), b.float())
 
 

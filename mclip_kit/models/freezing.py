@@ -1,4 +1,4 @@
-"""Which weights learn, and in which mode the towers are."""
+"""Which parameters are trained, and which towers are in training mode."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards every submodule is in the mode that it was in."""
+    """Eval mode and no gradients inside the block; after it every submodule is in its former mode."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -20,13 +20,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def only(model: nn.Module, names: Collection[str]) -> None:
-    """Let the parameters of these names learn, and freeze all others."""
+def freeze_all_but(model: nn.Module, names: Collection[str]) -> None:
+    """Train the parameters of these names; freeze all others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
 
 
-def train_only(model: nn.Module, mode: bool) -> None:
-    """Training mode for the towers that learn; frozen ones stay in eval mode: no dropout, no running statistics."""
+def set_training_mode(model: nn.Module, mode: bool) -> None:
+    """Training mode for towers with trained parameters; frozen ones stay in eval mode (no dropout, no statistics)."""
     for tower in model.children():
         tower.train(mode and any(parameter.requires_grad for parameter in tower.parameters()))

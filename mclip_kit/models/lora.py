@@ -8,13 +8,13 @@ from mclip_kit.errors import RecipeError, first_line
 
 
 def adapt(encoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Sequence[str]) -> None:
-    """Put adapters into an encoder's linear layers; they give the encoder's own output until they are trained.
+    """Add adapters to an encoder's linear layers; before training they do not change its outputs.
 
     Args:
-        rank: of the update of each layer's weight.
-        alpha: the update is scaled by alpha / rank.
-        dropout: before an adapter, while training.
-        targets: names of layers, as transformers calls them: `query`, `value`, `key`, `dense`.
+        rank: rank of the update of each layer's weight.
+        alpha: the update is multiplied by alpha / rank.
+        dropout: dropout probability before an adapter, in training mode.
+        targets: layer names of transformers: `query`, `value`, `key`, `dense`.
     Raises:
         RecipeError: peft is not installed, or no layer has such a name.
     """
@@ -30,7 +30,7 @@ def adapt(encoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Se
 
 
 def merge(encoder: nn.Module) -> None:
-    """Add the adapters to the weights that they are beside, and take them out: a standard encoder again."""
+    """Add the adapters to the weights and remove them: the encoder is a standard one again."""
     for name, layer in list(encoder.named_modules()):
         if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
             layer.merge()

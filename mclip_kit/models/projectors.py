@@ -1,7 +1,7 @@
-"""What turns token states into the student embedding.
+"""Projectors: token states of the encoder to the student embedding.
 
-Shapes: B batch, T tokens, H encoder width, D embedding. Every projector is blocks -> pool -> head; only mCLIP's has
-blocks. So whatever has none can be trained on pooled states alone.
+Shapes: B batch, T tokens, H encoder width, D embedding. Every projector is blocks -> pool -> head. Only mCLIP's
+X-projector has blocks; projectors without blocks can be trained on cached pooled states alone.
 """
 
 from typing import Any, Literal
@@ -16,11 +16,17 @@ from mclip_kit.models.text_encoder import xlmr_config
 Pool = Literal["eos", "cls", "mean"]
 
 
-def pool(states_BTH: Tensor, mask_BT: Tensor, how: Pool) -> Tensor:
-    """One state a sentence, (B, H): the `</s>` (last real token), the `<s>`, or the mean over real tokens."""
-    if how == "cls":
+def pool(states_BTH: Tensor, mask_BT: Tensor, kind: Pool) -> Tensor:
+    """One state per text, (B, H).
+
+    Args:
+        states_BTH: token states.
+        mask_BT: 1 for tokens, 0 for padding on the right.
+        kind: `eos` (the last token, `</s>`), `cls` (the first token, `<s>`) or `mean` (over the tokens).
+    """
+    if kind == "cls":
         return states_BTH[:, 0]
-    if how == "eos":
+    if kind == "eos":
         last_B = mask_BT.sum(1) - 1
         return states_BTH[torch.arange(len(states_BTH), device=states_BTH.device), last_B]
     weights_BT1 = mask_BT.unsqueeze(-1).to(states_BTH.dtype)
@@ -30,17 +36,17 @@ def pool(states_BTH: Tensor, mask_BT: Tensor, how: Pool) -> Tensor:
 class Projector(nn.Module):
     """Token states (B, T, H) and mask (B, T) to student embeddings (B, D)."""
 
-    def __init__(self, how: Pool, head: nn.Module, blocks: "Blocks | None" = None) -> None:
+    def __init__(self, pooling: Pool, head: nn.Module, blocks: "Blocks | None" = None) -> None:
         super().__init__()
-        self.how = how
+        self.pooling = pooling
         self.blocks = blocks
         self.head = head
 
     def pool(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         """Pooled states (B, H)."""
         if self.blocks is not None:
-            return self.blocks.pooled(states_BTH, mask_BT, self.how)
-        return pool(states_BTH, mask_BT, self.how)
+            return self.blocks.pooled(states_BTH, mask_BT, self.pooling)
+        return pool(states_BTH, mask_BT, self.pooling)
 
     def forward(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         """Student embeddings (B, D), not normalised."""
@@ -49,7 +55,7 @@ class Projector(nn.Module):
 
 
 class Blocks(nn.Module):
-    """mCLIP's X-projector: more of XLM-R's own post-norm layers over all token states (ACL 2023, section 3.2)."""
+    """mCLIP's X-projector: more post-norm layers of XLM-R over all token states (ACL 2023, section 3.2)."""
 
     def __init__(self, config: Any, layers: int, dropout: float) -> None:
         super().__init__()
@@ -76,12 +82,12 @@ class Blocks(nn.Module):
         """States (B, T, H)."""
         return self._through(len(self.layers), states_BTH, mask_BT)
 
-    def pooled(self, states_BTH: Tensor, mask_BT: Tensor, how: Pool) -> Tensor:
-        """Pooled states (B, H) of `forward`; of one token's state, the last layer computes that token alone."""
-        if how == "mean":
-            return pool(self(states_BTH, mask_BT), mask_BT, how)
+    def pooled(self, states_BTH: Tensor, mask_BT: Tensor, kind: Pool) -> Tensor:
+        """Pooled states (B, H) of `forward`; for `cls` and `eos` the last layer computes only the pooled token."""
+        if kind == "mean":
+            return pool(self(states_BTH, mask_BT), mask_BT, kind)
         states_BTH = self._through(len(self.layers) - 1, states_BTH, mask_BT)
-        return _at(self.layers[-1], pool(states_BTH, mask_BT, how), states_BTH, mask_BT)
+        return _at(self.layers[-1], pool(states_BTH, mask_BT, kind), states_BTH, mask_BT)
 
     def _through(self, layers: int, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         mask_BTT = mask_BT[:, None, None, :].bool().expand(-1, 1, mask_BT.shape[1], -1)
@@ -92,7 +98,7 @@ class Blocks(nn.Module):
 
 
 def _at(layer: Any, own_BH: Tensor, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
-    """What XLM-R's layer makes of one token a sentence, (B, H), which looks at all of them."""
+    """The output of one XLM-R layer for one token per text, (B, H), which attends to all tokens."""
     attention = layer.attention.self
     heads = (len(own_BH), -1, attention.num_attention_heads, attention.attention_head_size)
     query, key, value = (
@@ -110,11 +116,11 @@ def _at(layer: Any, own_BH: Tensor, states_BTH: Tensor, mask_BT: Tensor) -> Tens
     return out
 
 
-class Noise(nn.Module):
-    """Standardise pooled states by running statistics and, in training, blur them a little.
+class NoisyStandardization(nn.Module):
+    """Standardise pooled states by running mean and variance; in training mode, add Gaussian noise.
 
-    On a frozen encoder the states of other languages lie near those of the trained ones, not on them: a projector
-    that is trained with noise is smooth where they lie.
+    A frozen encoder puts texts of languages that were not trained near those of trained languages, but not at the same
+    points. A projector that is trained with noise is smooth in between.
     """
 
     def __init__(self, width: int, std: float) -> None:
@@ -143,13 +149,13 @@ def build_projector(
     Args:
         kind: `linear` and `mlp` (H -> hidden -> D, GELU); `altclip` (LayerNorm, linear, bias-free projection:
             arXiv 2211.06679); `transformer` (mCLIP's X-projector, then a linear map only where H differs from D).
-        pool: which states become the embedding.
+        pool: which states are pooled.
         config: the encoder's transformers config; its hidden_size is H.
         width: D.
-        layers: transformer only.
-        hidden: mlp: default 4 H; altclip: default D.
-        dropout: mlp and transformer.
-        noise: linear and mlp, see `Noise`; 0 leaves it out.
+        layers: transformer: the number of layers.
+        hidden: inner width; mlp: default 4 H; altclip: default D.
+        dropout: mlp and transformer: dropout probability.
+        noise: linear and mlp: standard deviation of `NoisyStandardization`; 0 leaves it out.
     """
     H = int(config.hidden_size)
     if kind == "transformer":
@@ -158,7 +164,7 @@ def build_projector(
     if kind == "altclip":
         inner = hidden or width
         return Projector(pool, nn.Sequential(nn.LayerNorm(H), nn.Linear(H, inner), nn.Linear(inner, width, bias=False)))
-    before: list[nn.Module] = [Noise(H, noise)] if noise else []
+    before: list[nn.Module] = [NoisyStandardization(H, noise)] if noise else []
     if kind == "linear":
         return Projector(pool, nn.Sequential(*before, nn.Linear(H, width)))
     inner = hidden or 4 * H

@@ -1,4 +1,4 @@
-"""Foreign weight files, read without running what they hold."""
+"""Read weight files of other programs without running code that they contain."""
 
 import argparse
 import lzma
@@ -23,14 +23,16 @@ from torch import Tensor
 
 from mclip_kit.errors import CheckpointError, first_line
 
-# What open_clip, transformers and the libraries below them raise over a file or a config that is not theirs.
+StateDict = dict[str, Tensor]
+
+# What open_clip, transformers and the libraries below them raise for a file or a config that does not fit.
 UNFIT = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError),
     *(StopIteration, TypeError, ValueError, pickle.UnpicklingError, SafetensorError, StrictDataclassError),
 )
 
-# What fairseq's files hold besides tensors and plain values: options, and numbers that NumPy computed. Files of
-# NumPy 1 name the same function under numpy.core.
+# What fairseq's files contain besides tensors and plain values: options and NumPy scalars. Files of NumPy 1 name the
+# same function under numpy.core.
 ALLOWED: list[Any] = [
     argparse.Namespace,
     (scalar, "numpy.core.multiarray.scalar"),
@@ -43,63 +45,67 @@ ALLOWED: list[Any] = [
 def read_pickle(path: str | Path) -> Any:
     """The content of a file that torch.save wrote, or of its .xz; tensors on the CPU, memory-mapped where possible.
 
-    Of a TorchScript archive, such as OpenAI's CLIP files, the state dict; its code is left alone.
+    For a TorchScript archive, such as OpenAI's CLIP files, the state dict; the code in it is not run.
 
     Raises:
-        CheckpointError: missing, damaged, or it needs more than tensors, plain values, options and NumPy numbers; then
-            nothing of it was executed.
+        CheckpointError: the file is missing or damaged, or it needs more than tensors, plain values, options and NumPy
+            scalars; nothing of it was run.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
-    with _unpacked(path) as plain:
+    with _unpacked(path) as unpacked:
         try:
-            if _is_torchscript(plain):
-                return _script_weights(plain)
+            if _is_torchscript(unpacked):
+                return _script_weights(unpacked)
             with torch.serialization.safe_globals(ALLOWED):
-                return torch.load(plain, map_location="cpu", weights_only=True, mmap=_can_map(path, plain))
+                return torch.load(unpacked, map_location="cpu", weights_only=True, mmap=_can_map(path, unpacked))
         except pickle.UnpicklingError as error:
             wanted = re.search(r"GLOBAL (\S+)", str(error))
             if wanted:
-                raise CheckpointError(f"{path}: refused, and nothing ran: reading it would call {wanted[1]}") from None
-            raise CheckpointError(f"{path}: damaged, or not a file of weights: {first_line(error)}") from None
-        except Exception as error:  # damage makes a reader of pickles stumble anywhere
-            raise CheckpointError(f"{path}: damaged, or not a file of weights: {first_line(error)}") from None
+                raise CheckpointError(
+                    f"{path}: refused, because reading it would run {wanted[1]}; nothing was run"
+                ) from None
+            raise CheckpointError(f"{path}: damaged, or not a weight file: {first_line(error)}") from None
+        except Exception as error:  # the pickle reader raises any class on damaged files
+            raise CheckpointError(f"{path}: damaged, or not a weight file: {first_line(error)}") from None
 
 
-def named_tensors(content: Any, where: str | Path) -> dict[str, Tensor]:
-    """The content of a weight file, if it is tensors by name.
+def named_tensors(content: Any, where: str | Path) -> StateDict:
+    """The content of a weight file, checked to be tensors by name.
 
+    Args:
+        where: the file, for messages.
     Raises:
-        CheckpointError: it is not; the message names `where` and what is no tensor.
+        CheckpointError: the content is not a dict, or an entry is not a tensor.
     """
     if not isinstance(content, dict):
-        raise CheckpointError(f"{where}: holds a {type(content).__name__}, not weights by name")
+        raise CheckpointError(f"{where}: contains a {type(content).__name__}, not tensors by name")
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{where}: what it holds under {str(name)[:100]!r} is no weight")
+            raise CheckpointError(f"{where}: its entry {str(name)[:100]!r} is not a tensor")
     return content
 
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[Path]:
-    """The file, or a temporary copy of what an .xz holds."""
+    """The file itself, or a temporary file with the content of an .xz."""
     if path.suffix != ".xz":
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder, path.stem)
+        unpacked = Path(folder, path.stem)
         try:
-            with lzma.open(path) as source, open(plain, "wb") as target:
+            with lzma.open(path) as source, open(unpacked, "wb") as target:
                 shutil.copyfileobj(source, target)
         except (lzma.LZMAError, EOFError) as error:
             raise CheckpointError(f"{path}: damaged: {first_line(error)}") from None
-        yield plain
+        yield unpacked
 
 
-def _can_map(path: Path, plain: Path) -> bool:
-    """Tensors may stay in the file if it is a zip archive that lasts."""
-    return path == plain and zipfile.is_zipfile(plain)
+def _can_map(path: Path, unpacked: Path) -> bool:
+    """Whether tensors can be memory-mapped: in a zip archive that is not temporary."""
+    return path == unpacked and zipfile.is_zipfile(unpacked)
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -109,7 +115,7 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-# torch.jit.load runs what an archive's classes do when they are restored, and that may write files.
+# Storage classes of TorchScript archives. torch.jit.load is not used: it runs the archive's __setstate__ methods.
 SCRIPT_STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -124,18 +130,18 @@ SCRIPT_STORAGES = {
 }
 
 
-def _script_weights(path: Path) -> dict[str, Tensor]:
+def _script_weights(path: Path) -> StateDict:
     with zipfile.ZipFile(path) as archive:
         (name,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
         return dict(_tensors(_ScriptReader(archive, name).load(), ""))
 
 
 class _ScriptModule:
-    """A module of a TorchScript archive: its attributes without its code."""
+    """A module of a TorchScript archive: attributes only, no code."""
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict):
-            raise pickle.UnpicklingError("a module that restores itself by code")
+            raise pickle.UnpicklingError("a module with its own __setstate__")
         vars(self).update(state)
 
 
@@ -148,7 +154,7 @@ def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 class _ScriptReader(pickle.Unpickler):
-    """Reads the module tree of a TorchScript archive; knows modules, tensors and plain values only."""
+    """Reads the module tree of a TorchScript archive: modules, tensors and plain values."""
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
         super().__init__(archive.open(name))
@@ -157,14 +163,14 @@ class _ScriptReader(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a global of the archive; every answer is harmless to call and new or unchangeable."""
+        """The harmless replacement for a global of the archive; the archive cannot change it for later reads."""
         if module.split(".")[0] == "__torch__":
             return type(name, (_ScriptModule,), {})
         if module == "torch" and name in SCRIPT_STORAGES:
             return name
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return partial(_strided)
-        if module == "torch.jit._pickle":  # lists, and types of values
+        if module == "torch.jit._pickle":  # typed lists and typed values
             return partial(_first)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict

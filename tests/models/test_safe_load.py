@@ -62,7 +62,7 @@ IN_THE_FILE = {  # what protocol 2 calls it, with Python 2's modules, where it i
 
 def refused(path: Path, call: str) -> tuple[str, str]:
     """How the message must begin and end."""
-    return f"{path}: refused, ", f": reading it would call {call}"
+    return f"{path}: refused, ", f"reading it would run {call}; nothing was run"
 
 
 def says(message: str, both: tuple[str, str]) -> bool:
@@ -367,7 +367,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, kind: str, pack: bool)
     if pack:
         path = tmp_path / "model.pt.xz"
         path.write_bytes(lzma.compress((tmp_path / "model.pt").read_bytes()))
-    assert refusal(lambda: read_pickle(path)).startswith(f"{path}: damaged, or not a file of weights")
+    assert refusal(lambda: read_pickle(path)).startswith(f"{path}: damaged, or not a weight file")
 
 
 def test_what_is_no_xz_is_refused(tmp_path: Path) -> None:

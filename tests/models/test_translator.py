@@ -119,7 +119,7 @@ def test_a_saved_translator_is_the_same(made: tuple[Translator, Path]) -> None:
 @pytest.mark.parametrize(
     ("lost", "words"),
     [
-        ("translator.json", "not a whole translator"),
+        ("translator.json", "not a complete translator folder"),
         ("encoder", "encoder: missing"),
         ("decoder", "decoder: missing"),
         ("decoder/model.safetensors", "decoder cannot be loaded"),
@@ -140,7 +140,7 @@ def test_damage_is_named(squares: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="decoder cannot be loaded"):
         load_translator(tmp_path / "t")
     (tmp_path / "t" / "translator.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="not that of a translator"):
+    with pytest.raises(CheckpointError, match="not the config of a translator"):
         load_translator(tmp_path / "t")
 
 
