@@ -53,7 +53,7 @@ def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
 )
 @click.pass_context
 def evaluate(
-    context: click.Context, models: tuple[Path, ...], task: str, langs: str | None, out: Path | None, **options: Any
+    context: click.Context, /, models: tuple[Path, ...], task: str, langs: str | None, out: Path | None, **options: Any
 ) -> None:
     """Score model folders in every language.
 
