@@ -1,4 +1,4 @@
-"""What a model is compared with: the teacher, translations, another model; and tables of translations with mistakes."""
+"""Baselines: the teacher, translations, another model; and tables of translations with mistakes."""
 
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def test_a_word_may_mean_different_things_in_two_languages(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("Quadrat\n", "line 1: write a caption, a tab, its English"),
         ("Quadrat\tsquare\nRot\t\n", "line 2: write"),
@@ -106,13 +106,13 @@ def test_a_word_may_mean_different_things_in_two_languages(tmp_path):
         ("Rock\tskirt\nRock\trock\n", "line 2: 'Rock' is 'skirt' in an earlier line, and 'rock' here"),
     ],
 )
-def test_a_wrong_line_is_named(content, said, tmp_path):
+def test_a_wrong_line_is_named(content, message, tmp_path):
     (tmp_path / "own.tsv").write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=rf"own\.tsv {said}"):
+    with pytest.raises(DataError, match=rf"own\.tsv {message}"):
         read_translations(tmp_path / "own.tsv")
 
 
-def test_what_is_no_baseline(captions, tmp_path):
+def test_a_wrong_name_is_refused(captions, tmp_path):
     with pytest.raises(RecipeError, match="--baseline techer: give teacher, translated:FILE or a model folder"):
         baseline("techer", captions, "test", ["de"])
     with pytest.raises(DataError, match=r"none\.tsv: missing"):

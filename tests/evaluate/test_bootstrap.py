@@ -1,4 +1,4 @@
-"""Paired bootstrap intervals: against slow loops, against scipy's, and whether they hold what 95% promises."""
+"""Paired bootstrap intervals: against slow loops, against scipy, and whether they cover the truth at 95%."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_intervals_are_those_of_scipy():
 
 
 def test_intervals_hold_the_truth_and_those_of_single_captions_do_not():
-    """Of 200 draws of 60 pictures with five captions that stand or fall together."""
+    """200 draws of 60 pictures, each with five captions that are always right or wrong together."""
     held, held_alone = 0, 0
     for seed in range(200):
         draw = np.random.default_rng(seed)

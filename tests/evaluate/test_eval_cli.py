@@ -34,7 +34,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def folder(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of random towers, trained on German if one believes it."""
+    """A model folder of random towers that claims to be trained on German."""
     model = build_model(parse(tiny.recipe(squares), Recipe, "tiny"))
     model.trained_languages, model.made_from = ["de"], "a tiny encoder"
     folder = tmp_path_factory.mktemp("run") / "model"
@@ -44,7 +44,7 @@ def folder(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def eval_(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Eval:
-    """Type the command in an empty folder; results go to `out`."""
+    """Run the command in an empty folder; results go to `out`."""
     monkeypatch.chdir(tmp_path)
     words = ["eval", str(folder), "--out", "out"]
     return lambda *more: CliRunner().invoke(cli, [*words, *(str(word) for word in more)])
@@ -52,7 +52,7 @@ def eval_(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Eval
 
 def written(tmp_path: Path) -> dict[str, Any]:
     text = (tmp_path / "out" / "results.json").read_text(encoding="utf-8")
-    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def test_results_are_in_clip_benchmarks_names(eval_, squares, folder, tmp_path):
@@ -104,7 +104,7 @@ def test_image_retrieval_is_text_to_image_as_in_clip_benchmark():
     assert expected["image_retrieval_recall@1"] != expected["text_retrieval_recall@1"]
 
 
-def test_baselines_stand_beside_the_model_with_intervals(eval_, squares, folder, tmp_path):
+def test_baselines_are_compared_with_the_model_with_intervals(eval_, squares, folder, tmp_path):
     lines = (squares / "captions.tsv").read_text(encoding="utf-8").splitlines()
     german = [line.split("\t")[3] for line in lines if "\tde\ttest\t" in line]
     (tmp_path / "de.tsv").write_text("".join(f"{text}\ta square\n" for text in german), encoding="utf-8")
@@ -160,7 +160,7 @@ def _colour_names() -> dict[str, list[str]]:
     return {"en": list(tiny.COLOURS), "de": [names[1] for names in tiny.COLOURS.values()]}
 
 
-def test_classes_of_one_name_are_said_and_missed(eval_, colours, tmp_path):
+def test_classes_of_one_name_are_printed_and_count_as_misses(eval_, colours, tmp_path):
     for name in ("red", "blue"):
         shutil.copytree(colours / name, tmp_path / "two" / name)
     (tmp_path / "own.yaml").write_text("de: {classnames: [blau, blau], templates: ['{c}']}", encoding="utf-8")
@@ -202,13 +202,13 @@ def test_wrong_words_end_in_one_line(eval_, squares, colours, tmp_path):
     zeroshot = ("--task", "zeroshot", "--data", colours)
     assert_one_line(eval_(*zeroshot, "--baseline", "teacher"), "--baseline", "--task retrieval")
     (tmp_path / "own.yaml").write_text("de: {classnames: [blau], templates: ['{c}']}", encoding="utf-8")
-    for words, said in (
+    for words, message in (
         ([], "class 'black' is not a synset of ImageNet; name the classes with --classes FILE.yaml"),
         (["--classes", "own.yaml"], "own.yaml: de: classnames has 1 names, but the data has 6 classes"),
     ):
         wrong = eval_(*zeroshot, *words)
         assert wrong.exit_code == 2
-        assert wrong.output.splitlines()[-1] == f"Error: {said}"  # after a progress bar
+        assert wrong.output.splitlines()[-1] == f"Error: {message}"  # after a progress bar
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +224,7 @@ def test_leaks_of_a_run_are_repeated(folder, squares, tmp_path, monkeypatch):
     assert written(tmp_path)["leakage"] == [{"model": "run/model", **asdict(leak)}]
 
 
-def test_a_model_of_no_numbers_finds_nothing(folder, squares, tmp_path, monkeypatch):
+def test_a_model_of_non_finite_numbers_finds_nothing(folder, squares, tmp_path, monkeypatch):
     model = load(folder)
     model.projector.requires_grad_(False)
     for parameter in model.projector.parameters():

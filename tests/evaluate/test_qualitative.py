@@ -1,4 +1,4 @@
-"""What a report shows besides numbers, on embeddings that are known."""
+"""Queries and the confusion of languages, on embeddings that are known."""
 
 from pathlib import Path
 
@@ -21,13 +21,13 @@ def test_margins_are_those_of_a_slow_loop() -> None:
         assert found[query] == (pytest.approx(max(right) - max(wrong), abs=1e-5) if right else -np.inf)
 
 
-def test_confusion_tells_languages_apart() -> None:
+def test_confusion_shows_whether_embeddings_cluster_by_language() -> None:
     languages = np.array(["de", "en", "fr"] * 20)
-    meaning, spoken = np.repeat(np.eye(20), 3, axis=0), np.tile(np.eye(3), (20, 1))
+    meaning, language = np.repeat(np.eye(20), 3, axis=0), np.tile(np.eye(3), (20, 1))
     names, neutral = confusion(meaning, languages)
     assert names == ["de", "en", "fr"]
     np.testing.assert_allclose(neutral, (1 - np.eye(3)) / 2)
-    _, clustered = confusion(spoken, languages)
+    _, clustered = confusion(language, languages)
     np.testing.assert_allclose(clustered, np.eye(3))
 
 

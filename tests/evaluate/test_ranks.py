@@ -1,4 +1,4 @@
-"""Ranks of both directions: protocols against slow loops, blocks, exact ties, and numbers that are none."""
+"""Ranks of both directions: protocols against slow loops, blocks, exact ties, non-finite numbers."""
 
 from fractions import Fraction
 
@@ -12,7 +12,7 @@ from mclip_kit.evaluate.retrieval import score
 
 
 def exact_rank(query: np.ndarray, gallery: np.ndarray, group: int, groups: np.ndarray, protocol: str) -> int:
-    """By fractions: one more than the wrong items, or under mclip the wrong groups, at least as near as a right one."""
+    """In fractions: one more than the number of wrong items (mclip: groups) at least as near as a right one."""
     near = [sum(Fraction(float(x)) * Fraction(float(y)) for x, y in zip(query, item, strict=True)) for item in gallery]
     best = max((s for s, other in zip(near, groups, strict=True) if other == group), default=None)
     if best is None:
@@ -54,15 +54,15 @@ def test_both_directions_are_those_of_exact_loops_whatever_the_blocks(kind, prot
     assert i2t.tolist() == exact_ranks(images, texts, image_groups, text_groups, protocol)
 
 
-def test_equal_embeddings_tie_wherever_they_stand():
+def test_equal_embeddings_tie_in_any_position():
     twin_of = np.random.default_rng(1).integers(0, 1500, 5000)
     rows, order = unit(1500, 192, 0)[twin_of], np.arange(5000)
-    found = ranks(rows, rows, order, order)  # every one finds itself, behind all its equals
+    found = ranks(rows, rows, order, order)  # each row finds itself, after all equal rows
     assert found.tolist() == np.bincount(twin_of)[twin_of].tolist()
 
 
 def test_mclip_counts_wrong_pictures_where_others_count_wrong_captions():
-    """Five captions of one wrong picture stand before the right one: fifth place behind, or one."""
+    """Five captions of one wrong picture come before the right one: they cost five places, or one."""
     images, texts = np.eye(2, dtype=np.float32), np.array([[0.5, 0.0]] + [[0.9, 0.1]] * 5, np.float32)
     text_images, strata = np.array([0, 1, 1, 1, 1, 1]), np.array(["a", "a"])
     places = {p: score(images, texts, np.arange(2), text_images, strata, p).i2t_G[0] for p in ("any", "mclip")}
@@ -89,7 +89,7 @@ def test_towers_that_collapsed_score_chance_or_below(constant, protocol):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rows", [4, 40])
-def test_a_row_with_one_number_that_is_none_is_never_found_and_stands_before_everything(rows, value):
+def test_a_row_with_one_non_finite_number_is_a_miss_and_comes_before_everything(rows, value):
     a, b, order = unit(rows, 8, 0), unit(rows, 8, 0), np.arange(rows)
     b[2, 5] = value
     forth, back = both_ranks(a, b, order, order)
@@ -98,12 +98,12 @@ def test_a_row_with_one_number_that_is_none_is_never_found_and_stands_before_eve
     assert back.tolist() == [lost if i == 2 else 1 for i in range(rows)]
 
 
-def test_nothing_right_is_no_hit_in_the_smallest_gallery():
+def test_no_right_answer_is_a_miss_in_the_smallest_gallery():
     assert ranks(unit(2, 3, 0), unit(1, 3, 1), np.array([5, 6]), np.array([6])).tolist() == [11, 1]
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e12])
-def test_the_length_of_embeddings_is_no_matter(scale):
+def test_the_length_of_embeddings_does_not_matter(scale):
     texts, images, text_groups, image_groups = some("directions")
     expected = both_ranks(texts, images, text_groups, image_groups)
     for found, wanted in zip(

@@ -63,7 +63,7 @@ def test_the_nearest_right_answer_counts():
     assert ranks(query_1D, gallery_GD, np.array([7]), np.array([9, 7, 8, 7])).tolist() == [1]
 
 
-def test_right_answers_do_not_stand_in_each_others_way():
+def test_right_answers_do_not_count_against_each_other():
     gallery_GD = np.array([[3.0], [2.0], [2.0], [1.0]], np.float32)
     assert ranks(np.array([[1.0]], np.float32), gallery_GD, np.array([1]), np.array([1, 1, 1, 2])).tolist() == [1]
 
@@ -155,7 +155,7 @@ def test_a_model_is_scored_by_its_own_embeddings(model, squares):
 
 
 @pytest.mark.parametrize("languages", [["fr"], ["de", "fr"]])
-def test_only_wanted_languages_are_scored_beside_the_teacher(model, squares, languages):
+def test_only_wanted_languages_are_scored_with_the_teacher(model, squares, languages):
     assert list(evaluate(model, read_captions(squares), "valid", languages)) == ["teacher", *languages]
     assert list(evaluate(model, read_captions(squares), "valid", languages, teacher_language=None)) == languages
 
@@ -167,7 +167,7 @@ def test_a_language_or_split_without_captions_is_refused(model, squares):
         evaluate(model, read_captions(squares), "dev")
 
 
-def test_the_summary_is_the_mean_over_languages_without_the_teacher(model, squares):
+def test_log_values_are_means_over_languages_without_the_teacher(model, squares):
     results = evaluate(model, read_captions(squares), "valid")
     flat = log_values(results)
     students = [results[language].scores()["t2i_r5"] for language in ("en", "de", "fr")]
@@ -188,11 +188,11 @@ def test_a_model_is_scored_by_the_protocol_that_is_asked_for(model, squares):
         evaluate(model, several, "valid", ["en"], protocol="xtd")
 
 
-def test_embeddings_that_are_no_numbers_are_counted_by_tower_and_never_found(model, squares):
-    broken, said = deepcopy(model), list[str]()
+def test_non_finite_embeddings_are_counted_by_tower_and_count_as_misses(model, squares):
+    broken, logged = deepcopy(model), list[str]()
     with torch.no_grad():
         broken.projector.head[-1].weight.fill_(torch.inf)
-    results = evaluate(broken, read_captions(squares), "valid", ["en", "fr"], cache=FeatureCache(log=said.append))
-    assert "student text: 24 of 24 embeddings are non-finite (NaN or inf); they count as misses" in said
+    results = evaluate(broken, read_captions(squares), "valid", ["en", "fr"], cache=FeatureCache(log=logged.append))
+    assert "student text: 24 of 24 embeddings are non-finite (NaN or inf); they count as misses" in logged
     assert all(results[language].scores()["mean_recall"] == 0 for language in ("en", "fr"))
-    assert not any(line.startswith(("image:", "teacher")) for line in said)
+    assert not any(line.startswith(("image:", "teacher")) for line in logged)

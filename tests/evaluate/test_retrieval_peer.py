@@ -1,4 +1,4 @@
-"""The same embeddings, scored by clip-benchmark and by us: what agrees, and in exactly what we differ."""
+"""The same embeddings, scored by clip-benchmark and by us: what is the same, and what exactly differs."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ WAYS = {"t2i": "image_retrieval_recall", "i2t": "text_retrieval_recall"}
 
 
 class Given:
-    """Towers whose inputs are embeddings already."""
+    """Towers that get embeddings as inputs and return them."""
 
     def encode_image(self, embedding_BD: torch.Tensor) -> torch.Tensor:
         return embedding_BD
@@ -48,7 +48,7 @@ def unit(rows_ND: np.ndarray) -> np.ndarray:
 
 
 def learned(images: int, text_images_Q: np.ndarray, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, and captions that lie near their picture."""
+    """Pictures, and captions near their picture."""
     draw = np.random.default_rng(seed)
     image_GD = unit(draw.normal(size=(images, 24)))
     return image_GD, unit(image_GD[text_images_Q] + noise * draw.normal(size=(len(text_images_Q), 24)))
@@ -66,8 +66,8 @@ def test_recalls_are_those_of_clip_benchmark(text_images_Q, noise):
     assert ours(image_GD, text_QD, text_images_Q) == pytest.approx(expected, abs=1e-5)  # theirs are float32
 
 
-def test_wrong_equals_stand_before_the_right_one_with_us_and_anywhere_with_clip_benchmark():
-    """Its topk takes any of equal scores: what it says lies between ours and that of the luckiest order."""
+def test_wrong_ties_come_before_the_right_one_with_us_and_anywhere_with_clip_benchmark():
+    """Its topk orders equal scores at random: its recall is between ours and that of the best order."""
     draw, text_images_Q = np.random.default_rng(1), np.repeat(np.arange(60), 2)
     image_GD = unit(draw.integers(0, 2, (60, 4)) + np.array([0, 0, 0, 1]))  # a few directions, each of many pictures
     text_QD = image_GD[text_images_Q]
@@ -88,7 +88,7 @@ def test_a_collapsed_tower_has_no_hits_with_us_and_chance_or_luck_with_clip_benc
     assert theirs(same, same, order)["t2i_r10"] == pytest.approx(20)
 
 
-def test_numbers_that_are_none_have_no_hits_with_us_and_some_with_clip_benchmark():
+def test_non_finite_numbers_have_no_hits_with_us_and_some_with_clip_benchmark():
     image_GD, order = unit(np.random.default_rng(0).normal(size=(50, 8))), np.arange(50)
     broken = np.full_like(image_GD, np.nan)
     assert set(ours(image_GD, broken, order).values()) == {0.0}
@@ -111,7 +111,7 @@ def test_a_gallery_smaller_than_k_holds_every_answer_with_us_and_is_refused_by_c
         theirs(image_GD, text_QD, np.arange(6))
 
 
-def test_pictures_that_are_the_same_answer_can_only_raise_what_clip_benchmark_says():
+def test_pictures_that_are_the_same_answer_can_only_raise_the_recalls_of_clip_benchmark():
     text_images_Q = np.repeat(np.arange(60), 2)
     image_GD, text_QD = learned(60, text_images_Q, 0.8, 0)
     t2i_Q, i2t_G = both_ranks(text_QD, image_GD, text_images_Q // 2, np.arange(60) // 2)

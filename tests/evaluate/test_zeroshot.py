@@ -1,4 +1,4 @@
-"""Zero-shot classification: against clip-benchmark's own code, and where it would be flattered."""
+"""Zero-shot classification: against clip-benchmark's code, and where scores would be too high."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ NAMES = ("acc1", "acc5", "mean_per_class_recall")
 
 @pytest.fixture(scope="module")
 def model(squares: Path) -> MultilingualClip:
-    """Random towers: what they score is no matter here."""
+    """Random towers: their scores do not matter here."""
     torch.manual_seed(3)
     return build_model(parse(tiny.recipe(squares), Recipe, "tiny")).eval()
 
@@ -154,7 +154,7 @@ def test_constant_embeddings_score_nothing():
 
 
 @pytest.mark.parametrize("of", ["pictures", "classes", "own class"])
-def test_what_is_no_number_is_never_a_hit(of):
+def test_non_finite_embeddings_count_as_misses(of):
     image_ND, class_CD = np.eye(6, dtype=np.float32)[LABELS], np.eye(6, dtype=np.float32)
     assert score(image_ND, class_CD, LABELS).scores()["acc1"] == 1
     if of == "pictures":
@@ -169,7 +169,7 @@ def test_what_is_no_number_is_never_a_hit(of):
     assert score(image_ND, class_CD, LABELS).scores() == {"acc1": 0, "acc5": 0, "mean_per_class_recall": 0}
 
 
-def test_prompts_that_cancel_out_are_never_a_hit():
+def test_prompts_that_cancel_out_count_as_misses():
     encode = lambda texts: np.array([[1, 0], [-1, 0]] * (len(texts) // 2), np.float32)  # noqa: E731
     class_CD = class_embeddings(encode, Prompts({"a": "a", "b": "b"}, ["{}", "not {}"]))
     assert np.isnan(class_CD).all()

@@ -133,9 +133,9 @@ def differences(title: str, ours: Results, theirs: Results, found: Sequence[Diff
     by_place = {(item.language, item.metric): item for item in found}
     for language in dict.fromkeys(item.language for item in found):
         shared = [name for name in ours if name in theirs] if language == "mean" else [language]
-        left, right = (mean_scores(results, shared) for results in (ours, theirs))
+        our_means, their_means = (mean_scores(results, shared) for results in (ours, theirs))
         cells = [
-            _difference(left[metric.log_name], right[metric.log_name], by_place[language, metric.name])
+            _difference(our_means[metric.log_name], their_means[metric.log_name], by_place[language, metric.name])
             for metric in COMPARED
         ]
         lines.append(f"  {language:8}{''.join(cells)}".rstrip())

@@ -23,7 +23,7 @@ def grey_row(language: str, query: str, right: tuple[bool, ...] = (False,) * 5) 
 
 
 def drawn(folder: Path, rows: list[QueryResult]) -> np.ndarray:
-    """The picture (height, width, 3) as it lies on the disk."""
+    """The written picture (height, width, 3)."""
     path = folder / "retrieval.png"
     draw(rows, path, "A title", "Pictures: made up")
     with Image.open(path) as image:

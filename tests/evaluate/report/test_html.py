@@ -59,12 +59,12 @@ def browser() -> Iterator[Any]:
 
 
 def opened(browser: Any, path: Path, width: int) -> tuple[Any, list[str]]:
-    """The page, and what the console had to complain about."""
+    """The page, and the complaints of the console."""
     tab = browser.new_page(viewport={"width": width, "height": 800})
     complaints: list[str] = []
-    tab.on("console", lambda said: complaints.append(said.text))
+    tab.on("console", lambda message: complaints.append(message.text))
     tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or complaints.append(asked.url))
+    tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
     tab.goto(path.as_uri())
     tab.wait_for_load_state("networkidle")
     return tab, complaints
@@ -164,7 +164,7 @@ def test_a_damaged_log_and_recipe_leave_what_is_whole(run: Path, tmp_path: Path)
     assert 'alt="training curves"' in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_text_of_data_is_no_markup() -> None:
+def test_text_of_data_is_not_markup() -> None:
     row = {"model": "<b>x</b>", "tower": "student", "language": "en", "task": "translation", "metrics": {"bleu": 1.0}}
     results = {"results": [row], "comparisons": [], "leakage": []}
     page = html.render([html.Report("<script>alert(1)</script>", results)], Gallery())
@@ -183,7 +183,7 @@ def test_any_name_and_number_is_shown(tmp_path: Path, name: str) -> None:
     assert '<td class="">–</td>' in page
 
 
-def test_a_leak_of_a_baseline_is_told_once() -> None:
+def test_a_leak_of_a_baseline_is_shown_once() -> None:
     leak = Leak("coco train", "coco test", "pictures", 3, 12)
     results = {"results": [], "comparisons": [], "leakage": [{"model": "baseline", **as_json([leak])[0]}]}
     settings = {"data": "coco", "task": "retrieval", "split": "test", "protocol": "any"}
