@@ -24,7 +24,7 @@ demo: install  ## prepare, train both quickstarts and score them, offline
 	$(KIT) eval runs/quickstart/model runs/quickstart_trikd/model --out runs/demo
 
 test: install  ## everything that .ci/run checks; a worker a core, a thread a worker
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

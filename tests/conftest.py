@@ -32,6 +32,14 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SLOW = ("train", "tasks", "test_benchmarks.py", "test_golden_record.py", "features", "prepare")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: with `--dist loadfile` the workers then end at nearly the same time."""
+    items.sort(key=lambda item: not any(name in item.path.parts for name in SLOW))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line about tests that were skipped, with the reasons."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,20 @@ def test_numbers_reach_the_trackers(trackers: list[str], tmp_path: Path, monkeyp
         log.write(stage, f"stage{stage}", start + 1, {"mean_t2i_r1": 12.5, "note": "no number"})
         log.close()
     for name, files in {"tensorboard": "events.*", "wandb": "*.wandb"}.items():
-        written = b"".join(path.read_bytes() for path in (tmp_path / name).rglob(files))
-        assert [f"stage{stage}/mean_t2i_r1".encode() in written for stage in (0, 1)] == [name in trackers] * 2
+        names = [f"stage{stage}/mean_t2i_r1".encode() for stage in (0, 1)]
+        written = read_until(tmp_path / name, files, names if name in trackers else [])
+        assert [column in written for column in names] == [name in trackers] * 2
         assert b"no number" not in written
+
+
+def read_until(folder: Path, files: str, wanted: list[bytes], patience: float = 60.0) -> bytes:
+    """All bytes of some files, once they hold what is wanted: a process of wandb writes them after the run's end."""
+    end = time.monotonic() + patience
+    while True:
+        written = b"".join(path.read_bytes() for path in sorted(folder.rglob(files)))
+        if all(word in written for word in wanted) or time.monotonic() > end:
+            return written
+        time.sleep(0.1)
 
 
 def test_wandb_that_cannot_start_is_said(tmp_path: Path) -> None:
