@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -37,7 +37,8 @@ import numpy as np
 import torch
 from side_by_side import alternate, last_line, ratio, spread
 
-from mclip_kit.config.recipe import Recipe, load
+from mclip_kit.config.recipe import Cache, Recipe, load
+from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.batching import WINDOW, pad
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.datasets import TriangleRows
@@ -48,9 +49,8 @@ from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.text_encoder import new_encoder
-from mclip_kit.tasks.triangle import Triangle, TriangleBatch
-from mclip_kit.tasks.triangle_batches import Feed
-from mclip_kit.train.build import edge_losses, needs
+from mclip_kit.tasks.triangle_batches import TriangleBatches
+from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
 from mclip_kit.train.optim import build_optimizer, trainable
 
 GOAL, GOAL_BARE, GOAL_FILL = 10.0, 1.1, 1.5
@@ -94,7 +94,7 @@ def made(model: MultilingualClip) -> tuple[TriangleRows, Captions, np.ndarray]:
 
 
 @dataclass
-class TriangleStage:
+class Variants:
     """What all variants share: the rows, the rows of batches of similar lengths, the batches of live and of cached."""
 
     triangle: Triangle
@@ -103,14 +103,14 @@ class TriangleStage:
     examples: TriangleRows
     captions: Captions
     batches: np.ndarray
-    feeds: dict[str, Feed]
+    read: dict[str, TriangleBatches]
     notes: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Variant -> share of each step before the projectors began; what is filled -> seconds for one."""
 
-    def step(self, name: str, fetch: Callable[[], Fields]) -> float:
+    def step(self, name: str, fetch: Callable[[], TriangleBatch]) -> float:
         """Seconds of one step."""
         start = time.perf_counter()
-        batch = TriangleBatch(**fetch())
+        batch = fetch()
         ready = time.perf_counter()
         self.optimizer.zero_grad()
         terms = self.triangle(batch)
@@ -129,7 +129,7 @@ def columns(rows: np.ndarray) -> Fields:
     return {"languages_B": ones.long(), "groups_B": torch.from_numpy(rows), "has_teacher_B": ones}
 
 
-def naive(stage: TriangleStage, rows: np.ndarray) -> Fields:
+def naive(stage: Variants, rows: np.ndarray) -> TriangleBatch:
     """A batch as the official code computes it."""
     examples, model, clip = stage.examples, stage.triangle.model, stage.triangle.model.clip[0]
     pixels_BCHW, _ = read_pixels(stage.captions, examples.images_N[rows], clip.transform, clip.preprocess)
@@ -139,20 +139,20 @@ def naive(stage: TriangleStage, rows: np.ndarray) -> Fields:
     states_BTH = model.encoder(ids_BT, mask_BT)
     model.encoder.eval()
     vertices = {"image_BE": model.image(pixels_BCHW), "teacher_BE": model.teacher_text(teacher_ids_BT)}
-    return {**columns(rows), **vertices, "states_BTH": states_BTH, "mask_BT": mask_BT}
+    return TriangleBatch(**columns(rows), **vertices, states_BTH=states_BTH, mask_BT=mask_BT)
 
 
-def bare(stage: TriangleStage, rows: np.ndarray) -> Fields:
+def bare(stage: Variants, rows: np.ndarray) -> TriangleBatch:
     """A batch of random tensors."""
     _, mask_BT = pad([stage.examples.tokens[row] for row in rows])
     vertices = {name: torch.randn(len(rows), stage.triangle.model.clip[0].width) for name in ("image_BE", "teacher_BE")}
     states_BTH = torch.randn(*mask_BT.shape, stage.triangle.model.encoder.width)
-    return {**columns(rows), **vertices, "states_BTH": states_BTH, "mask_BT": mask_BT}
+    return TriangleBatch(**columns(rows), **vertices, states_BTH=states_BTH, mask_BT=mask_BT)
 
 
-def filled(stage: TriangleStage, rows: np.ndarray) -> float:
+def filled(stage: Variants, rows: np.ndarray) -> float:
     """Fill a new cache for some rows; seconds for a distinct picture and its texts. Each part is noted too."""
-    some, parts = stage.feeds["cached"].examples.some(rows), []
+    some, parts = stage.read["cached"].rows.select(rows), []
     with tempfile.TemporaryDirectory() as folder:
         frozen = FrozenTowers(stage.triangle.model, FeatureCache(Path(folder), log=lambda line: None))
         image = lambda: frozen.images(stage.captions, some.images_N)  # noqa: E731
@@ -166,27 +166,30 @@ def filled(stage: TriangleStage, rows: np.ndarray) -> float:
     return sum(parts)
 
 
-def prepared(small: bool, root: Path) -> TriangleStage:
+def prepared(small: bool, root: Path) -> Variants:
     """The stage with its cache filled."""
     recipe = load("trikd_projectors")
     wanted, model = recipe.stages[0], towers(recipe, small)
-    triangle = Triangle(model, edge_losses(wanted), trained := trainable(model, wanted.train)).train()
+    assert isinstance(wanted, TriangleStage)
+    triangle = Triangle(model, wanted.edges, trainable(model, wanted.train)).train()
     settings = wanted.optimizer, wanted.lr / wanted.warmup_steps, wanted.weight_decay, wanted.betas, wanted.eps
     examples, captions, batches = made(model)
-    some, asked = examples.some(batches.ravel()), needs(wanted, trained, recipe.cache)
+    some = examples.select(batches.ravel())
     frozen = FrozenTowers(model, FeatureCache(root, log=lambda line: None))
-    live = Feed(frozen, some, replace(asked, cache="off"), captions)
-    cached = Feed(frozen, some, replace(asked, cache="tokens"), captions)
+    read = {
+        name: TriangleBatches(frozen, some, wanted, wanted.train, Cache(features=features), captions)
+        for name, features in (("live", "off"), ("cached", "tokens"))
+    }
     parts = triangle, build_optimizer(triangle, *settings), float(wanted.clip_norm or 0), examples, captions
-    return TriangleStage(*parts, np.arange(batches.size).reshape(batches.shape), {"live": live, "cached": cached})
+    return Variants(*parts, np.arange(batches.size).reshape(batches.shape), read)
 
 
-def check(stage: TriangleStage) -> None:
+def check(stage: Variants) -> None:
     """Stop unless the first cached step has the loss and gradients of the live step."""
     losses, gradients = [], []
     for name in ("live", "cached"):
         torch.manual_seed(1)  # the same dropout in the X-projector
-        loss = stage.triangle(TriangleBatch(**stage.feeds[name].batch(stage.batches[BATCHES // 2])))["loss"]
+        loss = stage.triangle(stage.read[name].batch(stage.batches[BATCHES // 2]))["loss"]
         trained = [parameter for parameter in stage.triangle.parameters() if parameter.requires_grad]
         gradients.append(torch.cat([part.flatten() for part in torch.autograd.grad(loss, trained)]))
         losses.append(float(loss.detach()))
@@ -196,7 +199,7 @@ def check(stage: TriangleStage) -> None:
         sys.exit(f"cached_vs_live: they differ by more than {CLOSE}")
 
 
-def measured(stage: TriangleStage, rounds: int) -> dict[str, list[float]]:
+def measured(stage: Variants, rounds: int) -> dict[str, list[float]]:
     """Seconds of a step of every variant, and of filling a row, one figure per round."""
     rng = np.random.default_rng(1)
     draw = lambda: rng.choice(len(stage.examples), BATCH, replace=False)  # noqa: E731
@@ -204,7 +207,7 @@ def measured(stage: TriangleStage, rounds: int) -> dict[str, list[float]]:
     tensors = bare(stage, draw())
 
     def fed(name: str, batches: np.ndarray) -> float:
-        return mean(stage.step(name, partial(stage.feeds[name].batch, rows)) for rows in batches)
+        return mean(stage.step(name, partial(stage.read[name].batch, rows)) for rows in batches)
 
     variants = {
         "naive": lambda: stage.step("naive", lambda: naive(stage, draw())),

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mclip_kit.config.stages import Edge
 from mclip_kit.data.batching import pad
 from mclip_kit.errors import CheckpointError
 from mclip_kit.interop import fairseq
 from mclip_kit.interop.mclip import Imported, import_mclip
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
-from mclip_kit.tasks.triangle import EdgeLoss, Triangle, TriangleBatch
+from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
 from tests.shared import MCLIP_TINY as FIXTURE
 from tests.shared import needs
 
@@ -78,11 +79,11 @@ def batch(
     )
 
 
-def edges(it: float, positives: str, ttc: float) -> dict[str, EdgeLoss]:
-    options: dict[str, Any] = {"positives": positives}
+def edges(it: float, positives: str, ttc: float) -> dict[str, Edge]:
+    options: dict[str, Any] = {"loss": "contrastive", "positives": positives}
     return {
-        "image-student_text": EdgeLoss("contrastive", 1.0, it, learned=True, **options),
-        "teacher_text-student_text": EdgeLoss("contrastive", 0.1, ttc, without_teacher="image", **options),
+        "image-student_text": Edge(weight=1.0, temperature=it, learned=True, **options),
+        "teacher_text-student_text": Edge(weight=0.1, temperature=ttc, missing_teacher="image", **options),
     }
 
 
