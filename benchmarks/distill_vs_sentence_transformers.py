@@ -34,7 +34,6 @@ from side_by_side import alternate, last_line, ratio, seconds, spread
 from transformers import TrainerCallback
 
 from mclip_kit.config.recipe import Recipe
-from mclip_kit.train.build import build_objective
 from mclip_kit.train.loop import train
 from mclip_kit.train.run import Run
 
@@ -77,9 +76,8 @@ def recipe(bitext: Path, small: bool) -> Recipe:
 
 def our_steps(mine: Run) -> Iterator[Any]:
     """Our training, step by step."""
-    stage = mine.recipe.stages[0]
-    objective = build_objective(stage, mine.model, mine.trained[0])
-    return train(mine.accelerator, mine.loop(0, objective), 0)
+    task = next(mine.tasks())
+    return train(mine.accelerator, mine.loop(0, task, task.module()), 0)
 
 
 class Ends(TrainerCallback):  # type: ignore[misc]

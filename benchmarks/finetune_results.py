@@ -52,7 +52,7 @@ def tuned(seed: int, folder: Path, multi30k: Path | None, train: int, epochs: in
     start, features = folder / "quickstart_trikd" / "model", folder.parent / "features"
     changes = [
         f"seed={seed}",
-        f"start={start}",
+        f"init_from={start}",
         f"data.captions={data}",
         f"cache.folder={features}",  # the encoder is the same for every seed
         "stages.0.train=[projector]",
