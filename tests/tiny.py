@@ -1,7 +1,5 @@
 """Small real things that tests share: a corpus of coloured squares, and a recipe of tiny towers for it."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +12,7 @@ from PIL import Image
 from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.data.tokenizer import XlmrTokenizer
+from tests import processes
 
 COLOURS = {
     "red": ((220, 30, 30), "rot", "rouge"),
@@ -99,11 +98,12 @@ def fairseq_preprocess(lines: dict[str, Sequence[str]], bitext: Path, folder: Pa
     for language, texts in lines.items():
         pieces = [" ".join(tokenizer.spm.encode(text, out_type=str)) for text in texts]
         (folder / f"train.spm.{language}").write_text("".join(f"{line}\n" for line in pieces), encoding="utf-8")
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", source, "--target-lang", target]
-    command += ["--trainpref", str(folder / "train.spm"), "--destdir", str(folder / "bin"), "--workers", "1"]
+    words = ["--source-lang", source, "--target-lang", target, "--workers", "1"]
+    words += ["--trainpref", str(folder / "train.spm"), "--destdir", str(folder / "bin")]
     for option, language in (("--srcdict", source), ("--tgtdict", target)):
-        command += [option, str(bitext / f"dict.{language}.txt")]
-    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+        words += [option, str(bitext / f"dict.{language}.txt")]
+    done = processes.run(processes.script, "from fairseq_cli.preprocess import cli_main; cli_main()", *words)
+    assert done.returncode == 0, done.stderr
     return folder / "bin"
 
 

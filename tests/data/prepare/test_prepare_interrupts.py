@@ -12,7 +12,6 @@ import pytest
 from tests import processes
 
 PATIENCE = 300  # seconds; only a process that hangs takes so long
-
 SLOW = """
 import sys, time
 from mclip_kit.data.prepare import binarize
@@ -54,7 +53,7 @@ def run_code(pipe: Any, code: str, words: list[str]) -> None:
 
 
 def until_binarising(process: processes.Child, out: Path) -> None:
-    """Wait until there is something in a .bin."""
+    """Wait until a .bin has content."""
     for _ in range(100 * PATIENCE):
         if any(path.stat().st_size for path in (out.parent / f".{out.name}.part").glob("bitext/.*.bin")):
             return
