@@ -138,7 +138,7 @@ def test_one_side_shorter(type_: Type, recipe: Path, tmp_path: Path) -> None:
         shutil.copy(folder / f"valid.en-de.de.{suffix}", folder / f"train.en-de.de.{suffix}")
     result = type_("train", recipe, "--set", "evaluation=null")
     assert result.exit_code == 2
-    assert "train.en-de: 72 en lines against 12 de lines" in result.output.splitlines()[-1]
+    assert "train.en-de: 72 en lines but 12 de lines" in result.output.splitlines()[-1]
 
 
 def test_unreadable_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:

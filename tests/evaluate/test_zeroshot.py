@@ -239,7 +239,7 @@ def test_one_class_or_none_is_refused(tmp_path):
         read_labelled(tmp_path, "test")
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="sort them into a folder per class"):
+    with pytest.raises(DataError, match="sort them into a folder for each class"):
         read_labelled(tmp_path, "test")
 
 
