@@ -23,7 +23,7 @@ class Embedder:
     """
 
     def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
-        self._model = model
+        self._model, self._cache = model, cache
         self._frozen = FrozenTowers(model, cache)
         self.log = cache.log
 
@@ -54,7 +54,7 @@ class Embedder:
         tokens = model.student_tokens(texts)
         if model.projector.blocks is None:
             return self._project("projector.head", self._frozen.pooled(tokens).take())
-        if not (self._frozen.store.lasts("encoder") and self._frozen.store.tokens):
+        if not (self._cache.lasts("encoder") and self._cache.tokens):
             return model.encode_text(texts).numpy()
         try:
             states = self._frozen.token_states(tokens)
