@@ -6,18 +6,7 @@ from typing import Any
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.errors import RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Scorer, Validation
-
-try:
-    from mclip_kit.tasks.base import Scores
-except ImportError:  # until tasks/ is complete
-    from typing import NamedTuple
-
-    class Scores(NamedTuple):  # type: ignore[no-redef]
-        """The score, the values, the names of those that are printed."""
-
-        score: float
-        values: dict[str, Any]
-        shown: tuple[str, ...] = ()
+from mclip_kit.tasks.base import Scores
 
 
 def evaluator(recipe: Recipe) -> Callable[[Any, Any, Any], Scores] | None:
