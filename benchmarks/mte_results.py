@@ -19,10 +19,10 @@ from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.evaluate import retrieval, translation
 from mclip_kit.evaluate.retrieval import TEACHER
-from mclip_kit.evaluate.validation import Scores as Validated
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.models.translator import Translator
+from mclip_kit.tasks.base import Scores as Validated
 from mclip_kit.train.run import Run
 
 SENTENCES, BEAMS = 200, 5  # of each direction's test split

@@ -23,11 +23,11 @@ from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.data.captions import read_captions
 from mclip_kit.evaluate.report.tables import Results
 from mclip_kit.evaluate.retrieval import TEACHER, evaluate
-from mclip_kit.evaluate.validation import Scores as Validated
 from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_text
 from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.tasks.base import Scores as Validated
 from mclip_kit.train.run import Run
 
 GOAL = 0.8  # of the teacher's English R@1, for the student's weakest language

@@ -23,7 +23,7 @@ class Embedder:
     """
 
     def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
-        self._model = model
+        self._model, self._cache = model, cache
         self._frozen = FrozenTowers(model, cache)
         self.log = cache.log
 
