@@ -1,9 +1,7 @@
-"""Translation stages as runs: they learn, resume, share work among processes, and hand an encoder on."""
+"""Translation stages as runs: they learn, resume, share steps among processes, and pass an encoder on."""
 
 import json
-import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,12 @@ from mclip_kit.errors import DataError
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.models.translator import load_translator
+from mclip_kit.tasks import translation
+from mclip_kit.train import checkpoint
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import processes, tiny
+from tests.train.runs import different, train_until_killed
 
 BOTH = ["encoder", "decoder"]
 
@@ -55,7 +56,7 @@ def test_what_was_learnt_translates_held_out_sentences(squares: Path, tmp_path: 
     tree["stages"] = [{**tree["stages"][0], "directions": ["en-de", "de-en"], "steps": 200, "batch_tokens": 1024}]
     tree["stages"].append({**tree["stages"][0], "name": "contrast", "contrast": {}, "steps": 100})
     path = tiny.write_recipe(tree, tmp_path / "mte.yaml")
-    said = processes.train(path, tmp_path / "run")
+    printed = processes.train(path, tmp_path / "run")
     scored = [row for row in read_log(tmp_path / "run") if "bleu" in row]
     first, after, last = scored[0], [row for row in scored if row["stage"] == "translation"][-1], scored[-1]
     assert first["bleu"] < 5
@@ -63,7 +64,7 @@ def test_what_was_learnt_translates_held_out_sentences(squares: Path, tmp_path: 
     assert last["retrieval_error"] < min(first["retrieval_error"], after["retrieval_error"]) - 20
     assert "tok:13a" in last["bleu_signatures"]
     assert "nc:6" in last["chrf_signatures"]
-    assert f"encoder: hf:{tmp_path / 'run' / 'model' / 'encoder'}" in said
+    assert f"encoder: hf:{tmp_path / 'run' / 'model' / 'encoder'}" in printed
     made = load_translator(tmp_path / "run" / "model")
     assert made.trained_languages == ["de", "en"]
     encoder = named_encoder(f"hf:{tmp_path / 'run' / 'model' / 'encoder'}")
@@ -77,7 +78,6 @@ def test_frozen_weights_stay_as_they_are(squares: Path, tmp_path: Path) -> None:
     tree["cache"] = "off"
     run(tree, tmp_path / "run")
     made = weights(tmp_path / "run")
-    torch.manual_seed(1)
     start = Run(load(tmp_path / "run.yaml"), tmp_path / "again").model.state_dict()
     changed = {name for name in made if not torch.equal(made[name], start[name])}
     assert not [name for name in changed if name.startswith("encoder.")]
@@ -108,46 +108,35 @@ def test_a_stage_that_sees_its_pairs_once_keeps_no_states(squares: Path, tmp_pat
 
 @pytest.mark.parametrize(("stage", "step"), [(0, 7), (1, 11)])
 def test_a_killed_run_resumes_to_the_same_weights(squares: Path, tmp_path: Path, stage: int, step: int) -> None:
+    """The decoder's word table is the encoder's: a checkpoint has it once, or twice with the same bits."""
     tree = recipe(squares)
     tree["decoder"]["dropout"] = tree["encoder"]["dropout"] = 0.1
+    tree["stages"][1]["ema"] = 0.8
     run(tree, tmp_path / "whole")
-    code = f"""
-import os, sys
-from pathlib import Path
-from mclip_kit.config.recipe import load
-import mclip_kit.train.run as module
-module.LOG_EVERY = 1
-def stop(self, index, step, values):
-    if (index, step) == ({stage}, {step}):
-        os._exit(9)
-module.Run._write = stop
-module.Run(load(sys.argv[1]), Path(sys.argv[2])).go()
-"""
-    words = [sys.executable, "-c", code, str(tmp_path / "whole.yaml"), str(tmp_path / "cut")]
-    assert subprocess.run(words, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 9
+    killed = processes.run(train_until_killed, tmp_path / "whole.yaml", tmp_path / "cut", stage, step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    state = checkpoint.read(tmp_path / "cut" / "checkpoints" / "last.pt")
+    assert (state.stage, state.step) == (stage, 5 * (step // 5))
     Run(load(tmp_path / "whole.yaml"), tmp_path / "cut", resume=True).go()
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
+    assert not different(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
-AS_FOR_TWO = """
-import mclip_kit.train.run as run
-plan = run.pairs_plan
-run.pairs_plan = lambda stage, pairs, shares, processes, seed: plan(stage, pairs, shares, 2, seed)
-from mclip_kit.cli import main
-main()
-"""
+def train_as_for_two(*words: str) -> None:
+    """`mclip-kit WORDS` with batches cut as for two processes, however many there are."""
+    plan = translation.Plan
+
+    def for_two(directions: Any, lengths: Any, processes: int, *others: Any, **more: Any) -> Any:
+        return plan(directions, lengths, 2, *others, **more)
+
+    translation.Plan = for_two
+    processes.command(*words)
 
 
 def test_two_processes_train_as_one(squares: Path, tmp_path: Path) -> None:
     path = tiny.write_recipe(recipe(squares), tmp_path / "mte.yaml")
-    (tmp_path / "main.py").write_text(AS_FOR_TWO)  # batches are cut for as many processes as there are
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, launch in (("one", []), ("two", torchrun)):
-        words = [sys.executable, *launch, str(tmp_path / "main.py"), "train", str(path)]
-        words += ["--out", str(tmp_path / name / "run")]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    for name, ranks in (("one", 1), ("two", 2)):
+        words = ["train", str(path), "--out", str(tmp_path / name / "run")]
+        done = processes.run(train_as_for_two, *words, ranks=ranks)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = ([row for row in read_log(tmp_path / name / "run") if "loss" in row] for name in ("one", "two"))
     assert {row["stage"] for row in one} == {"translation", "contrast"}
@@ -164,7 +153,7 @@ def test_a_budget_without_room_for_a_pair_is_refused(squares: Path, tmp_path: Pa
         run(tree, tmp_path / "run")
 
 
-def test_mclip_plus_runs_whole_with_small_towers(squares: Path, tmp_path: Path) -> None:
+def test_mclip_plus_runs_to_its_end_with_tiny_towers(squares: Path, tmp_path: Path) -> None:
     changes = [
         f"data={{captions: {squares}, bitext: {squares / 'bitext'}}}",
         f"teacher={{weights: random, model: {json.dumps(tiny.TEACHER)}}}",
@@ -177,8 +166,8 @@ def test_mclip_plus_runs_whole_with_small_towers(squares: Path, tmp_path: Path) 
         *("stages.2.batch_size=24", "stages.2.epochs=1"),
     ]
     options = [word for change in changes for word in ("--set", change)]
-    said = processes.train(Path("recipes/mclip_plus.yaml"), tmp_path / "run", 1, *options)
-    assert "decoder" in said
+    printed = processes.train(Path("recipes/mclip_plus.yaml"), tmp_path / "run", 1, *options)
+    assert "decoder" in printed
     rows = read_log(tmp_path / "run")
     assert [stage for stage in dict.fromkeys(row["stage"] for row in rows)] == ["translation", "contrast", "trikd"]
     model = load_model(tmp_path / "run" / "model")
