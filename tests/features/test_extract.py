@@ -159,7 +159,7 @@ def test_each_content_is_computed_once(model: MultilingualClip, monkeypatch: pyt
     assert torch.equal(there[[0, 1]], there[[2, 3]])
     assert torch.equal(there, back.flip(0))
     assert not torch.equal(there[0], there[1])
-    store.forget("teacher_text")
+    store.drop("teacher_text")
     frozen.teacher_texts(texts[:1])
     assert len(seen) == 3
     repaired = ["voilÃ\xa0", "a\x85b"]  # ftfy repairs these before spaces are normalised

@@ -11,7 +11,7 @@ import torch
 from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.corpora import Content
-from mclip_kit.data.prepare.prepare import write
+from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
@@ -117,7 +117,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(replace(row, texts=[*row.texts, ("es", f"el {english}"), ("it", f"il {english}")]))
     out = tmp_path_factory.mktemp("five") / "data"
     languages = {"languages": ["en", "de", "fr", "es", "it"]}
-    write(lambda: Content(rows, content.pixels), corpus.model_copy(update=languages), out)
+    write_prepared(lambda: Content(rows, content.pixels), corpus.model_copy(update=languages), out)
     return out
 
 

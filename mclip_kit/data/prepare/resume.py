@@ -33,6 +33,15 @@ def describe_wanted(corpus: Corpus, spm: Path | None, source: Source) -> dict[st
     return {"corpus": declared, "spm": sha256(spm) if spm else None, "source": places[0], "pictures": places[1]}
 
 
+PROSE = ("about", "obtain", "size", "notes", "licences")  # of a declaration: other words, but the same corpus
+
+
+def _without_prose(wanted: dict[str, Any]) -> dict[str, Any]:
+    declared = wanted.get("corpus")
+    kept = {k: v for k, v in declared.items() if k not in PROSE} if isinstance(declared, dict) else declared
+    return {**wanted, "corpus": kept}
+
+
 def check_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a folder that exists.
 
@@ -44,7 +53,7 @@ def check_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         found = {key: manifest.get(key) for key in wanted}
     except (OSError, ValueError, AttributeError):
         raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out") from None
-    if found != wanted:
+    if _without_prose(found) != _without_prose(wanted):
         raise DataError(f"{out}: prepared from another declaration or source; remove it or choose another --out")
     sources = [path for path in manifest.get("sources", {}) if os.path.exists(path)]  # others may have been removed
     for path, stamp in file_stamps(map(Path, sources)).items():
@@ -63,8 +72,9 @@ def resume(folder: Path, wanted: dict[str, Any]) -> Progress | None:
     """
     with suppress(OSError, ValueError):
         progress: Progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        same = progress["wanted"] == wanted and progress["sources"] == file_stamps(map(Path, progress["sources"]))
-        if same and _text_is_whole(folder, progress):
+        same = _without_prose(progress["wanted"]) == _without_prose(wanted)
+        unchanged = progress["sources"] == file_stamps(map(Path, progress["sources"]))
+        if same and unchanged and _text_is_whole(folder, progress):
             for path in folder.rglob(".*.part*"):  # files that were not finished
                 path.unlink()
             return progress

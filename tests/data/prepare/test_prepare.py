@@ -139,7 +139,7 @@ def test_preparing_twice_keeps_the_folder(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == written
 
 
-@pytest.mark.parametrize("change", [{"about": "other squares"}, {"languages": ["en", "de"]}, {"options": {"size": 8}}])
+@pytest.mark.parametrize("change", [{"splits": {"test": 0.5}}, {"languages": ["en", "de"]}, {"options": {"size": 8}}])
 def test_a_folder_of_another_declaration_is_refused(tmp_path, monkeypatch, change):
     corpus = with_reader(monkeypatch, few)
     prepare(corpus, tmp_path / "data")
@@ -147,6 +147,12 @@ def test_a_folder_of_another_declaration_is_refused(tmp_path, monkeypatch, chang
         DataError, match="prepared from another declaration or source; remove it or choose another --out"
     ):
         prepare(corpus.model_copy(update=change), tmp_path / "data")
+
+
+def test_a_declaration_in_other_words_is_the_same(tmp_path, monkeypatch):
+    corpus = with_reader(monkeypatch, few)
+    manifest = prepare(corpus, tmp_path / "data")
+    assert prepare(corpus.model_copy(update={"about": "other squares", "notes": ["new"]}), tmp_path / "data") == manifest
 
 
 def test_a_folder_with_another_vocabulary_is_refused(squares, tmp_path, monkeypatch):
