@@ -152,7 +152,8 @@ def test_a_folder_of_another_declaration_is_refused(tmp_path, monkeypatch, chang
 def test_a_declaration_in_other_words_is_the_same(tmp_path, monkeypatch):
     corpus = with_reader(monkeypatch, few)
     manifest = prepare(corpus, tmp_path / "data")
-    assert prepare(corpus.model_copy(update={"about": "other squares", "notes": ["new"]}), tmp_path / "data") == manifest
+    other = corpus.model_copy(update={"about": "other squares", "notes": ["new"]})
+    assert prepare(other, tmp_path / "data") == manifest
 
 
 def test_a_folder_with_another_vocabulary_is_refused(squares, tmp_path, monkeypatch):
