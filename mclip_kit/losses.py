@@ -1,4 +1,4 @@
-"""Losses on the edges of the triangle: pure functions of embeddings, each with its source.
+"""Losses for edges of the triangle: pure functions of embeddings, each with its source.
 
 Shapes: B rows of this process, N rows of all processes, D embedding width.
 """
@@ -22,9 +22,12 @@ def mse(
     """Mean squared error over rows and dimensions: teacher learning (AltCLIP, arXiv 2211.06679, section 3.1).
 
     Args:
-        normalize: `both` L2-normalises the two sides first, so that the loss is (2 - 2 cosine) / D.
-        keep_B: bool; the other rows take no part. If none is left, the loss is 0. Processes count by the rows they
-            keep, so that the mean over processes is the loss of all rows.
+        student_BD, teacher_BD: embeddings.
+        normalize: `both` L2-normalises both sides first; the loss is then (2 - 2 cosine) / D.
+        keep_B: bool; other rows are ignored. If no row is kept, the loss is 0. Each process is weighted by the number
+            of its kept rows, so that the mean over processes is the loss of all rows.
+    Returns:
+        A scalar.
     """
     counted: Tensor | float = 1.0
     if keep_B is not None:
@@ -48,19 +51,21 @@ def contrastive(
 ) -> Tensor:
     """Symmetric InfoNCE over the rows of all processes (CLIP, arXiv 2103.00020, figure 3).
 
-    Without groups, or with groups that are all different, it equals open_clip's ClipLoss. With groups, every pair of
-    rows of the same group is right, and the log-probability is averaged over a row's right answers (SupCon,
-    arXiv 2004.11362, equation 2).
+    Without groups, or if all groups differ, it equals open_clip's ClipLoss. With groups, all pairs of rows in the same
+    group are positives, and the log-probability is averaged over a row's positives (SupCon, arXiv 2004.11362,
+    equation 2).
 
     Args:
         a_BD, b_BD: embeddings; they are L2-normalised here.
         scale: factor of the cosines, one over the temperature.
         groups_B: int64; rows with the same number are positives of each other.
-        keep_B: bool; the other rows take no part, neither as questions nor as answers. If none is left, the loss is 0.
-        over_positives: `sum` adds up the log-probabilities of a row's right answers instead, as mCLIP's released
-            fine-tuning does (ACL 2023): a picture with five captions counts five times as much.
-        texts_B: int64; rows with the same number have the same text. A text that stands in another group too is no
-            wrong answer there, as nothing tells it apart: such pairs are masked out of the softmax.
+        keep_B: bool; other rows are ignored, as queries and as candidates. If no row is kept, the loss is 0.
+        over_positives: `sum` adds the log-probabilities of a row's positives, as mCLIP's released fine-tuning does
+            (ACL 2023): a picture with five captions counts five times as much.
+        texts_B: int64; rows with the same number have the same text. If the same text is in two groups, the pair is
+            neither a positive nor a negative: it is masked out of the softmax.
+    Returns:
+        A scalar.
     """
     a_ND, b_ND = _gather(F.normalize(a_BD, dim=-1), F.normalize(b_BD, dim=-1))
     groups_N = None if groups_B is None else _gather_rows(groups_B)
@@ -74,29 +79,33 @@ def contrastive(
             return a_ND.sum() + b_ND.sum()
     logits_NN = scale * a_ND @ b_ND.T
     if groups_N is None:
-        right_NN = torch.eye(len(logits_NN), device=logits_NN.device, dtype=logits_NN.dtype)
+        positive_NN = torch.eye(len(logits_NN), device=logits_NN.device, dtype=logits_NN.dtype)
     else:
-        right_NN = (groups_N[:, None] == groups_N[None, :]).to(logits_NN.dtype)
+        positive_NN = (groups_N[:, None] == groups_N[None, :]).to(logits_NN.dtype)
     if texts_N is not None:
-        neither_NN = (texts_N[:, None] == texts_N[None, :]) & (right_NN == 0)
-        logits_NN = logits_NN.masked_fill(neither_NN, torch.finfo(logits_NN.dtype).min)  # finite: 0 * inf is no number
+        masked_NN = (texts_N[:, None] == texts_N[None, :]) & (positive_NN == 0)
+        logits_NN = logits_NN.masked_fill(masked_NN, torch.finfo(logits_NN.dtype).min)  # finite, because 0 * inf is NaN
     if over_positives == "mean":
-        right_NN = right_NN / right_NN.sum(1, keepdim=True)
-    return (F.cross_entropy(logits_NN, right_NN) + F.cross_entropy(logits_NN.T, right_NN)) / 2
+        positive_NN = positive_NN / positive_NN.sum(1, keepdim=True)
+    return (F.cross_entropy(logits_NN, positive_NN) + F.cross_entropy(logits_NN.T, positive_NN)) / 2
 
 
 @torch.no_grad()
 def health(a_BD: Tensor, b_BD: Tensor, groups_B: Tensor, keep_B: Tensor | None = None) -> dict[str, Tensor]:
-    """Two signs that embeddings still tell texts apart, of some rows of this process; a falling loss can hide that.
+    """Two signs of collapse, from the first rows of this process; a falling loss can hide a collapse.
 
+    Args:
+        a_BD, b_BD: embeddings.
+        groups_B: int64; rows with the same number belong together.
+        keep_B: bool; other rows are ignored.
     Returns:
-        `cosine`: the mean cosine of two different rows of `a`: near 1, all texts have one embedding. `matching`: the
-        share of rows of `a` that are nearest to a row of `b` in their own group (translation matching).
+        `cosine`: the mean cosine of two different rows of `a`; near 1, all texts have the same embedding.
+        `matching`: the share of rows of `a` whose nearest row of `b` is in the same group (translation matching).
     """
     rows = slice(None) if keep_B is None else keep_B
     a_ND, b_ND, groups_N = (column[rows][:HEALTH_ROWS] for column in (a_BD.float(), b_BD.float(), groups_B))
     count = len(a_ND)
-    if count < 2:  # nothing to tell apart, so nothing is wrong; every process has the same terms
+    if count < 2:  # one row cannot collapse; every process returns the same terms
         return {"cosine": a_BD.new_zeros(()).float(), "matching": a_BD.new_ones(()).float()}
     a_ND, b_ND = F.normalize(a_ND, dim=-1), F.normalize(b_ND, dim=-1)
     cosine = (a_ND.sum(0).square().sum() - count) / (count * (count - 1))
@@ -110,7 +119,7 @@ def _processes() -> int:
 
 
 def share(keep_B: Tensor) -> Tensor | float:
-    """Rows, or tokens, that this process keeps, over the mean of all processes."""
+    """The number of kept rows (or tokens) of this process, divided by the mean over all processes."""
     if _processes() == 1:
         return 1.0
     kept = keep_B.sum().float()
@@ -124,9 +133,9 @@ def _gather(a_BD: Tensor, b_BD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of all processes, in their order; gradients of all processes flow back to the owner of a row.
+    """The rows of all processes, in their order; the process of a row gets its gradients from all processes.
 
-    torch.distributed.nn's needs all-to-all, which gloo has not where accelerate chose the backend.
+    torch.distributed.nn.all_gather is not used: its backward needs all-to-all, which the backend gloo lacks.
     """
 
     @staticmethod

@@ -170,9 +170,9 @@ def layers(state: StateDict) -> int:
 def _config(state: StateDict, options: Mapping[str, Any], where: str) -> XLMRobertaConfig | XLMRobertaXLConfig:
     heads, width = options.get("encoder_attention_heads"), state["embed_tokens.weight"].shape[1]
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise CheckpointError(f"{where}: its options have no valid encoder_attention_heads")
+        raise CheckpointError(f"{where}: its options have no valid number of attention heads (encoder_attention_heads)")
     if options.get("activation_fn", "gelu") != "gelu":
-        raise CheckpointError(f"{where}: its activation is {options['activation_fn']}; only gelu is supported")
+        raise CheckpointError(f"{where}: activation {options['activation_fn']} is not supported, only gelu")
     return xlmr_config(
         width=width,
         layers=layers(state),

@@ -1,4 +1,4 @@
-"""The CLIP that is given: open_clip's towers, tokenizer and image transform, which always travel together."""
+"""The given CLIP: open_clip's towers with their tokenizer and image transform."""
 
 import json
 import os
@@ -27,20 +27,24 @@ from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
 from mclip_kit.models.safe_load import UNFIT, read_pickle
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-TEXT = "text"  # in a folder of ours: the config of a Hugging Face text tower
-OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # numbers beside the weights in OpenAI's files
-PLAIN = (".safetensors", ".npz", ".npy")  # of open_clip, big_vision: nothing to unpickle
+TEXT = "text"  # in a folder that we write: the config of a Hugging Face text tower
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # entries of OpenAI's files that are no weights
+SAFE_FORMATS = (".safetensors", ".npz", ".npy")  # of open_clip and big_vision: no pickle inside
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 
 
 class Clip(nn.Module):
-    """Image tower and text tower of a CLIP, with what belongs to them.
+    """Image tower and text tower of a CLIP, with their tokenizer and image transform.
+
+    Shapes: B batch, S picture size, T tokens, E width of the shared space.
 
     Attributes:
         model: open_clip's CustomTextCLIP; `.visual` maps pixels (B, 3, S, S) to (B, E), `.text` ids (B, T) to (B, E).
         config: open_clip's model config.
         preprocess: open_clip's preprocess config (size, mean, std, interpolation, resize_mode).
         tokenizer: open_clip's; list of texts -> ids (B, context length).
+        transform: PIL picture -> pixels (3, S, S).
+        trims: whether `trim` shortens ids; it does if that does not change embeddings.
     """
 
     def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Callable[[list[str]], Tensor]) -> None:
@@ -52,21 +56,21 @@ class Clip(nn.Module):
         self.tokenizer = tokenizer
         text: Any = model.text
         for tower in (model.visual, text):
-            if getattr(tower, "output_tokens", False):  # CoCa's give their token states beside the embedding
+            if getattr(tower, "output_tokens", False):  # CoCa: returns token states too
                 tower.output_tokens = False  # type: ignore[union-attr]
-        self.trims = isinstance(text, TextTransformer) and _sees_only_what_came(text)
+        self.trims = isinstance(text, TextTransformer) and _ignores_later_tokens(text)
         if self.trims:
             text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Ids (B, T) for the text tower, trimmed where that changes nothing."""
+        """Ids (B, T) for the text tower, trimmed if that does not change the embeddings."""
         return self.trim(self.tokenizer(list(texts)))
 
     def trim(self, ids_BT: Tensor) -> Tensor:
-        """Cut ids behind the longest text of the batch.
+        """Cut ids (B, T) after the longest text of the batch.
 
-        A causal tower pools at the end-of-text token and sees nothing behind it, so every embedding stays as it is.
-        Towers that see or pool more (SigLIP, CoCa, Hugging Face's) keep their full length.
+        A causal tower pools the end-of-text token, which does not attend to later tokens, so embeddings do not change.
+        Other towers (SigLIP, CoCa, Hugging Face) keep the full length.
         """
         if not self.trims:
             return ids_BT
@@ -75,13 +79,13 @@ class Clip(nn.Module):
         return ids_BT[:, : int(end.argmax(1).max()) + 1]
 
     def tokenizer_facts(self) -> dict[str, Any]:
-        """What decides the tokenizer's ids, as plain values."""
+        """Everything that decides the tokenizer's ids, as JSON values: part of the key of cached features."""
         backend = getattr(getattr(self.tokenizer, "tokenizer", None), "backend_tokenizer", None)
         rules = json.loads(backend.to_str()) if backend is not None else {}
         return {
             "kind": type(self.tokenizer).__name__,
             "length": getattr(self.tokenizer, "context_length", None),
-            "rules": {**rules, "truncation": None, "padding": None},  # those change with the first call
+            "rules": {**rules, "truncation": None, "padding": None},  # set by the first call
         }
 
     @property
@@ -94,7 +98,7 @@ class Clip(nn.Module):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         with write_whole(folder / WEIGHTS) as temporary:
             save_file(state, temporary, {"format": "pt"})
-        if isinstance(self.tokenizer, HFTokenizer):  # open_clip looks for its files beside the config
+        if isinstance(self.tokenizer, HFTokenizer):  # open_clip looks for its files next to the config
             self.tokenizer.save_pretrained(folder)
         if isinstance(self.model.text, HFTextEncoder):
             self.model.text.config.save_pretrained(folder / TEXT)
@@ -106,12 +110,13 @@ def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
     """Build open_clip's towers, separated into image and text.
 
     Args:
-        model: an open_clip name, `local-dir:DIR`, `hf-hub:ORG/NAME`, `openai:FILE` (a weight file in OpenAI's naming,
-            which says the sizes too) or a model config.
-        weights: a pretrained tag or a file; `random` and `train` both start from random weights.
+        model: an open_clip name, `local-dir:DIR`, `hf-hub:ORG/NAME`, `openai:FILE` (a weight file in OpenAI's naming;
+            the sizes are read from it) or a model config.
+        weights: a pretrained tag or a file; `random` and `train` both mean random weights.
     Raises:
-        RecipeError: open_clip knows no such model or tag.
-        CheckpointError: the weights are neither here nor to be had; the message says how to provide them.
+        RecipeError: open_clip does not know the model or the tag, or cannot build the config.
+        MissingWeights: the weights are neither in the cache nor on the hub.
+        CheckpointError: a file is missing, damaged, or does not fit the model.
     """
     if isinstance(model, dict):
         return _from_config(model)
@@ -123,13 +128,13 @@ def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
     return _from_name(model, None if weights in ("random", "train") else weights)
 
 
-def _sees_only_what_came(text: Any) -> bool:
+def _ignores_later_tokens(text: Any) -> bool:
     causal = text.attn_mask is not None and text.cls_emb is None and not text.use_pad_mask
     return causal and text.pool_type in ("argmax", "eos")
 
 
 def _cut_mask(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """open_clip hands its whole causal mask (77, 77) to the blocks, whatever the text's length is."""
+    """Cut open_clip's causal mask (77, 77) to the length of the batch; open_clip passes it whole."""
     T = inputs[0].shape[1]
     return inputs, {**options, "attn_mask": options["attn_mask"][:T, :T]}
 
@@ -138,7 +143,7 @@ def _from_config(config: dict[str, Any]) -> Clip:
     try:
         model = _new(config)
         size = PreprocessCfg(**model.visual.preprocess_cfg).input_size
-        with evaluating(model):  # sizes that do not fit together show only when a picture comes
+        with evaluating(model):  # some sizes that do not fit fail only on a picture
             model.visual(torch.zeros(1, *size))
         return Clip(model, config, _tokenizer(config))
     except UNFIT as error:
@@ -146,7 +151,7 @@ def _from_config(config: dict[str, Any]) -> Clip:
 
 
 def _new(config: dict[str, Any]) -> Any:
-    """open_clip's towers with new weights, and CLIP's own preprocessing."""
+    """open_clip's towers with random weights, and CLIP's own preprocessing."""
     model = open_clip.CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
     set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
     return model
@@ -165,7 +170,7 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
     """A CLIP from weights in OpenAI's naming.
 
     Args:
-        state: name -> weight, of any precision; the towers are float32.
+        state: name -> weight, of any precision; the towers become float32.
         where: the file, for messages.
         config: open_clip's model config; by default the sizes are read from the weights, as OpenAI's code does.
     Raises:
@@ -173,17 +178,17 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
     """
     try:
         config = {**(config or _openai_config(state)), "quick_gelu": True}  # as OpenAI's models were trained
-        weights = {name: tensor.float() for name, tensor in state.items() if name not in OPENAI_MARKS}
+        weights = {name: tensor.float() for name, tensor in state.items() if name not in OPENAI_SIZES}
         model = _new(config)
         model.load_state_dict(convert_to_custom_text_state_dict(weights))
     except UNFIT as error:
         why = first_line(error)
-        raise CheckpointError(f"{where}: not the CLIP that was asked for, in OpenAI's naming: {why}") from None
+        raise CheckpointError(f"{where}: not a CLIP in OpenAI's naming, or not the configured one: {why}") from None
     return Clip(model, config, _tokenizer(config))
 
 
 def _openai_config(state: dict[str, Tensor]) -> dict[str, Any]:
-    """The sizes of a CLIP, from the shapes of its weights; a head is always 64 wide."""
+    """open_clip's config of a CLIP, from the shapes of its weights; an attention head is always 64 wide."""
     blocks = {tuple(name.split(".")[:4]) for name in state if "resblocks" in name}
     if "visual.proj" in state:
         grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
@@ -208,7 +213,7 @@ def _openai_config(state: dict[str, Tensor]) -> dict[str, Any]:
 
 def _from_folder(folder: Path) -> Clip:
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder / CONFIG}: missing; local-dir: takes a folder as open_clip writes it")
+        raise CheckpointError(f"{folder / CONFIG}: missing; local-dir: takes a folder in open_clip's format")
     name = f"local-dir:{folder}"
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
@@ -229,13 +234,13 @@ def _own_text(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _from_name(name: str, weights: str | None) -> Clip:
     hub = name.startswith("hf-hub:")
-    name = name if hub else name.replace("/", "-")  # ViT-B/32 as papers write it
+    name = name if hub else name.replace("/", "-")  # papers write ViT-B/32
     file = bool(weights) and os.path.isfile(str(weights))
     if not hub:
         _check_names(name, weights, file)
-    if file and Path(str(weights)).suffix not in PLAIN:
+    if file and Path(str(weights)).suffix not in SAFE_FORMATS:
         state = read_pickle(str(weights))
-        if isinstance(state, dict) and OPENAI_MARKS[0] in state:
+        if isinstance(state, dict) and OPENAI_SIZES[0] in state:
             return from_openai(state, str(weights), get_model_config(name))
     quick = bool(weights and (get_pretrained_cfg(name, weights) or {}).get("quick_gelu"))
     options: dict[str, Any] = {"force_custom_text": True, "force_quick_gelu": quick}
@@ -254,14 +259,16 @@ def _from_name(name: str, weights: str | None) -> Clip:
 
 
 def _common(name: str) -> dict[str, Any]:
-    """What all tags of a model do to pictures: a weight file does not say it, and SigLIP's, say, is not CLIP's."""
+    """The preprocessing that all tags of a model share, for weight files: they do not contain it."""
     tags = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     return {key: tags[0][key] for key in TRANSFORM if tags and all(tag[key] == tags[0][key] for tag in tags)}
 
 
 def _check_names(name: str, weights: str | None, file: bool) -> None:
     if get_model_config(name) is None:
-        raise RecipeError(f"teacher.model: open_clip knows no {name!r}{suggest(name, open_clip.list_models())}")
+        raise RecipeError(f"teacher.model: open_clip has no model {name!r}{suggest(name, open_clip.list_models())}")
     known = open_clip.list_pretrained_tags_by_model(name)
     if weights and weights not in known and not file:
-        raise RecipeError(f"teacher.weights: {weights!r} is no file, and no tag of {name}; tags: {', '.join(known)}")
+        raise RecipeError(
+            f"teacher.weights: {weights!r} is neither a file nor a tag of {name}; tags: {', '.join(known)}"
+        )
