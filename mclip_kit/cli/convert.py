@@ -43,7 +43,7 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
         click.echo(remark)
     if imported.temperature:
         click.echo(f"learned temperature of image-student_text: {imported.temperature:.4f}")
-    click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  start: {out}")
+    click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  init_from: {out}")
 
 
 @click.group("export")
