@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from mclip_kit.config.recipe import Recipe, load
@@ -13,6 +14,12 @@ from mclip_kit.train.callbacks.base import Callback, Progress
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import tiny
+
+
+STALE_GRADIENTS = pytest.mark.xfail(
+    strict=True,
+    reason="gradients of weights that a stage freezes and the one before trained are counted in its gradient norm",
+)
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False) -> Run:

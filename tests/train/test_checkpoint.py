@@ -17,6 +17,7 @@ from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import processes, tiny
 from tests.train.runs import (
+    STALE_GRADIENTS,
     Killed,
     different,
     killed_at,
@@ -80,12 +81,15 @@ CASES: dict[str, dict[int, dict[str, Any]]] = {
         2: {"edges": LEARNED, "train": ["encoder.*.layer.0.*", "projector"], "clip_norm": 0.5, "monolingual": True}
     },
     "an average in parts, twice": {1: {"micro_batch": 8, "ema": 0.8}, 2: SECOND_PARTS},
+    "a stage that freezes what the one before trained": {1: {}, 2: {"train": ["projector"], "clip_norm": 0.5}},
     "adapters": {2: {"train": ["lora", "projector"], "edges": LEARNED}},
 }
 """What a stage has that a checkpoint must keep: number of a stage of the tiny recipe -> changes of it."""
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=STALE_GRADIENTS if "freezes" in name else ()) for name in CASES]
+)
 def test_a_stopped_run_resumes_to_the_same_weights(case: str, squares: Path, tmp_path: Path) -> None:
     tree = tiny.recipe(squares)
     tree["teacher"]["weights"] = "random"

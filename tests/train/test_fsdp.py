@@ -13,6 +13,7 @@ from mclip_kit.train import checkpoint
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import processes, tiny
+from tests.train.runs import STALE_GRADIENTS
 from tests.train.test_processes import stages
 
 KEPT = ("model", "model-wise_ft")
@@ -69,23 +70,24 @@ def test_a_checkpoint_of_one_process_resumes_in_two(recipe: Path, whole: Path, t
     assert_close(whole, tmp_path / "run")
 
 
-def stop_in_two(recipe: Path, folder: Path) -> None:
-    """Train until an error in the middle of the second stage, in all processes."""
+def stop_in_two(recipe: Path, folder: Path, stage: int) -> None:
+    """Train until an error in the middle of a stage, in all processes."""
     from mclip_kit.train import callbacks
     from tests.train.runs import killed_at, train
 
     def fail() -> None:
         raise SystemExit(9)
 
-    callbacks.CALLBACKS.insert(0, killed_at(1, 5, fail))
+    callbacks.CALLBACKS.insert(0, killed_at(stage, 5, fail))
     train(load(recipe), folder)
 
 
-def test_a_checkpoint_of_two_processes_resumes_in_one(recipe: Path, whole: Path, tmp_path: Path) -> None:
-    stopped = processes.run(stop_in_two, recipe, tmp_path / "run", ranks=2)
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=STALE_GRADIENTS)])
+def test_a_checkpoint_of_two_processes_resumes_in_one(stage: int, recipe: Path, whole: Path, tmp_path: Path) -> None:
+    stopped = processes.run(stop_in_two, recipe, tmp_path / "run", stage, ranks=2)
     assert stopped.returncode == 9, stopped.stderr[-3000:]
     state = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.pt")
-    assert (state.stage, state.step) == (1, 3)
+    assert (state.stage, state.step) == (stage, 3)
     assert all(type(tensor) is torch.Tensor for tensor in [*state.model.values(), *state.average.values()])
     processes.train(recipe, tmp_path / "run", 1, "--resume")
     assert_close(whole, tmp_path / "run")
