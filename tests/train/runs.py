@@ -15,7 +15,6 @@ from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import tiny
 
-
 STALE_GRADIENTS = pytest.mark.xfail(
     strict=True,
     reason="gradients of weights that a stage freezes and the one before trained are counted in its gradient norm",
