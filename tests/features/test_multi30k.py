@@ -16,7 +16,7 @@ from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.data.tokenizer import train_sentencepiece
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.tasks.triangle_batches import Feed, Needs
+from mclip_kit.tasks.triangle_batches import TriangleBatches
 from mclip_kit.train.build import build_model
 from tests import tiny
 
@@ -42,13 +42,14 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
     bitext = tmp_path / "b" / "bitext"
     tree = tiny.recipe(tmp_path) | {"data": {"bitext": str(bitext)}, "evaluation": None}
     tree |= {"stages": [tree["stages"][1]], "teacher": {"model": tiny.TEACHER, "weights": "random"}}
-    model = build_model(parse(tree, Recipe, "tiny"))
+    recipe = parse(tree, Recipe, "tiny")
+    model = build_model(recipe)
     read: list[str] = []
     seen: list[int] = []
     tokens, run = model.teacher_tokens, model.teacher_text.forward
     monkeypatch.setattr(model, "teacher_tokens", lambda texts: read.extend(texts) or tokens(texts))
     monkeypatch.setattr(model.teacher_text, "forward", lambda ids_BT: seen.append(len(ids_BT)) or run(ids_BT))
-    examples = rows_from_bitext(
+    rows = rows_from_bitext(
         open_bitext(bitext),
         "train",
         LANGUAGES,
@@ -59,13 +60,13 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
         model.encoder.tokenizer.pieces(),
     )
     distinct = set(english)
-    assert len(examples) == 3 * ROWS + len(distinct)
-    needs = Needs(frozenset({"teacher_text", "student_text"}), frozenset({"encoder", "projector"}))
-    feed = Feed(FrozenTowers(model, FeatureCache(tmp_path / "features")), examples, needs)
+    assert len(rows) == 3 * ROWS + len(distinct)
+    towers = FrozenTowers(model, FeatureCache(tmp_path / "features"))
+    batches = TriangleBatches(towers, rows, recipe.stages[0], {"encoder", "projector"}, recipe.cache)
     assert Counter(read) == dict.fromkeys(distinct, 1)
     assert sum(seen) == len(distinct)
-    rows = np.arange(0, len(examples), 97)
+    some = np.arange(0, len(rows), 97)
     with torch.no_grad():
-        wanted_BE = run(tokens([examples.teacher_texts[row] for row in rows]))
-    torch.testing.assert_close(feed.batch(rows)["teacher_BE"], wanted_BE, rtol=0, atol=2e-3)
+        wanted_BE = run(tokens([rows.teacher_texts[row] for row in some]))
+    torch.testing.assert_close(batches.batch(some).teacher_BE, wanted_BE, rtol=0, atol=2e-3)
     assert sum(seen) == len(distinct)

@@ -1,4 +1,4 @@
-"""Two processes with gloo fill the cache together, and train as one process does."""
+"""Processes share the work of filling the cache, and train as one would."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def keys(features: Path) -> dict[str, list[bytes]]:
 def test_two_processes_fill_and_train_as_one(squares: Path, tmp_path: Path) -> None:
     tree = tiny.recipe(squares)
     tree["teacher"]["weights"] = tree["encoder"]["weights"] = "random"
-    tree["encoder"]["dropout"] = 0.0  # it would differ between one process and two
+    tree["encoder"]["dropout"] = 0.0  # each process draws its own
     tree |= {"projector": {"kind": "transformer", "layers": 1, "pool": "eos"}, "clip_projector": "linear"}
     distill = {"teacher_text-student_text": {"loss": "contrastive", "weight": 0.1}}
     stage = tree["stages"][2] | {"train": ["projector", "clip_projector"], "epochs": 3}
