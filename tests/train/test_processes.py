@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.logging import read_log
 from tests import processes, tiny
 
