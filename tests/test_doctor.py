@@ -131,7 +131,7 @@ def test_a_wrong_recipe_is_one_problem_and_the_machine_is_checked(type_: Type, r
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("stages.1.batch_size=5000", "make no batch of 5000"),
+        ("stages.1.batch_size=5000", "too few for a batch of 5000"),
         ("stages.1.train=[student, nothing.*]", "nothing.*"),
         ("teacher.model.vision_cfg.patch_size=99", "cannot build this config"),
     ],

@@ -31,11 +31,11 @@ def built(squares: Path) -> MultilingualClip:
 def model(built: MultilingualClip) -> Iterator[MultilingualClip]:
     """The towers, as they were built at every test's start."""
     before = {name: value.clone() for name, value in built.state_dict().items()}
-    how, preprocess = built.projector.how, dict(built.clip[0].preprocess)
+    how, preprocess = built.projector.pooling, dict(built.clip[0].preprocess)
     hooks = {tower: dict(getattr(built, tower)._forward_hooks) for tower in FROZEN}
     yield built
     built.load_state_dict(before)
-    built.projector.how = how
+    built.projector.pooling = how
     built.clip[0].preprocess = preprocess
     for tower, known in hooks.items():
         getattr(built, tower)._forward_hooks.clear()
@@ -78,7 +78,7 @@ def other_mean(model: MultilingualClip) -> dict[str, Any]:
 
 
 def other_pool(model: MultilingualClip) -> dict[str, Any]:
-    model.projector.how = "mean"
+    model.projector.pooling = "mean"
     return {}
 
 
