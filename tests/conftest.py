@@ -32,7 +32,7 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SLOW = ("train", "tasks", "test_benchmarks.py", "test_golden_record.py", "features", "prepare")
+SLOW = ("train", "tasks", "test_benchmarks.py", "test_golden_record.py", "test_types.py", "features", "prepare")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
