@@ -12,11 +12,11 @@ HAS_WHEEL = 'platform_system == "Linux" and implementation_name == "cpython" and
 NO_WHEEL = 'platform_system != "Linux" or implementation_name != "cpython" or python_version >= "3.13"'
 
 REQUIRES = [
-    # One matched set: fairseq needs torchaudio, whose last release is 2.11, and a newer torch or torchvision with
-    # it breaks `import transformers`.
-    "torch==2.11.*",
-    "torchvision==0.26.*",
-    "torchaudio==2.11.*",
+    # One matched set: fairseq needs torchaudio, whose last release for this torch is 2.11.0 (2.11.1 misses symbols of
+    # torch 2.11.0), and a newer torch or torchvision with it breaks `import transformers`.
+    "torch==2.11.0",
+    "torchvision==0.26.0",
+    "torchaudio==2.11.0",
     "open_clip_torch>=3.3,<4",  # 3.3 is where local-dir: folders and force_custom_text behave as models/clip.py needs
     # fairseq's own last wheel does not install on Python 3.11 and later. ve-fairseq is the same code, built as wheels;
     # elsewhere the maintained source fork is built. Both are `import fairseq`.
