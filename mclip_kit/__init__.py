@@ -41,4 +41,4 @@ if not TYPE_CHECKING:  # a visible __getattr__ would make every unknown attribut
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING"})

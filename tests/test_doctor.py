@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load
-from mclip_kit.doctor import diagnose, environment, verdict
+from mclip_kit.doctor import conclusion, diagnose, environment
 from mclip_kit.doctor.environment import check_packages, check_room, check_versions, installed_version
 from mclip_kit.doctor.findings import OK, PROBLEM, Finding
 from mclip_kit.doctor.weights import check_weights
@@ -277,4 +277,4 @@ def test_too_little_room_is_a_problem(type_: Type) -> None:
 
 def test_the_last_line_counts() -> None:
     found = [Finding(PROBLEM, "x", "y"), *diagnose("no-such-recipe")]
-    assert verdict(None, found) == "this environment is not sound: 2 problems"
+    assert conclusion(None, found) == "this environment is not sound: 2 problems"

@@ -25,7 +25,7 @@ def doctor(recipe: str | None, overrides: tuple[str, ...]) -> None:
 
     The exit code is 1 if there is a problem.
     """
-    from mclip_kit.doctor import diagnose, verdict
+    from mclip_kit.doctor import conclusion, diagnose
     from mclip_kit.doctor.findings import PROBLEM
 
     if overrides and recipe is None:
@@ -34,5 +34,5 @@ def doctor(recipe: str | None, overrides: tuple[str, ...]) -> None:
     for finding in diagnose(recipe, overrides):
         findings.append(finding)
         click.echo(str(finding))
-    click.echo(verdict(recipe, findings))
+    click.echo(conclusion(recipe, findings))
     sys.exit(any(finding.status == PROBLEM for finding in findings))

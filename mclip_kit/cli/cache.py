@@ -62,8 +62,13 @@ def cache_verify(root: Path) -> None:
 
 @cache.command("prune")
 @ROOT
-@click.option("--days", type=float, help="Remove tables that were not used for so many days.")
-@click.option("--size", type=float, metavar="GB", help="Remove the tables used longest ago until so much is left.")
+@click.option("--days", type=click.FloatRange(min=0), help="Remove tables that were not used for so many days.")
+@click.option(
+    "--size",
+    type=click.FloatRange(min=0),
+    metavar="GB",
+    help="Remove the tables used longest ago until so much is left.",
+)
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 def cache_prune(root: Path, days: float | None, size: float | None, dry_run: bool) -> None:
     """Remove tables by the time of their last use, by total size, or by both."""

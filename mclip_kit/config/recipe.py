@@ -217,7 +217,7 @@ class Recipe(Section):
             yield f"init_from brings its own towers: leave out {', '.join(towers)}"
         elif not self.init_from and not self.needs <= set(given):
             missing = ", ".join(sorted(self.needs - set(given)))
-            yield f"{missing}: missing, and there is no init_from that brings them"
+            yield f"{missing}: missing; give them, or set init_from to a model folder that has them"
         elif not self.init_from:
             yield from self._tower_problems()
 

@@ -14,6 +14,10 @@ TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
 STUDENT = ("encoder", "projector")
 
 
+COMPARES_ROWS = frozenset({"contrastive"})
+"""Losses that compare rows with each other; the others are means over rows, and have no temperature."""
+
+
 class Edge(Section):
     """The loss on one edge of the triangle."""
 
@@ -39,11 +43,11 @@ class Edge(Section):
 
     @model_validator(mode="after")
     def _learned_temperature_can_move(self) -> "Edge":
-        if self.learned and self.loss == "mse":
-            raise ValueError("mse has no temperature to be learned")
+        if self.learned and self.loss not in COMPARES_ROWS:
+            raise ValueError(f"{self.loss} has no temperature to be learned")
         if self.learned and self.temperature < 0.01:
             raise ValueError(
-                f"a learned temperature starts at 0.01 or above, not {self.temperature}: it is clamped there"
+                f"a learned temperature must be at least 0.01, where it is clamped, not {self.temperature}"
             )
         return self
 
@@ -170,7 +174,7 @@ class TriangleStage(Stage):
         if self.data == "bitext" and any("image" in edge for edge in self.edges):
             raise ValueError("bitext has no pictures: its only edge is teacher_text-student_text")
         if self.data == "bitext" and not isinstance(self.split, str):
-            raise ValueError("split: bitext has one for all languages")
+            raise ValueError("split: give one name for bitext, not a mapping")
         used = {"clip_projector"} | (self.vertices & {"image", "teacher_text"})
         used |= {"student", *STUDENT} if "student_text" in self.vertices else set()
         for pattern in self.train:
@@ -181,7 +185,7 @@ class TriangleStage(Stage):
             if edge.missing_teacher == "image" and (name != "teacher_text-student_text" or self.data == "bitext"):
                 raise ValueError(f"edges.{name}.missing_teacher: image is for teacher_text-student_text on captions")
         if any("{}" not in template for template in self.templates):
-            raise ValueError("every template needs a {} where the caption goes")
+            raise ValueError("templates: each needs a {} at the place of the caption")
         if self.augment and "image" not in self.vertices:
             raise ValueError("augment has no effect: no edge has the image")
         return self

@@ -151,6 +151,8 @@ def _explain(item: Any, tree: Any, schema: type[BaseModel]) -> str:
     if item["type"] == "union_tag_invalid":
         known = item["ctx"]["expected_tags"].replace("'", "").split(", ")
         return f"{key}.kind: there is no kind {item['ctx']['tag']!r}{suggest(item['ctx']['tag'], known)}"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return f"{key}: give a mapping of keys to values"
     message = item["msg"].removeprefix("Value error, ")
     given = f", not {item['input']!r}" if isinstance(item["input"], str | int | float) else ""
     return f"{key}: {message}{given}"

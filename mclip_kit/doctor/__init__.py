@@ -32,7 +32,7 @@ def diagnose(recipe: str | None = None, overrides: Sequence[str] = ()) -> Iterat
     yield from guarded("room", check_room, size, download)
 
 
-def verdict(recipe: str | None, findings: Sequence[Finding]) -> str:
+def conclusion(recipe: str | None, findings: Sequence[Finding]) -> str:
     """The last line of the report."""
     count = sum(finding.status == PROBLEM for finding in findings)
     what, good, bad = (

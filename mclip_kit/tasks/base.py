@@ -116,7 +116,7 @@ class StageModule(nn.Module):
         self.load_state_dict(state, strict=False)
 
     def finish(self) -> None:
-        """Keep in the model what it should keep of this module when the stage ends."""
+        """Copy values from this module into the model when the stage ends."""
 
 
 class StageBatches(ABC):
@@ -167,7 +167,7 @@ class Trial:
 
 
 class Task(ABC):
-    """A stage of a recipe at work.
+    """A stage of a recipe while it runs.
 
     Rows are read when they are asked for, and batches are made, with the features that they read, when those are.
 

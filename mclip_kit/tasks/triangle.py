@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mclip_kit.config.recipe import Cache
-from mclip_kit.config.stages import TriangleStage
+from mclip_kit.config.stages import COMPARES_ROWS, TriangleStage
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_captions
@@ -133,7 +133,8 @@ class TriangleTask(Task):
         size = self.stage.micro_batch
         if size is None:
             return full_batch(accelerator, module, batch, seed)
-        means = self.stage.data == "bitext" and all(edge.loss == "mse" for edge in self.stage.edges.values())
+        compares = any(edge.loss in COMPARES_ROWS for edge in self.stage.edges.values())
+        means = self.stage.data == "bitext" and not compares
         return (accumulated if means else cached)(accelerator, module, batch, seed, size)
 
     def trial(self) -> Trial:

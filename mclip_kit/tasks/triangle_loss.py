@@ -156,7 +156,7 @@ class Triangle(StageModule):
         return projected
 
     def teacher_text(self, batch: TriangleBatch) -> Tensor:
-        """Teacher text embeddings (B, D); rows without a teacher text hold anything."""
+        """Teacher text embeddings (B, D); rows without a teacher text are undefined."""
         features = self.model.teacher_text(batch.teacher_ids_BT) if batch.teacher_BE is None else batch.teacher_BE
         projected: Tensor = self.model.clip_projector(features)
         return projected

@@ -1,4 +1,4 @@
-"""The state of a run in one file, which is written whole or not at all."""
+"""The state of a run in one file, which is written atomically."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mclip_kit import layout
 from mclip_kit.config.recipe import RENAMED, Recipe, dump
-from mclip_kit.config.yaml import read_yaml, rename_keys
+from mclip_kit.config.yaml import parse, read_yaml, rename_keys
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
 
@@ -25,6 +25,7 @@ class TrainState:
         module: tensors of the stage's module that are not the model's, such as learned temperatures.
         optimizer: state of the optimiser by names of parameters; None at a stage's start.
         average: the moving average of the weights that the stage trains, if it has one.
+        callbacks: what other callbacks need when the stage resumes: name of the class -> plain values and tensors.
         best: what is known of the stage's scores, see `callbacks.early_stopping`.
         languages: those that the student has been trained on.
     """
@@ -36,6 +37,7 @@ class TrainState:
     optimizer: dict[str, Any] | None = None
     average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, float] | None = None
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
 
 
@@ -69,7 +71,8 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise CheckpointError(f"{folder}: holds a run already; add --resume to continue it, or choose another --out")
     tree = read_yaml(written)
     rename_keys(tree, RENAMED)  # of an earlier version
-    before, now = _flat(tree), _flat(yaml.safe_load(dump(recipe)))
+    started = parse(tree, Recipe, str(written))  # with the defaults of keys that are newer than the run
+    before, now = (_flat(yaml.safe_load(dump(one))) for one in (started, recipe))
     differ = (key for key in before | now if before.get(key) != now.get(key))
     changed = sorted(key for key in differ if not key.startswith("cache."))  # where features lie is no part of a run
     if changed:

@@ -107,12 +107,12 @@ class Run:
         return task_of(self.recipe.stages[index], context)
 
     def extract(self) -> None:
-        """Compute and keep what the frozen towers give for every stage, as far as it is known before training."""
+        """Compute and keep the outputs of frozen towers for every stage; not of towers that an earlier stage trains."""
         for task in self.tasks():
             task.extract()
 
     def dry_run(self) -> Iterator[str]:
-        """What every stage will take, measured on few rows; nothing is written. See `train.dry_run`."""
+        """Time and memory of every stage, measured on few rows; nothing is written. See `train.dry_run`."""
         for index in range(len(self.recipe.stages)):
             yield from dry_run(self.accelerator, self._task(index, self.trained[index]))
 
@@ -230,7 +230,7 @@ class Run:
         fsdp.load_full_state(self.model, tensors)
 
     def save_model(self, folder: Path) -> None:
-        """Write the model in one piece and without adapters, as others load it."""
+        """Write the full model, with adapters merged, as others load it."""
         tensors = fsdp.full_state(self.model)
         if self.is_main:
             model = self.model

@@ -13,6 +13,7 @@ from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.train import callbacks, checkpoint
+from mclip_kit.train.callbacks import Callback, Progress
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import processes, tiny
@@ -265,3 +266,39 @@ def test_resuming_a_finished_run_changes_nothing(finished: tuple[Recipe, Path], 
     train(recipe, tmp_path / "run", resume=True)
     assert not different(weights(tmp_path / "run"), weights(folder))
     assert read_log(tmp_path / "run") == read_log(folder)
+
+
+def test_a_callback_keeps_what_it_needs_to_resume(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StepCounter(Callback):
+        """A callback that users write: it counts the steps of a stage."""
+
+        def __init__(self, at: Progress, state: checkpoint.TrainState) -> None:
+            super().__init__(at, state)
+            self.count = state.callbacks.get("StepCounter", {}).get("count", 0)
+
+        def after_step(self) -> None:
+            self.count += 1
+            self.at.values["count"] = self.count
+
+        def add_to_checkpoint(self, state: checkpoint.TrainState) -> None:
+            state.callbacks["StepCounter"] = {"count": self.count}
+
+    monkeypatch.setattr(callbacks, "CALLBACKS", [StepCounter, *callbacks.CALLBACKS])
+    monkeypatch.setattr("mclip_kit.train.run.CALLBACKS", callbacks.CALLBACKS)
+    recipe = recipe_of(squares, tmp_path, "checkpoint_every=3", **only_stage(squares, 2))
+    stop_at(Run(recipe, tmp_path / "run", evaluator(recipe)), 0, 5)
+    train(recipe, tmp_path / "run", resume=True)
+    last = [row for row in read_log(tmp_path / "run") if "count" in row][-1]
+    assert last["count"] == last["step"]
+
+
+def test_a_run_of_before_there_was_a_key_resumes(squares: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(squares, tmp_path, **only_stage(squares, 2))
+    train(recipe, tmp_path / "run")
+    written = tmp_path / "run" / "recipe.yaml"
+    lines = written.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert sum("layer_decay" in line for line in lines) == 1
+    written.write_text("".join(line for line in lines if "layer_decay" not in line), encoding="utf-8")
+    checkpoint.check_folder(tmp_path / "run", recipe, resume=True)

@@ -74,7 +74,7 @@ class Progress:
         self.run.cache.log(f"stage {self.stage.name}, step {self.step}: {line}")
 
     def evaluate(self) -> None:
-        """Score the weights that the stage would end with, and tell the callbacks."""
+        """Score the weights that the stage would end with, then call `after_evaluation` of the callbacks."""
         with ExitStack() as stack:
             for callback in self.callbacks:
                 stack.enter_context(callback.weights_to_evaluate())
@@ -109,7 +109,7 @@ class Callback:
         """After an evaluation, while the model has the weights that were scored."""
 
     def add_to_checkpoint(self, state: TrainState) -> None:
-        """Add to a checkpoint what this callback needs when the stage resumes."""
+        """Add to a checkpoint what this callback needs to resume, as `state.callbacks[type(self).__name__]`."""
 
     def restore_weights(self) -> None:
         """After the last step: give the model the weights that the stage ends with."""
