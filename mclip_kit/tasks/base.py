@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mclip_kit.config.recipe import Recipe, register_stage
 from mclip_kit.config.stages import Stage
 from mclip_kit.data.batching import Plan
+from mclip_kit.data.captions import Captions
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.freezing import freeze_all_but, set_training_mode
 
@@ -59,6 +60,7 @@ class Context:
         seed: of the order of the rows.
         processes: that share a step.
         report_unreadable: takes the path of a picture that cannot be read.
+        captions: the pictures and captions of the recipe, if it has some.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Context:
     seed: int = 1
     processes: int = 1
     report_unreadable: Callable[[Path], None] = lambda path: None
+    captions: Captions | None = None
 
 
 @dataclass(frozen=True)

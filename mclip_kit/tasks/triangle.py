@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mclip_kit.config.recipe import Cache
 from mclip_kit.config.stages import COMPARES_ROWS, TriangleStage
 from mclip_kit.data.bitext import open_bitext
-from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.errors import DataError
@@ -43,12 +42,6 @@ class TriangleTask(Task):
         return self.rows.languages if "student_text" in self.stage.vertices else []
 
     @cached_property
-    def captions(self) -> Captions | None:
-        """The pictures and captions of the recipe."""
-        folder = self.context.recipe.data.captions
-        return read_captions(folder) if folder else None
-
-    @cached_property
     def rows(self) -> TriangleRows:  # type: ignore[override]
         """The training rows.
 
@@ -59,8 +52,8 @@ class TriangleTask(Task):
         longest = min(stage.max_tokens, encoder.positions)
         tokenize = partial(self.context.model.student_tokens, max_tokens=longest)
         if stage.data == "captions":
-            assert self.captions is not None
-            rows = rows_from_captions(self.captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
+            assert self.context.captions is not None
+            rows = rows_from_captions(self.context.captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
         else:
             assert isinstance(stage.split, str)
             rows = rows_from_bitexts(
@@ -103,7 +96,7 @@ class TriangleTask(Task):
             self.stage,
             self.live,
             section,
-            self.captions,
+            self.context.captions,
             self.context.report_unreadable,
             recipe.data.shares if self.stage.data == "bitext" else None,
             self.context.seed,

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from mclip_kit.config.model import NewEncoder
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.data.bitext import open_bitext
-from mclip_kit.data.captions import read_captions
+from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
 from mclip_kit.interop.encoders import named_encoder
@@ -93,12 +93,15 @@ def build_encoder(recipe: Recipe) -> Encoder:
     return new_encoder(**wanted.model_dump(exclude={"weights"}), tokenizer=tokenizer)
 
 
-def check_data(recipe: Recipe) -> None:
-    """Open the recipe's folders before any weight is loaded; DataError if one is missing."""
+def open_data(recipe: Recipe) -> Captions | None:
+    """Open the recipe's folders before any weight is loaded; DataError if one is missing.
+
+    Returns:
+        Its captions, whose tables are read once a run.
+    """
     for folder in recipe.data.bitexts:
         open_bitext(folder)
-    if recipe.data.captions:
-        read_captions(recipe.data.captions)
+    return read_captions(recipe.data.captions) if recipe.data.captions else None
 
 
 def check_processes(recipe: Recipe, processes: int) -> None:

@@ -20,7 +20,7 @@ from mclip_kit.files import write_json, write_text
 from mclip_kit.models.lora import merge
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
 from mclip_kit.train import checkpoint, fsdp
-from mclip_kit.train.build import build_accelerator, build_model, check_data, check_processes
+from mclip_kit.train.build import build_accelerator, build_model, check_processes, open_data
 from mclip_kit.train.callbacks import CALLBACKS, Progress
 from mclip_kit.train.checkpoint import TrainState
 from mclip_kit.train.dry_run import dry_run
@@ -59,7 +59,7 @@ class Run:
         if self.is_main:
             checkpoint.check_folder(folder, recipe, resume)
         check_processes(recipe, self.accelerator.num_processes)
-        check_data(recipe)
+        self.captions = open_data(recipe)
         self.leaks = shared_with_tests(recipe) if self.is_main else []
         self.model: Any = build_model(recipe).to(self.accelerator.device)
         if hasattr(self.model, "image"):  # convolutions run faster so, also on CPUs
@@ -103,7 +103,8 @@ class Run:
     def _task(self, index: int, trained: frozenset[str]) -> Task:
         self.cache.trained = frozenset(name.split(".")[0] for name in trained)
         seed, report = self.recipe.seed + index, partial(report_unreadable, self.folder)
-        context = Context(self.recipe, self.model, trained, self.cache, seed, self.accelerator.num_processes, report)
+        processes = self.accelerator.num_processes
+        context = Context(self.recipe, self.model, trained, self.cache, seed, processes, report, self.captions)
         return task_of(self.recipe.stages[index], context)
 
     def extract(self) -> None:
