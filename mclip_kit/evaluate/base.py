@@ -165,11 +165,13 @@ class Validation:
 
     Attributes:
         open: recipe -> scorer; it opens the data once.
+        default: task -> the value that decides which weights are best, unless the recipe names one.
         metrics: the values that it logs; a value's name may have a prefix, such as a language.
         shown: values that are also printed.
     """
 
     open: Callable[[Recipe], Scorer]
+    default: Callable[[Any], str]
     metrics: tuple[Metric, ...]
     shown: tuple[str, ...]
 

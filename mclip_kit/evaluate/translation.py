@@ -125,7 +125,7 @@ def _open(recipe: Recipe) -> Scorer:
     return score_translations
 
 
-VALIDATION = Validation(_open, (*METRICS, *bitext.METRICS), ("bleu", "chrf", "retrieval_error"))
+VALIDATION = Validation(_open, lambda task: "bleu", (*METRICS, *bitext.METRICS), ("bleu", "chrf", "retrieval_error"))
 
 
 def run(request: Request) -> Findings:

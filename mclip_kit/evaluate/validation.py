@@ -27,18 +27,18 @@ def evaluator(recipe: Recipe) -> Callable[[Any, Any, Any], Scores] | None:
         if task.evaluation not in scorers:
             scorers[task.evaluation] = validation.open(recipe)
         values = scorers[task.evaluation](model, cache, task)
-        best = values[metric_of(recipe, task, values)]
+        best = values[metric_of(recipe, task, validation, values)]
         shown = tuple(name for name in validation.shown if name in values)
         return Scores(best, {"score": best, **values}, ("score", *shown))
 
     return score
 
 
-def metric_of(recipe: Recipe, task: Any, values: dict[str, Any]) -> str:
-    """The value that decides which weights are best: the recipe's metric, else the task's.
+def metric_of(recipe: Recipe, task: Any, validation: Validation, values: dict[str, Any]) -> str:
+    """The value that decides which weights are best: the recipe's metric, else the default of the evaluation.
 
     `t2i_r1` is short for `mean_t2i_r1`. A recipe with stages of several kinds may name a metric of one of their
-    evaluations; the stages of the other kinds then use their task's metric.
+    evaluations; the stages of the other kinds then use the default.
 
     Raises:
         RecipeError: there is no such value.
@@ -48,7 +48,7 @@ def metric_of(recipe: Recipe, task: Any, values: dict[str, Any]) -> str:
         if name in values:
             return str(name)
     if wanted is None or (len({type(stage) for stage in recipe.stages}) > 1 and _owned_elsewhere(wanted, task)):
-        return str(task.metric)
+        return validation.default(task)
     raise RecipeError(f"evaluation.metric: there is no {wanted}; there are {', '.join(values)}")
 
 

@@ -176,11 +176,9 @@ class Task(ABC):
 
     Attributes:
         evaluation: the name of the evaluation that scores the model while it trains, see `evaluate.base`; empty: none.
-        metric: the value of that evaluation that decides which weights are best, unless the recipe names one.
     """
 
     evaluation: ClassVar[str] = ""
-    metric: str = ""
 
     def __init__(self, stage: Any, context: Context) -> None:
         self.stage, self.context = stage, context

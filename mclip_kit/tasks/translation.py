@@ -85,7 +85,6 @@ class TranslationTask(Task):
 
     stage: TranslationStage
     evaluation: ClassVar[str] = "translation"
-    metric: str = "bleu"
 
     @classmethod
     def extend_model(cls, model: Any, recipe: Recipe) -> None:

@@ -32,11 +32,6 @@ class TriangleTask(Task):
     evaluation: ClassVar[str] = "retrieval"
 
     @property
-    def metric(self) -> str:  # type: ignore[override]
-        """Mean text-to-image R@1 of the student if the stage has one, else that of the teacher."""
-        return "mean_t2i_r1" if "student_text" in self.stage.vertices else "teacher_t2i_r1"
-
-    @property
     def languages(self) -> list[str]:
         """Those of the rows, if the student is on an edge."""
         return self.rows.languages if "student_text" in self.stage.vertices else []
