@@ -2,6 +2,7 @@
 
 schema.py      what a declaration may say
 source.py      finds the files of a source: in folders and zips, compressed or not
+account.py     counts the rows of a source, and what of it is not taken
 lines.py, table.py (with records.py), annotations.py, webdataset.py, folder.py    a reader for each kind of source
 
 To add a corpus of a known kind, write `data_prep/NAME.yaml`. To add a kind of source, also write one module here with

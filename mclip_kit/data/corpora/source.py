@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.images import SUFFIXES, picture_id
 from mclip_kit.errors import DataError, first_line
 
@@ -105,6 +106,7 @@ class Source:
 
     Attributes:
         used: the files that were found, so that later changes can be detected.
+        account: what becomes of the rows; a reader counts here what it does not take.
 
     Args:
         root: a folder or a zip; None for corpora that need no files.
@@ -117,6 +119,7 @@ class Source:
     def __init__(self, root: Path | None, images: Path | None = None, obtain: str = "") -> None:
         self.root, self.images, self._obtain = root, images, obtain
         self.used: set[Path] = set()
+        self.account = Account()
         for given in (root, images):
             if given is not None and not given.exists():
                 raise DataError(f"{given}: no such folder or file; {obtain}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_kit.data.corpora import declaration, shipped_declarations
+from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.leakage import leaks_of
 from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
 
@@ -18,6 +19,7 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
         lines.append(f"  captions, {split}: " + _join_counts(languages))
     for split, pairs in counts["sentence_pairs"].items():
         lines.append(f"  sentence pairs, {split}: " + _join_counts(pairs))
+    lines += [f"  {line}" for line in Account.lines(counts.get("rows"))]
     if counts["left_out"]:
         lines.append("  left out or changed: " + "; ".join(f"{n:,} {why}" for why, n in counts["left_out"].items()))
     if counts["missing_pictures"]:

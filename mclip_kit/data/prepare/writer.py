@@ -75,8 +75,11 @@ class TableWriter:
                 if self.cleaner.keeps_caption(row.image, language, text):
                     self._write(self._captions, (row.image, language, split, text))
                     self.counts["captions", split, language] += 1
-        if row.parallel:
-            self._add_pairs(split, texts)
+        paired = row.parallel and self._add_pairs(split, texts)
+        if paired or row.image is not None:
+            self.source.account.kept += 1
+        else:
+            self.source.account.leave_out("rows without a text that is kept", (row.texts or [("", "")])[0][1][:50])
 
     def _check_split(self, split: str) -> None:
         if not SPLIT.fullmatch(split):
@@ -115,10 +118,11 @@ class TableWriter:
             raise DataError(f"{path!r}: a path with a character that a table cannot hold; rename the file or folder")
         return path
 
-    def _add_pairs(self, split: str, texts: list[tuple[str, str]]) -> None:
-        """Pair the n-th text in the first language with the n-th text in each other language."""
+    def _add_pairs(self, split: str, texts: list[tuple[str, str]]) -> int:
+        """Pair the n-th text in the first language with the n-th text in each other language; how many pairs are kept."""
         first, *others = self.corpus.languages
         by_language: dict[str, list[tuple[str, str]]] = {}
+        kept = 0
         for text in texts:
             by_language.setdefault(text[0], []).append(text)
         for other in others:
@@ -129,6 +133,8 @@ class TableWriter:
                     left.write(source[1] + "\n")
                     right.write(target[1] + "\n")
                     self.pairs[pair] += 1
+                    kept += 1
+        return kept
 
     def _new_pair(self, pair: Pair) -> tuple[IO[str], IO[str]]:
         left, right = (raw_text(prefix) for prefix in side_prefixes(self.folder / BITEXT, pair))
@@ -140,6 +146,7 @@ class TableWriter:
         nested: dict[str, Any] = {
             "images": len(self.splits),
             "missing_pictures": 0,
+            "rows": self.source.account.as_json(),
             "left_out": dict(self.cleaner.counts),
         }
         nested |= {"splits": {}, "strata": {}, "captions": {}, "sentence_pairs": {}}

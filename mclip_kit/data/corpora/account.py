@@ -1,0 +1,72 @@
+"""The account of a source: how many rows it has, and what of it is not taken, with the reason and an example."""
+
+from collections import Counter
+from typing import Any
+
+
+class Account:
+    """Counts what becomes of a source: rows read = rows kept + rows left out.
+
+    A row is what a reader meets one after the other: a line of a table, a picture of a folder, a sample of a shard. A
+    reader calls `leave_out` for each row that it does not yield, and `ignore` for what is no row: a column, a file, a
+    part of a cell. The writer counts the rows that the reader yields.
+
+    Attributes:
+        kept: rows of which a picture, a caption or a sentence pair is kept.
+        left_out: reason -> rows of which nothing is kept.
+        ignored: what -> number of columns, files or values that are not taken although their rows are.
+        examples: reason or what -> the first place, such as a file and a row.
+
+    Example:
+        >>> account = Account()
+        >>> account.kept += 2
+        >>> account.leave_out("rows without a caption", "captions.tsv row 3")
+        >>> account.read, account.as_json()["left_out"]
+        (3, {'rows without a caption': 1})
+    """
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.left_out: Counter[str] = Counter()
+        self.ignored: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    @property
+    def read(self) -> int:
+        """Rows that were met."""
+        return self.kept + self.left_out.total()
+
+    def leave_out(self, reason: str, where: object, count: int = 1) -> None:
+        """Count rows of which nothing is kept; `where` is the example of the first ones."""
+        self._count(self.left_out, reason, where, count)
+
+    def ignore(self, what: str, where: object, count: int = 1) -> None:
+        """Count what is no row and is not taken, such as `column` or `files beside the pictures`."""
+        self._count(self.ignored, what, where, count)
+
+    def _count(self, counts: Counter[str], why: str, where: object, count: int) -> None:
+        if count:
+            counts[why] += count
+            self.examples.setdefault(why, str(where))
+
+    def as_json(self) -> dict[str, Any]:
+        """The account as a manifest keeps it, under `rows`."""
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "left_out": dict(self.left_out),
+            "ignored": dict(self.ignored),
+            "examples": self.examples,
+        }
+
+    @staticmethod
+    def lines(rows: dict[str, Any] | None) -> list[str]:
+        """An account of a manifest in words, a line for each reason; none where all was taken, or in an older manifest."""
+        if rows is None:
+            return []
+        examples = rows["examples"]
+        return [
+            f"{title}: {count:,} {why}, such as {examples[why]}"
+            for title, counts in (("left out", rows["left_out"]), ("not read", rows["ignored"]))
+            for why, count in counts.items()
+        ]
