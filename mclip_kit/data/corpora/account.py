@@ -61,7 +61,7 @@ class Account:
 
     @staticmethod
     def lines(rows: dict[str, Any] | None) -> list[str]:
-        """An account of a manifest in words, a line for each reason; none where all was taken, or in an older manifest."""
+        """An account of a manifest in words, a line for each reason; older manifests have none."""
         if rows is None:
             return []
         examples = rows["examples"]

@@ -119,7 +119,7 @@ class TableWriter:
         return path
 
     def _add_pairs(self, split: str, texts: list[tuple[str, str]]) -> int:
-        """Pair the n-th text in the first language with the n-th text in each other language; how many pairs are kept."""
+        """Pair the n-th text in the first language with that in each other language; how many pairs are kept."""
         first, *others = self.corpus.languages
         by_language: dict[str, list[tuple[str, str]]] = {}
         kept = 0
