@@ -80,6 +80,7 @@ CASES: dict[str, dict[int, dict[str, Any]]] = {
     "adamw, learned temperature, some layers": {
         2: {"edges": LEARNED, "train": ["encoder.*.layer.0.*", "projector"], "clip_norm": 0.5, "monolingual": True}
     },
+    "a tower that is trained first and then frozen": {1: {}, 2: {"train": ["projector"], "clip_norm": 0.5}},
     "an average in parts, twice": {1: {"micro_batch": 8, "ema": 0.8}, 2: SECOND_PARTS},
     "adapters": {2: {"train": ["lora", "projector"], "edges": LEARNED}},
 }
