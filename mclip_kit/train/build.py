@@ -1,13 +1,16 @@
 """From a recipe to the parts of a run."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from mclip_kit.config.model import NewEncoder
 from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.stages import Stage
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
@@ -20,6 +23,8 @@ from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.models.text_encoder import Encoder, new_encoder
 from mclip_kit.models.translator import Translator
 from mclip_kit.tasks.base import TASKS
+from mclip_kit.train.layer_decay import layer_scales
+from mclip_kit.train.optim import trainable
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -40,6 +45,9 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
     """The recipe's towers, with what its stages train besides; random weights depend on the seed alone.
 
     A recipe whose stages need no teacher has an encoder alone, or a translator.
+
+    Raises:
+        RecipeError: a stage has a setting that does not fit these towers.
     """
     torch.manual_seed(recipe.seed)
     model: MultilingualClip | Translator
@@ -56,7 +64,27 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
     for task in dict.fromkeys(TASKS[type(stage)] for stage in recipe.stages):
         task.extend_model(model, recipe)
     model.sources = recipe.sources
+    problems = [line for index, stage in enumerate(recipe.stages) for line in _misfits(f"stages.{index}", stage, model)]
+    if problems:
+        raise RecipeError("; ".join(problems))
     return model
+
+
+def _misfits(where: str, stage: Stage, model: nn.Module) -> Iterator[str]:
+    """Settings of a stage that do not fit its towers."""
+    try:
+        layer_scales(model, stage.layer_decay)
+    except RecipeError as error:
+        yield f"{where}.{error}"
+    if getattr(stage, "micro_batch", None) is None:
+        return
+    for tower in sorted({name.split(".")[0] for name in trainable(model, stage.train)}):
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in getattr(model, tower).modules()):
+            why = "projector.noise" if tower == "projector" else "its BatchNorm"
+            yield (
+                f"{where}.micro_batch: the stage trains {tower}, where {why} standardises by the mean and variance of "
+                "the whole batch, which parts do not have; leave micro_batch out"
+            )
 
 
 def _build_clip(recipe: Recipe) -> MultilingualClip:
