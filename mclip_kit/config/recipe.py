@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from mclip_kit.config.model import AnyEncoder, Lora, NewDecoder, NewEncoder, Projector, Teacher
@@ -18,6 +17,7 @@ from mclip_kit.config.stages import KINDS, AnyStage, Stage
 from mclip_kit.config.yaml import (
     Count,
     Fraction,
+    Languages,
     NonNegative,
     Positive,
     Renamed,
@@ -30,6 +30,7 @@ from mclip_kit.config.yaml import (
     read_yaml,
     rename_keys,
 )
+from mclip_kit.config.yaml_loader import dump_yaml
 
 RENAMED: Renamed = {
     ("start",): "init_from",
@@ -91,7 +92,7 @@ class Evaluation(Section):
     """Evaluation while training: retrieval on the captions; for translation stages, translation of the bitext."""
 
     split: str = Field("valid", description="Split of the captions, or sentences, to score while training.")
-    languages: list[str] | Literal["all"] = Field("all", description="Languages to score.")
+    languages: Languages | Literal["all"] = Field("all", description="Languages to score.")
     sentences: Count = Field(500, description="Translation: of each direction, the first so many sentences.")
     beams: Count = Field(5, description="Translation: width of the beam search.")
     every_epochs: Count = Field(
@@ -275,4 +276,4 @@ def _with_new_name(override: str, lines: list[str]) -> str:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe, every default written out, as YAML that `load` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from mclip_kit.config.yaml import Count, Decay, Fraction, NonNegative, Positive, Section
+from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Positive, Section
 from mclip_kit.errors import RecipeError
 
 EdgeName = Literal["image-teacher_text", "image-student_text", "teacher_text-student_text"]
@@ -153,7 +153,7 @@ class TriangleStage(Stage):
     kind: Literal["triangle"] = Field("triangle", description="On edges of the triangle.")
     edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(description="Edge of the triangle: its loss.")
     data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
-    languages: list[str] | Literal["all"] = Field("all", description="Languages of the student's side.")
+    languages: Languages | Literal["all"] = Field("all", description="Languages of the student's side.")
     split: str | dict[str, str] = Field(
         "train", description="Split of the rows; captions: or language -> split (Multi30K's two tasks)."
     )
