@@ -28,7 +28,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
     folder = out or Path("runs", Path(recipe).stem)
     try:
-        run = Run(checked, folder, evaluator(checked), resume or dry_run)
+        run = Run(checked, folder, evaluator(checked), resume)
         run.accelerator.print(run.describe(), flush=True)
         if dry_run:
             for line in run.dry_run():

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mclip_kit.config.effects import without_effect
 from mclip_kit.config.model import AnyEncoder, Lora, NewDecoder, NewEncoder, Projector, Teacher
 from mclip_kit.config.stages import KINDS, AnyStage, Stage
 from mclip_kit.config.yaml import (
@@ -197,6 +198,7 @@ class Recipe(Section):
         if self.parallel == "fsdp" and any(stage.optimizer == "lamb" for stage in self.stages):
             yield "parallel: fsdp does not work with lamb, which needs the norms of whole weights; use adamw"
         yield from self._model_problems()
+        yield from without_effect(self)
 
     def _stage_problems(self, index: int, stage: Stage) -> Iterator[str]:
         if getattr(self.data, stage.data) is None:
@@ -233,8 +235,6 @@ class Recipe(Section):
                 yield "the encoder is new, but no stage trains it (set encoder.weights: random to allow that)"
             if self.data.bitext is None:
                 yield "a new encoder takes its vocabulary from data.bitext, which is not given"
-        if self.projector and self.projector.noise and self.projector.kind not in ("linear", "mlp"):
-            yield f"projector.noise has no effect on kind {self.projector.kind}"
 
 
 def register_stage(section: type[Stage]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -133,6 +134,8 @@ def open_data(recipe: Recipe) -> Captions | None:
 
 
 def check_processes(recipe: Recipe, processes: int) -> None:
-    """RecipeError if the processes cannot share a step of some stage evenly."""
+    """RecipeError if the processes cannot share a step of some stage evenly, or a tracker is not installed."""
+    if "wandb" in recipe.trackers and find_spec("wandb") is None:
+        raise RecipeError("trackers: wandb is not installed: pip install wandb, or --set 'trackers=[tensorboard]'")
     for stage in recipe.stages:
         stage.check_processes(processes)
