@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from mclip_kit.config.model import NewEncoder
 from mclip_kit.config.recipe import Recipe
@@ -14,10 +15,11 @@ from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.models.clip import build_clip
+from mclip_kit.models.finite import check_finite
 from mclip_kit.models.hub import MissingWeights
 from mclip_kit.models.lora import adapt
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
-from mclip_kit.models.text_encoder import Encoder, new_encoder
+from mclip_kit.models.text_encoder import Encoder, is_causal, new_encoder
 from mclip_kit.models.translator import Translator
 from mclip_kit.tasks.base import TASKS
 
@@ -51,12 +53,20 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
         encoder = build_encoder(recipe)
         model = Translator(encoder)
         model.made_from = _made_from(recipe, encoder)
+    check_finite(_named(model, recipe))
     if recipe.lora:
         adapt(model.encoder, **recipe.lora.model_dump())
     for task in dict.fromkeys(TASKS[type(stage)] for stage in recipe.stages):
         task.extend_model(model, recipe)
     model.sources = recipe.sources
     return model
+
+
+def _named(model: MultilingualClip | Translator, recipe: Recipe) -> dict[str, nn.Module]:
+    """Tower and name of its weights in the recipe, for messages -> the tower."""
+    towers = ("encoder", "image", "teacher_text", "projector", "clip_projector")
+    found = {tower: getattr(model, tower) for tower in towers if hasattr(model, tower)}
+    return {f"{tower} {recipe.sources.get(tower, recipe.init_from or 'new')}": part for tower, part in found.items()}
 
 
 def _build_clip(recipe: Recipe) -> MultilingualClip:
@@ -73,6 +83,11 @@ def _build_clip(recipe: Recipe) -> MultilingualClip:
         missing += error.what
     if missing:
         raise MissingWeights(*missing)
+    if recipe.projector.pool == "cls" and is_causal(encoder):
+        raise RecipeError(
+            f"projector.pool: cls reads the first token, which in a {encoder.config.model_type} does not depend on the "
+            "others; set projector.pool=eos or mean"
+        )
     model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
     model.made_from = _made_from(recipe, encoder)
     return model

@@ -84,6 +84,18 @@ def set_activation_checkpointing(model: nn.Module, wanted: bool) -> None:
             part.set_grad_checkpointing(wanted)
 
 
+def check_checkpointing(model: nn.Module, stages: Sequence[Stage]) -> None:
+    """Check that every tower of transformers can compute its layers again, where a stage asks for that.
+
+    Raises:
+        RecipeError: one cannot, as ALBERT, XLM and MPNet; the message names the stage and the tower.
+    """
+    cannot = [p for p in model.modules() if isinstance(p, PreTrainedModel) and not p.supports_gradient_checkpointing]
+    for index, stage in enumerate(stages):
+        if stage.checkpointing and cannot:
+            raise RecipeError(f"stages.{index}.checkpointing: {type(cannot[0]).__name__} cannot; set it to false")
+
+
 def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
     """Name of a parameter -> its share of the learning rate: less in lower layers of the encoder, 1 elsewhere."""
     places = {name: re.search(r"\bencoder\.(?:model\.)?(?:encoder\.layer\.(\d+)|embeddings)\.", name) for name in names}

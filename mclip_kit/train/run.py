@@ -27,7 +27,13 @@ from mclip_kit.train.dry_run import dry_run
 from mclip_kit.train.leaks import shared_with_tests, training_splits
 from mclip_kit.train.logging import Log, report_unreadable
 from mclip_kit.train.loop import Loop, stop_requests, train
-from mclip_kit.train.optim import learning_rate, optimizer_of, set_activation_checkpointing, trainable
+from mclip_kit.train.optim import (
+    check_checkpointing,
+    learning_rate,
+    optimizer_of,
+    set_activation_checkpointing,
+    trainable,
+)
 from mclip_kit.train.parameter_table import table
 
 CACHE_VARIABLE = "MCLIP_KIT_CACHE"
@@ -65,6 +71,7 @@ class Run:
         if hasattr(self.model, "image"):  # convolutions run faster so, also on CPUs
             self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = [frozenset(trainable(self.model, stage.train)) for stage in recipe.stages]
+        check_checkpointing(self.model, recipe.stages)
         if recipe.parallel == "fsdp" and self.accelerator.num_processes > 1:
             fsdp.shard_encoder(self.model.encoder)
         self.cache = self._cache()
