@@ -65,7 +65,10 @@ class Encoder(nn.Module):
         """Longest input in tokens. XLM-R's position table is used from row PAD + 1 on, BERT's from row 0 on."""
         table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
         unused = getattr(table, "padding_idx", None)
-        rows = getattr(self.config, "max_position_embeddings", 512) - (0 if unused is None else unused + 1)
+        limit = getattr(self.config, "max_position_embeddings", 512)
+        if limit < 1:  # XLNet has no limit
+            return self.tokenizer.longest or 512
+        rows = limit - (0 if unused is None else unused + 1)
         return min(rows, self.tokenizer.longest or rows)
 
     def pad(self, tokens: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -166,18 +169,21 @@ def pretrained_encoder(name: str) -> Encoder:
 
 
 def _try_texts(encoder: Encoder, name: str) -> None:
-    """Run two texts once: some models load, but do not give states of tokens for ids and a mask."""
-    ids_BT, mask_BT = encoder.pad(encoder.tokenizer.encode(["a", "a b"], encoder.positions))
-    try:
-        with evaluating(encoder):
-            found = tuple(encoder(ids_BT, mask_BT).shape)
-    except UNFIT as error:
-        raise CheckpointError(f"encoder hf:{name}: it does not encode a text: {first_line(error)}") from None
-    if found != (*ids_BT.shape, encoder.width):
-        raise CheckpointError(
-            f"encoder hf:{name}: a {encoder.config.model_type} gives states of shape {found} for ids of shape "
-            f"{tuple(ids_BT.shape)} and width {encoder.width}; give an encoder with one state a token"
-        )
+    """Run short texts once: some models load, but do not give states of tokens for ids and a mask."""
+    kind = encoder.config.model_type
+    for texts in ([""], ["a", "a b c d"]):
+        ids_BT, mask_BT = encoder.pad(encoder.tokenizer.encode(texts, encoder.positions))
+        try:
+            with evaluating(encoder):
+                found = tuple(encoder(ids_BT, mask_BT).shape)
+        except UNFIT as error:
+            why = first_line(error)
+            raise CheckpointError(f"encoder hf:{name}: a {kind} that does not encode a short text: {why}") from None
+        if found != (*ids_BT.shape, encoder.width):
+            raise CheckpointError(
+                f"encoder hf:{name}: a {kind} gives states of shape {found} for ids of shape {tuple(ids_BT.shape)} and "
+                f"width {encoder.width}; give an encoder with one state a token"
+            )
 
 
 def is_causal(encoder: Encoder) -> bool:
@@ -224,7 +230,8 @@ def _kind(name: str, config: Any) -> Any:
         CheckpointError: it is none, or transformers has no class for its encoder alone.
     """
     kind = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
-    if kind is not None and kind.__name__.endswith("EncoderModel"):
+    wide = hasattr(config, "hidden_size")  # T5Gemma has two widths, one a part
+    if kind is not None and kind.__name__.endswith("EncoderModel") and wide:
         return kind
     if config.is_encoder_decoder:
         raise CheckpointError(
@@ -232,7 +239,7 @@ def _kind(name: str, config: Any) -> Any:
             "alone; give an encoder, such as XLM-R, or a T5, mT5 or UMT5"
         )
     # an image model, or one of several towers, has no vocabulary or no width of its own
-    if type(config) not in MODEL_MAPPING or not all(hasattr(config, key) for key in ("vocab_size", "hidden_size")):
+    if type(config) not in MODEL_MAPPING or not hasattr(config, "vocab_size") or not wide:
         raise CheckpointError(f"encoder hf:{name}: a {config.model_type} is not a text encoder")
     return None
 
