@@ -124,6 +124,12 @@ def test_a_whole_t5_gives_its_encoders_states(kind: str, tmp_path: Path) -> None
         torch.testing.assert_close(encoder(ids_BT, mask_BT), theirs, rtol=0, atol=1e-6)
 
 
+def test_an_encoder_that_reads_the_padding_is_refused(tmp_path: Path) -> None:
+    maker = lambda: hf.ConvBertModel(hf.ConvBertConfig(**SIZES, embedding_size=16))  # noqa: E731
+    with pytest.raises(CheckpointError, match="a convbert gives a text other states if a longer one is in its batch"):
+        pretrained_encoder(str(save(maker, tmp_path)))
+
+
 def test_an_empty_text_has_the_end_token_where_the_tokenizer_adds_none(tmp_path: Path) -> None:
     encoder = pretrained_encoder(str(save(DECODERS["llama"], tmp_path, ends=False)))
     assert [ids.tolist() for ids in encoder.tokenizer.encode(["", "a"])] == [[3], [4]]
