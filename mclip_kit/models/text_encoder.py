@@ -86,8 +86,9 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a transformers folder, tokenizer included."""
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        self.tokenizer.save(folder)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)  # type: ignore[operator]
+            self.tokenizer.save(folder)
 
 
 def xlmr_config(

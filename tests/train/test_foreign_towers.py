@@ -12,7 +12,9 @@ from mclip_kit.errors import CheckpointError, DataError, MclipError, RecipeError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.finite import first_nonfinite
+from mclip_kit.models.lora import adapt, merge
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
+from mclip_kit.models.text_encoder import pretrained_encoder
 from mclip_kit.train.build import build_model
 from mclip_kit.train.run import Run
 from tests.models.test_encoder_kinds import DECODERS, ENCODERS, save
@@ -137,3 +139,19 @@ def test_an_mt5_trains_and_its_model_comes_back(squares: Path, tmp_path: Path) -
     texts = ["a red square", "", "Quadrat rot"]
     assert torch.equal(model.encode_text(texts), run.model.eval().encode_text(texts))
     assert not torch.equal(before, run.model.encoder.model.shared.weight)
+
+
+def test_adapters_on_layers_with_other_names_say_the_names(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    encoder = pretrained_encoder(str(save(ENCODERS["mt5"], tmp_path)))
+    how = {"rank": 2, "alpha": 2, "dropout": 0.0}
+    with pytest.raises(
+        RecipeError, match="no layer is called query, value; the encoder's are k, o, q, v, wi_0"
+    ) as error:
+        adapt(encoder, targets=["query", "value"], **how)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+    adapt(encoder, targets=["q", "v"], **how)  # type: ignore[arg-type]
+    assert any("lora_A" in name for name, _ in encoder.named_parameters())
+    merge(encoder)
+    encoder.save(tmp_path / "again")
+    pretrained_encoder(str(tmp_path / "again"))
