@@ -111,7 +111,7 @@ def new_decoder(
         width=encoder.width,
         layers=layers,
         heads=heads or given.num_attention_heads,
-        ffn=ffn or getattr(given, "intermediate_size", 4 * encoder.width),
+        ffn=ffn or int(getattr(given, "intermediate_size", 4 * encoder.width)),
         dropout=dropout,
         vocabulary=given.vocab_size,
         position_rows=given.max_position_embeddings,
