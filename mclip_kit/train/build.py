@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import PreTrainedModel
 
 from mclip_kit.config.model import NewEncoder
 from mclip_kit.config.recipe import Recipe
@@ -18,10 +19,11 @@ from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.models.clip import build_clip
+from mclip_kit.models.finite import check_finite
 from mclip_kit.models.hub import MissingWeights
 from mclip_kit.models.lora import adapt
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
-from mclip_kit.models.text_encoder import Encoder, new_encoder
+from mclip_kit.models.text_encoder import Encoder, is_causal, new_encoder
 from mclip_kit.models.translator import Translator
 from mclip_kit.tasks.base import TASKS
 from mclip_kit.train.layer_decay import layer_scales
@@ -60,6 +62,7 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
         encoder = build_encoder(recipe)
         model = Translator(encoder)
         model.made_from = _made_from(recipe, encoder)
+    check_finite(_named(model, recipe))
     if recipe.lora:
         adapt(model.encoder, **recipe.lora.model_dump())
     for task in dict.fromkeys(TASKS[type(stage)] for stage in recipe.stages):
@@ -77,6 +80,9 @@ def _misfits(where: str, stage: Stage, model: nn.Module) -> Iterator[str]:
         layer_scales(model, stage.layer_decay)
     except RecipeError as error:
         yield f"{where}.{error}"
+    cannot = [p for p in model.modules() if isinstance(p, PreTrainedModel) and not p.supports_gradient_checkpointing]
+    if stage.checkpointing and cannot:  # ALBERT, XLM, MPNet
+        yield f"{where}.checkpointing: {type(cannot[0]).__name__} cannot; set it to false"
     if getattr(stage, "micro_batch", None) is None:
         return
     for tower in sorted({name.split(".")[0] for name in trainable(model, stage.train)}):
@@ -86,6 +92,13 @@ def _misfits(where: str, stage: Stage, model: nn.Module) -> Iterator[str]:
                 f"{where}.micro_batch: the stage trains {tower}, where {why} standardises by the mean and variance of "
                 "the whole batch, which parts do not have; leave micro_batch out"
             )
+
+
+def _named(model: MultilingualClip | Translator, recipe: Recipe) -> dict[str, nn.Module]:
+    """Tower and name of its weights in the recipe, for messages -> the tower."""
+    towers = ("encoder", "image", "teacher_text", "projector", "clip_projector")
+    found = {tower: getattr(model, tower) for tower in towers if hasattr(model, tower)}
+    return {f"{tower} {recipe.sources.get(tower, recipe.init_from or 'new')}": part for tower, part in found.items()}
 
 
 def _build_clip(recipe: Recipe) -> MultilingualClip:
@@ -102,6 +115,11 @@ def _build_clip(recipe: Recipe) -> MultilingualClip:
         missing += error.what
     if missing:
         raise MissingWeights(*missing)
+    if recipe.projector.pool == "cls" and is_causal(encoder):
+        raise RecipeError(
+            f"projector.pool: cls reads the first token, which in a {encoder.config.model_type} does not depend on the "
+            "others; set projector.pool=eos or mean"
+        )
     model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
     model.made_from = _made_from(recipe, encoder)
     return model
