@@ -22,6 +22,7 @@ DATA/                           what `mclip-kit prepare` writes
     images.npy                  uint8 (N, S, S, 3), only if the corpus renders its pictures itself
     images.tsv                  one row a picture, in the order of images.npy
     captions.tsv                one row a caption
+    uncaptioned.tsv             splits of pictures without a caption there: they belong to the split's gallery
     bitext/                     fairseq-binarised parallel sentences: sentencepiece.bpe.model, dict.LANG.txt,
                                 SPLIT.SRC-TGT.LANG.bin and .idx, and .txt with the raw text
     fingerprints/               hashes of pictures and texts by split, for the leakage check
@@ -55,8 +56,10 @@ MANIFEST = "manifest.json"
 IMAGES_ARRAY = "images.npy"
 IMAGES_TABLE = "images.tsv"
 CAPTIONS_TABLE = "captions.tsv"
+UNCAPTIONED_TABLE = "uncaptioned.tsv"
 BITEXT = "bitext"
 FINGERPRINTS = "fingerprints"
 PICTURES = "pictures"
 IMAGE_COLUMNS = ("image", "group", "stratum")  # of images.tsv; if pictures are files, a column `file` follows
 CAPTION_COLUMNS = ("image", "language", "split", "caption")  # of captions.tsv
+UNCAPTIONED_COLUMNS = ("image", "split")  # of uncaptioned.tsv

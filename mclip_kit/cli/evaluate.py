@@ -32,8 +32,9 @@ def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
 @click.option("--langs", help="Languages, separated by commas.  [default: all]")
 @_option(
     "protocol",
-    "how ranks are counted: any, as CLIP does; xtd, one caption per picture; mclip, as the official mCLIP script.",
-    type=click.Choice(["any", "xtd", "mclip"]),
+    "how ranks are counted: any, as CLIP does; xtd, one caption per picture; mclip, as the official mCLIP script; "
+    "language, as any, among the pictures that have a caption in the language.",
+    type=click.Choice(["any", "xtd", "mclip", "language"]),
     default="any",
     show_default=True,
 )

@@ -140,9 +140,12 @@ def _class_folders(data: Path) -> Captions:
 
 
 def _split_images(captions: Captions, split: str) -> np.ndarray:
-    """Pictures of a split, by their captions; if there are no captions, all pictures of the only split."""
-    if len(captions.images):
-        return np.unique(captions.images[captions.select(split)])
+    """Pictures of a split; of a folder of an earlier version without captions, all pictures of the only split."""
+    if len(found := captions.gallery(split)):
+        return found
+    if len(captions.images) or captions.uncaptioned:
+        known = sorted({*map(str, captions.splits), *captions.uncaptioned})
+        raise DataError(f"{captions.folder}: no pictures in split {split!r}; there are {', '.join(known)}")
     counts: dict[str, Any] = File(captions.folder / MANIFEST).json()
     try:
         known = list(counts["counts"]["splits"])
