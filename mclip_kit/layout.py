@@ -8,6 +8,7 @@ RUN/                            what `mclip-kit train` writes
     nonfinite.jsonl             rows of steps that were skipped because loss or gradient was non-finite (NaN or inf)
     leakage.json                test sets with rows that were trained on, if such sets are prepared next to the data
     unreadable.txt              pictures that could not be read
+    eval/DATA.SPLIT[.TASK]/     what `mclip-kit eval` writes about RUN/model: results.json, report.html, ...
 RUN/../features/                outputs of frozen towers, shared by the runs in the same folder
 
 MODEL/                          what `mclip_kit.load` reads
@@ -40,7 +41,7 @@ LEAKAGE = "leakage.json"
 UNREADABLE = "unreadable.txt"
 TENSORBOARD = "tensorboard"
 FEATURES = "features"  # next to the run folder
-EVALUATION = "eval"  # next to the model folder; of other tasks eval_TASK
+EVALUATION = "eval"  # next to the model folder: a folder an evaluation, see evaluate/folders.py
 RESULTS = "results.json"
 REPORT = "report.html"
 

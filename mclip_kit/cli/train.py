@@ -28,8 +28,10 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
     folder = out or Path("runs", Path(recipe).stem)
     try:
-        run = Run(checked, folder, evaluator(checked), resume or dry_run)
-        run.accelerator.print(run.describe(), flush=True)
+        evaluate = evaluator(checked)
+        run = Run(checked, folder, evaluate, resume or dry_run)
+        lines = [run.describe(), *(evaluate.describe() if evaluate else ())]
+        run.accelerator.print("\n".join(lines), flush=True)
         if dry_run:
             for line in run.dry_run():
                 run.accelerator.print(line, flush=True)

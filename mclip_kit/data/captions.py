@@ -7,7 +7,7 @@ looked for in the folder `pictures`, where a user may have put it since.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,12 @@ class Captions:
             named = ", ".join(f"{language} from {split}" for language, split in splits.items()) or "none"
             raise DataError(f"{self.folder}: no split is given for {asked}; given are {named}")
         return np.unique(np.concatenate([self.select(splits[language], [language]) for language in languages]))
+
+    def only(self, split: str) -> "Captions":
+        """The same pictures with the captions of one split."""
+        rows = self.splits == split
+        columns = {name: getattr(self, name)[rows] for name in ("images", "languages", "splits", "texts")}
+        return replace(self, **columns)
 
     def gallery(self, split: str) -> np.ndarray:
         """The pictures of a split, with or without captions, as rows of the picture table; int64, sorted.

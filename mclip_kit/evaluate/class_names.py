@@ -15,6 +15,7 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError
 
 IMAGENET = 1000  # classes
+NOT_INSTALLED = "ImageNet's class names come with clip-benchmark: pip install clip-benchmark, or give --classes FILE"
 HOLE = re.compile(r"\{c?\}")  # the place of the class name in a template
 
 
@@ -117,9 +118,7 @@ def packaged(classes: Sequence[str], languages: Sequence[str] | str = "all") -> 
     places = _places(classes)
     spec = importlib.util.find_spec("clip_benchmark")  # not imported: only its files are needed
     if spec is None or not spec.origin:
-        raise RecipeError(
-            "ImageNet's class names come with clip-benchmark: pip install 'mclip-kit[eval]', or give --classes FILE"
-        )
+        raise RecipeError(NOT_INSTALLED)
     folder = Path(spec.origin).parent / "datasets"
     found = {}
     for path in sorted(folder.glob("*_classnames.json")):

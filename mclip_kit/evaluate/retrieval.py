@@ -12,20 +12,20 @@ import numpy as np
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
-from mclip_kit.errors import DataError
-from mclip_kit.evaluate.base import Metric, Scorer, Validation
+from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.evaluate.base import Metric, Opened, Validation
 from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.ranks import KS, both_ranks, median_rank, recall
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
 TEACHER, STUDENT = "teacher", "student"  # towers
-WAYS = {"t2i": ("image", "text to image"), "i2t": ("text", "image to text")}
+WAYS = {"t2i": ("image", "text-to-image"), "i2t": ("text", "image-to-text")}
 """Direction -> what is looked for, by which clip-benchmark names the direction; and the direction in words."""
 RECALLS = tuple(
     Metric(
         f"{target}_retrieval_recall@{k}",
-        f"{way.upper()}@{k}",
+        f"{way.upper()} R@{k}",
         f"{words} R@{k}",
         drawn=k == 1,
         log_name=f"{way}_r{k}",
@@ -33,11 +33,12 @@ RECALLS = tuple(
     for way, (target, words) in WAYS.items()
     for k in KS
 )
-MEAN_RECALL = Metric("mean_recall", "mean", "mean of the six recalls", log_name="mean_recall")
+MEAN_RECALL = Metric("mean_recall", "mean recall", "mean recall", log_name="mean_recall")
+"""The mean of the six recalls."""
 MEDIANS = tuple(
     Metric(
         f"{target}_median_rank",
-        f"{way.upper()} rank",
+        f"{way.upper()} MedR",
         f"{words} median rank",
         fraction=False,
         log_name=f"{way}_median_rank",
@@ -209,10 +210,7 @@ def _scorer(
 
 
 def log_values(results: dict[str, Retrieval]) -> dict[str, float]:
-    """Recalls for a log, in percent: means over languages, the teacher's, and T2I R@1 of each language.
-
-    `pictures` is the size of the gallery.
-    """
+    """Recalls for a log, in percent: means over languages, the teacher's, and T2I R@1 of each language."""
     logged = [metric.log_name for metric in (*RECALLS, MEAN_RECALL)]
     scores = {language: result.scores() for language, result in results.items()}
     teacher = scores.pop(TEACHER, None)
@@ -221,15 +219,42 @@ def log_values(results: dict[str, Retrieval]) -> dict[str, float]:
         **means,
         **({f"{TEACHER}_{name}": teacher[name] for name in logged} if teacher else {}),
         **{f"{language}_t2i_r1": own["t2i_r1"] for language, own in scores.items()},
-        "pictures": max(result.gallery for result in results.values()),
     }
 
 
-def _open(recipe: Recipe) -> Scorer:
+def _open(recipe: Recipe, stages: Sequence[Any]) -> Opened:
     wanted = recipe.evaluation
     assert wanted
-    captions = read_captions(str(recipe.data.captions))
-    return lambda model, cache, task: log_values(evaluate(model, captions, wanted.split, wanted.languages, cache=cache))
+    if recipe.data.captions is None:
+        raise RecipeError("evaluation needs data.captions: pictures and captions to score on; give them")
+    captions = read_captions(recipe.data.captions)
+    split, languages = wanted.split, wanted.languages
+    try:
+        known = sorted(set(captions.languages[captions.select(split)].tolist()))
+    except DataError as error:
+        raise RecipeError(f"evaluation.split: {error}") from None
+    try:
+        rows = captions.select(split, languages)
+    except DataError as error:
+        raise RecipeError(f"evaluation.languages: {error}") from None
+    scored = sorted(set(captions.languages[rows].tolist()))
+    names = names_of(scored, with_teacher=TEACHER_LANGUAGE in known)
+    kept = captions.only(split)
+
+    def score_retrieval(model: Any, cache: FeatureCache, task: Any) -> dict[str, Any]:
+        return log_values(evaluate(model, kept, split, languages, cache=cache))
+
+    size = f"{len(kept.gallery(split)):,} pictures"
+    return Opened(score_retrieval, lambda stage: names, f"{split} of {recipe.data.captions} ({size})")
+
+
+def names_of(languages: Sequence[str], with_teacher: bool) -> dict[str, str]:
+    """Metric as a recipe names it -> value of the log; means over languages go without `mean_`."""
+    logged = [metric.log_name for metric in (MEAN_RECALL, *RECALLS)]
+    means = {name: f"mean_{name}" for name in logged}
+    own = [f"{language}_t2i_r1" for language in languages]
+    teacher = [f"{TEACHER}_{name}" for name in logged] if with_teacher else []
+    return means | {name: name for name in (*own, *teacher)}
 
 
 def default_metric(task: Any) -> str:

@@ -227,10 +227,11 @@ def test_the_score_while_training_has_the_whole_gallery(model, squares, tmp_path
     values = []
     for languages in (["de"], ["de", "fr"]):
         tree["evaluation"]["languages"] = languages
-        scored = VALIDATION.open(parse(tree, Recipe, "tiny"))(model, FeatureCache(), None)
-        values.append((scored["de_t2i_r1"], scored["teacher_t2i_r1"], scored["pictures"]))
+        opened = VALIDATION.open(parse(tree, Recipe, "tiny"), [])
+        scored = opened.score(model, FeatureCache(), None)
+        values.append((scored["de_t2i_r1"], scored["teacher_t2i_r1"]))
+        assert opened.data == f"valid of {tmp_path / 'data'} (12 pictures)"
     assert values[0] == values[1]
-    assert values[0][2] == 12
 
 
 def test_log_values_are_means_over_languages_without_the_teacher(model, squares):
