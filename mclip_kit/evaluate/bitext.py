@@ -27,8 +27,8 @@ from mclip_kit.models.projectors import pool
 from mclip_kit.models.text_encoder import Encoder, encoder_within
 
 METRICS = (
-    Metric("retrieval_error", "error", "error"),
-    Metric("retrieval_accuracy", "accuracy", "accuracy", drawn=True),
+    Metric("retrieval_error", "error", "sentence retrieval error rate"),
+    Metric("retrieval_accuracy", "accuracy", "sentence retrieval accuracy", drawn=True),
 )
 
 Embed = Callable[[Sequence[str]], np.ndarray]

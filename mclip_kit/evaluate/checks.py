@@ -51,7 +51,7 @@ def _check_model(folder: Path, task: str) -> None:
 def _retrieval(request: Request) -> Captions:
     captions = read_captions(request.data)
     if not captions.names:
-        other = "; its sentences are for --task bitext and translation" if (request.data / BITEXT).is_dir() else ""
+        other = "; its sentences are for --task bitext" if (request.data / BITEXT).is_dir() else ""
         raise DataError(f"{request.data}: has no pictures to find{other}; give --data a corpus with pictures")
     captions.select(request.split, request.languages)
     check_files(captions, request.split)
@@ -74,12 +74,15 @@ def check_files(captions: Captions, split: str) -> None:
         DataError: none of its first picture files exists; the message says where to put them.
     """
     files = [captions.files[image] for image in captions.gallery(split)[:LOOKED_AT]] if captions.files else []
-    if files and not any(_exists(file) for file in files):
-        raise DataError(
-            f"{captions.folder}: none of its {split} pictures is there, such as {files[0]}; remove the folder and "
-            f"prepare it again with --images DIR, or put the pictures, under their names in {IMAGES_TABLE}, into "
-            f"{captions.folder / PICTURES}"
-        )
+    if not files or any(_exists(file) for file in files):
+        return
+    where = captions.folder
+    never_found = files[0].is_relative_to(captions.folder / PICTURES)
+    here = f"put the pictures, under their names in {IMAGES_TABLE}, into {where / PICTURES}"
+    raise DataError(
+        f"{where}: none of its {split} pictures is there, such as {files[0]}; "
+        f"{here if never_found else 'put them back'}, or remove {where} and prepare it again with --images DIR"
+    )
 
 
 def _exists(file: Path) -> bool:
@@ -88,6 +91,8 @@ def _exists(file: Path) -> bool:
 
 
 def _zeroshot(request: Request) -> Labelled:
+    if request.classes:
+        class_names.check_file(request.classes)
     pictures = read_labelled(request.data, request.split)
     if request.classes:
         names = class_names.read_file(request.classes, pictures.classes)

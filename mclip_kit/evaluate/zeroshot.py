@@ -26,9 +26,9 @@ from mclip_kit.models.multilingual_clip import MultilingualClip, load
 
 TEXTS = 4096  # prompts that are embedded at once
 METRICS = (
-    Metric("acc1", "acc1", "acc@1", drawn=True),
-    Metric("acc5", "acc5", "acc@5"),
-    Metric("mean_per_class_recall", "per class", "mean per class recall"),
+    Metric("acc1", "top-1", "top-1 accuracy", drawn=True),
+    Metric("acc5", "top-5", "top-5 accuracy"),
+    Metric("mean_per_class_recall", "class mean", "mean per-class recall"),
 )
 
 
@@ -169,4 +169,6 @@ def _table(title: str, teacher: Zeroshot | None, students: Mapping[str, Zeroshot
     if shared:
         lines.append(f"classes that share a name with another class, and count as misses: {', '.join(shared)}")
     chance = 100 / max(own.classes for own in students.values())
-    return "\n".join([*lines, f"percent; chance acc1 is {chance:.2f}"])
+    return "\n".join(
+        [*lines, f"accuracy in percent, class mean: mean per-class recall; top-1 by chance is {chance:.2f}"]
+    )

@@ -86,14 +86,15 @@ def _metric_words(reports: Sequence[Report]) -> dict[str, str]:
 def _place(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What the rows of a table share: task, data, split, and the protocol of those tasks that have one."""
     with_protocol = row["task"] in {EVALUATIONS[name].rows for name in users_of("protocol")}
-    return row["task"], row["dataset"], row["split"], row["protocol"] if with_protocol else ""
+    return row["task"], row.get("dataset", ""), row.get("split", ""), row.get("protocol", "") if with_protocol else ""
 
 
 def _title(place: tuple[str, ...]) -> str:
     """The title of a table: `Image-text retrieval, test of emoji`."""
     task, data, split, protocol = place
     words = next((own.words for own in EVALUATIONS.values() if own.rows == task), "") or task.replace("_", " ")
-    return f"{words[:1].upper()}{words[1:]}, {split} of {data}{f', protocol {protocol}' if protocol else ''}"
+    where = f", {split} of {data}" if data else ""
+    return f"{words[:1].upper()}{words[1:]}{where}{f', protocol {protocol}' if protocol else ''}"
 
 
 def _table(place: tuple[str, ...], metrics: Mapping[str, Metric], rows: ResultRows, several: bool) -> dict[str, Any]:
@@ -128,7 +129,9 @@ def environment(reports: Sequence[Report]) -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    devices = dict.fromkeys(about.get("device", "") for report in reports for about in report.results["evaluations"])
+    devices = dict.fromkeys(
+        about.get("device", "") for report in reports for about in report.results.get("evaluations", ())
+    )
     named = ", ".join(filter(None, devices))
     return found | {"machine": f"{platform.system()} {platform.machine()}"} | ({"evaluated on": named} if named else {})
 

@@ -13,6 +13,8 @@ from mclip_kit.evaluate.folders import result_files
 from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
 
 LISTS = ("results", "comparisons", "leakage")  # lists of results.json
+ROW = ("model", "tower", "language", "task", "dataset", "split", "protocol")
+"""Keys of a row of results; of rows that have the same values of all of them, the last one counts."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         joined["results"] += [data | row for row in part["results"]]
         joined["comparisons"] += [data | row for row in part["comparisons"]]
         joined["leakage"] += part["leakage"]
-    return joined
+    rows = {tuple(row.get(key) for key in ROW): row for row in joined["results"]}
+    return joined | {"results": list(rows.values())}
 
 
 def _recipe(run: Path) -> str:
