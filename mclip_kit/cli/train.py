@@ -23,6 +23,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
     checked = load(recipe, overrides)
     quiet()
+    from mclip_kit.evaluate.advice import eval_command
     from mclip_kit.evaluate.validation import evaluator
     from mclip_kit.train.run import Interrupted, Run
 
@@ -43,7 +44,13 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         click.echo(f"{stop}; resume with: {again}", err=True)
         sys.exit(130)
     whole = (model / layout.MODEL_CONFIG).is_file()
-    then = f"score it with: mclip-kit eval {model}" if whole else f"use it as  encoder: hf:{model / layout.ENCODER}"
+    if not run.is_main:
+        return
+    then = (
+        f"score it with: {eval_command(model, checked)}"
+        if whole
+        else f"use it as  encoder: hf:{model / layout.ENCODER}"
+    )
     run.accelerator.print(f"{model}: done; {then}", flush=True)
 
 

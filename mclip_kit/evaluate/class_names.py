@@ -102,7 +102,7 @@ def _check_scalars(path: Path) -> None:
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value
         elif isinstance(node, yaml.ScalarNode) and node.value and node.tag != "tag:yaml.org,2002:merge":
-            value = loader.construct_object(node)  # type: ignore[no-untyped-call]
+            value = loader.construct_object(node)
             if str(value) != node.value:
                 line = node.start_mark.line + 1
                 raise RecipeError(

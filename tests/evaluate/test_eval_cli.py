@@ -1,6 +1,7 @@
 """mclip-kit eval as a user types it: tables, results.json, and wrong inputs in one line."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.leakage import Leak, as_json
+from mclip_kit.evaluate.advice import eval_command
 from mclip_kit.evaluate.report.tables import retrieval_rows
 from mclip_kit.evaluate.retrieval import score
 from mclip_kit.files import write_json
@@ -338,6 +340,29 @@ def test_a_report_reads_what_earlier_versions_wrote(folder, squares, tmp_path):
     assert "Zero-shot classification, test of x" in page
     assert "50.0" in page
     assert "25.0" in page
+
+
+def test_the_command_that_train_prints_scores_the_model(folder, squares, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "my run" / "model")
+    shutil.copytree(squares, tmp_path / "own data")
+    table = tmp_path / "own data" / "captions.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("\ttest\t", "\ttrain\t"), encoding="utf-8")
+    for path in (tmp_path / "own data" / "bitext").glob("test*"):
+        path.unlink()
+    texts = tiny.recipe(squares)
+    texts["data"] |= {"captions": None, "bitext": "own data/bitext"}
+    texts |= {"stages": texts["stages"][1:2], "evaluation": None}
+    texts["teacher"]["weights"] = "random"
+    for tree, words in (
+        (tiny.recipe(squares), f"--data {squares}"),
+        (tiny.recipe(Path("own data")), "--data 'own data' --split valid"),
+        (texts, "--task bitext --data 'own data' --split valid"),
+    ):
+        command = eval_command(Path("my run/model"), parse(tree, Recipe, "tiny"))
+        assert command == f"mclip-kit eval 'my run/model' {words}"
+        done = CliRunner().invoke(cli, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.output
 
 
 WRONG = """

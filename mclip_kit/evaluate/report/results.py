@@ -53,13 +53,18 @@ def read(folder: Path, log: list[dict[str, Any]]) -> Report:
     Raises:
         DataError: the folder has no results and there is no log, or results.json is damaged.
     """
-    files = result_files(folder)
-    if not files and not log:
+    if not log:
+        check_folder(folder, with_log=False)
+    return Report(str(folder), _joined([read_results(file) for file in result_files(folder)]), log, _recipe(folder))
+
+
+def check_folder(folder: Path, with_log: bool = True) -> None:
+    """DataError if a folder has neither results nor, if that suffices, a log."""
+    if not result_files(folder) and not (with_log and (folder / METRICS).is_file()):
         raise DataError(
             f"{folder}: no {EVALUATION}/DATA.SPLIT/{RESULTS} and no {METRICS}; give a run's folder, or run mclip-kit "
             "eval first"
         )
-    return Report(str(folder), _joined([read_results(file) for file in files]), log, _recipe(folder))
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
