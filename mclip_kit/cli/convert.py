@@ -7,6 +7,7 @@ import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER, quiet
 from mclip_kit.errors import CheckpointError
+from mclip_kit.layout import ENCODER, MODEL_CONFIG
 
 
 @click.group("import")
@@ -56,6 +57,8 @@ def export() -> None:
 @click.option("--out", type=FOLDER, required=True)
 def export_fairseq(encoder: Path, out: Path) -> None:
     """The encoder of a folder (encoder, model or translator) as a fairseq XLM-R folder."""
+    if not any((encoder / inner / "config.json").is_file() for inner in (ENCODER, "")):
+        raise CheckpointError(f"{encoder}: contains no encoder; give a transformers folder or a model folder")
     quiet()
     from mclip_kit.interop.fairseq import write_folder
     from mclip_kit.models.text_encoder import encoder_within
@@ -81,6 +84,8 @@ def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"
     """A folder that open_clip loads; its embeddings are compared with the model's first."""
     if out.exists():
         raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    if not (model / MODEL_CONFIG).is_file():
+        raise CheckpointError(f"{model / MODEL_CONFIG}: missing; {model} is not a complete model folder")
     quiet()
     from mclip_kit.interop.open_clip import export_open_clip
     from mclip_kit.models.multilingual_clip import load

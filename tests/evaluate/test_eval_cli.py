@@ -370,7 +370,7 @@ import sys
 from click.testing import CliRunner
 from mclip_kit.cli import cli
 for line in sys.stdin:
-    done = CliRunner().invoke(cli, ["eval", *line.split()])
+    done = CliRunner().invoke(cli, line.split())
     print("torch" in sys.modules, done.exit_code, done.output.strip().splitlines()[-1])
 """
 
@@ -405,6 +405,11 @@ def test_wrong_words_are_found_before_torch_is_imported(folder, squares, colours
         f"{model} --data {colours} --task zeroshot --classes none.yaml": "--classes none.yaml: no such file",
         f"{model} --data {colours} --task zeroshot --classes {tmp_path}/few.yaml": "has 1 names",
         f"{model} --data {tmp_path}/no --task zeroshot": "no: no such folder",
+    }
+    cases = {f"eval {words}": message for words, message in cases.items()} | {
+        f"report {squares} --out r.html": "no eval/DATA.SPLIT/results.json and no metrics.jsonl",
+        f"export open-clip {squares} --out {tmp_path}/o": "config.json: missing",
+        f"export fairseq {squares} --out {tmp_path}/o": "contains no encoder",
     }
     asked = [sys.executable, "-c", WRONG]
     done = subprocess.run(asked, input="\n".join(cases), capture_output=True, text=True, check=True)
