@@ -7,7 +7,7 @@ call of `register`; the run, its loop, its dry run and its evaluation know no ki
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -81,11 +81,13 @@ class Scores:
         score: the number that decides which weights are best; higher is better.
         values: what is logged.
         shown: names of the values that are also printed.
+        labels: these names in words.
     """
 
     score: float
     values: dict[str, Any]
     shown: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class StageModule(nn.Module):

@@ -118,11 +118,10 @@ def _rows(found: FoundParts, lists: list[tuple[str, File]], source: str | None, 
     if left_out:
         tqdm.write(f"pictures in no split, left out with their captions: {', '.join(left_out)}")
     for picture in pictures.values():
-        numbers = sorted({number for _, number, _ in picture.texts}) if parallel else [None]
-        for chosen in numbers:
+        numbers = sorted({number for _, number, _ in picture.texts}) if parallel and picture.texts else [None]
+        for chosen in numbers:  # a picture without captions belongs to the gallery of its split
             texts = [(language, text) for language, number, text in picture.texts if chosen in (None, number)]
-            if texts:
-                yield Row(picture.split, texts, image=picture.name, parallel=parallel)
+            yield Row(picture.split, texts, image=picture.name, parallel=parallel)
 
 
 def _find_or_add(pictures: dict[str, Picture], name: str, split: str, source: str | None, file: File) -> Picture:

@@ -14,7 +14,15 @@ from mclip_kit.data.corpora import SPLIT, Corpus, Row
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.cleaning import Cleaner
 from mclip_kit.errors import DataError
-from mclip_kit.layout import BITEXT, CAPTION_COLUMNS, CAPTIONS_TABLE, IMAGE_COLUMNS, IMAGES_TABLE
+from mclip_kit.layout import (
+    BITEXT,
+    CAPTION_COLUMNS,
+    CAPTIONS_TABLE,
+    IMAGE_COLUMNS,
+    IMAGES_TABLE,
+    UNCAPTIONED_COLUMNS,
+    UNCAPTIONED_TABLE,
+)
 
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
 Pair = tuple[str, str, str]
@@ -22,7 +30,7 @@ Pair = tuple[str, str, str]
 
 
 class TableWriter:
-    """Writes images.tsv, captions.tsv and the text of the bitext into a folder; use it as a context.
+    """Writes images.tsv, captions.tsv, uncaptioned.tsv and the text of the bitext into a folder; use it as a context.
 
     Only the names of pictures are held in memory; nothing else grows with the corpus.
 
@@ -45,6 +53,7 @@ class TableWriter:
         self.counts: Counter[tuple[str, ...]] = Counter()
         self.pairs: Counter[Pair] = Counter()
         self._sides: dict[Pair, tuple[IO[str], IO[str]]] = {}
+        self._uncaptioned: dict[tuple[str, str], None] = {}  # picture and split, in order
         self._known: set[str] = set()
         self._combinations: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._stack = ExitStack()
@@ -57,6 +66,10 @@ class TableWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._uncaptioned:
+            table = self._open(self.folder / UNCAPTIONED_TABLE)
+            for cells in (UNCAPTIONED_COLUMNS, *self._uncaptioned):
+                self._write(table, cells)
         self._stack.close()
 
     def add(self, row: Row) -> None:
@@ -71,10 +84,7 @@ class TableWriter:
         texts = [(language, self.cleaner.text(text)) for language, text in row.texts]
         if row.image is not None:
             self._add_picture(row, row.image, split)
-            for language, text in texts:
-                if self.cleaner.keeps_caption(row.image, language, text):
-                    self._write(self._captions, (row.image, language, split, text))
-                    self.counts["captions", split, language] += 1
+            self._add_captions(row.image, split, texts)
         paired = row.parallel and self._add_pairs(split, texts)
         if paired or row.image is not None:
             self.source.account.kept += 1
@@ -105,6 +115,16 @@ class TableWriter:
             self.splits[name] = self._combinations.setdefault(splits, splits)
             self.counts["splits", split] += 1
             self.counts["strata", split, row.stratum] += 1
+
+    def _add_captions(self, image: str, split: str, texts: list[tuple[str, str]]) -> None:
+        kept = [text for text in texts if self.cleaner.keeps_caption(image, *text)]
+        for language, text in kept:
+            self._write(self._captions, (image, language, split, text))
+            self.counts["captions", split, language] += 1
+        if kept:
+            self._uncaptioned.pop((image, split), None)
+        else:
+            self._uncaptioned[image, split] = None
 
     def _file(self, row: Row, name: str) -> str:
         """The path of a picture's file; empty if it was not found."""

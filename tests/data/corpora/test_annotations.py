@@ -85,7 +85,7 @@ def test_captions_are_joined_by_their_picture(folder):
 
 def test_optional_captions_may_lack_but_not_by_half(folder):
     captions = [ENGLISH, JAPANESE | {"files": ["ja_train.json", "ja_val.json"]}]
-    assert len(rows(folder, corpus(captions=captions, **SPLIT))) == 3
+    assert len(rows(folder, corpus(captions=captions, **SPLIT))) == 4
     put(folder, "ja_train.json", coco([(9, TRAIN)], [(9, "い")]))
     with pytest.raises(DataError, match=r"ja_val.json is missing, plain or compressed"):
         read(corpus(captions=captions, **SPLIT), Source(folder))
@@ -94,7 +94,12 @@ def test_optional_captions_may_lack_but_not_by_half(folder):
 def test_only_chosen_languages_are_read(folder):
     put(folder, "zh.txt", f"{VAL}#0 一")
     declared = corpus(("zh",), captions=[ENGLISH | {"files": ["none.json"]}, CHINESE], **SPLIT)
-    assert rows(folder, declared) == [Row("test", [("zh", "一")], image=VAL)]
+    assert rows(folder, declared) == [
+        Row("test", [("zh", "一")], image=VAL),
+        Row("train", [], image=TRAIN),  # the pictures of a split do not depend on the languages
+        Row("train", [], image=TEST),
+        Row("valid", [], image="7.jpg"),
+    ]
     with pytest.raises(DataError, match=r"no captions in fr; made here"):
         read(corpus(("fr",), captions=[ENGLISH], **SPLIT), Source(folder))
 
@@ -105,7 +110,7 @@ def test_pictures_in_no_split_are_left_out_and_counted_once(folder, monkeypatch)
     put(folder, "zh.txt", f"{VAL}#0 一\n1#0 x\n1#1 x\n2#0 x\n")
     put(folder, "ja_a.json", coco([], [(3, "x"), (9, "い")]))
     found = rows(folder, corpus(captions=[ENGLISH, JAPANESE, CHINESE], **SPLIT))
-    assert [len(row.texts) for row in found] == [3, 2, 1]
+    assert [len(row.texts) for row in found] == [3, 2, 1, 0]
     assert said == ["pictures in no split, left out with their captions: 1 of ja_a.json, 2 of zh.txt"]
 
 
@@ -117,6 +122,7 @@ def test_lists_of_pictures(tmp_path):
     assert rows(tmp_path, declared) == [  # the longer name finds the file
         Row("train", [("zh", "一")], image="1000.jpg"),
         Row("test", [("zh", "二")], image="A.jpg"),
+        Row("test", [], image="no_caption"),
     ]
 
 
@@ -154,6 +160,7 @@ def test_translations_without_numbers_line_up_by_their_place(folder):
         [("en", "b"), ("ja", "ろ")],
         [("en", "c"), ("ja", "は")],
         [("en", "d")],
+        [],
     ]
 
 

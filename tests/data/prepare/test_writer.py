@@ -54,6 +54,22 @@ def test_captions_and_pictures_come_in_the_order_of_rows(tmp_path):
     assert bitext(tmp_path) == {}
 
 
+def test_pictures_without_a_caption_in_their_split_are_listed(tmp_path):
+    written(
+        tmp_path,
+        Row("test", [], image="none.jpg"),
+        Row("test", [("en", " ")], image="later.jpg"),
+        Row("test", [("en", "a dog")], image="later.jpg"),
+        Row("train", [("de", "")], image="later.jpg"),
+    )
+    assert table(tmp_path, "uncaptioned.tsv") == [["none.jpg", "test"], ["later.jpg", "train"]]
+
+
+def test_where_all_pictures_have_captions_there_is_no_such_list(tmp_path):
+    written(tmp_path, Row("test", [("en", "a dog")], image="a.jpg"))
+    assert not (tmp_path / "data" / "uncaptioned.tsv").exists()
+
+
 def test_each_text_in_the_first_language_meets_those_of_the_others_at_its_place(tmp_path):
     texts = [("de", "d1"), ("en", "e1"), ("fr", "f1"), ("en", "e2"), ("de", "d2"), ("en", "e3")]
     tables = written(
