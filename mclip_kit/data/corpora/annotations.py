@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.source import File, Source
-from mclip_kit.data.images import SUFFIXES, picture_id
+from mclip_kit.data.images import SUFFIXES, picture_id, without_number
 from mclip_kit.errors import DataError
 
 KARPATHY = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
@@ -131,7 +131,7 @@ def _find_or_add(pictures: dict[str, Picture], name: str, split: str, source: st
     Raises:
         DataError: it was added in another split.
     """
-    name = name.partition("#")[0]
+    name = without_number(name)
     picture = pictures.setdefault(picture_id(name, source), Picture(name, split))
     if picture.split != split:
         here, there = split or "none", picture.split or "none"

@@ -197,7 +197,7 @@ WRONG = {
     "an odd number": ("zh.txt", f"{VAL}#x a", r"zh.txt line 1: does not begin"),
     "too many parts": ("zh.txt", f"{VAL}#a#b#0 a", r"zh.txt line 1: does not begin"),
     "another corpus": ("zh.txt", "x#0 a\ny#0 b\n", r"zh.txt: none of its 2 pictures is in a split; is it from another"),
-    "no JSON": ("dataset.json", "{", r"dataset.json: not JSON \(.*\); fetch it again"),
+    "no JSON": ("dataset.json", "{", r"dataset.json: not JSON \(.*\); correct it, or fetch it again"),
 }
 
 

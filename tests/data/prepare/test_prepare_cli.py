@@ -269,7 +269,10 @@ WRONG = {
     "a language twice": (["--bitext", "ja=here.txt", "jp=here.txt"], "--bitext jp=here.txt: ja is given twice"),
     "a table of nothing": (["--pairs", "here.tsv"], "here.tsv: columns are a, b; name them image and caption"),
     "no table": (["--pairs", "gone.tsv"], "gone.tsv"),
-    "a table of another kind": (["--pairs", "here.txt"], "here.txt: its name ends in none of .tsv"),
+    "a table of another kind": (
+        ["--pairs", "here.txt"],
+        "here.txt: its first line has no tab, comma, semicolon or |, so it is no table",
+    ),
     "no shards": (["--webdataset", "x-{000..003}.tar"], "x-000.tar"),
     "no pictures": (["--folder", "empty"], "empty: no pictures in it"),
     "two kinds": (["--pairs", "here.tsv", "--folder", "empty"], "one of --bitext, --pairs, --webdataset and --folder"),
@@ -302,7 +305,10 @@ WRONG = {
         ],
         "cleaning.max_tokens: all sentence pairs of train en-de are longer than 3",
     ),
-    "no language in a row": (["--pairs", "null.jsonl"], "null.jsonl line 1: language is None, not a code"),
+    "no language in a row": (
+        ["--pairs", "null.jsonl"],
+        "null.jsonl: column language is empty; fill it, or name another: --set options.language=COLUMN",
+    ),
     "a split of another place": (["--pairs", "split.jsonl"], "split.jsonl line 1: split 'train/../x' is none of train"),
     "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: columns are none"),
     "no zip": (["multi30k", "--source", "here.txt"], "here.txt: not a readable zip"),
