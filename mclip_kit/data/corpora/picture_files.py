@@ -21,6 +21,7 @@ from mclip_kit.data.images import SUFFIXES, picture_id
 MORE_SUFFIXES = SUFFIXES | {".avif", ".jfif", ".jpe", ".heic", ".heif", ".ppm", ".pgm", ".jp2", ".jxl"}
 """Endings of pictures, one of which may stand for another."""
 ROOTED = re.compile(r"/|[A-Za-z]:/")
+FEW = 100  # files between which a whole path is looked for
 Spelling = Callable[[str], list[str]]
 """From a path to its parts, in one spelling."""
 
@@ -150,39 +151,48 @@ class PictureFiles:
         Args:
             names: gives all names, each time in the same order; read twice.
         """
-        matches, loose, shared = Matches(), Counter[str](), _shared_folder(names())
-        loosely: dict[str, str] = {}
+        matches, shared = Matches(), _shared_folder(names())
+        loose: dict[str, str] = {}
+        doubtful: dict[str, str] = {}
         for name in names():
-            found, exact = self._find(name, shared)
+            found, kind = self._find(name, shared)
             if isinstance(found, str):
                 matches.found[name] = found
-                if not exact:
-                    loose[found] += 1
-                    loosely[name] = found
+                if kind:
+                    (loose if kind == "loose" else doubtful)[name] = found
             elif found:
                 matches.add_ambiguous(name, [self.files[number] for number in found])
             else:
                 matches.add_missing(name)
-        taken = {file for name, file in matches.found.items() if name not in loosely and file in loose}
-        for name, file in loosely.items():
-            if file in taken or loose[file] > 1:
-                del matches.found[name]
-                matches.add_ambiguous(name, [f"{file}, which belongs to another name"])
+        self._withdraw(matches, loose, doubtful)
         return matches
 
-    def _find(self, name: str, shared: tuple[int, int]) -> tuple[str | list[int] | None, bool]:
-        """The file of a name, or the files between which it is ambiguous; and whether it is spelled exactly so."""
+    def _withdraw(self, matches: Matches, loose: dict[str, str], doubtful: dict[str, str]) -> None:
+        """Take back files that belong to another name; of doubtful ones all, if one of them does."""
+        several = {*loose.values(), *doubtful.values()}
+        claims = Counter(file for file in matches.found.values() if file in several)
+        if any(claims[file] > 1 for file in doubtful.values()):
+            for name in doubtful:
+                del matches.found[name]
+                matches.add_missing(name)
+        for name, file in loose.items():
+            if claims[file] > 1:
+                del matches.found[name]
+                matches.add_ambiguous(name, [f"{file}, which belongs to another name"])
+
+    def _find(self, name: str, shared: tuple[int, int]) -> tuple[str | list[int] | None, str]:
+        """The file of a name, or the files between which it is ambiguous; and if it is not certain, in what way."""
         direct = self._direct(name)
         if direct or not self.files:
-            return direct, True
+            return direct, ""
         if self._unique:
-            return self._by_name(name), True
+            return self._by_name(name), ""
         for spell in SPELLINGS:
-            found = self._by_end(name, spell, shared)
+            found, kind = self._by_end(name, spell, shared)
             if found:
-                file = self._path(found[0]) if len(found) == 1 else found
-                return file, spell is split_path
-        return None, True
+                kind = kind or ("" if spell is split_path else "loose")
+                return self._path(found[0]) if len(found) == 1 else found, kind
+        return None, ""
 
     def _direct(self, name: str) -> str | None:
         """The file that lies exactly where a name says: a path, or one relative to a folder."""
@@ -197,19 +207,24 @@ class PictureFiles:
                     return os.path.abspath(path)
         return None
 
-    def _by_end(self, name: str, spell: Spelling, shared: tuple[int, int]) -> list[int]:
-        """The files whose paths end as a name does, as far as names differ from each other."""
+    def _by_end(self, name: str, spell: Spelling, shared: tuple[int, int]) -> tuple[list[int], str]:
+        """The files whose paths end as a name does, as far as names differ from each other.
+
+        Names of several folders may end in whole paths of files; that is doubtful, as their folders may differ too.
+        """
         parts = spell(name)
         if not parts:
-            return []
+            return [], ""
         ends = self._spelled(spell)
         found, common = ends.longest(parts)
+        sizes = [len(spell(self.files[number])) for number in found] if len(found) < FEW else []
         if common < self._needed(name, parts, ends, shared):
-            return []
-        if common < len(parts) and len(found) == 1 and not self._differ_in_front(name, found[0], common, shared[1]):
-            return []
-        whole = [number for number in found if len(spell(self.files[number])) == len(parts) == common]
-        return whole if len(whole) == 1 else found
+            whole_file = sizes == [common] and common > 1 and shared[1] > 1
+            return (found, "doubtful") if whole_file else ([], "")
+        if sizes and len(found) == 1 and not self._differ_in_front(name, len(parts), sizes[0], common, shared[1]):
+            return [], ""
+        whole = [number for number, size in zip(found, sizes, strict=False) if size == len(parts) == common]
+        return (whole if len(whole) == 1 else found), ""
 
     def _needed(self, name: str, parts: list[str], ends: Ends, shared: tuple[int, int]) -> int:
         """How many parts at the end must be equal: those that tell names apart, and those in a folder that is here."""
@@ -219,10 +234,10 @@ class PictureFiles:
         here = [number for number, part in enumerate(parts[:-1]) if part in ends.top]
         return max(1, len(parts) - folders, len(parts) - here[-1] if here else 0)
 
-    def _differ_in_front(self, name: str, number: int, common: int, names: int) -> bool:
+    def _differ_in_front(self, name: str, parts: int, file: int, common: int, names: int) -> bool:
         """Whether what differs is only where the folder of all pictures lies."""
-        if common == len(split_path(self.files[number])):
-            return True  # the name has more folders in front
+        if common in (parts, file):
+            return True  # one has more folders in front
         elsewhere = bool(ROOTED.match(name.replace("\\", "/"))) or "://" in name
         return names > 1 and (common > 1 or elsewhere)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from operator import itemgetter, methodcaller
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ OTHERS = {
 }
 """Files that are often taken for tables, and what to do with them."""
 SEPARATORS = "\t,;|"
+LINES_SEEN = 200  # that show whether quotes enclose cells
 LONGEST_CELL = 2**22  # characters in quotes; a longer cell means that a quote was not closed
 IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 
@@ -187,10 +189,19 @@ def _separated_rows(file: File, format: Format, form: Form) -> NumberedRows:
     first = next(file.lines(form.encoding), "")
     separator = form.separator or (usual if form.header else _separator(first, usual))
     in_quotes = first.startswith('"') and first.rstrip().endswith('"') and not form.header
-    quoted = (format == "csv" and separator != "|") or in_quotes if form.quotes is None else form.quotes
+    quoted = form.quotes
+    if quoted is None:
+        quoted = (format == "csv" and separator != "|") or in_quotes or _are_quoted(file, separator, form.encoding)
     if not quoted:
         return ((number, line.split(separator)) for number, line in enumerate(file.lines(form.encoding), 1))
     return _quoted_rows(file, separator, form.encoding, spaced=f"{separator} " in first and separator != "\t")
+
+
+def _are_quoted(file: File, separator: str, encoding: str | None) -> bool:
+    """Whether all quotes of the first lines enclose cells, and some are doubled inside, as pandas writes them."""
+    lines = islice(file.lines(encoding), LINES_SEEN)
+    cells = [cell for line in lines if '"' in line for cell in line.split(separator) if '"' in cell]
+    return all(map(IN_QUOTES.fullmatch, cells)) and any('""' in cell[1:-1] for cell in cells)
 
 
 def _quoted_rows(file: File, separator: str, encoding: str | None, spaced: bool) -> NumberedRows:
@@ -209,6 +220,10 @@ def _quoted_rows(file: File, separator: str, encoding: str | None, spaced: bool)
 def _open_cells(file: File, header: list[str] | None, rows: NumberedRows, unit: str, unread: list[str]) -> OpenTable:
     """A file whose rows are lists of cells, the header first if it is not given."""
     names = header or [name.strip() for name in next((cells for _, cells in rows), [])]
+    first = next(rows, None)
+    rows = chain([first] if first else [], rows)
+    if first and not header and len(first[1]) == len(names) + 1 and first[1][0].isdigit():
+        names = ["", *names]  # R writes the numbers of rows, and no name for them
 
     def pick(name: str) -> Callable[[Any], Any]:
         if names.count(name) > 1:
@@ -227,7 +242,7 @@ def _check_width(file: File, unit: str, names: list[str], rows: NumberedRows) ->
         elif any(cells):
             raise DataError(
                 f"{file} {unit} {number}: {_count(len(cells), 'cell')}, but there are {_count(width, 'column')} "
-                f"({', '.join(names)}); fix the line, or give each column a name in the first line"
+                f"({', '.join(names)}); fix or remove the {unit}, or give each column a name in the first one"
             )
 
 

@@ -72,16 +72,22 @@ def describe_table(table: Path, languages: list[str], given: dict[str, Any]) -> 
     form = parse(given["tables"][0], Table, "options.tables.0")
     other = _captions_of_another_form(File(table), form)
     if other:
-        return "annotations", languages or [TEACHER_LANGUAGE], {"captions": [_part(table, other, languages)]}
+        options: dict[str, Any] = {"captions": [_part(table, other, languages)]}
+        lists = {"splits": {"karpathy": str(table.absolute())}} if other == "karpathy" else {}
+        return "annotations", languages or [TEACHER_LANGUAGE], options | lists
     names = _names(open_table(File(table), form))
+    if not names:
+        raise DataError(f"{table}: is empty; give a table with a first line of names and at least one row")
     if given.get("texts"):
         own = given["texts"] if isinstance(given["texts"], dict) else {}
         return "table", languages or list(map(str, own)) or [TEACHER_LANGUAGE], {}
     found = {what: given.get(what) or _first(names, known) for what, known in COLUMNS.items()}
+    if found["text"] and any(name.startswith(f"{found['text']}.") for name in names):
+        found["text"] = given.get("text")  # an object with a text for each language
     texts = _texts(names, languages, set(filter(None, found.values())))
     if found["content"] and not found["image"]:
         found["image"] = _first(names, ("key", "id", "uid"))
-    if (found["image"] or found["content"]) and (found["text"] or texts):
+    if (found["image"] or found["content"]) and (found["text"] or texts or _numbered(names, None)):
         return _captions(table, form, names, found, texts, languages)
     return _parallel(table, names, found, texts, languages)
 
@@ -168,8 +174,10 @@ def _captions(
         codes = chosen or _codes(table, form, found["language"])
         options["language"] = found["language"]
         return "table", list(dict.fromkeys([*codes, *texts])), options | ({"texts": texts} if texts else {})
-    first = TEACHER_LANGUAGE if TEACHER_LANGUAGE in chosen or not chosen else chosen[0]
-    more = _numbered(names, found["text"])
+    first = TEACHER_LANGUAGE if TEACHER_LANGUAGE in chosen or not chosen or texts else chosen[0]
+    if chosen and first not in chosen:
+        options["text"] = found["text"] = None  # captions in a language that is not chosen
+    more = _numbered(names, found["text"]) if not chosen or first in chosen else []
     if more:
         texts = {first: [*more, *texts.get(first, [])]} | {c: several for c, several in texts.items() if c != first}
     there = list(dict.fromkeys([*([first] if found["text"] else []), *texts]))
