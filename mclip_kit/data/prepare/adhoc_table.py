@@ -1,6 +1,7 @@
 """The declaration of a user's own table: which column holds what, by the names that tables give their columns."""
 
 import json
+import os
 import re
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from mclip_kit.config.yaml import parse, suggest
 from mclip_kit.data import corpora
+from mclip_kit.data.corpora.picture_files import MORE_SUFFIXES
 from mclip_kit.data.corpora.records import OpenTable, first_text_line, open_table
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.corpora.table import Table
@@ -30,6 +32,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split", "subset", "partition"),
 }
 """What a column holds -> names that tables give it, in lower case; the first one that a table has is taken."""
+VAGUE = {"url", "uri", "file", "filename", "file_name", "filepath", "file_path", "path", "local_path"}
+"""Columns that may also say where a text is from."""
 NO_LANGUAGES = {"id", "no", "idx", "key", "len", "num", "ref", "row", "src", "tgt", "uid", "uri", "url"}
 """Column names that look like language codes, but seldom are."""
 CODE = re.compile(r"[a-z]{2,3}(_[a-z]{2,4})?")
@@ -85,9 +89,12 @@ def describe_table(table: Path, languages: list[str], given: dict[str, Any]) -> 
     if found["text"] and any(name.startswith(f"{found['text']}.") for name in names):
         found["text"] = given.get("text")  # an object with a text for each language
     texts = _texts(names, languages, set(filter(None, found.values())))
+    image = found["image"]
+    if image and not found["text"] and _spelled(image) in VAGUE and not _holds_pictures(File(table), form, image):
+        found["image"] = None  # parallel texts with their addresses or files
     if found["content"] and not found["image"]:
         found["image"] = _first(names, ("key", "id", "uid"))
-    if (found["image"] or found["content"]) and (found["text"] or texts or _numbered(names, None)):
+    if (found["image"] or found["content"]) and (found["text"] or texts or languages or _numbered(names, None)):
         return _captions(table, form, names, found, texts, languages)
     return _parallel(table, names, found, texts, languages)
 
@@ -127,6 +134,14 @@ def _names(opened: OpenTable) -> list[str]:
             if isinstance(value, dict):
                 names |= dict.fromkeys(f"{key}.{inner}" for inner in value)
     return list(names)
+
+
+def _holds_pictures(file: File, form: Table, column: str) -> bool:
+    """Whether the first cell of a column names a picture."""
+    opened = open_table(file, form)
+    pick = opened.pick(column)
+    value = next((pick(row) for _, row in opened.read([column])), None)
+    return os.path.splitext(str(value).partition("?")[0])[1].lower() in MORE_SUFFIXES
 
 
 def _spelled(name: str) -> str:
