@@ -144,6 +144,7 @@ class TableRows:
         self.texts_in = self.wanted | ({chosen.text} if chosen.text else set())
         self.wanted |= {name for name in named if name}
         self.splits, self.pictures = SPLITS | chosen.splits, pictures
+        self.name, self.where = file.name, f"{file} {opened.unit}"  # once: there are many rows
 
     def rows(self, account: Account, unread: dict[str, File], empty: Counter[str]) -> Iterator[Row]:
         """The rows that have a text; the others are counted.
@@ -167,7 +168,7 @@ class TableRows:
                 yield found
             else:
                 last = row
-                account.leave_out(found, f"{self.file} {self.opened.unit} {number}")
+                account.leave_out(found, f"{self.where} {number}")
         if (
             last is not None
             and not kept
@@ -194,7 +195,7 @@ class TableRows:
         image = content = None
         if columns.image:
             inside = columns.content(row) if columns.content else NO_COLUMN
-            image, content = self.pictures.name(columns.image(row), inside, f"{self.file.name} {number}")
+            image, content = self.pictures.name(columns.image(row), inside, f"{self.name} {number}")
             if image is None:
                 return "rows without a picture"
         split = self.table.split
@@ -203,7 +204,8 @@ class TableRows:
             if missing(value):
                 return "rows without a split"
             split = as_split(name_of(value, "split"), self.splits)
-        empty.update(blank)
+        if blank:
+            empty.update(blank)
         return Row(split, texts, image=image, content=content, parallel=chosen.parallel)
 
     def _texts(self, row: Any) -> tuple[list[tuple[str, str]], list[str]] | str:
