@@ -324,7 +324,7 @@ WRONG = {
         "null.jsonl: column language is empty; fill it, or name another: --set options.language=COLUMN",
     ),
     "a split of another place": (["--pairs", "split.jsonl"], "split.jsonl line 1: split 'train/../x' is none of train"),
-    "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: columns are none"),
+    "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: is empty; give a table"),
     "no zip": (["multi30k", "--source", "here.txt"], "here.txt: not a readable zip"),
     "no vocabulary's file": (
         ["--bitext", "en=here.txt", "de=here.txt", "--spm", "gone.model"],
