@@ -27,6 +27,7 @@ DATA/                           what `mclip-kit prepare` writes
     bitext/                     fairseq-binarised parallel sentences: sentencepiece.bpe.model, dict.LANG.txt,
                                 SPLIT.SRC-TGT.LANG.bin and .idx, and .txt with the raw text
     fingerprints/               hashes of pictures and texts by split, for the leakage check
+    pictures.tar                pictures that were inside a table, only if there were such
     pictures/                   optional: picture files that a user adds later, under their names in images.tsv
 """
 
@@ -61,6 +62,7 @@ UNCAPTIONED_TABLE = "uncaptioned.tsv"
 BITEXT = "bitext"
 FINGERPRINTS = "fingerprints"
 PICTURES = "pictures"
+PICTURES_TAR = "pictures.tar"
 IMAGE_COLUMNS = ("image", "group", "stratum")  # of images.tsv; if pictures are files, a column `file` follows
 CAPTION_COLUMNS = ("image", "language", "split", "caption")  # of captions.tsv
 UNCAPTIONED_COLUMNS = ("image", "split")  # of uncaptioned.tsv

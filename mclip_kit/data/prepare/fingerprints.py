@@ -163,7 +163,7 @@ def _fingerprint_pictures(
         for rows in _row_blocks(folder / IMAGES_TABLE):
             names = [row[0] for row in rows]
             if pixels is None:
-                contents = list(readers.map(_content, [row[3] for row in rows]))
+                contents = list(readers.map(_content, [row[3] and folder / row[3] for row in rows]))
             else:
                 contents = [picture.tobytes() for picture in pixels[start : start + len(rows)]]
             hashed = {"pictures": hash_pictures(names, source), "contents": hash_contents(contents)}
@@ -206,7 +206,7 @@ def _row_blocks(table: Path) -> Iterator[list[list[str]]]:
             yield rows
 
 
-def _content(file: str) -> bytes:
+def _content(file: str | Path) -> bytes:
     """A picture's bytes; empty if it is missing or unreadable, which is reported when the picture is used."""
     try:
         return read_bytes(Path(file)) if file else b""

@@ -115,7 +115,8 @@ def _read(content: Content, corpus: Corpus, folder: Path, source: Source, wanted
 def _check_not_empty(tables: TableWriter) -> None:
     if tables.splits or tables.pairs:
         return
-    why = ", ".join(f"{count:,} {reason}" for reason, count in tables.cleaner.counts.items())
+    reasons = tables.cleaner.counts or tables.source.account.left_out
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     empty = f"all of it was left out ({why}); change `cleaning`, or fix the files" if why else "the corpus is empty"
     places = sorted(map(str, tables.source.used)) or [str(tables.source.root or tables.corpus.reader)]
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""

@@ -23,14 +23,28 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
     if counts["left_out"]:
         lines.append("  left out or changed: " + "; ".join(f"{n:,} {why}" for why, n in counts["left_out"].items()))
     if counts["missing_pictures"]:
-        lines.append(
-            f"  {counts['missing_pictures']:,} of {counts['images']:,} picture files were not found (their `file` in "
-            f"{IMAGES_TABLE} is empty): prepare again with --images DIR, or put them, under the names in that table, "
-            f"into {folder / PICTURES}"
-        )
+        lines.append(f"  {_missing_pictures(folder, manifest)}")
     lines += [f"  {part['what']}: {part['licence']}, {part['by']}" for part in manifest["licences"]]
     lines += [f"  leak: {leak.line()}" for leak in leaks_of(folder)]
     return "\n".join(lines)
+
+
+def _missing_pictures(folder: Path, manifest: dict[str, Any]) -> str:
+    """How many picture files were not found, and what to do, which depends on where they were looked for."""
+    counts = manifest["counts"]
+    example = (counts.get("rows") or {}).get("examples", {}).get("missing_pictures", "")
+    where = manifest.get("pictures") or manifest.get("source")
+    if manifest.get("pictures"):
+        again = "complete that folder, or correct the names, and prepare again"
+    else:
+        again = "prepare again with --images DIR"
+    return (
+        f"{counts['missing_pictures']:,} of {counts['images']:,} picture files were not found"
+        + (f" in {where}" if where else "")
+        + (f", such as {example}" if example else "")
+        + f" (their `file` in {IMAGES_TABLE} is empty): {again}, or put them, under the names in that table, into "
+        f"{folder / PICTURES}"
+    )
 
 
 def _in_brackets(splits: dict[str, int]) -> str:

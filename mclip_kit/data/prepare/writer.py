@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import SPLIT, Corpus, Row
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.cleaning import Cleaner
+from mclip_kit.data.prepare.picture_cells import UNFIT, PictureTar, fill_in_files, fit_path
 from mclip_kit.errors import DataError
 from mclip_kit.layout import (
     BITEXT,
@@ -24,7 +24,7 @@ from mclip_kit.layout import (
     UNCAPTIONED_TABLE,
 )
 
-UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
+AMBIGUOUS = "pictures whose name fits several files"
 Pair = tuple[str, str, str]
 """(split, source language, target language)."""
 
@@ -57,6 +57,8 @@ class TableWriter:
         self._known: set[str] = set()
         self._combinations: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._stack = ExitStack()
+        self._pictures = PictureTar(folder)
+        self._stack.callback(self._pictures.close)
 
     def __enter__(self) -> "TableWriter":
         self._images = self._open(self.folder / IMAGES_TABLE)
@@ -71,6 +73,8 @@ class TableWriter:
             for cells in (UNCAPTIONED_COLUMNS, *self._uncaptioned):
                 self._write(table, cells)
         self._stack.close()
+        if not self.has_pixels and error[0] is None:
+            self._find_pictures()
 
     def add(self, row: Row) -> None:
         """Write a row.
@@ -127,16 +131,20 @@ class TableWriter:
             self._uncaptioned[image, split] = None
 
     def _file(self, row: Row, name: str) -> str:
-        """The path of a picture's file; empty if it was not found."""
-        ambiguous = "://" in name and self.corpus.pictures is None  # many addresses end in image.jpg
-        file = row.file or (None if ambiguous else self.source.picture(name))
-        if file is None:
-            self.counts["missing_pictures",] += 1
-            return ""
-        path = os.path.abspath(file)
-        if UNFIT.search(path):
-            raise DataError(f"{path!r}: a path with a character that a table cannot hold; rename the file or folder")
-        return path
+        """The path of a picture's file, if the reader knows it or has its content; else empty until the end."""
+        if row.content is not None:
+            return self._pictures.add(row.content)
+        return fit_path(os.path.abspath(row.file)) if row.file else ""
+
+    def _find_pictures(self) -> None:
+        """Find the other pictures' files, now that all names are known."""
+        account = self.source.account
+        matches = fill_in_files(self.folder, self.source.pictures(self.corpus.pictures is not None))
+        if matches.missing:
+            self.counts["missing_pictures",] = matches.missing
+        if matches.example:
+            account.examples["missing_pictures"] = matches.example
+        account.ignore(AMBIGUOUS, matches.where, matches.ambiguous)
 
     def _add_pairs(self, split: str, texts: list[tuple[str, str]]) -> int:
         """Pair the n-th text in the first language with that in each other language; how many pairs are kept."""

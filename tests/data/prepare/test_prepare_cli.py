@@ -246,6 +246,20 @@ def test_a_picture_under_another_name_is_known_by_its_content():
     )
 
 
+def test_a_caption_never_gets_another_captions_picture():
+    for number in (1, 2, 3):
+        picture(Path(f"imgs/sku{number}/main.jpg"), number)
+    names = [f"imgs/sku{number}/main.jpg" for number in (1, 4, 5)]
+    said = done("--pairs", table("tsv", [{"image": name, "caption": name} for name in names]), "--out", "out")
+    assert "2 of 3 picture files were not found in " in said
+    assert "such as imgs/sku4/main.jpg (their `file` in images.tsv is empty): prepare again with --images DIR" in said
+    assert [path.exists() for path in read_captions("out").files] == [True, False, False]
+    said = done("--pairs", table("tsv", [{"image": "main.jpg", "caption": "x"}]), "--images", "imgs", "--out", "bare")
+    assert "whose name fits several files, such as main.jpg (sku1/main.jpg, sku2/main.jpg, sku3/main.jpg)" in said
+    assert "complete that folder, or correct the names, and prepare again" in said
+    assert "--images" not in said
+
+
 SIDES = ["--bitext", "en=here.txt", "de=here.txt"]
 WRONG = {
     "no source": (
@@ -269,7 +283,10 @@ WRONG = {
     "a language twice": (["--bitext", "ja=here.txt", "jp=here.txt"], "--bitext jp=here.txt: ja is given twice"),
     "a table of nothing": (["--pairs", "here.tsv"], "here.tsv: columns are a, b; name them image and caption"),
     "no table": (["--pairs", "gone.tsv"], "gone.tsv"),
-    "a table of another kind": (["--pairs", "here.txt"], "here.txt: its name ends in none of .tsv"),
+    "a table of another kind": (
+        ["--pairs", "here.txt"],
+        "here.txt: its first line has no tab, comma, semicolon or |, so it is no table",
+    ),
     "no shards": (["--webdataset", "x-{000..003}.tar"], "x-000.tar"),
     "no pictures": (["--folder", "empty"], "empty: no pictures in it"),
     "two kinds": (["--pairs", "here.tsv", "--folder", "empty"], "one of --bitext, --pairs, --webdataset and --folder"),
@@ -302,9 +319,12 @@ WRONG = {
         ],
         "cleaning.max_tokens: all sentence pairs of train en-de are longer than 3",
     ),
-    "no language in a row": (["--pairs", "null.jsonl"], "null.jsonl line 1: language is None, not a code"),
+    "no language in a row": (
+        ["--pairs", "null.jsonl"],
+        "null.jsonl: column language is empty; fill it, or name another: --set options.language=COLUMN",
+    ),
     "a split of another place": (["--pairs", "split.jsonl"], "split.jsonl line 1: split 'train/../x' is none of train"),
-    "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: columns are none"),
+    "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: is empty; give a table"),
     "no zip": (["multi30k", "--source", "here.txt"], "here.txt: not a readable zip"),
     "no vocabulary's file": (
         ["--bitext", "en=here.txt", "de=here.txt", "--spm", "gone.model"],

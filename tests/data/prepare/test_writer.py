@@ -126,7 +126,7 @@ def test_everything_is_counted(tmp_path):
     assert tables.counted() == {
         "images": 3,
         "missing_pictures": 3,
-        "rows": {"read": 4, "kept": 4, "left_out": {}, "ignored": {}, "examples": {}},
+        "rows": {"read": 4, "kept": 4, "left_out": {}, "ignored": {}, "examples": {"missing_pictures": "1"}},
         "left_out": {"empty": 2},
         "splits": {"train": 2, "test": 1},
         "strata": {"train": {"x": 1, "y": 1}, "test": {"x": 1}},
