@@ -19,6 +19,7 @@ from mclip_kit.files import write_json, write_whole
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE = "sentencepiece.bpe.model"
+MANY_UNKNOWN = 0.02  # share of `<unk>` among the pieces of a language from which on there is a warning
 SAMPLE = 4_000_000  # lines that SentencePiece holds in memory while it trains
 
 

@@ -19,6 +19,8 @@ COLUMNS = {
 """What a column holds -> names that tables give it."""
 NO_LANGUAGES = {"id", "no", "idx", "key", "len", "num", "ref", "row", "src", "tgt", "uid", "uri", "url"}
 """Column names that look like language codes, but seldom are."""
+SPLITS = {"valid": 0.05, "test": 0.05}
+"""Held-out shares of rows that have no split."""
 CODE = re.compile(r"[a-z]{2,3}(_[a-z]{2,4})?")
 
 Declared = tuple[str, dict[str, Any]]
@@ -62,6 +64,9 @@ def _tree(reader: str, languages: list[str], options: dict[str, Any]) -> dict[st
         "licences": [],
         "obtain": "check the paths that you gave",
         "options": options,
+        "splits": dict(SPLITS),
+        "held_out": 5000,
+        "cleaning": {"leaks": "drop"},
     }
 
 

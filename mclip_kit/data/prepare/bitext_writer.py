@@ -34,7 +34,7 @@ def write_bitext(
         progress: see `resume`; counts of texts that were cut or dropped are added to it.
         workers: number of processes; None: as many as CPU cores.
     Raises:
-        DataError: all sentences of a pair are too long.
+        DataError: all sentences of a pair are too long, or the vocabulary cannot spell a language.
     """
     bitext, counts = folder / BITEXT, progress["counts"]
     tokenizer = _vocabulary(bitext, pairs, corpus.vocabulary, given)
@@ -44,19 +44,22 @@ def write_bitext(
     lines = 2 * sum(counts["sentence_pairs"][split][f"{source}-{target}"] for split, source, target in waiting)
     sides = [side_prefixes(bitext, pair) for pair in waiting]
     dropping = corpus.cleaning.too_long == "drop"
-    reason = "too long, dropped" if dropping else "too long, cut"
-    for pair, too_long in zip(waiting, binarize(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
+    reason = "sentence pairs that are too long" if dropping else "sentences that are too long, now cut"
+    for pair, found in zip(waiting, binarize(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
         of_split, name = counts["sentence_pairs"][pair[0]], "-".join(pair[1:])
-        if too_long:
-            counts["left_out"][reason] = counts["left_out"].get(reason, 0) + too_long
-            of_split[name] -= too_long if dropping else 0
+        if found.too_long:
+            counts["left_out"][reason] = counts["left_out"].get(reason, 0) + found.too_long
+            of_split[name] -= found.too_long if dropping else 0
         if not of_split[name]:
             raise DataError(
                 f"cleaning.max_tokens: all sentence pairs of {pair[0]} {name} are longer than "
                 f"{corpus.cleaning.max_tokens}; raise it, or set cleaning.too_long=cut"
             )
+        for language, pieces, unknown in zip(pair[1:], found.pieces, found.unknown, strict=True):
+            _count_unknown(counts.setdefault("unknown_pieces", {}), language, pieces, unknown)
         progress["done"] += 1
         write_json(folder / PROGRESS, progress)
+    check_unknown(counts.get("unknown_pieces", {}), corpus.vocabulary.max_unknown, given is not None)
 
 
 def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: XlmrTokenizer | None) -> XlmrTokenizer:
@@ -71,3 +74,30 @@ def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: 
         lines = (line for side in sides for line in File(side).lines())
         return train_sentencepiece(lines, model, vocabulary.pieces, vocabulary.coverage)
     return XlmrTokenizer(model)
+
+
+def _count_unknown(counts: dict[str, list[int]], language: str, pieces: int, unknown: int) -> None:
+    """Add to the (pieces, `<unk>` among them) of a language."""
+    before = counts.get(language, [0, 0])
+    counts[language] = [before[0] + pieces, before[1] + unknown]
+
+
+def check_unknown(counts: dict[str, list[int]], most: float, given: bool) -> None:
+    """Refuse a vocabulary that cannot spell a language.
+
+    Args:
+        counts: language -> number of its pieces, and how many of them are `<unk>`.
+        most: the largest allowed share of `<unk>`.
+        given: the vocabulary is the user's own.
+    """
+    for language, (pieces, unknown) in counts.items():
+        if unknown > most * pieces:
+            remedy = (
+                f"give one that covers {language} with --spm, or none, so that one is trained on this text"
+                if given
+                else "raise vocabulary.coverage or vocabulary.pieces, or give a vocabulary with --spm"
+            )
+            raise DataError(
+                f"{language}: the vocabulary cannot spell it, {unknown / pieces:.1%} of its pieces are <unk>; "
+                f"{remedy}; or accept it with --set vocabulary.max_unknown=1"
+            )

@@ -8,6 +8,7 @@ from typing import Any
 from mclip_kit.data.corpora import declaration, shipped_declarations
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.leakage import leaks_of
+from mclip_kit.data.tokenizer import MANY_UNKNOWN
 from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
 
 
@@ -19,9 +20,11 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
         lines.append(f"  captions, {split}: " + _join_counts(languages))
     for split, pairs in counts["sentence_pairs"].items():
         lines.append(f"  sentence pairs, {split}: " + _join_counts(pairs))
+    lines += _drawn(manifest)
     lines += [f"  {line}" for line in Account.lines(counts.get("rows"))]
     if counts["left_out"]:
         lines.append("  left out or changed: " + "; ".join(f"{n:,} {why}" for why, n in counts["left_out"].items()))
+    lines += _unknown(counts.get("unknown_pieces", {}))
     if counts["missing_pictures"]:
         lines.append(
             f"  {counts['missing_pictures']:,} of {counts['images']:,} picture files were not found (their `file` in "
@@ -29,8 +32,44 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
             f"into {folder / PICTURES}"
         )
     lines += [f"  {part['what']}: {part['licence']}, {part['by']}" for part in manifest["licences"]]
-    lines += [f"  leak: {leak.line()}" for leak in leaks_of(folder)]
+    silent = manifest["corpus"].get("cleaning", {}).get("leaks") == "keep"
+    own = f"{folder} "
+    lines += [
+        f"  leak: {leak.line()}"
+        for leak in leaks_of(folder)
+        if not (silent and leak.trained.startswith(own) and leak.held_out.startswith(own))
+    ]
     return "\n".join(lines)
+
+
+def _drawn(manifest: dict[str, Any]) -> list[str]:
+    """Where rows went whose split the source does not give, and how to change it."""
+    shares, rows = manifest["corpus"].get("splits", {}), manifest["counts"].get("drawn", {})
+    if not rows:
+        return []
+    counts = ", ".join(f"{count:,} rows {split}" for split, count in sorted(rows.items(), key=lambda item: -item[1]))
+    shown = ", ".join(f"{split} {share:g}" for split, share in shares.items())
+    missing = [split for split, share in shares.items() if share and split not in rows]
+    none = f"; nothing is in {' and '.join(missing)}: too few rows, or too many equal texts" if missing else ""
+    return [
+        f"  splits drawn by picture and text ({shown}): {counts}{none}; change them with --set splits.test=0.2, or "
+        "--set splits={} for train alone"
+    ]
+
+
+def _unknown(counts: dict[str, list[int]]) -> list[str]:
+    """The share of `<unk>` among the pieces of each language that has some."""
+    shares = {language: unknown / pieces for language, (pieces, unknown) in counts.items() if unknown}
+    if not shares:
+        return []
+    lines = ["  pieces that are <unk>: " + ", ".join(f"{language} {share:.2%}" for language, share in shares.items())]
+    many = [language for language, share in shares.items() if share > MANY_UNKNOWN]
+    if many:
+        lines.append(
+            f"  warning: the vocabulary lacks many characters of {', '.join(many)}: give one that covers them with "
+            "--spm, or raise vocabulary.coverage"
+        )
+    return lines
 
 
 def _in_brackets(splits: dict[str, int]) -> str:
