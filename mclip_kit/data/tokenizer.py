@@ -19,7 +19,6 @@ from mclip_kit.files import write_json, write_whole
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE = "sentencepiece.bpe.model"
-MANY_UNKNOWN = 0.02  # share of `<unk>` among the pieces of a language from which on there is a warning
 SAMPLE = 4_000_000  # lines that SentencePiece holds in memory while it trains
 
 
@@ -28,6 +27,7 @@ class XlmrTokenizer:
 
     Attributes:
         pad: the padding id.
+        unknown: the id of `<unk>`.
         longest: most tokens that a text may have, if the tokenizer has such a limit; the encoder's may be lower.
 
     Args:
@@ -37,6 +37,7 @@ class XlmrTokenizer:
     """
 
     pad = PAD
+    unknown: int | None = UNK
     longest: int | None = None
 
     def __init__(self, path: str | Path) -> None:

@@ -11,6 +11,7 @@ from mclip_kit.data.prepare.binarize import binarize
 from mclip_kit.data.prepare.resume import PROGRESS, Progress
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer, train_sentencepiece
+from mclip_kit.data.unknown import check_unknown
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.layout import BITEXT
@@ -45,21 +46,24 @@ def write_bitext(
     sides = [side_prefixes(bitext, pair) for pair in waiting]
     dropping = corpus.cleaning.too_long == "drop"
     reason = "sentence pairs that are too long" if dropping else "sentences that are too long, now cut"
-    for pair, found in zip(waiting, binarize(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
+    for pair, coded in zip(waiting, binarize(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
         of_split, name = counts["sentence_pairs"][pair[0]], "-".join(pair[1:])
-        if found.too_long:
-            counts["left_out"][reason] = counts["left_out"].get(reason, 0) + found.too_long
-            of_split[name] -= found.too_long if dropping else 0
+        if coded.too_long:
+            counts["left_out"][reason] = counts["left_out"].get(reason, 0) + coded.too_long
+            of_split[name] -= coded.too_long if dropping else 0
         if not of_split[name]:
             raise DataError(
                 f"cleaning.max_tokens: all sentence pairs of {pair[0]} {name} are longer than "
                 f"{corpus.cleaning.max_tokens}; raise it, or set cleaning.too_long=cut"
             )
-        for language, pieces, unknown in zip(pair[1:], found.pieces, found.unknown, strict=True):
+        for language, pieces, unknown in zip(pair[1:], coded.pieces, coded.unknown, strict=True):
             _count_unknown(counts.setdefault("unknown_pieces", {}), language, pieces, unknown)
         progress["done"] += 1
         write_json(folder / PROGRESS, progress)
-    check_unknown(counts.get("unknown_pieces", {}), corpus.vocabulary.max_unknown, given is not None)
+    found = counts.get("unknown_pieces", {})
+    shares = {language: unknown / pieces for language, (pieces, unknown) in found.items() if pieces}
+    key = "vocabulary.max_unknown"
+    check_unknown(shares, corpus.vocabulary.max_unknown, key, remedy(given is not None), lambda line: None)
 
 
 def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: XlmrTokenizer | None) -> XlmrTokenizer:
@@ -82,22 +86,7 @@ def _count_unknown(counts: dict[str, list[int]], language: str, pieces: int, unk
     counts[language] = [before[0] + pieces, before[1] + unknown]
 
 
-def check_unknown(counts: dict[str, list[int]], most: float, given: bool) -> None:
-    """Refuse a vocabulary that cannot spell a language.
-
-    Args:
-        counts: language -> number of its pieces, and how many of them are `<unk>`.
-        most: the largest allowed share of `<unk>`.
-        given: the vocabulary is the user's own.
-    """
-    for language, (pieces, unknown) in counts.items():
-        if unknown > most * pieces:
-            remedy = (
-                f"give one that covers {language} with --spm, or none, so that one is trained on this text"
-                if given
-                else "raise vocabulary.coverage or vocabulary.pieces, or give a vocabulary with --spm"
-            )
-            raise DataError(
-                f"{language}: the vocabulary cannot spell it, {unknown / pieces:.1%} of its pieces are <unk>; "
-                f"{remedy}; or accept it with --set vocabulary.max_unknown=1"
-            )
+def remedy(given: bool) -> str:
+    """What to do about a vocabulary that lacks characters."""
+    trained = "raise vocabulary.coverage or vocabulary.pieces, or give a vocabulary with --spm"
+    return "give one that covers it with --spm, or none, so that one is trained on this text" if given else trained

@@ -8,8 +8,11 @@ from typing import Any
 from mclip_kit.data.corpora import declaration, shipped_declarations
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.leakage import leaks_of
-from mclip_kit.data.tokenizer import MANY_UNKNOWN
+from mclip_kit.data.prepare.bitext_writer import remedy
+from mclip_kit.data.unknown import check_unknown
 from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
+
+MANY_LANGUAGES = 20  # of more, only the number is printed, and the fewest and most captions or pairs
 
 
 def describe(folder: Path, manifest: dict[str, Any]) -> str:
@@ -24,7 +27,7 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
     lines += [f"  {line}" for line in Account.lines(counts.get("rows"))]
     if counts["left_out"]:
         lines.append("  left out or changed: " + "; ".join(f"{n:,} {why}" for why, n in counts["left_out"].items()))
-    lines += _unknown(counts.get("unknown_pieces", {}))
+    lines += _unknown(manifest)
     if counts["missing_pictures"]:
         lines.append(
             f"  {counts['missing_pictures']:,} of {counts['images']:,} picture files were not found (their `file` in "
@@ -57,19 +60,14 @@ def _drawn(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _unknown(counts: dict[str, list[int]]) -> list[str]:
-    """The share of `<unk>` among the pieces of each language that has some."""
+def _unknown(manifest: dict[str, Any]) -> list[str]:
+    """The share of `<unk>` among the pieces of each language that has some, and a warning if it is large."""
+    counts = manifest["counts"].get("unknown_pieces", {})
     shares = {language: unknown / pieces for language, (pieces, unknown) in counts.items() if unknown}
-    if not shares:
-        return []
-    lines = ["  pieces that are <unk>: " + ", ".join(f"{language} {share:.2%}" for language, share in shares.items())]
-    many = [language for language, share in shares.items() if share > MANY_UNKNOWN]
-    if many:
-        lines.append(
-            f"  warning: the vocabulary lacks many characters of {', '.join(many)}: give one that covers them with "
-            "--spm, or raise vocabulary.coverage"
-        )
-    return lines
+    listed = ", ".join(f"{language} {share:.2%}" for language, share in shares.items())
+    lines = [f"pieces that are <unk>: {listed}"] if listed else []
+    check_unknown(shares, 1.0, "vocabulary.max_unknown", remedy(manifest["spm"] is not None), lines.append)
+    return [f"  {line}" for line in lines]
 
 
 def _in_brackets(splits: dict[str, int]) -> str:
@@ -77,6 +75,9 @@ def _in_brackets(splits: dict[str, int]) -> str:
 
 
 def _join_counts(counts: dict[str, int]) -> str:
+    if len(counts) > MANY_LANGUAGES:
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        return f"{len(counts)} languages, from {least} {counts[least]:,} to {most} {counts[most]:,}"
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
