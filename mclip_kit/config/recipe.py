@@ -49,8 +49,8 @@ class Data(Section):
     )
     max_unknown: Fraction = Field(
         0.2,
-        description="Largest share of <unk> among the pieces of a language, as the encoder's tokenizer gives them; from "
-        "0.02 on there is a warning.",
+        description="Largest share of <unk> among a language's pieces, by the encoder's tokenizer; from 0.02 on there "
+        "is a warning.",
     )
 
     @property
