@@ -49,6 +49,11 @@ class Data(Section):
         None,
         description="A fairseq-binarised folder of parallel sentences; or several, each with its share of the rows.",
     )
+    max_unknown: Fraction = Field(
+        0.2,
+        description="Largest share of <unk> among a language's pieces, by the encoder's tokenizer; from 0.02 on there "
+        "is a warning.",
+    )
 
     @property
     def bitexts(self) -> dict[str, float]:

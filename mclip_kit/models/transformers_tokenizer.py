@@ -33,6 +33,9 @@ class TransformersTokenizer:
                 "tokenizer_config.json, such as its end token"
             )
         self.pad = int(self.hf.pad_token_id)
+        unknown = self.hf.unk_token_id  # GPT-2 calls its end of text unknown, although it spells everything in bytes
+        others = {self.hf.pad_token_id, self.hf.eos_token_id, self.hf.bos_token_id}
+        self.unknown = None if unknown is None or unknown in others else int(unknown)
         self.longest = int(self.hf.model_max_length) if self.hf.model_max_length < 2**31 else None
 
     @property

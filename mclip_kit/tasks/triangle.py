@@ -62,6 +62,8 @@ class TriangleTask(Task):
                 pieces=encoder.tokenizer.pieces(),
             )
         self._check(rows)
+        if "student_text" in stage.vertices:
+            self.check_spelling(rows.tokens, rows.languages, rows.languages_N)
         return rows
 
     def _check(self, rows: TriangleRows) -> None:

@@ -9,6 +9,9 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.data.prepare.adhoc_table import describe_table
 from mclip_kit.errors import RecipeError
 
+SPLITS = {"valid": 0.05, "test": 0.05}
+"""Held-out shares of rows that have no split."""
+
 Declared = tuple[str, dict[str, Any]]
 """A name for the prepared folder, and the content that a YAML file would have."""
 
@@ -56,6 +59,9 @@ def _tree(reader: str, languages: list[str], options: dict[str, Any]) -> dict[st
         "licences": [],
         "obtain": "check the paths that you gave",
         "options": options,
+        "splits": dict(SPLITS),
+        "held_out": 5000,
+        "cleaning": {"leaks": "drop"},
     }
 
 

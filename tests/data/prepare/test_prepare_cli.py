@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -73,6 +75,49 @@ def test_shares_are_held_out(spm):
     counts = json.loads(Path("out/manifest.json").read_text())["counts"]["sentence_pairs"]
     assert counts["train"]["en-de"] + counts["valid"]["en-de"] == 400
     assert 20 < counts["valid"]["en-de"] < 70
+
+
+def test_own_data_has_train_valid_and_test_by_default(spm):
+    lines = [f"{word}  {number % 110}" for number in range(600) for word in ["Red" if number % 2 else "red"]]
+    sides = [f"{code}={text(f'my.{code}', *(f'{line} {code}' for line in lines))}" for code in ("en", "de")]
+    said = done("--bitext", *sides, "--spm", spm, "--out", "out")
+    assert "splits drawn by picture and text (valid 0.05, test 0.05): " in said
+    assert "leak:" not in said
+    counts = json.loads(Path("out/manifest.json").read_text())["counts"]
+    assert sum(counts["drawn"].values()) == 600 == counts["rows"]["kept"]
+    for split in ("valid", "test"):
+        held = {" ".join(line.lower().split()) for line in open_bitext("out/bitext").read(split, "en", "de")[0].texts}
+        train = {
+            " ".join(line.lower().split()) for line in open_bitext("out/bitext").read("train", "en", "de")[0].texts
+        }
+        assert held
+        assert not held & train
+    said = done("--bitext", *sides, "--spm", spm, "--out", "two", "--set", "splits={}")
+    assert "sentence pairs, train: en-de 600" in said
+    assert "splits drawn" not in said
+    said = done("--bitext", *sides, "--spm", spm, "--out", "three", "--set", "splits.test=0.2")
+    assert "(valid 0.05, test 0.2)" in said
+
+
+def test_a_language_that_the_vocabulary_cannot_spell_is_refused_with_the_way_out(spm):
+    english = [f"red square {number}" for number in range(50)]
+    chinese = ["".join(chr(0x4E00 + 7 * number + place) for place in range(6)) for number in range(50)]
+    sides = [f"en={text('my.en', *english)}", f"zh={text('my.zh', *chinese)}"]
+    said = refused("--bitext", *sides, "--spm", spm, "--out", "out")
+    assert "zh: the vocabulary cannot spell it, " in said
+    assert "--spm, or none" in said
+    assert not Path("out").exists()
+    said = done("--bitext", *sides, "--spm", spm, "--out", "out", "--set", "vocabulary.max_unknown=1")
+    assert re.search(r"warning: the vocabulary lacks many characters of .*zh \(\d\d\.\d% <unk>\)", said)
+    counts = json.loads(Path("out/manifest.json").read_text())["counts"]["unknown_pieces"]
+    ids = np.concatenate(
+        [np.asarray(row)[1:-1] for row in open_bitext("out/bitext").read("train", "en", "zh")[1].tokens]
+    )
+    assert counts["zh"][1] / counts["zh"][0] == pytest.approx((ids == 3).mean(), abs=0.02)
+    assert counts["en"][1] <= 0.2 * counts["en"][0]
+    assert "<unk>: " not in done(
+        "--bitext", *sides, "--out", "trained", "--set", "vocabulary.coverage=1.0", "--set", "splits={}"
+    )
 
 
 def table(ending: str, rows: list[dict[str, str]]) -> str:
@@ -341,7 +386,7 @@ WRONG = {
     "more than all": ([*SIDES, "--set", "splits={valid: 0.9, test: 0.9}"], "splits: the shares are more than 1"),
     "all left out": (
         [*SIDES, "--set", "cleaning.characters=[100, 200]"],
-        "here.txt: all of it was left out (2 too few characters); change `cleaning`",
+        "here.txt: all of it was left out (2 sentence pairs with a side of too few characters); change `cleaning`",
     ),
     "most before least": ([*SIDES, "--set", "cleaning.characters=[10, 2]"], "cleaning.characters: the least comes"),
     "far too many pieces": (
