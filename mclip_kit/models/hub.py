@@ -6,6 +6,7 @@ from functools import cache
 
 import huggingface_hub.constants as hub
 from huggingface_hub import get_session
+from transformers.utils import logging
 
 from mclip_kit.errors import CheckpointError
 
@@ -54,3 +55,17 @@ def offline_unless_hub_answers() -> Iterator[None]:
         yield
     finally:
         hub.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no report of loaded weights from transformers inside the block."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -24,8 +24,9 @@ from mclip_kit import layout
 from mclip_kit.data.batching import pad
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.models.hub import MissingWeights, hub_answers
+from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
 from mclip_kit.models.safe_load import UNFIT
+from mclip_kit.models.special_tokens import read_as_text
 
 
 class TransformersTokenizer:
@@ -47,6 +48,7 @@ class TransformersTokenizer:
             raise CheckpointError(f"encoder hf:{name}: has no tokenizer, neither {MODEL_FILE} nor another")
         if self.hf.pad_token_id is None:
             raise CheckpointError(f"encoder hf:{name}: its tokenizer has no padding token")
+        read_as_text(self.hf)
         self.pad = int(self.hf.pad_token_id)
         self.longest = int(self.hf.model_max_length) if self.hf.model_max_length < 2**31 else None
 
@@ -56,10 +58,18 @@ class TransformersTokenizer:
         return len(self.hf)
 
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
-        """Ids of each text with its special tokens, int32 (T,); texts beyond `max_tokens` lose their last pieces."""
+        """Ids of each text with its special tokens, int32 (T,); texts beyond `max_tokens` lose their last pieces.
+
+        A text without any token, such as an empty one with a tokenizer that adds none, is one end-of-text token.
+        """
         limit = {"truncation": True, "max_length": max_tokens} if max_tokens else {}
         ids = self.hf(list(texts), return_attention_mask=False, **limit)["input_ids"] if len(texts) else []
-        return [np.asarray(text, np.int32) for text in ids]
+        return [np.asarray(text or [self._empty], np.int32) for text in ids]
+
+    @property
+    def _empty(self) -> int:
+        ends = (self.hf.eos_token_id, self.hf.sep_token_id, self.hf.cls_token_id, self.hf.bos_token_id, self.pad)
+        return next(int(end) for end in ends if end is not None)
 
     def pieces(self) -> list[str]:
         """Empty: no fairseq dictionary fits this tokenizer, so fairseq-binarised text is tokenised again."""
@@ -122,8 +132,9 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a transformers folder, tokenizer included."""
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        self.tokenizer.save(folder)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)  # type: ignore[operator]
+            self.tokenizer.save(folder)
 
 
 def xlmr_config(
@@ -187,8 +198,9 @@ def pretrained_encoder(name: str) -> Encoder:
     local = Path(name).is_dir()
     local_files_only = local or not hub_answers()
     try:
-        model, report = _load(name, local_files_only)
-        tokenizer = _tokenizer(name, model.config, local_files_only)
+        with quiet_transformers():
+            model, report = _load(name, local_files_only)
+            tokenizer = _tokenizer(name, model.config, local_files_only)
     except UNFIT as error:
         if isinstance(error, OSError) and not local:
             raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR or fairseq:DIR")) from None
