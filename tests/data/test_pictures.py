@@ -32,15 +32,7 @@ def see_through(mode: str) -> Image.Image:
     return picture.convert(mode)
 
 
-KINDS = [
-    ("RGBA", "png"),
-    ("RGBA", "webp"),
-    ("RGBA", "tiff"),
-    ("LA", "png"),
-    ("LA", "webp"),
-    ("LA", "tiff"),
-    ("P", "png"),
-]
+KINDS = [(mode, kind) for mode in ("RGBA", "LA") for kind in ("png", "webp", "tiff")] + [("P", "png")]
 
 
 @pytest.mark.parametrize(("mode", "kind"), KINDS)
