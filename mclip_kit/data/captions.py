@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mclip_kit.config.model import AS_SEEN
 from mclip_kit.data import images
+from mclip_kit.data.pictures import to_rgb
 from mclip_kit.errors import DataError, first_line
 from mclip_kit.layout import (
     CAPTION_COLUMNS,
@@ -101,8 +103,8 @@ class Captions:
         with_captions = self.images[self.splits == split]
         return np.union1d(with_captions, self.uncaptioned.get(split, np.empty(0, np.int64))).astype(np.int64)
 
-    def picture(self, image: int) -> Image.Image:
-        """A picture in RGB.
+    def open(self, image: int) -> Image.Image:
+        """A picture as its file has it; `data.pictures.to_rgb` makes it RGB.
 
         Args:
             image: its row in the picture table.
@@ -114,12 +116,21 @@ class Captions:
             return Image.fromarray(np.asarray(self.pixels[image]))
         path = self.files[image]
         try:
-            with Image.open(io.BytesIO(images.read_bytes(path))) as picture:
-                return picture.convert("RGB")
+            picture = Image.open(io.BytesIO(images.read_bytes(path)))
+            picture.load()
+            return picture
         except UnidentifiedImageError:
             raise DataError(f"{path}: not a readable picture: cannot identify its format") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's decoders raise
             raise DataError(f"{path}: not a readable picture: {first_line(error)}") from None
+
+    def picture(self, image: int) -> Image.Image:
+        """A picture in RGB as people see it: upright, transparent pixels on white. Errors as of `open`."""
+        picture = self.open(image)
+        try:
+            return to_rgb(picture, AS_SEEN)
+        except DataError as error:
+            raise DataError(f"{self.names[image]}: {error}") from None
 
 
 def check_prepared(folder: str | Path) -> None:

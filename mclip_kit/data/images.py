@@ -1,4 +1,4 @@
-"""Names and bytes of picture files; `transforms` makes tensors of them.
+"""Names and bytes of picture files; `pictures` makes them RGB, `transforms` makes tensors of them.
 
 A picture is a file, or a member of an uncompressed tar that is read in place. A tar member is named
 `shard.tar@OFFSET+SIZE`, both in bytes.
