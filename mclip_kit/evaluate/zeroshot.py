@@ -121,8 +121,8 @@ def read_labelled(data: Path, split: str) -> Labelled:
 def _class_folders(data: Path) -> Captions:
     if not data.is_dir():
         raise DataError(f"{data}: no such folder; give a prepared one, or one with a folder of pictures per class")
-    _, tree = adhoc.declare([], None, None, data, [])
-    corpus = parse(tree | {"options": {"kind": "classes"}}, Corpus, str(data))
+    _, tree = adhoc.declare([], None, None, data, [TEACHER_LANGUAGE])
+    corpus = parse(tree | {"options": {"kind": "classes", "check": False}}, Corpus, str(data))
     rows = list(folder.read(corpus, Source(data)).rows)
     none = np.empty(0, dtype=object)
     return Captions(

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mclip_kit.data import corpora
+from mclip_kit.data.corpora import folder as folder_reader
+from mclip_kit.data.corpora import webdataset
 from mclip_kit.data.corpora.records import open_table
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
@@ -26,7 +28,12 @@ Declared = tuple[str, dict[str, Any]]
 
 
 def declare(
-    files: list[str], table: Path | None, shards: str | None, folder: Path | None, languages: list[str]
+    files: list[str],
+    table: Path | None,
+    shards: str | None,
+    folder: Path | None,
+    languages: list[str],
+    source: Path | None = None,
 ) -> Declared:
     """The declaration of a table, shards or a folder, whichever is given; else of parallel files.
 
@@ -36,6 +43,7 @@ def declare(
         shards: a pattern of webdataset tars.
         folder: of pictures.
         languages: codes, as the user spells them; empty: they are read from the files.
+        source: the folder that the pattern of the shards starts from; None: the current one.
     Raises:
         RecipeError: it is not clear which languages the files or columns hold.
         DataError: the table cannot be read, or its language column holds something else.
@@ -46,9 +54,11 @@ def declare(
     if shards is not None:
         if not shards:
             raise RecipeError("--webdataset names no shards; write them as in 'shards-{000..099}.tar'")
-        return _name(shards), _tree("webdataset", codes or [TEACHER_LANGUAGE], {"shards": shards})
+        return _name(shards), _tree(
+            "webdataset", codes or webdataset.find_languages(shards, source), {"shards": shards}
+        )
     if folder is not None:
-        return folder.resolve().name, _tree("folder", codes or [TEACHER_LANGUAGE], {})
+        return folder.resolve().name, _tree("folder", codes or folder_reader.find_languages(folder), {})
     if codes:
         raise RecipeError("--bitext takes its languages from LANG=FILE, as in en=train.en; leave --langs out")
     return _bitext(files)
