@@ -63,8 +63,7 @@ class Account:
             "left_out": dict(self.left_out),
             "ignored": dict(self.ignored),
             "examples": self.examples,
-            "notes": self.notes,
-        }
+        } | ({"notes": self.notes} if self.notes else {})
 
     @staticmethod
     def lines(rows: dict[str, Any] | None) -> list[str]:

@@ -42,7 +42,7 @@ def accounted(root: Path, **options: Any) -> tuple[list[Row], dict[str, Any]]:
     tree = {"about": "folder", "reader": "folder", "languages": ["en", "de"], "licences": [], "obtain": "fetch it"}
     source = Source(root)
     found = list(folder.read(Corpus.model_validate(tree | {"options": options}), source).rows)
-    return found, source.account.as_json()
+    return found, {"notes": []} | source.account.as_json()
 
 
 def write(path: Path, content: str | dict[str, Any]) -> None:
