@@ -7,7 +7,7 @@ from typing import Any
 
 from mclip_kit.data.corpora import declaration, shipped_declarations
 from mclip_kit.data.corpora.account import Account
-from mclip_kit.data.leakage import leaks_of
+from mclip_kit.data.leakage import known_overlaps, leaks_of
 from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
 
 
@@ -29,6 +29,7 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
             f"into {folder / PICTURES}"
         )
     lines += [f"  {part['what']}: {part['licence']}, {part['by']}" for part in manifest["licences"]]
+    lines += [f"  overlap: {line}" for line in known_overlaps(folder)]
     lines += [f"  leak: {leak.line()}" for leak in leaks_of(folder)]
     return "\n".join(lines)
 
@@ -57,6 +58,7 @@ def list_corpora(folder: Path) -> str:
             corpus.size,
             f"{len(corpus.languages)} language{'s' if len(corpus.languages) > 1 else ''}",
             *terms,
+            *(f"overlap: {line}" for line in corpus.overlaps),
             f"prepared: {done}" if done else "not prepared",
         ]
         lines.append(textwrap.indent(textwrap.fill("; ".join(filter(None, facts)), 96), " " * 21))
