@@ -30,7 +30,7 @@ def language_spellings(code: str) -> list[str]:
     """The spellings of a code that file names use; the code itself is the first."""
     others = [alias for alias, meant in ALIASES.items() if meant == code]
     cased = [
-        f"{language}{mark}{region.upper()}"
+        f"{language}{mark}{region.title() if len(region) == 4 else region.upper()}"
         for alias in others
         if "_" in alias
         for mark in "_-"
