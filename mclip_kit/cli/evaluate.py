@@ -112,6 +112,8 @@ def _leaks(request: Request) -> list[dict[str, Any]]:
     """What the training runs of the models and of the baselines found about test sets in their data; it is printed."""
     from mclip_kit.data import leakage
 
+    for line in leakage.known_overlaps(request.data):
+        click.echo(f"overlap, {request.data}: {line}")
     leaks = []
     others = [Path(other) for other in request.baseline if (Path(other) / MODEL_CONFIG).is_file()]
     for name in dict.fromkeys([*request.models, *others]):

@@ -74,7 +74,7 @@ def prepare(
             raise click.UsageError(f"give {given[0]} or a corpus, not both; leave {' '.join(corpora)} out")
         if source and webdataset is None:
             raise click.UsageError(f"{given[0]} already gives the files; leave --source out")
-        name, tree = adhoc.declare(list(corpora), pairs, webdataset, folder, languages, overrides)
+        name, tree = adhoc.declare(list(corpora), pairs, webdataset, folder, languages, source, overrides)
         corpus = parse(overridden(tree, overrides), Corpus, name)
         source = folder or (pairs and pairs.parent) or source
     elif len(corpora) > 1:

@@ -30,10 +30,33 @@ def language_spellings(code: str) -> list[str]:
     """The spellings of a code that file names use; the code itself is the first."""
     others = [alias for alias, meant in ALIASES.items() if meant == code]
     cased = [
-        f"{language}{mark}{region.upper()}"
+        f"{language}{mark}{region.title() if len(region) == 4 else region.upper()}"
         for alias in others
         if "_" in alias
         for mark in "_-"
         for language, region in [alias.split("_")]
     ]
     return [code, *others, *cased]
+
+
+_CODES = """
+aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el
+en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu
+ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na
+nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so
+sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
+ast azb ceb ckb fil gsw haw hsb ilo kab mni nds quz scn sco war wuu yue
+"""
+KNOWN_CODES = frozenset(_CODES.split())
+"""ISO 639-1, and the codes of three letters that corpora use: others are more often words, such as `alt` or `seg`."""
+
+
+def is_language(code: str) -> bool:
+    """Whether a code, of a file or a column, is that of a language: `de`, `JP`, `pt-BR`, `sr_Latn`.
+
+    Example:
+        >>> [code for code in ("de", "pt-BR", "zh_Hant", "alt", "x") if is_language(code)]
+        ['de', 'pt-BR', 'zh_Hant']
+    """
+    language, _, region = normalize_language(code).partition("_")
+    return language in KNOWN_CODES and (not region or (region.isalnum() and len(region) in (2, 3, 4)))

@@ -52,6 +52,15 @@ class Leak:
         return f"{self.held_out}: {items} {are} in {self.trained}; scores on {them} are no longer held out"
 
 
+def known_overlaps(folder: Path) -> list[str]:
+    """What a prepared corpus is known to share with training data, as its declaration says; empty in older folders."""
+    try:
+        corpus = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["corpus"]
+        return [str(line) for line in corpus.get("overlaps", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # a folder that is not prepared, or by an earlier version
+
+
 def leaks(trained: Mapping[Path, Collection[str]], held_out: Iterable[Path]) -> list[Leak]:
     """Compare training splits with every split that has a name starting with `test`.
 

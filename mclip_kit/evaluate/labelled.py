@@ -13,6 +13,7 @@ from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.corpora import Corpus, folder
 from mclip_kit.data.corpora.source import File, Source
+from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.prepare import adhoc
 from mclip_kit.errors import DataError
 from mclip_kit.layout import MANIFEST
@@ -42,7 +43,7 @@ def read_labelled(data: Path, split: str) -> Labelled:
         DataError: there is no such split, its pictures are not known, or there is only one class.
     """
     prepared = (data / MANIFEST).is_file()
-    captions = read_captions(data) if prepared else _class_folders(data)
+    captions = read_captions(data) if prepared else _class_folders(data, split)
     images_N = _split_images(captions, split) if prepared else np.arange(len(captions.names))
     found = sorted(set(captions.strata[images_N].tolist()))
     if len(found) < 2:
@@ -52,12 +53,16 @@ def read_labelled(data: Path, split: str) -> Labelled:
     return Labelled(captions, images_N, found, split if prepared else "all")
 
 
-def _class_folders(data: Path) -> Captions:
+def _class_folders(data: Path, split: str) -> Captions:
     if not data.is_dir():
         raise DataError(f"{data}: no such folder; give a prepared one, or one with a folder of pictures per class")
-    _, tree = adhoc.declare([], None, None, data, [])
-    corpus = parse(tree | {"options": {"kind": "classes"}}, Corpus, str(data))
+    _, tree = adhoc.declare([], None, None, data, [TEACHER_LANGUAGE])
+    corpus = parse(tree | {"options": {"kind": "classes", "check": False}}, Corpus, str(data))
     rows = list(folder.read(corpus, Source(data)).rows)
+    splits = sorted({row.split for row in rows if row.split})  # of folders called train, val, test
+    if splits and split not in splits:
+        raise DataError(f"{data}: no pictures in split {split!r}; there are {', '.join(splits)}: --split {splits[0]}")
+    rows = [row for row in rows if not splits or row.split == split]
     none = np.empty(0, dtype=object)
     return Captions(
         folder=data,

@@ -28,6 +28,7 @@ from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
+from mclip_kit.models.openai import openai_config
 from mclip_kit.models.safe_load import UNFIT, plain_values, read_pickle, refusal
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -197,7 +198,7 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
         CheckpointError: the weights are not a CLIP's, or do not fit the config.
     """
     try:
-        config = {**(config or _openai_config(state)), "quick_gelu": True}  # as OpenAI's models were trained
+        config = {**(config or openai_config(state)), "quick_gelu": True}  # as OpenAI's models were trained
         weights = {name: tensor.float() for name, tensor in state.items() if name not in OPENAI_SIZES}
         model = _new(config)
         model.load_state_dict(convert_to_custom_text_state_dict(weights))
@@ -205,30 +206,6 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
         why = first_line(error)
         raise CheckpointError(f"{where}: not a CLIP in OpenAI's naming, or not the configured one: {why}") from None
     return Clip(model, config, _tokenizer(config))
-
-
-def _openai_config(state: dict[str, Tensor]) -> dict[str, Any]:
-    """open_clip's config of a CLIP, from the shapes of its weights; an attention head is always 64 wide."""
-    blocks = {tuple(name.split(".")[:4]) for name in state if "resblocks" in name}
-    if "visual.proj" in state:
-        grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-        width, _, patch, _ = state["visual.conv1.weight"].shape
-        layers: Any = sum(name[0] == "visual" for name in blocks)
-        vision = {"width": width, "layers": layers, "patch_size": patch, "image_size": grid * patch}
-    else:
-        grid = round((len(state["visual.attnpool.positional_embedding"]) - 1) ** 0.5)
-        stages = ({n.split(".")[2] for n in state if n.startswith(f"visual.layer{i}.")} for i in range(1, 5))
-        width, layers = len(state["visual.layer1.0.conv1.weight"]), [len(stage) for stage in stages]
-        vision = {"width": width, "layers": layers, "patch_size": None, "image_size": grid * 32}
-    context, width = state["positional_embedding"].shape
-    text = {
-        "context_length": context,
-        "vocab_size": len(state["token_embedding.weight"]),
-        "width": width,
-        "heads": width // 64,
-        "layers": len({name[2] for name in blocks if name[0] == "transformer"}),
-    }
-    return {"embed_dim": state["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text}
 
 
 def _from_folder(folder: Path) -> Clip:

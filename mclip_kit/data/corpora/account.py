@@ -16,6 +16,7 @@ class Account:
         left_out: reason -> rows of which nothing is kept.
         ignored: what -> number of columns, files or values that are not taken although their rows are.
         examples: reason or what -> the first place, such as a file and a row.
+        notes: how the reader understood the source, a sentence each.
 
     Example:
         >>> account = Account()
@@ -30,6 +31,7 @@ class Account:
         self.left_out: Counter[str] = Counter()
         self.ignored: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
+        self.notes: list[str] = []
 
     @property
     def read(self) -> int:
@@ -44,6 +46,10 @@ class Account:
         """Count what is no row and is not taken, such as `column` or `files beside the pictures`."""
         self._count(self.ignored, what, where, count)
 
+    def note(self, sentence: str) -> None:
+        """Keep how the source was understood, such as `no captions; 2 classes: cat, dog`."""
+        self.notes.append(sentence)
+
     def _count(self, counts: Counter[str], why: str, where: object, count: int) -> None:
         if count:
             counts[why] += count
@@ -57,7 +63,7 @@ class Account:
             "left_out": dict(self.left_out),
             "ignored": dict(self.ignored),
             "examples": self.examples,
-        }
+        } | ({"notes": self.notes} if self.notes else {})
 
     @staticmethod
     def lines(rows: dict[str, Any] | None) -> list[str]:
@@ -65,7 +71,7 @@ class Account:
         if rows is None:
             return []
         examples = rows["examples"]
-        return [
+        return rows.get("notes", []) + [
             f"{title}: {count:,} {why}, such as {examples[why]}"
             for title, counts in (("left out", rows["left_out"]), ("not read", rows["ignored"]))
             for why, count in counts.items()

@@ -81,7 +81,10 @@ class Corpus(Section):
     licences: list[Licence]
     obtain: str = Field(description="How a user gets the corpus.")
     size: str = Field("", description="How large it is, in a few words.")
-    notes: list[str] = Field([], description="What a user should know: quirks, overlaps with other corpora.")
+    notes: list[str] = Field([], description="What a user should know: quirks, and what it was checked against.")
+    overlaps: list[str] = Field(
+        [], description="What it shares with training data; printed when it is prepared, listed and scored on."
+    )
     pictures: str | None = Field(
         None,
         description="The collection that the pictures are from (coco, flickr30k), in which their names are unique. "

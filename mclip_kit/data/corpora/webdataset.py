@@ -1,30 +1,28 @@
-"""Reads shards of webdataset, as img2dataset writes them: tars in which consecutive members with one key are a sample.
+"""Reads shards of webdataset, as img2dataset and clip-benchmark write them: tars of pictures with captions or classes.
 
 Pictures are neither extracted nor copied: a row names the tar, the offset and the size (`data.images`).
 """
 
 import glob
-import json
-import tarfile
-from collections import Counter
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from tqdm import tqdm
 
 from mclip_kit.config.yaml import Section
-from mclip_kit.data import images
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
+from mclip_kit.data.corpora.account import Account
+from mclip_kit.data.corpora.beside import JSON, LANGUAGES, Texts, choose, json_texts, split_of
+from mclip_kit.data.corpora.shard import Sample, class_names, read_shard
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.languages import normalize_language
+from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError, first_line
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # of pictures; the first that a sample has is used
-MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError)  # what tarfile raises for headers that make no sense
+BEFORE_NUMBER = re.compile(r"[-_.]?\d+$")
+NO_SPLIT = "(none)"
 
 
 class Options(Section):
@@ -33,71 +31,28 @@ class Options(Section):
     shards: str | list[str] = Field(
         description="Tars below --source, or below the current folder; {000..099} and wildcards (* ? **) are expanded."
     )
-    split: str = Field("", description="Of all rows; empty: drawn by the corpus's `splits`.")
+    split: str = Field("", description="Of all rows; empty: by folders train, val and test, else by `splits`.")
     text: Annotated[str, Field(pattern=r"^(txt|json:.+)$")] = Field(
-        "txt", description="Where the caption is: `txt` (if a sample has no txt, the json's `caption`), or json:FIELD."
+        "txt",
+        description="Where captions are: `txt` (in .txt, .de.txt, .caption; else in the json), or json:FIELD.",
     )
-    language: str | None = Field(None, description="Of the captions; None: the corpus's first language.")
+    lines: bool = Field(True, description="Each line of a text is a caption; false: the whole text is one.")
+    language: str | None = Field(
+        None, description="Of captions whose member names no language; None: the corpus's first language."
+    )
     language_field: str | None = Field(None, description="The field of the json with the language of the captions.")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The members with one key, in a shard that is open.
-
-    Attributes:
-        shard: path of the tar.
-        key: the members' common name, without extension.
-        handle: the open tar.
-        members: extension -> header of the member.
-    """
-
-    shard: Path
-    key: str
-    handle: IO[bytes]
-    members: dict[str, tarfile.TarInfo]
-
-    def where(self, extension: str) -> str:
-        """A member's name in messages."""
-        return f"{self.shard}: member {self.key}.{extension}"
-
-    def picture(self) -> str | None:
-        """The tar member with its picture, as `data.images` names it; None if it has no picture."""
-        info = next((self.members[extension] for extension in EXTENSIONS if extension in self.members), None)
-        return images.tar_member(self.shard.absolute(), info.offset_data, info.size) if info else None
-
-    def text(self, extension: str) -> str:
-        """A member's content as text."""
-        info = self.members[extension]
-        self.handle.seek(info.offset_data)
-        try:
-            return self.handle.read(info.size).decode()
-        except UnicodeDecodeError as error:
-            wrong = f"{error.object[error.start]:#04x} at {error.start}"
-            raise DataError(f"{self.where(extension)}: not UTF-8 (byte {wrong}); convert it to UTF-8") from None
-
-    def json(self) -> dict[str, Any]:
-        """The content of the json member; empty if the sample has no json."""
-        if "json" not in self.members:
-            return {}
-        try:
-            content = json.loads(self.text("json"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.where('json')}: not JSON ({first_line(error)}); make the shard again") from None
-        if not isinstance(content, dict):
-            raise DataError(f"{self.where('json')}: a {type(content).__name__}, not an object; make the shard again")
-        return content
-
-    def field(self, facts: dict[str, Any], name: str) -> Any:
-        """A field of the json; None if the sample has no json."""
-        if name not in facts and "json" in self.members:
-            there = ", ".join(facts) or "none"
-            raise DataError(f"{self.where('json')}: it has no {name!r}; its fields are {there}")
-        return facts.get(name)
+    kind: Literal["auto", "captions", "classes", "gallery"] = Field(
+        "auto",
+        description="`captions`; `classes`: by their number in .cls; `gallery`: pictures alone; `auto`: captions, and "
+        "the class of a sample that has none.",
+    )
+    classes: Literal["names", "numbers"] = Field(
+        "names", description="Classes are called by their lines in classnames.txt (or __classes), or by their numbers."
+    )
 
 
 def read(corpus: Corpus, source: Source) -> Content:
-    """One row for each sample with a picture and a caption; the others are counted, and the counts are printed.
+    """One row for each sample with a picture and captions or a class; the others are counted.
 
     Raises:
         RecipeError: an option is wrong.
@@ -110,7 +65,7 @@ def read(corpus: Corpus, source: Source) -> Content:
         raise RecipeError(f"options of reader webdataset: language: {chosen.language}; there are {', '.join(known)}")
     shards = _shards(chosen.shards, source.root)
     source.used |= {*shards}
-    return Content(_rows(shards, chosen, known))
+    return Content(_rows(shards, chosen, known, source.account))
 
 
 def _shards(patterns: str | list[str], root: Path | None) -> list[Path]:
@@ -119,13 +74,31 @@ def _shards(patterns: str | list[str], root: Path | None) -> list[Path]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in _expand(pattern):
             found |= dict.fromkeys(_matching(name, root, pattern))
-    first: dict[str, Path] = {}
     for path in found:
         if path.suffix != ".tar":
             raise DataError(f"{path}: shards are uncompressed tars with names in .tar; decompress or rename it")
-        if first.setdefault(path.stem, path) != path:
-            raise DataError(f"{path}: {first[path.stem]} has the same name, and so would their pictures; rename one")
     return list(found)
+
+
+def _names(shards: list[Path]) -> dict[Path, str]:
+    """A name for each shard, for those of its pictures; with its folder's if others have the same: train/0, test/0."""
+    names = {path: path.stem for path in shards}
+    if len(set(names.values())) < len(names):
+        names = {path: f"{path.absolute().parent.name}/{path.stem}" for path in shards}
+    first: dict[str, Path] = {}
+    for path, name in names.items():
+        if first.setdefault(name, path) != path:
+            raise DataError(f"{path}: {first[name]} has the same name, and so would their pictures; rename one")
+    return names
+
+
+def _splits(shards: list[Path]) -> dict[Path, str]:
+    """The splits of shards that all lie in folders called train, val or test, or have names such as train-000.tar."""
+    for name in (lambda path: path.absolute().parent.name, lambda path: BEFORE_NUMBER.sub("", path.stem)):
+        found = {path: split_of(name(path)) for path in shards}
+        if all(found.values()) and (len(set(found.values())) > 1 or name(shards[0]) == shards[0].parent.name):
+            return {path: str(split) for path, split in found.items()}
+    return {}
 
 
 def _expand(pattern: str) -> list[str]:
@@ -154,103 +127,130 @@ def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:
     return shards
 
 
-def _rows(shards: list[Path], chosen: Options, known: list[str]) -> Iterator[Row]:
-    left_out: Counter[str] = Counter()
+def _rows(shards: list[Path], chosen: Options, known: list[str], account: Account) -> Iterator[Row]:
+    names, splits = _names(shards), {} if chosen.split else _splits(shards)
+    if splits:
+        account.note(f"splits are those of the shards' names or folders: {', '.join(sorted(set(splits.values())))}")
+    classes = class_names(shards) if chosen.classes == "names" else []
+    if len(set(classes)) < len(classes):
+        account.note("two classes have the same name, so classes are called by their numbers")
+        classes = []
     for shard in tqdm(shards, "reading shards", leave=False, unit="shard", dynamic_ncols=True):
-        for sample in _read_shard(shard):
-            row = _row(sample, chosen, known)
+        split = chosen.split or splits.get(shard, "")
+        for number, sample in enumerate(read_shard(shard, account)):
+            row = _row(sample, chosen, known, classes, account)
             if isinstance(row, Row):
+                row.split, row.image = split, f"{names[shard]}/{sample.key}"
                 yield row
             else:
-                left_out[row] += 1
-    for why, count in left_out.items():
-        tqdm.write(f"left out {count:,} samples {why}")
+                account.leave_out(row, f"{shard}: {sample.key}")
+            if not number and not chosen.language_field:
+                _name_language_field(sample, account)
 
 
-def _row(sample: Sample, chosen: Options, known: list[str]) -> Row | str:
+def _row(sample: Sample, chosen: Options, known: list[str], classes: list[str], account: Account) -> Row | str:
     """A sample's row, or the reason why it is left out."""
-    file = sample.picture()
-    if file is None:
-        return "without a picture"
-    as_text = chosen.text == "txt" and "txt" in sample.members
-    facts = {} if as_text and not chosen.language_field else sample.json()
-    captions = [sample.text("txt")] if as_text else _captions(sample, facts, chosen.text)
-    if not captions:
-        return "without a caption"
-    language = str(chosen.language)
+    if not sample.pictures:
+        return "samples without a picture"
+    used, found = _texts(sample, chosen) if chosen.kind in ("auto", "captions") else ([], [])
+    texts = [text for text in found if text[0] in known]
+    label = None
+    if "cls" in sample.members and chosen.kind in ("auto", "classes") and not found:
+        used, label = [*used, "cls"], _class(sample, classes)
+    if not texts and label is None and chosen.kind != "gallery":
+        languages = ", ".join(dict.fromkeys(language or "no language" for language, _ in found))
+        missing = "a class" if chosen.kind == "classes" else "a caption or a class"
+        return (
+            f"samples in {languages}, which is not one of {', '.join(known)}" if found else f"samples without {missing}"
+        )
+    wrong = sample.what_is_wrong()
+    if wrong:
+        return wrong
+    for language, _ in found:
+        if language not in known:
+            account.ignore(f"captions in {language}, which is not one of {', '.join(known)}", sample.where("*"))
+    for extension in sample.members:
+        if extension not in (*used, sample.pictures[0]):
+            account.ignore(f"members .{extension}", sample.where(extension))
+    return Row(split="", texts=texts, image=sample.key, file=sample.picture(), stratum=label or "all")
+
+
+def _texts(sample: Sample, chosen: Options) -> tuple[list[str], Texts]:
+    """The extensions of the members that are read, and the captions in them."""
+    language, field = str(chosen.language), chosen.text.partition(":")[2]
+    used = ["json"] if field or chosen.language_field else []
+    facts = sample.json() if used else {}
     if chosen.language_field:
         language = normalize_language(str(sample.field(facts, chosen.language_field) or ""))
-    if language not in known:
-        return f"in {language or 'no language'}, which is not one of {', '.join(known)}"
-    texts = [(language, caption) for caption in captions]
-    return Row(split=chosen.split, texts=texts, image=f"{sample.shard.stem}/{sample.key}", file=file)
+    if field:
+        value = sample.field(facts, field)
+        return used, _json_texts({"caption": value}, language, sample, field, "json")
+    taken, _ = choose(sample.captions())
+    found: Texts = []
+    for file in taken:
+        code = file.language or language
+        if file.ending == JSON:
+            texts = _json_texts(sample.json(file.name), code, sample, "caption", file.name)
+            used += [file.name] if texts else []
+        else:
+            texts = [(code, text) for text in _captions(sample.text(file.name), chosen.lines)]
+            used.append(file.name)
+        found += [(language, text) for _, text in texts] if chosen.language_field and file.language is None else texts
+    return used, found
 
 
-def _captions(sample: Sample, facts: dict[str, Any], text: str) -> list[str]:
-    name = text.partition(":")[2]
-    value = sample.field(facts, name) if name else facts.get("caption")
-    captions = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(caption, str) for caption in captions):
-        raise DataError(f"{sample.where('json')}: {name or 'caption'!r} is neither a text nor a list of texts")
-    return captions
+def _captions(text: str, lines: bool) -> list[str]:
+    """The captions in a text, as `File.lines` splits it; an empty text counts as one empty caption."""
+    if not lines:
+        return [text]
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _read_shard(shard: Path) -> Iterator[Sample]:
-    tar: tarfile.TarFile | None = None
+def _json_texts(content: Any, language: str, sample: Sample, field: str, extension: str) -> Texts:
     try:
-        with open(shard, "rb") as handle:
-            head = handle.read(max(map(len, MAGIC)))
-            packed = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
-            if packed:
-                raise DataError(
-                    f"{shard}: compressed by {packed}, so its pictures cannot be read in place; decompress it"
+        return json_texts(content, language)
+    except ValueError:
+        where = sample.where(extension)
+        raise DataError(f"{where}: {field!r} is neither a text nor a list of texts; correct it") from None
+
+
+def _class(sample: Sample, names: list[str]) -> str:
+    """The class of a sample: the name of its number, or what its .cls says."""
+    label = " ".join(sample.text("cls").split())
+    if not names or not label.isdecimal():
+        return label
+    if int(label) >= len(names):
+        raise DataError(
+            f"{sample.where('cls')}: class {label}, but the list of class names has {len(names)}; correct the list, or "
+            "take numbers: --set options.classes=numbers"
+        )
+    return names[int(label)].strip()
+
+
+def _name_language_field(sample: Sample, account: Account) -> None:
+    """Count the field of a json that may hold the language of captions, which are taken as the corpus's."""
+    if "json" in sample.members and any(file.ending != JSON for file in choose(sample.captions())[0]):
+        for name in sample.json():
+            if name.lower() in LANGUAGES:
+                account.ignore(
+                    f"field {name} of the json (if it is the language of the captions: "
+                    f"--set options.language_field={name} --langs CODES)",
+                    sample.where("json"),
                 )
-            handle.seek(0)
-            with tarfile.open(fileobj=handle, mode="r:", encoding="utf-8", errors="strict") as tar:
-                yield from _samples(shard, handle, tar)
-    except BROKEN as error:
-        read = tar.members if tar else []  # type: ignore[attr-defined]
-        last = f" after member {read[-1].name!r}" if read else ""
-        raise DataError(f"{shard}: not a whole tar{last} ({first_line(error)}); fetch it again") from None
 
 
-def _samples(shard: Path, handle: IO[bytes], tar: tarfile.TarFile) -> Iterator[Sample]:
-    from webdataset.tariterators import base_plus_ext
+def find_languages(shards: str, root: Path | None) -> list[str]:
+    """The languages of the captions in shards that no declaration names, English first, or else English.
 
-    sample, seen = None, set()
-    for info in tar:
-        _check_member(shard, info)
-        key, extension = base_plus_ext(info.name.removeprefix("./"))
-        if key is None or info.isdir():
-            continue
-        if sample is None or key != sample.key:
-            if sample:
-                yield sample
-            if key in seen:
-                raise DataError(
-                    f"{shard}: member {info.name!r}: key {key!r} occurred before, with other keys between; sort the tar"
-                )
-            seen.add(key)
-            sample = Sample(shard, key, handle, {})
-        if sample.members.setdefault(extension.lower(), info) is not info:
-            raise DataError(f"{shard}: member {info.name!r} occurs twice; make the shard again")
-    _check_end(handle, tar)
-    if sample:
-        yield sample
-
-
-def _check_member(shard: Path, info: tarfile.TarInfo) -> None:
-    if info.size < 0:
-        raise tarfile.ReadError(f"member {info.name!r} has {info.size} bytes")
-    if info.name.startswith("/") or ".." in info.name.split("/"):
-        raise DataError(f"{shard}: member {info.name!r}: points outside the tar; make the shard again")
-    if not info.isdir() and (not info.isreg() or info.issparse()):
-        raise DataError(f"{shard}: member {info.name!r}: a link, a device or sparse; make the shard with plain files")
-
-
-def _check_end(handle: IO[bytes], tar: tarfile.TarFile) -> None:
-    """Raise unless only zeros follow the last member: tarfile stops silently at a header that it cannot read."""
-    handle.seek(tar.offset)
-    rest = handle.read(1 << 20)
-    if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
-        raise tarfile.ReadError(f"it ends early, or has other content, at byte {tar.offset:,}")
+    They are read from the names of captions, and from the first json; all shards are read only if there are some.
+    """
+    found: set[str] = set()
+    for shard in _shards(shards, root):
+        for number, sample in enumerate(read_shard(shard, Account())):
+            files = sample.captions()
+            found |= {file.language or TEACHER_LANGUAGE for file in files if file.ending != JSON or file.language}
+            if not number and [file.ending for file in files] == [JSON]:
+                found |= {code for code, _ in _json_texts(sample.json(), TEACHER_LANGUAGE, sample, "caption", "json")}
+        if not found - {TEACHER_LANGUAGE}:
+            break
+    return sorted(found or {TEACHER_LANGUAGE}, key=lambda code: (code != TEACHER_LANGUAGE, code))

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mclip_kit.config.yaml import overridden
-from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
+from mclip_kit.data.corpora import folder as folder_reader
+from mclip_kit.data.corpora import webdataset
+from mclip_kit.data.languages import normalize_language
 from mclip_kit.data.prepare.adhoc_table import describe_table
 from mclip_kit.errors import RecipeError
 
@@ -22,6 +24,7 @@ def declare(
     shards: str | None,
     folder: Path | None,
     languages: list[str],
+    source: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Declared:
     """The declaration of a table, shards or a folder, whichever is given; else of parallel files.
@@ -33,6 +36,7 @@ def declare(
         folder: of pictures.
         languages: codes, as the user spells them; empty: they are read from the files.
         overrides: `key.path=value` each; those about a table's form count before its columns are read.
+        source: the folder that the pattern of the shards starts from; None: the current one.
     Raises:
         RecipeError: it is not clear which languages the files or columns hold.
         DataError: the table cannot be read, or its language column holds something else.
@@ -43,9 +47,11 @@ def declare(
     if shards is not None:
         if not shards:
             raise RecipeError("--webdataset names no shards; write them as in 'shards-{000..099}.tar'")
-        return _name(shards), _tree("webdataset", codes or [TEACHER_LANGUAGE], {"shards": shards})
+        return _name(shards), _tree(
+            "webdataset", codes or webdataset.find_languages(shards, source), {"shards": shards}
+        )
     if folder is not None:
-        return folder.resolve().name, _tree("folder", codes or [TEACHER_LANGUAGE], {})
+        return folder.resolve().name, _tree("folder", codes or folder_reader.find_languages(folder), {})
     if codes:
         raise RecipeError("--bitext takes its languages from LANG=FILE, as in en=train.en; leave --langs out")
     return _bitext(files)

@@ -35,7 +35,14 @@ def describe_wanted(corpus: Corpus, spm: Path | None, source: Source) -> dict[st
     return {"corpus": declared, "spm": sha256(spm) if spm else None, "source": places[0], "pictures": places[1]}
 
 
-PROSE = ("about", "obtain", "size", "notes", "licences")  # of a declaration: other words, but the same corpus
+PROSE = (
+    "about",
+    "obtain",
+    "size",
+    "notes",
+    "overlaps",
+    "licences",
+)  # of a declaration: other words, but the same corpus
 
 
 def _without_prose(wanted: dict[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,11 @@ def draw_exactly(items: Sequence[Item], shares: dict[str, float]) -> list[str]:
     """The split of each of a few rows.
 
     Rows with the same picture or an equal text, in whatever language, are a group, and a group is in one split. Rows
-    of pictures without any text are train, because nothing else tells a picture's split.
+    with neither are train.
 
     Args:
         items: N rows.
-        shares: held-out split -> its share of the rows with a text; the rest is train.
+        shares: held-out split -> its share of the rows with a picture or a text; the rest is train.
 
     Example:
         >>> rows = [(None, [text]) for text in ("a dog", "A  dog.", "a cat", "two cats")]
@@ -55,7 +55,7 @@ def draw_exactly(items: Sequence[Item], shares: dict[str, float]) -> list[str]:
 
 
 def _groups(items: Sequence[Item]) -> list[list[int]]:
-    """The rows of each group that has a text, in an order that depends on texts and names only."""
+    """The rows of each group that has a picture or a text, in an order that depends on texts and names only."""
     parents = list(range(len(items)))
 
     def root(row: int) -> int:
@@ -73,6 +73,8 @@ def _groups(items: Sequence[Item]) -> list[list[int]]:
     for row in range(len(items)):
         members[root(row)].append(row)
     numbers = {group: [key for row in rows for key in keys[row]] for group, rows in members.items()}
+    for group in (group for group, known in numbers.items() if not known):  # pictures without texts
+        numbers[group] = [hash_name(image) for image, _ in (items[row] for row in members[group]) if image is not None]
     return [members[group] for group in sorted(members, key=lambda g: min(numbers[g], default=0)) if numbers[group]]
 
 
@@ -108,7 +110,7 @@ class SplitByHash:
         return [self._split(image, own) for (image, _), own in zip(items, _keys(items), strict=True)]
 
     def _split(self, image: str | None, keys: list[int]) -> str:
-        if not keys:
+        if image is None and not keys:
             return "train"
         number = keys[0] if image is None else hash_name(image)
         if self._held_out is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mclip_kit.data.corpora import declaration, shipped_declarations
 from mclip_kit.data.corpora.account import Account
-from mclip_kit.data.leakage import leaks_of
+from mclip_kit.data.leakage import known_overlaps, leaks_of
 from mclip_kit.data.prepare.bitext_writer import remedy
 from mclip_kit.data.unknown import check_unknown
 from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
@@ -38,6 +38,7 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
         for leak in leaks_of(folder)
         if not (silent and leak.trained.startswith(own) and leak.held_out.startswith(own))
     ]
+    lines += [f"  overlap: {line}" for line in known_overlaps(folder)]
     return "\n".join(lines)
 
 
@@ -111,6 +112,7 @@ def list_corpora(folder: Path) -> str:
             corpus.size,
             f"{len(corpus.languages)} language{'s' if len(corpus.languages) > 1 else ''}",
             *terms,
+            *(f"overlap: {line}" for line in corpus.overlaps),
             f"prepared: {done}" if done else "not prepared",
         ]
         lines.append(textwrap.indent(textwrap.fill("; ".join(filter(None, facts)), 96), " " * 21))

@@ -142,7 +142,7 @@ COCO = {
 }
 SAMPLES: Files = {}
 for number, text in enumerate(EN):
-    SAMPLES |= {f"{number:04}.jpg": b"\xff\xd8 a picture", f"{number:04}.txt": text.encode()}
+    SAMPLES |= {f"{number:04}.jpg": b"\xff\xd8\xff a picture", f"{number:04}.txt": text.encode()}
     SAMPLES |= {f"{number:04}.json": json.dumps({"caption": text, "lang": "en", "key": number}).encode()}
 
 CASES: dict[str, Case] = {
@@ -193,7 +193,7 @@ CASES: dict[str, Case] = {
     ),
     "classes": (
         {"reader": "folder", "options": {}},
-        {f"{kind}/{n}.png": b"a picture" for kind in ("dog", "cat") for n in range(2)},
+        {f"{kind}/{n}.png": b"\x89PNG\r\n\x1a\n a picture" for kind in ("dog", "cat") for n in range(2)},
         as_it_is,
     ),
 }  # fmt: skip

@@ -11,6 +11,9 @@ import pytest
 
 from mclip_kit.data.corpora import Row, declaration, find_reader
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.leakage import known_overlaps
+from mclip_kit.data.prepare import summary
+from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.errors import DataError
 
 COCO = "COCO_train2014_000000061844", "COCO_val2014_000000391895", "COCO_val2014_000000000042"
@@ -101,22 +104,57 @@ def test_coco_cn(coco):
     ]
 
 
-def test_xtd10(tmp_path):
-    places = {"XTD10": "es it ko pl ru tr zh", "MIC": "de en fr", "STAIR": "jp"}
-    put(tmp_path / "XTD10/test_image_names.txt", "".join(f"{COCO[n % 2]}.jpg\n" for n in range(1000)))
-    for folder, languages in places.items():
-        for language in languages.split():
-            lines = "\n".join(f"{language} {n}" for n in range(1000))
-            put(tmp_path / f"{folder}/test_1kcaptions_{language}.txt", lines + "\n" * (language in ("en", "jp")))
-    found = rows("xtd10", tmp_path)
+XTD10_FILES = """MIC/test_1kcaptions_de.txt MIC/test_1kcaptions_fr.txt STAIR/test_1kcaptions_jp.txt
+XTD10/test_1kcaptions_en.txt XTD10/test_1kcaptions_es.txt XTD10/test_1kcaptions_it.txt XTD10/test_1kcaptions_ko.txt
+XTD10/test_1kcaptions_pl.txt XTD10/test_1kcaptions_ru.txt XTD10/test_1kcaptions_tr.txt XTD10/test_1kcaptions_zh.txt"""
+"""As published: adobe-research/Cross-lingual-Test-Dataset-XTD10, its last commit d77ff16."""
+
+
+def xtd10(root: Path, files: list[str]) -> Path:
+    """The repository; as there, some files end without a line end."""
+    put(root / "LICENSE.md", "about")
+    put(root / "README.md", "about")
+    put(root / "XTD10/test_image_names.txt", "".join(f"COCO_train2014_{n:012}.jpg\n" for n in range(1000)))
+    for file in files:
+        language = file.removesuffix(".txt").rpartition("_")[2]
+        lines = "\n".join(f"{language} {n}" for n in range(1000))
+        put(root / file, lines + "\n" * (language in ("de", "en", "fr", "jp")))
+    return root
+
+
+@pytest.mark.parametrize("english", ["XTD10", "MIC"])  # MIC: before its last commit
+def test_xtd10_as_published(tmp_path, english):
+    files = [file.replace("XTD10/test_1kcaptions_en", f"{english}/test_1kcaptions_en") for file in XTD10_FILES.split()]
+    found = rows("xtd10", xtd10(tmp_path, files))
     assert len(found) == 1000
-    assert (found[999].split, found[999].image, found[999].parallel) == ("test", f"{COCO[1]}.jpg", False)
-    assert dict(found[999].texts) == {
-        ("ja" if code == "jp" else code): f"{code} 999" for codes in places.values() for code in codes.split()
-    }
-    put(tmp_path / "MIC/test_1kcaptions_en.txt", "en\n" * 999)
+    assert (found[999].split, found[999].image, found[999].parallel) == (
+        "test",
+        "COCO_train2014_000000000999.jpg",
+        False,
+    )
+    codes = sorted(declaration("xtd10").languages)
+    assert sorted(found[999].texts) == [(code, f"{'jp' if code == 'ja' else code} 999") for code in codes]
+    put(tmp_path / f"{english}/test_1kcaptions_en.txt", "en\n" * 999)
     with pytest.raises(DataError, match="the numbers must be equal"):
         rows("xtd10", tmp_path, ["en", "de"])
+    (tmp_path / "STAIR/test_1kcaptions_jp.txt").unlink()
+    with pytest.raises(DataError, match=r"test_1kcaptions_ja\.txt is missing"):
+        rows("xtd10", tmp_path, ["de", "ja"])
+
+
+def test_xtd10_says_what_it_shares_with_coco(tmp_path):
+    corpus = declaration("xtd10")
+    source = Source(xtd10(tmp_path / "in", XTD10_FILES.split()))
+    manifest = prepare(corpus, tmp_path / "out", source=source)
+    assert manifest["counts"]["captions"] == {"test": dict.fromkeys(corpus.languages, 1000)}
+    said = "800 of its 1,000 pictures are in COCO's train2014"
+    assert said in summary.describe(tmp_path / "out", manifest)
+    assert said in " ".join(summary.list_corpora(tmp_path).split())
+    assert said in known_overlaps(tmp_path / "out")[0]
+    assert known_overlaps(tmp_path) == []
+    older = manifest | {"corpus": {k: v for k, v in manifest["corpus"].items() if k != "overlaps"}}
+    put(tmp_path / "out/manifest.json", older)
+    assert prepare(corpus, tmp_path / "out", source=source) == older
 
 
 def test_crossmodal3600(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mclip_kit.data import images
-from mclip_kit.data.corpora import Corpus, Row, declaration, webdataset
+from mclip_kit.data.corpora import Corpus, Row, declaration, folder, webdataset
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features import hashing
@@ -63,7 +63,14 @@ def corpus(*languages: str, **options: Any) -> Corpus:
 
 
 def rows(root: Path | None, *languages: str, **options: Any) -> list[Row]:
-    return list(webdataset.read(corpus(*languages, **options), Source(root)).rows)
+    return accounted(root, *languages, **options)[0]
+
+
+def accounted(root: Path | None, *languages: str, **options: Any) -> tuple[list[Row], dict[str, Any]]:
+    """The rows, and the account of what is not read."""
+    source = Source(root)
+    found = list(webdataset.read(corpus(*languages, **options), source).rows)
+    return found, {"notes": []} | source.account.as_json()
 
 
 def test_samples_become_rows_whose_pictures_lie_in_the_tar(tmp_path: Path) -> None:
@@ -73,7 +80,11 @@ def test_samples_become_rows_whose_pictures_lie_in_the_tar(tmp_path: Path) -> No
     (tmp_path / "00000_stats.json").write_text("{}")
     found = rows(tmp_path, split="train", shards="*")
     assert [row.image for row in found] == ["00000/000000000", "00000/000000003", "00001/000010000"]
-    assert [row.texts for row in found] == [[("en", "a dog")], [("en", "a cat\non a mat")], [("en", "ein Hund, äöü")]]
+    assert [row.texts for row in found] == [
+        [("en", "a dog")],
+        [("en", "a cat"), ("en", "on a mat")],
+        [("en", "ein Hund, äöü")],
+    ]
     assert {row.split for row in found} == {"train"}
     for row, shade in zip(found, (10, 90, 200), strict=True):
         assert row.file
@@ -102,44 +113,164 @@ def test_captions_come_from_the_text_else_from_the_json(tmp_path: Path) -> None:
     assert rows(tmp_path)[0].texts == [("en", "of the json")]
 
 
-def test_languages_are_the_corpus_s_or_the_field_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_languages_are_the_corpus_s_or_the_field_s(tmp_path: Path) -> None:
     samples = [("a", "eins", "DE"), ("b", "one", "en"), ("c", "un", "fr"), ("d", "?", None)]
     shard(tmp_path / "0.tar", [part for key, text, code in samples for part in sample(key, text, LANGUAGE=code)])
     assert {text[0] for row in rows(tmp_path, "en", "de") for text in row.texts} == {"en"}
     assert {text[0] for row in rows(tmp_path, "en", "de", language="de") for text in row.texts} == {"de"}
-    capsys.readouterr()
-    assert [row.texts for row in rows(tmp_path, "en", "de", language_field="LANGUAGE")] == [
-        [("de", "eins")],
-        [("en", "one")],
-    ]
-    said = "".join(capsys.readouterr())
-    assert "left out 1 samples in fr, which is not one of en, de" in said
-    assert "left out 1 samples in no language" in said
+    found, account = accounted(tmp_path, "en", "de", language_field="LANGUAGE")
+    assert [row.texts for row in found] == [[("de", "eins")], [("en", "one")]]
+    assert account["left_out"] == {
+        "samples in fr, which is not one of en, de": 1,
+        "samples in no language, which is not one of en, de": 1,
+    }
+    assert any(
+        "field LANGUAGE of the json" in what and "language_field=LANGUAGE" in what
+        for what in accounted(tmp_path)[1]["ignored"]
+    )
     with pytest.raises(RecipeError, match=r"language: fr; there are en, de"):
         rows(tmp_path, "en", "de", language="fr")
     with pytest.raises(DataError, match=r"0\.tar: member a\.json: it has no 'lang'; its fields are caption, url"):
         rows(tmp_path, language_field="lang")
 
 
-def test_samples_without_a_picture_or_a_caption_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lame: list[Member] = [("a.txt", "no picture"), ("b.png", picture(1)), ("c.gif", b""), ("d.json", {"caption": "x"})]
-    shard(tmp_path / "0.tar", [*lame, *sample("e", "whole")])
-    assert [row.image for row in rows(tmp_path)] == ["0/e"]
-    said = "".join(capsys.readouterr())
-    assert "left out 3 samples without a picture" in said
-    assert "left out 1 samples without a caption" in said
+def test_what_is_no_whole_sample_is_counted(tmp_path: Path) -> None:
+    lame: list[Member] = [("a.txt", "no picture"), ("b.png", picture(1)), ("c.gif", b""), ("c.txt", "none")]
+    html: list[Member] = [("f.jpg", b"<html>not found</html>"), ("f.txt", "a page")]
+    shard(tmp_path / "0.tar", [*lame, ("d.json", {"caption": "x"}), *sample("e", "whole"), *html])
+    found, account = accounted(tmp_path)
+    assert [row.image for row in found] == ["0/e"]
+    assert account["left_out"] == {
+        "samples without a picture": 2,
+        "samples without a caption or a class": 1,
+        "pictures of 0 bytes": 1,
+        "files with the ending of a picture that are none": 1,
+    }
+    assert account["examples"]["pictures of 0 bytes"] == f"{tmp_path}/0.tar: c"
+
+
+def test_a_text_has_a_caption_in_each_line_as_in_a_folder(tmp_path: Path) -> None:
+    members: list[Member] = [
+        ("a.jpg", picture(1)),
+        ("a.txt", "one\r\ntwo\n\nlast"),
+        ("b.jpg", picture(2)),
+        ("b.txt", ""),
+    ]
+    shard(tmp_path / "0.tar", members)
+    for name, content in members:
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    tree = {"about": "x", "reader": "folder", "languages": ["en"], "licences": [], "obtain": "x"}
+    beside = folder.read(Corpus.model_validate(tree), Source(tmp_path / "in")).rows
+    expected = [[("en", text) for text in ("one", "two", "", "last")], [("en", "")]]
+    assert [row.texts for row in rows(tmp_path)] == [row.texts for row in beside] == expected
+    assert rows(tmp_path, lines=False)[0].texts == [("en", "one\r\ntwo\n\nlast")]
+
+
+def test_languages_are_those_of_the_members_names(tmp_path: Path) -> None:
+    members: list[Member] = [
+        ("a.jpg", picture(1)),
+        ("a.en.txt", "red"),
+        ("a.de.txt", "rot"),
+        ("a.npy", b"x"),
+        ("b.jpg", picture(2)),
+        ("b.txt", "blue"),
+        ("b.jpg.DE.txt", "blau"),
+        ("b.caption", "azure"),
+        ("b.npy", b"x"),
+        ("c.jpg", picture(3)),
+        ("c.json", {"caption": {"en": "green", "de": ["grün"]}, "width": 4}),
+        ("d.jpg", picture(4)),
+        ("d.json", {"captions": ["one", "two"]}),
+    ]
+    shard(tmp_path / "0.tar", members)
+    assert webdataset.find_languages("*.tar", tmp_path) == ["en", "de"]
+    found, account = accounted(tmp_path, "en", "de")
+    assert [sorted(row.texts) for row in found] == [
+        [("de", "rot"), ("en", "red")],
+        [("de", "blau"), ("en", "blue")],
+        [("de", "grün"), ("en", "green")],
+        [("en", "one"), ("en", "two")],
+    ]
+    assert account["ignored"] == {"members .npy": 2, "members .caption": 1}
+    assert account["examples"]["members .npy"] == f"{tmp_path}/0.tar: member a.npy"
+    found, account = accounted(tmp_path, "en")
+    assert [len(row.texts) for row in found] == [1, 1, 1, 2]
+    assert account["ignored"]["captions in de, which is not one of en"] == 3
+
+
+def test_classes_are_those_of_cls(tmp_path: Path) -> None:
+    members: list[Member] = [
+        part for n in (1, 0, 1) for part in ((f"{n}{n}x{n}.jpg", picture(n)), (f"{n}{n}x{n}.cls", str(n)))
+    ]
+    shard(tmp_path / "test" / "0.tar", [*members[:4], ("c.jpg", picture(3)), ("c.cls", "1\n"), ("c.txt", "a cat")])
+    found, account = accounted(tmp_path, shards="**/*.tar")
+    assert [(row.split, row.image, row.stratum, row.texts) for row in found] == [
+        ("test", "0/11x1", "1", []),
+        ("test", "0/00x0", "0", []),
+        ("test", "0/c", "all", [("en", "a cat")]),
+    ]
+    assert account["ignored"] == {"members .cls": 1}
+    (tmp_path / "classnames.txt").write_text("dog\ntabby cat\n")
+    assert [row.stratum for row in rows(tmp_path, shards="**/*.tar", kind="classes")] == [
+        "tabby cat",
+        "dog",
+        "tabby cat",
+    ]
+    assert [row.stratum for row in rows(tmp_path, shards="**/*.tar", classes="numbers")] == ["1", "0", "all"]
+    (tmp_path / "classnames.txt").write_text("dog\n")
+    with pytest.raises(DataError, match=r"member 11x1\.cls: class 1, but the list of class names has 1;"):
+        rows(tmp_path, shards="**/*.tar")
+    (tmp_path / "classnames.txt").write_text("crane\ncrane\n")
+    assert [row.stratum for row in rows(tmp_path, shards="**/*.tar")] == ["1", "0", "all"]
+    (tmp_path / "classnames.txt").unlink()
+    shard(tmp_path / "test" / "0.tar", [*members[:2], ("__classes", "dog\ncat\n")])
+    assert [row.stratum for row in rows(tmp_path, shards="**/*.tar")] == ["cat"]
+
+
+def test_shards_of_several_splits_may_have_the_same_names(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shard(tmp_path / split / "0.tar", sample("a", "text"))
+    assert [(row.split, row.image) for row in rows(tmp_path, shards="**/*.tar")] == [
+        ("train", "train/0/a"),
+        ("valid", "val/0/a"),
+    ]
+    assert {row.split for row in rows(tmp_path, shards="**/*.tar", split="test")} == {"test"}
+    for name in ("train-000", "train-001", "test-000"):
+        shard(tmp_path / "named" / f"{name}.tar", sample("a", "text"))
+    assert [row.split for row in rows(tmp_path / "named")] == ["test", "train", "train"]
+    assert [row.split for row in rows(tmp_path / "named", shards="train-*.tar")] == ["", ""]
+
+
+def test_a_sorted_tar_of_macos_and_keys_with_dots_are_read(tmp_path: Path) -> None:
+    members: list[Member] = []
+    for name in ("x/img.0001", "x/img.0002"):
+        for ending, value in ((".jpg", picture(1)), (".txt", "text")):
+            hidden = f"x/._{name.rpartition('/')[2]}{ending}"
+            members += [(hidden, b"macOS"), (f"{name}{ending}", value)]
+    shard(tmp_path / "0.tar", [*members, ("y/._a.jpg", b""), ("y/a.jpg", picture(2)), ("y/a.seg.png", picture(3))])
+    found, account = accounted(tmp_path, kind="auto")
+    assert [(row.image, row.texts) for row in found] == [
+        ("0/x/img.0001", [("en", "text")]),
+        ("0/x/img.0002", [("en", "text")]),
+    ]
+    assert account["ignored"] == {"hidden members and members of the system": 5}
+    assert account["left_out"] == {"samples without a caption or a class": 1}
+    found, account = accounted(tmp_path, kind="gallery")
+    assert found[2].image == "0/y/a"
+    assert account["ignored"]["members .seg.png"] == 1
 
 
 def test_names_may_have_folders_dots_and_large_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tarfile.TarInfo("./x.y/")
-    folder.type = tarfile.DIRTYPE
+    parent = tarfile.TarInfo("./x.y/")
+    parent.type = tarfile.DIRTYPE
     named: list[Member] = [
         ("./x.y/1.JPG", picture(1)),
         ("./x.y/1.TXT", "one"),
         ("./README", "no sample"),
         ("._1.jpg", b""),
     ]
-    shard(tmp_path / "0.tar", [folder, *named])
+    shard(tmp_path / "0.tar", [parent, *named])
     assert [(row.image, row.texts) for row in rows(tmp_path)] == [("0/x.y/1", [("en", "one")])]
     assert "left out" not in "".join(capsys.readouterr())
 
@@ -171,7 +302,9 @@ def test_shards_are_named_by_braces_wildcards_and_lists(tmp_path: Path, monkeypa
     with pytest.raises(RecipeError, match="missing environment variable"):
         names(tmp_path, "${NOT_THERE}/s.tar")
     shard(tmp_path / "other" / "s-000.tar", sample("k", "text"))
-    with pytest.raises(DataError, match=r"other/s-000\.tar: .*in \[1\]/s-000\.tar has the same name"):
+    assert names(tmp_path, "**/s-000.tar") == ["in [1]/s-000/k", "other/s-000/k"]
+    shard(tmp_path / "more" / "other" / "s-000.tar", sample("k", "text"))
+    with pytest.raises(DataError, match=r"/other/s-000\.tar: .*/other/s-000\.tar has the same name"):
         names(tmp_path, "**/*.tar")
 
 
@@ -186,7 +319,10 @@ def header(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     [
         ([("a.txt", "again")], r"member 'a\.txt' occurs twice"),
         ([("a.TXT", "again")], r"member 'a\.TXT' occurs twice"),
-        ([("b.txt", "other"), ("a.png", b"")], r"member 'a\.png': key 'a' occurred before, with other keys between"),
+        (
+            [("b.txt", "other"), ("a.png", b"")],
+            r"member 'a\.png': key 'a' occurred before, .* between; put the .* tar --sort=name",
+        ),
         ([header("/etc/x.txt")], r"member '/etc/x\.txt': points outside"),
         ([header("x/../../y.txt")], r"member 'x/\.\./\.\./y\.txt': points outside"),
         ([header("x.jpg", tarfile.SYMTYPE, "/etc/passwd")], r"member 'x\.jpg': a link, a device"),
