@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mclip_kit.config.yaml import RenamedKey
-from mclip_kit.errors import MclipError
+from mclip_kit.errors import MclipError, PeerError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -29,6 +29,8 @@ class Commands(click.Group):
                 warnings.simplefilter("always", RenamedKey)
                 warnings.showwarning = partial(_show, warnings.showwarning)
                 return super().invoke(ctx)
+        except PeerError:
+            sys.exit(Mistake.exit_code)
         except MclipError as error:
             raise Mistake(str(error)) from None
         except OSError as error:

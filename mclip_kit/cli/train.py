@@ -38,8 +38,11 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     except Interrupted as stop:
         changes = [word for override in overrides for word in ("--set", override)]
         again = shlex.join(["mclip-kit", "train", recipe, "--out", str(folder), "--resume", *changes])
-        click.echo(f"{stop}; resume with: {again}", err=True)
+        if run.is_main:
+            click.echo(f"{stop}; resume with: {again}", err=True)
         sys.exit(130)
+    if run.was_finished:
+        run.accelerator.print(f"{folder}: this run had finished; nothing was changed", flush=True)
     whole = (model / layout.MODEL_CONFIG).is_file()
     then = f"score it with: mclip-kit eval {model}" if whole else f"use it as  encoder: hf:{model / layout.ENCODER}"
     run.accelerator.print(f"{model}: done; {then}", flush=True)

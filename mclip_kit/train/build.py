@@ -1,10 +1,12 @@
 """From a recipe to the parts of a run."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from mclip_kit.config.model import NewEncoder
 from mclip_kit.config.recipe import Recipe
@@ -21,11 +23,15 @@ from mclip_kit.models.text_encoder import Encoder, new_encoder
 from mclip_kit.models.translator import Translator
 from mclip_kit.tasks.base import TASKS
 
+PATIENCE = timedelta(hours=6)  # others wait so long while the main process evaluates, reads or writes
+
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
     """Devices, processes and mixed precision."""
+    waits = InitProcessGroupKwargs(timeout=PATIENCE)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # on CPUs accelerate must be told to join a launcher's others
-    return Accelerator(mixed_precision=_precision(recipe.precision), cpu=several and not torch.cuda.is_available())
+    cpu = several and not torch.cuda.is_available()
+    return Accelerator(mixed_precision=_precision(recipe.precision), cpu=cpu, kwargs_handlers=[waits])
 
 
 def _precision(wanted: str) -> str:
