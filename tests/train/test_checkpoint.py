@@ -24,6 +24,7 @@ from tests.train.runs import (
     losses,
     only_stage,
     recipe_of,
+    stamps,
     train,
     train_until_killed,
     weights,
@@ -263,9 +264,27 @@ def test_a_run_that_starts_again_writes_its_model_again(finished: tuple[Recipe, 
 def test_resuming_a_finished_run_changes_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, folder = finished
     shutil.copytree(folder, tmp_path / "run")
-    train(recipe, tmp_path / "run", resume=True)
+    before = stamps(tmp_path / "run")
+    again = train(recipe, tmp_path / "run", resume=True)
+    assert again.was_finished
+    assert stamps(tmp_path / "run") == before
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert not train(recipe, tmp_path / "run", resume=True).was_finished
     assert not different(weights(tmp_path / "run"), weights(folder))
     assert read_log(tmp_path / "run") == read_log(folder)
+
+
+def test_a_run_folder_resumes_where_it_is_copied_to(
+    finished: tuple[Recipe, Path], squares: Path, tmp_path: Path
+) -> None:
+    recipe, folder = finished
+    stop_at(Run(recipe, tmp_path / "first" / "run", evaluator(recipe)), 2, 5)
+    shutil.copytree(tmp_path / "first" / "run", tmp_path / "second" / "copy")
+    shutil.rmtree(tmp_path / "first")
+    train(recipe, tmp_path / "second" / "copy", resume=True)
+    assert not (tmp_path / "first").exists()
+    assert not different(weights(tmp_path / "second" / "copy"), weights(folder))
+    assert losses(tmp_path / "second" / "copy") == losses(folder)
 
 
 def test_a_callback_keeps_what_it_needs_to_resume(
