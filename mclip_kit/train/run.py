@@ -206,7 +206,7 @@ class Run:
             module=fsdp.prepare(self.accelerator, module).train(),
             epoch=batches.plan.epoch,
             batch=batches.batch,
-            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, batches.steps),
+            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, batches.steps, stage.warmup_init_lr),
             steps=batches.steps,
             steps_per_epoch=batches.steps_per_epoch,
             clip_norm=stage.clip_norm,
