@@ -24,6 +24,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     checked = load(recipe, overrides)
     quiet()
     from mclip_kit.evaluate.validation import evaluator
+    from mclip_kit.train.outcome import losses
     from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
@@ -46,6 +47,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     whole = (model / layout.MODEL_CONFIG).is_file()
     then = f"score it with: mclip-kit eval {model}" if whole else f"use it as  encoder: hf:{model / layout.ENCODER}"
     run.accelerator.print(f"{model}: done; {then}", flush=True)
+    for line in losses(folder, checked):
+        run.accelerator.print(line, flush=True)
 
 
 @click.command()
