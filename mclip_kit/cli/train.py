@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mclip_kit import layout
-from mclip_kit.cli.common import FOLDER, SET, quiet
+from mclip_kit.cli.common import FOLDER, SET
 from mclip_kit.errors import RecipeError
 
 
@@ -22,7 +22,6 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     from mclip_kit.config.recipe import load
 
     checked = load(recipe, overrides)
-    quiet()
     from mclip_kit.evaluate.validation import evaluator
     from mclip_kit.train.outcome import losses
     from mclip_kit.train.run import Interrupted, Run
@@ -62,7 +61,6 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     checked = load(recipe, overrides)
     if checked.cache.features == "off":
         raise RecipeError(f"{recipe}: cache is off, so there is nothing to keep; set cache=auto")
-    quiet()
     from mclip_kit.train.run import Run
 
     run = Run(checked, out or Path("runs", Path(recipe).stem), resume=True)

@@ -118,7 +118,8 @@ def packaged(classes: Sequence[str], languages: Sequence[str] | str = "all") -> 
     spec = importlib.util.find_spec("clip_benchmark")  # not imported: only its files are needed
     if spec is None or not spec.origin:
         raise RecipeError(
-            "ImageNet's class names come with clip-benchmark: pip install 'mclip-kit[eval]', or give --classes FILE"
+            "ImageNet's class names come with clip-benchmark: pip install 'clip-benchmark>=1.6.2,<2', "
+            "or give --classes FILE"
         )
     folder = Path(spec.origin).parent / "datasets"
     found = {}

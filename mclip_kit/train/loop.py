@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
+from mclip_kit.progress import tqdm
 from mclip_kit.tasks.base import Seed
 from mclip_kit.train import fsdp
 
@@ -96,8 +96,8 @@ def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int]
                 loop.optimizer.step()
             values |= {"lr": loop.rate(step), "grad_norm": norm, "skipped": float(not finite)}
             values |= _pace(len(rows), batch, world, began, fetched)
+            bar.set_postfix_str(_postfix(values, [name for name in terms if name in values]), refresh=False)
             bar.update()
-            bar.set_postfix_str(_postfix(values, [name for name in terms if name in values]))
             yield step + 1, values, rows, stop
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mclip_kit import layout
 from mclip_kit.config.recipe import Recipe, dump
@@ -17,6 +16,7 @@ from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
 from mclip_kit.models.lora import merge
+from mclip_kit.progress import tqdm
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
 from mclip_kit.train import checkpoint, fsdp
 from mclip_kit.train.build import build_accelerator, build_model, check_processes, open_data

@@ -109,7 +109,7 @@ def test_classes_that_are_not_imagenets_need_a_file(classes):
 def test_without_clip_benchmark_the_line_says_how_to_get_it(monkeypatch):
     here = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: here(name) if name != "clip_benchmark" else None)
-    with pytest.raises(RecipeError, match=r"pip install 'mclip-kit\[eval\]'"):
+    with pytest.raises(RecipeError, match=r"pip install 'clip-benchmark>=1\.6\.2,<2'"):
         packaged(["n01440764", "n01443537"])
 
 

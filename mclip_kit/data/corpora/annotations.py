@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.images import SUFFIXES, picture_id
 from mclip_kit.errors import DataError
+from mclip_kit.progress import tqdm
 
 KARPATHY = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 TAG = re.compile(r":[A-Za-z]+\d*(?=\s|$)")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from tqdm import tqdm
 
 from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
@@ -15,6 +14,7 @@ from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.images import SUFFIXES
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.progress import tqdm
 
 
 class Options(Section):

@@ -17,11 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.images import SUFFIXES, picture_id
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.progress import tqdm
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)

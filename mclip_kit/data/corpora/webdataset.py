@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 from pydantic import Field
-from tqdm import tqdm
 
 from mclip_kit.config.yaml import Section
 from mclip_kit.data import images
@@ -21,6 +20,7 @@ from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.errors import DataError, RecipeError, first_line
+from mclip_kit.progress import tqdm
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # of pictures; the first that a sample has is used
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tqdm import tqdm
 
 from mclip_kit.data.fairseq_io import side_file
 from mclip_kit.data.images import picture_id, read_bytes
 from mclip_kit.data.leakage import fingerprint_file
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
+from mclip_kit.progress import tqdm
 
 BLOCK = 4096  # table rows, or texts, that are hashed at once
 READERS = 8  # threads that read picture files
