@@ -4,13 +4,19 @@ Every message is one line that names the file, the row or the key, and says what
 prints it and exits with code 2; code that uses the library catches `MclipError`.
 """
 
+import re
+
+TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+"""ECMA-48: control sequences (colours), operating-system commands (links) and other escapes of a terminal."""
+LONGEST = 200  # characters that are quoted of a library's message
+
 
 class MclipError(Exception):
     """The base of all errors below."""
 
     def __str__(self) -> str:
         """The message as one printable line, even if a file name or a cell in it is not printable."""
-        line = " ".join(super().__str__().split())
+        line = " ".join(TERMINAL_CODES.sub("", super().__str__()).split())
         return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
@@ -33,9 +39,20 @@ class PeerError(MclipError):
 def first_line(error: Exception) -> str:
     """The first line of a library's error, at most 200 characters; the error's type if it has no message.
 
-    If the first line ends with a colon, as for weights that do not fit, the second line is added.
+    A terminal's codes are removed. If the first line ends with a colon, as for weights that do not fit, the second line
+    is added. A longer line is cut after a sentence, else after a word.
     """
     if isinstance(error, KeyError):
         return f"there is no {error}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]
+    text = TERMINAL_CODES.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    return _cut(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
+
+
+def _cut(line: str) -> str:
+    if len(line) <= LONGEST:
+        return line
+    sentences = [end.start() for end in re.finditer(r"[.!?;](?=\s)", line[: LONGEST + 1])]
+    if sentences and sentences[-1] >= LONGEST // 4:
+        return line[: sentences[-1]]
+    return f"{line[: LONGEST - 3].rsplit(' ', 1)[0]} ..."

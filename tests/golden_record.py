@@ -102,7 +102,7 @@ RUNS: dict[str, tuple[str, Sets]] = {
         "altclip_full",
         {**TWO_STAGES, "lora": "{rank: 2, dropout: 0.1}", "stages.1.train": "[lora, projector]"},
     ),
-    "micro_batch": ("altclip_full", {**TWO_STAGES, "stages.0.micro_batch": 10, "stages.1.micro_batch": 20}),
+    "micro_batch": ("altclip_full", {**TWO_STAGES, "stages.0.micro_batch": 10, "stages.1.micro_batch": 10}),
     "ema, layer_decay": (
         "altclip_full",
         {**TWO_STAGES, "stages.0.ema": 0.9, "stages.1.ema": 0.8, "stages.0.layer_decay": 0.7},

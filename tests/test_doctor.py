@@ -1,5 +1,6 @@
 """What `mclip-kit doctor` finds, in this environment and in broken ones."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -21,6 +23,7 @@ from mclip_kit.doctor.environment import check_packages, check_room, check_versi
 from mclip_kit.doctor.findings import OK, PROBLEM, Finding
 from mclip_kit.doctor.weights import check_weights
 from tests import tiny
+from tests.models.test_encoder_kinds import ENCODERS, save
 
 Type = Callable[..., Result]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -278,3 +281,73 @@ def test_too_little_room_is_a_problem(type_: Type) -> None:
 def test_the_last_line_counts() -> None:
     found = [Finding(PROBLEM, "x", "y"), *diagnose("no-such-recipe")]
     assert conclusion(None, found) == "this environment is not sound: 2 problems"
+
+
+def test_an_encoder_is_checked_as_a_run_does(type_: Type, squares: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe(squares)
+    tree["stages"], tree["teacher"]["weights"] = tree["stages"][1:2], "random"
+    recipe = tiny.write_recipe(tree, tmp_path / "one.yaml")
+    good = save(ENCODERS["t5"], tmp_path / "given" / "t5", ends=False)
+    result = type_("doctor", recipe, "--set", f"encoder=hf:{good}", "--set", "evaluation=null")
+    assert result.exit_code == 0, result.output
+    assert "their weights are finite" in result.output
+    assert "note     the encoder's tokenizer adds no token at the start, so pool: cls" in result.output
+
+    def spoilt() -> Any:
+        model = ENCODERS["bert"]()
+        model.embeddings.word_embeddings.weight.data[3, 0] = float("nan")
+        return model
+
+    bad = save(spoilt, tmp_path / "given" / "bad")
+    (problem,) = problems(type_("doctor", recipe, "--set", f"encoder=hf:{bad}", "--set", "evaluation=null"))
+    assert f"encoder hf:{bad}: embeddings.word_embeddings.weight is not finite" in problem
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train RECIPE --set data.bitext=nowhere", "nowhere: no binarised sentences"),
+        ("train RECIPE --set data.captions=nowhere", "nowhere: not a prepared corpus"),
+        ("extract RECIPE --set data.captions=nowhere", "nowhere: not a prepared corpus"),
+        ("train RECIPE --set encoder=fairseq:nowhere", "encoder fairseq:nowhere: missing"),
+        ("train RECIPE --set encoder=hf:/no/where", "encoder hf:/no/where: /no/where/config.json is missing"),
+        (
+            "train RECIPE --set teacher.weights=null --set teacher.model=local-dir:no",
+            "no/open_clip_config.json: missing",
+        ),
+        ("train RECIPE --set teacher.weights=null --set teacher.model=openai:no.pt", "no.pt: missing"),
+        (
+            "train RECIPE --set init_from=./no --set teacher=null --set encoder=null --set projector=null",
+            "no/config.json: missing",
+        ),
+        ("export open-clip no", "no/config.json: missing"),
+        ("export fairseq no --out x", "no: contains no encoder"),
+        ("import mclip no.pt --xlmr no", "no.pt: missing"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_heavy_is_imported(
+    words: str, message: str, type_: Type, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AssertionError("the heavy part has begun")
+
+    for module in ("train", "convert"):
+        monkeypatch.setattr(importlib.import_module(f"mclip_kit.cli.{module}"), "quiet", fail)
+    result = type_(*[recipe if word == "RECIPE" else word for word in words.split()])
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_these_checks_import_no_heavy_package() -> None:
+    code = (
+        "import sys\n"
+        "from mclip_kit.config.recipe import load\n"
+        "from mclip_kit.doctor.places import check_places\n"
+        "from mclip_kit.errors import DataError\n"
+        "try: check_places(load('altclip_full'))\n"
+        "except DataError: pass\n"
+        "heavy = {'torch', 'transformers', 'open_clip', 'fairseq'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

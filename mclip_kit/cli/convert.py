@@ -34,6 +34,9 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     """A checkpoint of the official mCLIP code, as a model folder; each file may be an .xz."""
     if out.exists():
         raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    for path in filter(None, (checkpoint, xlmr, clip)):
+        if not path.exists():
+            raise CheckpointError(f"{path}: missing")
     quiet()
     from mclip_kit.interop.mclip import import_mclip
 
@@ -56,6 +59,9 @@ def export() -> None:
 @click.option("--out", type=FOLDER, required=True)
 def export_fairseq(encoder: Path, out: Path) -> None:
     """The encoder of a folder (encoder, model or translator) as a fairseq XLM-R folder."""
+    from mclip_kit.doctor.places import check_encoder_within
+
+    check_encoder_within(encoder)
     quiet()
     from mclip_kit.interop.fairseq import write_folder
     from mclip_kit.models.text_encoder import encoder_within
@@ -81,6 +87,9 @@ def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"
     """A folder that open_clip loads; its embeddings are compared with the model's first."""
     if out.exists():
         raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    from mclip_kit.doctor.places import check_model
+
+    check_model(model)
     quiet()
     from mclip_kit.interop.open_clip import export_open_clip
     from mclip_kit.models.multilingual_clip import load

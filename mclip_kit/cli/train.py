@@ -20,15 +20,17 @@ from mclip_kit.errors import RecipeError
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool) -> None:
     """Train a recipe, by file or by the name of a shipped one."""
     from mclip_kit.config.recipe import load
+    from mclip_kit.doctor.places import check_places
 
     checked = load(recipe, overrides)
+    check_places(checked)
     from mclip_kit.evaluate.validation import evaluator
     from mclip_kit.train.outcome import losses
     from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
     try:
-        run = Run(checked, folder, evaluator(checked), resume or dry_run)
+        run = Run(checked, folder, evaluator(checked), resume)
         run.accelerator.print(run.describe(), flush=True)
         if dry_run:
             for line in run.dry_run():
@@ -57,8 +59,10 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """Compute and keep what the recipe's frozen towers give for its training rows, so that training only reads it."""
     from mclip_kit.config.recipe import load
+    from mclip_kit.doctor.places import check_places
 
     checked = load(recipe, overrides)
+    check_places(checked)
     if checked.cache.features == "off":
         raise RecipeError(f"{recipe}: cache is off, so there is nothing to keep; set cache=auto")
     from mclip_kit.train.run import Run

@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from mclip_kit.config.effects import without_effect
 from mclip_kit.config.model import AnyEncoder, Lora, NewDecoder, NewEncoder, Projector, Teacher
 from mclip_kit.config.stages import KINDS, AnyStage, Stage
 from mclip_kit.config.yaml import (
     Count,
     Fraction,
+    Languages,
     NonNegative,
     Positive,
     Renamed,
@@ -30,6 +31,7 @@ from mclip_kit.config.yaml import (
     read_yaml,
     rename_keys,
 )
+from mclip_kit.config.yaml_loader import dump_yaml
 
 RENAMED: Renamed = {
     ("start",): "init_from",
@@ -91,7 +93,7 @@ class Evaluation(Section):
     """Evaluation while training: retrieval on the captions; for translation stages, translation of the bitext."""
 
     split: str = Field("valid", description="Split of the captions, or sentences, to score while training.")
-    languages: list[str] | Literal["all"] = Field("all", description="Languages to score.")
+    languages: Languages | Literal["all"] = Field("all", description="Languages to score.")
     sentences: Count = Field(500, description="Translation: of each direction, the first so many sentences.")
     beams: Count = Field(5, description="Translation: width of the beam search.")
     every_epochs: Count = Field(
@@ -196,6 +198,7 @@ class Recipe(Section):
         if self.parallel == "fsdp" and any(stage.optimizer.startswith("lamb") for stage in self.stages):
             yield "parallel: fsdp does not work with lamb, which needs the norms of whole weights; use adamw"
         yield from self._model_problems()
+        yield from without_effect(self)
 
     def _stage_problems(self, index: int, stage: Stage) -> Iterator[str]:
         if getattr(self.data, stage.data) is None:
@@ -232,8 +235,6 @@ class Recipe(Section):
                 yield "the encoder is new, but no stage trains it (set encoder.weights: random to allow that)"
             if self.data.bitext is None:
                 yield "a new encoder takes its vocabulary from data.bitext, which is not given"
-        if self.projector and self.projector.noise and self.projector.kind not in ("linear", "mlp"):
-            yield f"projector.noise has no effect on kind {self.projector.kind}"
 
 
 def register_stage(section: type[Stage]) -> None:
@@ -275,4 +276,4 @@ def _with_new_name(override: str, lines: list[str]) -> str:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe, every default written out, as YAML that `load` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json"))

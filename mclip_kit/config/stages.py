@@ -1,12 +1,13 @@
 """The stages of a recipe: what is trained, with which data and optimiser. One class a kind of stage."""
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from mclip_kit.config.yaml import Count, Decay, Fraction, NonNegative, Positive, Section
+from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Positive, Section
 from mclip_kit.errors import RecipeError
 
 EdgeName = Literal["image-teacher_text", "image-student_text", "teacher_text-student_text"]
@@ -23,7 +24,7 @@ class Edge(Section):
     """The loss on one edge of the triangle."""
 
     loss: Literal["contrastive", "mse"] = Field(description="Symmetric InfoNCE, or mean squared error.")
-    weight: NonNegative = Field(1.0, description="Factor of this term in the sum.")
+    weight: Positive = Field(1.0, description="Factor of this term in the sum.")
     temperature: Positive = Field(0.07, description="contrastive: the true temperature (at the start, when learned).")
     learned: bool = Field(False, description="contrastive: learn the temperature, with exp(scale) clamped at 100.")
     clamp: Literal["scale", "exp"] = Field(
@@ -149,7 +150,7 @@ class Stage(Section):
     def trains(self, tower: str) -> bool:
         """Whether some parameter of this tower may be trained (globs are taken at their first part)."""
         heads = {pattern.split(".")[0] for pattern in self.train}
-        return tower in heads or "*" in heads or (tower in STUDENT and "student" in heads)
+        return any(fnmatchcase(tower, head) for head in heads) or (tower in STUDENT and "student" in heads)
 
     def problems(self, recipe: Any) -> Iterator[str]:
         """What does not fit together between this stage and the rest of its recipe."""
@@ -173,7 +174,7 @@ class TriangleStage(Stage):
     kind: Literal["triangle"] = Field("triangle", description="On edges of the triangle.")
     edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(description="Edge of the triangle: its loss.")
     data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
-    languages: list[str] | Literal["all"] = Field("all", description="Languages of the student's side.")
+    languages: Languages | Literal["all"] = Field("all", description="Languages of the student's side.")
     split: str | dict[str, str] = Field(
         "train", description="Split of the rows; captions: or language -> split (Multi30K's two tasks)."
     )
@@ -196,10 +197,10 @@ class TriangleStage(Stage):
         if self.data == "bitext" and not isinstance(self.split, str):
             raise ValueError("split: give one name for bitext, not a mapping")
         used = {"clip_projector"} | (self.vertices & {"image", "teacher_text"})
-        used |= {"student", *STUDENT} if "student_text" in self.vertices else set()
+        used |= {"student", "lora", *STUDENT} if "student_text" in self.vertices else set()
         for pattern in self.train:
             tower = pattern.split(".")[0]
-            if tower in (*TOWERS, "student") and tower not in used:
+            if tower in (*TOWERS, "student", "lora", "decoder") and tower not in used:
                 raise ValueError(f"train names {tower}, which is on none of the stage's edges")
         for name, edge in self.edges.items():
             if edge.missing_teacher == "image" and (name != "teacher_text-student_text" or self.data == "bitext"):
@@ -232,7 +233,7 @@ class TriangleStage(Stage):
 class Contrast(Section):
     """The contrastive loss of a translation stage, between sentences and their translations (mCLIP)."""
 
-    weight: NonNegative = Field(2.0, description="Factor of this term beside the translation's.")
+    weight: Positive = Field(2.0, description="Factor of this term beside the translation's.")
     temperature: Positive = Field(0.1, description="The true temperature.")
 
 

@@ -3,23 +3,25 @@
 It imports no torch, so a wrong file is refused in a fraction of a second.
 """
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mclip_kit.config.mistakes import explain
+from mclip_kit.config.mistakes import suggest as suggest
+from mclip_kit.config.yaml_loader import parse_yaml
 from mclip_kit.errors import RecipeError
 
 S = TypeVar("S", bound=BaseModel)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Languages = Annotated[list[str], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -59,16 +61,17 @@ def parse(tree: dict[str, Any], schema: type[S], where: str) -> S:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        mistakes = [_explain(item, tree, schema) for item in error.errors()]
-        raise RecipeError(f"{where}: " + "; ".join(dict.fromkeys(mistakes))) from None
+        raise RecipeError(f"{where}: " + "; ".join(explain(error.errors(), tree, schema))) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; RecipeError names the line that cannot be read."""
+    """Read a YAML mapping, see `yaml_loader`; RecipeError names the line that cannot be read."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from None
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: not a mapping of keys to values")
     return tree
@@ -87,9 +90,9 @@ def _apply(tree: Any, override: str) -> None:
         raise RecipeError(f"--set {override}: write key.path=value")
     *parents, last = keys.split(".")
     try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise RecipeError(f"--set {override}: the value is not YAML") from None
+        parsed = parse_yaml(value)
+    except ValueError as error:
+        raise RecipeError(f"--set {override}: {error}") from None
     try:
         for key in parents:
             tree = tree[int(key)] if isinstance(tree, list) else tree.setdefault(key, {})
@@ -138,68 +141,3 @@ def new_name(path: tuple[str, ...], renamed: Renamed) -> str | None:
         if len(pattern) == len(path) and all(p in ("*", key) for p, key in zip(pattern, path, strict=True)):
             return new
     return None
-
-
-def _explain(item: Any, tree: Any, schema: type[BaseModel]) -> str:
-    """One mistake that pydantic found, as `key.path: what is wrong`."""
-    path = _key_path(item, tree)
-    key = ".".join(path) or "recipe"
-    if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key{suggest(path[-1], _known_keys(schema, tree, path[:-1]))}"
-    if item["type"] == "missing":
-        return f"{key}: is missing"
-    if item["type"] == "union_tag_invalid":
-        known = item["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"{key}.kind: there is no kind {item['ctx']['tag']!r}{suggest(item['ctx']['tag'], known)}"
-    if item["type"] in ("model_type", "model_attributes_type"):
-        return f"{key}: give a mapping of keys to values"
-    message = item["msg"].removeprefix("Value error, ")
-    given = f", not {item['input']!r}" if isinstance(item["input"], str | int | float) else ""
-    return f"{key}: {message}{given}"
-
-
-def _key_path(item: Any, tree: Any) -> list[str]:
-    """The keys of a mistake. pydantic's location also names the tried members of unions: those are not in the tree."""
-    path, here = [], tree
-    for place, part in enumerate(item["loc"]):
-        last = place == len(item["loc"]) - 1
-        if (isinstance(here, list) and isinstance(part, int) and part < len(here)) or (
-            isinstance(here, dict) and part in here
-        ):
-            path.append(str(part))
-            here = here[part]
-        elif last and item["type"] == "missing":
-            path.append(str(part))
-    return path
-
-
-def _known_keys(schema: Any, tree: Any, path: Sequence[str]) -> list[str]:
-    """The keys that a place of the schema knows; of a stage, those of its kind."""
-    for part in path:
-        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
-        if part in getattr(schema, "model_fields", {}):
-            found = list(_sections(schema.model_fields[part]))
-            schema = found[0] if found else None
-        chosen = getattr(schema, "section_of", None)
-        if chosen is not None and isinstance(tree, dict):
-            schema = chosen(tree)
-    return list(getattr(schema, "model_fields", {}))
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections inside an annotation such as list[Stage] or Evaluation | None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    annotation = getattr(annotation, "annotation", annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _sections(argument)
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """What to append to a message about an unknown word: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; known: {', '.join(known)}" if known else ""

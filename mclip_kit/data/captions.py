@@ -104,6 +104,12 @@ class Captions:
             raise DataError(f"{path}: not a readable picture: {first_line(error)}") from None
 
 
+def check_prepared(folder: str | Path) -> None:
+    """DataError if a folder is not a prepared one; its tables are not read."""
+    if not Path(folder, MANIFEST).is_file():
+        raise DataError(f"{folder}: not a prepared corpus (no {MANIFEST}); run mclip-kit prepare")
+
+
 def read_captions(folder: str | Path) -> Captions:
     """Open a prepared folder.
 
@@ -111,8 +117,7 @@ def read_captions(folder: str | Path) -> Captions:
         DataError: it is missing, damaged, or its tables do not fit together; file and row are named.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise DataError(f"{folder}: not a prepared corpus (no {MANIFEST}); run mclip-kit prepare")
+    check_prepared(folder)
     images = _read_table(folder / IMAGES_TABLE, IMAGE_COLUMNS, "file")
     captions = _read_table(folder / CAPTIONS_TABLE, CAPTION_COLUMNS)
     wrong = next((line for line, row in enumerate(images, 2) if not row[1].isdecimal()), None)

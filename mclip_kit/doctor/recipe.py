@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mclip_kit.doctor.findings import OK, PROBLEM, Finding, guarded
+from mclip_kit.doctor.findings import NOTE, OK, PROBLEM, Finding, guarded
 from mclip_kit.doctor.weights import check_weights
 from mclip_kit.errors import MclipError
 from mclip_kit.layout import BITEXT
@@ -69,10 +69,27 @@ def _check_folder(key: str, folder: str, *readers: Callable[[str], Any]) -> Find
 
 
 def check_start(recipe: "Recipe") -> list[Finding]:
-    """Whether a run reaches its first step: its towers can be built, and each stage has rows for a batch."""
+    """Whether a run reaches its first step: its towers can be built, and each stage has rows for a batch.
+
+    Building checks that weights are finite, that ids fit the word table, and what the encoder cannot do.
+    """
     from mclip_kit.train.run import Run
 
     with TemporaryDirectory() as folder:
-        rows = [len(task.rows) for task in Run(recipe, Path(folder, "run")).tasks()]
+        run = Run(recipe, Path(folder, "run"))
+        rows = [len(task.rows) for task in run.tasks()]
     counts = ", ".join(f"{stage.name} {count:,}" for stage, count in zip(recipe.stages, rows, strict=True))
-    return [Finding(OK, f"towers are built; rows to train on: {counts}")]
+    built = Finding(OK, f"towers are built, and their weights are finite; rows to train on: {counts}")
+    return [built, *_check_ends(run.model)]
+
+
+def _check_ends(model: Any) -> list[Finding]:
+    """Whether the tokenizer adds the token that the projector pools."""
+    pooling = model.projector.pooling if hasattr(model, "projector") else "mean"
+    first, last = model.encoder.tokenizer.encode(["a"])[0][[0, -1]]
+    hf = getattr(model.encoder.tokenizer, "hf", None)
+    if hf is None or pooling == "mean" or {"cls": first, "eos": last}[pooling] in hf.all_special_ids:
+        return []
+    place, word = {"cls": ("start", "first"), "eos": ("end", "last")}[pooling]
+    what = f"the encoder's tokenizer adds no token at the {place}, so pool: {pooling} reads the {word} word's state"
+    return [Finding(NOTE, what)]

@@ -29,7 +29,7 @@ REQUIRED_FILES: dict[str, RequiredFiles] = {
     "hf": (
         ("config.json",),
         ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
-        ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"),
+        ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model"),
     ),
     "fairseq": (("model.pt", "model.pt.xz"), ("dict.txt",), ("sentencepiece.bpe.model",)),
     "init_from": (

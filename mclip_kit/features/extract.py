@@ -10,10 +10,13 @@ from torch import Tensor
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.transforms import read_pixels
+from mclip_kit.errors import DataError
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.job import ExtractionJob
+from mclip_kit.features.shards import NonfiniteOutput
 from mclip_kit.features.table import Table
+from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
@@ -73,7 +76,7 @@ class FrozenTowers:
             batch_items=PICTURES,
             workers=self.cache.workers if captions.pixels is None else 0,
         )
-        return self._fill(table, self._picture_keys(captions, images), job)
+        return self._fill("image", table, self._picture_keys(captions, images), job)
 
     def _picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
         distinct, inverse = np.unique(images, return_inverse=True)
@@ -93,7 +96,9 @@ class FrozenTowers:
             sizes_N=np.array([1 + len(text) // 16 for text in texts]),
             batch_items=TEXTS,
         )
-        return self._fill(table, hashing.hash_texts(hashing.normalize_spaces(text) for text in texts), job)
+        return self._fill(
+            "teacher_text", table, hashing.hash_texts(hashing.normalize_spaces(text) for text in texts), job
+        )
 
     def pooled(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:
         """The encoder's states, pooled as the projector does (N, H).
@@ -108,7 +113,7 @@ class FrozenTowers:
             return projector.pool(self._eval("encoder", *inputs), inputs[1].to(self.model.device))
 
         table = self._table("encoder", f"pooled_{projector.pooling}", self.model.encoder.width, dict)
-        return self._fill(table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run))
+        return self._fill("encoder", table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run))
 
     def token_states(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:
         """The encoder's states of every token (tokens, H); arguments as for `pooled`."""
@@ -118,7 +123,9 @@ class FrozenTowers:
             return states_BTH[inputs[1].bool().to(states_BTH.device)]
 
         table = self._table("encoder", "tokens", self.model.encoder.width, dict)
-        return self._fill(table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run, ragged=True))
+        return self._fill(
+            "encoder", table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run, ragged=True)
+        )
 
     def _encoder_job(
         self,
@@ -144,8 +151,27 @@ class FrozenTowers:
 
         return self.cache.table(tower, kind, width, all_facts)
 
-    def _fill(self, table: Table, keys_N2: np.ndarray, job: ExtractionJob) -> Features:
-        return Features(table, table.fill(keys_N2, job, self.cache.rank, self.cache.world_size))
+    def _fill(self, tower: str, table: Table, keys_N2: np.ndarray, job: ExtractionJob) -> Features:
+        try:
+            return Features(table, table.fill(keys_N2, job, self.cache.rank, self.cache.world_size))
+        except NonfiniteOutput as error:
+            raise DataError(
+                f"{tower} {self.model.sources.get(tower, '')}".strip() + f": {self._why(tower, error)}"
+            ) from None
+
+    def _why(self, tower: str, error: NonfiniteOutput) -> str:
+        """What to say of an output that is non-finite, or too large to be stored."""
+        if "finite" not in str(error):
+            return str(error)
+        name = first_nonfinite(getattr(self.model, tower))
+        if name:
+            return (
+                f"{name.removeprefix('model.')} is not finite (NaN or inf), so its outputs are not; use other weights"
+            )
+        lower = self.cache.precision != torch.float32
+        return f"{error}, though all of its weights are; " + (
+            "set precision=fp32" if lower else "an input of it is damaged, or its weights are much too large"
+        )
 
     def _eval(self, tower: str, *inputs: Tensor) -> Tensor:
         module, device = getattr(self.model, tower), self.model.device

@@ -34,6 +34,10 @@ UNREADABLE = "unreadable.bin"
 READ = 1 << 22  # bytes that are read at once to compute a checksum
 
 
+class NonfiniteOutput(DataError):
+    """A frozen tower's output that cannot be stored; `FrozenTowers` adds which tower's."""
+
+
 @dataclass(frozen=True)
 class ItemFormat:
     """How a table stores its items.
@@ -64,7 +68,7 @@ class ItemFormat:
         """Items, float (N, width), as bytes for each of `files`.
 
         Raises:
-            DataError: a value is non-finite (NaN or inf), or too large for fp16.
+            NonfiniteOutput: a value is non-finite (NaN or inf), or too large for fp16.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             if self.dtype == "int8":
@@ -74,8 +78,9 @@ class ItemFormat:
                 stored, more = values_ND.astype(DTYPES[self.dtype]), []
         if not np.isfinite(stored).all():
             finite = np.isfinite(values_ND).all()
-            why = "too large for fp16: set cache.dtype=fp32" if finite else "non-finite (NaN or inf): check its weights"
-            raise DataError(f"a frozen tower's output is {why}")
+            if not finite:
+                raise NonfiniteOutput("an output is not finite (NaN or inf)")
+            raise NonfiniteOutput("an output is too large for fp16: set cache.dtype=fp32")
         return [stored.astype(DTYPES[self.dtype]).tobytes(), *more]
 
     def decode(self, contents: Sequence[bytes]) -> np.ndarray:

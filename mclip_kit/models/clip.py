@@ -13,6 +13,7 @@ import torch
 from open_clip.factory import get_model_config, get_pretrained_cfg
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import convert_to_custom_text_state_dict, set_model_preprocess_cfg
+from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
@@ -24,12 +25,13 @@ from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
-from mclip_kit.models.safe_load import UNFIT, read_pickle
+from mclip_kit.models.safe_load import UNFIT, plain_values, read_pickle, refusal
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 TEXT = "text"  # in a folder that we write: the config of a Hugging Face text tower
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # entries of OpenAI's files that are no weights
 SAFE_FORMATS = (".safetensors", ".npz", ".npy")  # of open_clip and big_vision: no pickle inside
+READ_NAMES, OTHER_NAMES = (".safetensors", ".bin", ".pth"), (".pt", ".ckpt")  # of weights in a folder
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -142,12 +144,16 @@ def _cut_mask(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any])
 def _from_config(config: dict[str, Any]) -> Clip:
     try:
         model = _new(config)
-        size = PreprocessCfg(**model.visual.preprocess_cfg).input_size
-        with evaluating(model):  # some sizes that do not fit fail only on a picture
-            model.visual(torch.zeros(1, *size))
+        _try_picture(model)
         return Clip(model, config, _tokenizer(config))
     except UNFIT as error:
         raise RecipeError(f"teacher.model: open_clip cannot build this config: {first_line(error)}") from None
+
+
+def _try_picture(model: Any) -> None:
+    """Run the image tower once: some sizes that do not fit fail only on a picture."""
+    with evaluating(model):
+        model.visual(torch.zeros(1, *PreprocessCfg(**model.visual.preprocess_cfg).input_size))
 
 
 def _new(config: dict[str, Any]) -> Any:
@@ -219,10 +225,22 @@ def _from_folder(folder: Path) -> Clip:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         options = {"force_custom_text": True, "require_pretrained": True, **_own_text(config, folder)}
         asks_hub = config["text_cfg"].get("hf_model_name") and not (folder / TEXT).is_dir()
-        with offline_unless_hub_answers() if asks_hub else nullcontext():
-            return Clip(open_clip.create_model(name, **options), config, open_clip.get_tokenizer(name))
+        with offline_unless_hub_answers() if asks_hub else nullcontext(), plain_values():
+            model, tokenizer = open_clip.create_model(name, **options), open_clip.get_tokenizer(name)
+        if isinstance(model.visual, TimmModel):  # open_clip does not pass its own image_size on to timm
+            _try_picture(model)
+        return Clip(model, config, tokenizer)
     except UNFIT as error:
-        raise CheckpointError(f"{folder}: open_clip cannot load it: {first_line(error)}") from None
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_NAMES)
+        if others and not any(path.suffix in READ_NAMES for path in folder.iterdir()):
+            looks = f"open_clip looks for {', '.join(READ_NAMES)}"
+            raise CheckpointError(f"{folder}: {looks}; rename {others[-1]} to open_clip_pytorch_model.bin") from None
+        raise CheckpointError(f"{folder}: {_unfit(error, 'open_clip cannot load it')}") from None
+
+
+def _unfit(error: Exception, what: str) -> str:
+    """Why open_clip could not load weights."""
+    return refusal(error) or f"{what}: {first_line(error)}"
 
 
 def _own_text(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -246,13 +264,13 @@ def _from_name(name: str, weights: str | None) -> Clip:
     options: dict[str, Any] = {"force_custom_text": True, "force_quick_gelu": quick}
     options |= {"require_pretrained": hub or bool(weights), "force_preprocess_cfg": _common(name) if file else None}
     try:
-        with offline_unless_hub_answers():
+        with offline_unless_hub_answers(), plain_values():
             model = open_clip.create_model(name, pretrained=weights, **options)
             config, tokenizer = get_model_config(name), open_clip.get_tokenizer(name)
     except UNFIT as error:
         if file or not isinstance(error, OSError | RuntimeError | ValueError):
-            why = first_line(error)
-            raise CheckpointError(f"{weights or name}: open_clip cannot load it into {name}: {why}") from None
+            why = _unfit(error, f"open_clip cannot load it into {name}")
+            raise CheckpointError(f"{weights or name}: {why}") from None
         what = f"teacher {name} ({weights})" if weights else f"teacher {name}"
         raise MissingWeights((what, "teacher.model: local-dir:DIR or openai:FILE")) from None
     return Clip(model, {**config, **({"quick_gelu": True} if quick else {})}, tokenizer)

@@ -6,6 +6,7 @@ from functools import cache
 
 import huggingface_hub.constants as hub
 from huggingface_hub import get_session
+from transformers.utils import logging as transformers_logging
 
 from mclip_kit.errors import CheckpointError
 
@@ -54,3 +55,17 @@ def offline_unless_hub_answers() -> Iterator[None]:
         yield
     finally:
         hub.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars, load reports and warnings: what they say is checked, and is an error of ours."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

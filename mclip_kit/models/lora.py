@@ -14,7 +14,7 @@ def adapt(encoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Se
         rank: rank of the update of each layer's weight.
         alpha: the update is multiplied by alpha / rank.
         dropout: dropout probability before an adapter, in training mode.
-        targets: layer names of transformers: `query`, `value`, `key`, `dense`.
+        targets: layer names of transformers: `query`, `value`, `key`, `dense`; in T5 `q`, `v`, `k`, `o`.
     Raises:
         RecipeError: peft is not installed, or no layer has such a name.
     """
@@ -26,6 +26,10 @@ def adapt(encoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Se
     try:
         inject_adapter_in_model(config, encoder)
     except ValueError as error:
+        linear = {name.rpartition(".")[2] for name, part in encoder.named_modules() if isinstance(part, nn.Linear)}
+        if linear.isdisjoint(targets):
+            what = f"no layer is called {', '.join(targets)}; the encoder's are {', '.join(sorted(linear))}"
+            raise RecipeError(f"lora.targets: {what}") from None
         raise RecipeError(f"lora.targets: {first_line(error)}") from None
 
 

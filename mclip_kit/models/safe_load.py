@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from numpy._core.multiarray import scalar
+from numpy._core.multiarray import _reconstruct, scalar
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -31,14 +31,16 @@ UNFIT = (
     *(StopIteration, TypeError, ValueError, pickle.UnpicklingError, SafetensorError, StrictDataclassError),
 )
 
-# What fairseq's files contain besides tensors and plain values: options and NumPy scalars. Files of NumPy 1 name the
-# same function under numpy.core.
+# What training checkpoints contain besides tensors and plain values: options, and NumPy's numbers and arrays of numbers
+# (learning rates, states of random generators). Files of NumPy 1 name the same functions under numpy.core.
 ALLOWED: list[Any] = [
     argparse.Namespace,
-    (scalar, "numpy.core.multiarray.scalar"),
-    (scalar, "numpy._core.multiarray.scalar"),
+    *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    np.ndarray,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in ("bool", "i4", "i8", "u4", "u8", "f4", "f8")),
+    *(type(np.dtype(kind)) for kind in ("bool", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)))),
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8")),
 ]
 
 
@@ -58,17 +60,30 @@ def read_pickle(path: str | Path) -> Any:
         try:
             if _is_torchscript(unpacked):
                 return _script_weights(unpacked)
-            with torch.serialization.safe_globals(ALLOWED):
+            with plain_values():
                 return torch.load(unpacked, map_location="cpu", weights_only=True, mmap=_can_map(path, unpacked))
-        except pickle.UnpicklingError as error:
-            wanted = re.search(r"GLOBAL (\S+)", str(error))
-            if wanted:
-                raise CheckpointError(
-                    f"{path}: refused, because reading it would run {wanted[1]}; nothing was run"
-                ) from None
-            raise CheckpointError(f"{path}: damaged, or not a weight file: {first_line(error)}") from None
         except Exception as error:  # the pickle reader raises any class on damaged files
-            raise CheckpointError(f"{path}: damaged, or not a weight file: {first_line(error)}") from None
+            why = refusal(error) or f"damaged, or not a weight file: {first_line(error)}"
+            raise CheckpointError(f"{path}: {why}") from None
+
+
+@contextmanager
+def plain_values() -> Iterator[None]:
+    """Inside, torch.load with weights_only, here or in another library, reads what `ALLOWED` lists; none of it runs."""
+    with torch.serialization.safe_globals(ALLOWED):
+        yield
+
+
+def refusal(error: Exception) -> str:
+    """What to say of a file that torch refused because it would run code; empty for other errors."""
+    wanted = re.search(r"GLOBAL (\S+)", str(error))
+    if not isinstance(error, pickle.UnpicklingError) or not wanted:
+        return ""
+    return (
+        f"refused, because reading it would run {wanted[1]}; nothing was run. If you trust it, write its weights to a "
+        "file of their own: content = torch.load(FILE, weights_only=False), then torch.save of content['state_dict'], "
+        "or of content.state_dict() if it is a whole model"
+    )
 
 
 def named_tensors(content: Any, where: str | Path) -> StateDict:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
     XLMRobertaConfig,
     XLMRobertaModel,
     XLMRobertaXLConfig,
@@ -25,52 +25,13 @@ from mclip_kit.data.batching import pad
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import follow_umask
-from mclip_kit.models.hub import MissingWeights, hub_answers
-from mclip_kit.models.safe_load import UNFIT
+from mclip_kit.models.freezing import evaluating
+from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
+from mclip_kit.models.safe_load import UNFIT, plain_values, refusal
+from mclip_kit.models.transformers_tokenizer import TransformersTokenizer
 
-
-class TransformersTokenizer:
-    """An encoder's own tokenizer, loaded by transformers (WordPiece, BPE, ...), with the methods of XlmrTokenizer.
-
-    Args:
-        name: a name on the hub, or a folder.
-        local_files_only: do not ask the hub.
-    Raises:
-        CheckpointError: the encoder has no tokenizer, or a tokenizer without a padding token.
-    """
-
-    def __init__(self, name: str, local_files_only: bool = False) -> None:
-        try:
-            self.hf = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local_files_only)
-        except Exception as error:  # the tokenizers library raises plain Exception
-            raise CheckpointError(f"encoder hf:{name}: has no tokenizer: {first_line(error)}") from None
-        if self.hf.vocab_size <= len(self.hf.all_special_tokens):  # without files transformers builds an empty one
-            raise CheckpointError(f"encoder hf:{name}: has no tokenizer, neither {MODEL_FILE} nor another")
-        if self.hf.pad_token_id is None:
-            raise CheckpointError(f"encoder hf:{name}: its tokenizer has no padding token")
-        self.pad = int(self.hf.pad_token_id)
-        self.longest = int(self.hf.model_max_length) if self.hf.model_max_length < 2**31 else None
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of ids."""
-        return len(self.hf)
-
-    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
-        """Ids of each text with its special tokens, int32 (T,); texts beyond `max_tokens` lose their last pieces."""
-        limit = {"truncation": True, "max_length": max_tokens} if max_tokens else {}
-        ids = self.hf(list(texts), return_attention_mask=False, **limit)["input_ids"] if len(texts) else []
-        return [np.asarray(text, np.int32) for text in ids]
-
-    def pieces(self) -> list[str]:
-        """Empty: no fairseq dictionary fits this tokenizer, so fairseq-binarised text is tokenised again."""
-        return []
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
-        self.hf.save_pretrained(folder)
-
-
+LEAK = 1e-2
+"""Largest change of a text's states by padding, as a share of the largest state; float32 changes them by 1e-5."""
 Tokenizer = XlmrTokenizer | TransformersTokenizer
 
 
@@ -107,7 +68,10 @@ class Encoder(nn.Module):
         """Longest input in tokens. XLM-R's position table is used from row PAD + 1 on, BERT's from row 0 on."""
         table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
         unused = getattr(table, "padding_idx", None)
-        rows = getattr(self.config, "max_position_embeddings", 512) - (0 if unused is None else unused + 1)
+        limit = getattr(self.config, "max_position_embeddings", 512)
+        if limit < 1:  # XLNet has no limit
+            return self.tokenizer.longest or 512
+        rows = limit - (0 if unused is None else unused + 1)
         return min(rows, self.tokenizer.longest or rows)
 
     def pad(self, tokens: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -123,9 +87,10 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a transformers folder, tokenizer included."""
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        follow_umask(folder)
-        self.tokenizer.save(folder)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)  # type: ignore[operator]
+            follow_umask(folder)
+            self.tokenizer.save(folder)
 
 
 def xlmr_config(
@@ -189,19 +154,62 @@ def pretrained_encoder(name: str) -> Encoder:
     local = Path(name).is_dir()
     local_files_only = local or not hub_answers()
     try:
-        model, report = _load(name, local_files_only)
-        tokenizer = _tokenizer(name, model.config, local_files_only)
+        with plain_values(), quiet_transformers():
+            model, report = _load(name, local_files_only)
+            tokenizer = _tokenizer(name, model.config, local_files_only)
     except UNFIT as error:
         if isinstance(error, OSError) and not local:
             raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR or fairseq:DIR")) from None
-        raise CheckpointError(f"encoder hf:{name}: transformers cannot load it: {first_line(error)}") from None
+        why = refusal(error) or f"transformers cannot load it: {first_line(error)}"
+        raise CheckpointError(f"encoder hf:{name}: {why}") from None
     if report["missing_keys"]:  # transformers would fill them with random weights
         raise CheckpointError(f"encoder hf:{name}: its weights lack {min(report['missing_keys'])}")
     if report["mismatched_keys"]:  # these too
         raise CheckpointError(
             f"encoder hf:{name}: its weights do not fit its config: {min(report['mismatched_keys'])[0]}"
         )
-    return Encoder(model, tokenizer)
+    encoder = Encoder(model, tokenizer)
+    _try_texts(encoder, name)
+    return encoder
+
+
+def _try_texts(encoder: Encoder, name: str) -> None:
+    """Run short texts once: some models load, but do not give states of tokens, whatever else is in the batch."""
+    kind = encoder.config.model_type
+    alone_TH, together_TH = _first_states(encoder, name, ["a"]), _first_states(encoder, name, ["a", "a b c d e f"])
+    _first_states(encoder, name, [""])
+    if (alone_TH - together_TH).abs().max() > LEAK * alone_TH.abs().max():
+        raise CheckpointError(
+            f"encoder hf:{name}: a {kind} gives a text other states if a longer one is in its batch, as it reads the "
+            "padding; give another encoder"
+        )
+
+
+def _first_states(encoder: Encoder, name: str, texts: list[str]) -> Tensor:
+    """States (T, H) of the first text's tokens, of a batch of these texts."""
+    kind = encoder.config.model_type
+    ids_BT, mask_BT = encoder.pad(encoder.tokenizer.encode(texts, encoder.positions))
+    try:
+        with evaluating(encoder):
+            states_BTH = encoder(ids_BT, mask_BT)
+    except UNFIT as error:
+        why = first_line(error)
+        raise CheckpointError(f"encoder hf:{name}: a {kind} that does not encode a short text: {why}") from None
+    if states_BTH.shape != (*ids_BT.shape, encoder.width):
+        raise CheckpointError(
+            f"encoder hf:{name}: a {kind} gives states of shape {tuple(states_BTH.shape)} for ids of shape "
+            f"{tuple(ids_BT.shape)} and width {encoder.width}; give an encoder with one state a token"
+        )
+    return states_BTH[0, : int(mask_BT[0].sum())]
+
+
+def is_causal(encoder: Encoder) -> bool:
+    """Whether a token's state depends on the tokens before it alone, as in decoders (Qwen, Gemma, Llama)."""
+    words = [token for token in range(encoder.tokenizer.vocabulary) if token != encoder.tokenizer.pad][-3:]
+    ids_BT = torch.tensor([[words[0], other] for other in words[1:]], device=next(encoder.parameters()).device)
+    with evaluating(encoder):
+        states_BTH = encoder(ids_BT, torch.ones_like(ids_BT))
+    return torch.allclose(states_BTH[0, 0], states_BTH[1, 0], rtol=0, atol=1e-7)
 
 
 def encoder_within(folder: Path) -> Encoder:
@@ -220,16 +228,37 @@ def encoder_within(folder: Path) -> Encoder:
 def _load(name: str, local_files_only: bool) -> tuple[nn.Module, dict[str, Any]]:
     source = {"trust_remote_code": False, "local_files_only": local_files_only}  # by default it offers to run code
     config = AutoConfig.from_pretrained(name, **source)
-    if config.is_encoder_decoder:
-        raise CheckpointError(f"encoder hf:{name}: a {config.model_type} has a decoder; give an encoder")
-    if not hasattr(config, "vocab_size"):  # an image model, or one of several towers
-        raise CheckpointError(f"encoder hf:{name}: a {config.model_type} is not a text encoder")
-    pooler = "add_pooling_layer" in signature(MODEL_MAPPING[type(config)].__init__).parameters
+    kind = _kind(name, config)
+    pooler = "add_pooling_layer" in signature((kind or MODEL_MAPPING[type(config)]).__init__).parameters
     options: dict[str, Any] = {"add_pooling_layer": False} if pooler else {}  # nothing here reads one
     options |= source | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"is_encoder_decoder": False} if kind else {}
     options["adapter_kwargs"] = {"local_files_only": local_files_only}  # transformers 5 does not pass it on by itself
-    loaded: tuple[nn.Module, dict[str, Any]] = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
+    loaded: tuple[nn.Module, dict[str, Any]] = (kind or AutoModel).from_pretrained(name, dtype=torch.float32, **options)
     return loaded
+
+
+def _kind(name: str, config: Any) -> Any:
+    """transformers' class for the encoder alone of an encoder-decoder (T5, mT5, UMT5), as of its encoder's folder.
+
+    Returns:
+        None: the model is an encoder, or a decoder that is read as one.
+    Raises:
+        CheckpointError: it is none, or transformers has no class for its encoder alone.
+    """
+    kind = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    wide = hasattr(config, "hidden_size")  # T5Gemma has two widths, one a part
+    if kind is not None and kind.__name__.endswith("EncoderModel") and wide:
+        return kind
+    if config.is_encoder_decoder:
+        raise CheckpointError(
+            f"encoder hf:{name}: a {config.model_type} has a decoder, and transformers has no class for its encoder "
+            "alone; give an encoder, such as XLM-R, or a T5, mT5 or UMT5"
+        )
+    # an image model, or one of several towers, has no vocabulary or no width of its own
+    if type(config) not in MODEL_MAPPING or not hasattr(config, "vocab_size") or not wide:
+        raise CheckpointError(f"encoder hf:{name}: a {config.model_type} is not a text encoder")
+    return None
 
 
 def _tokenizer(name: str, config: Any, local_files_only: bool) -> Tokenizer:

@@ -24,6 +24,7 @@ from mclip_kit.data.tokenizer import BOS, EOS, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import follow_umask, write_json, write_whole
 from mclip_kit.models.freezing import evaluating
+from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder, xlmr_config
 
@@ -110,7 +111,7 @@ def new_decoder(
         width=encoder.width,
         layers=layers,
         heads=heads or given.num_attention_heads,
-        ffn=ffn or given.intermediate_size,
+        ffn=ffn or int(getattr(given, "intermediate_size", 4 * encoder.width)),
         dropout=dropout,
         vocabulary=given.vocab_size,
         position_rows=given.max_position_embeddings,
@@ -201,7 +202,8 @@ class Translator(nn.Module):
         self.encoder.save(folder / layout.ENCODER)
         if self.decoder is None:
             return
-        self.decoder.model.save_pretrained(folder / layout.DECODER)
+        with quiet_transformers():
+            self.decoder.model.save_pretrained(folder / layout.DECODER)
         follow_umask(folder / layout.DECODER)
         linears = self.decoder.languages
         if linears.languages:
@@ -235,7 +237,8 @@ def load_translator(folder: str | Path) -> Translator:
             raise CheckpointError(f"{folder / part}: missing; {folder} is not a complete translator folder")
     encoder = pretrained_encoder(str(folder / layout.ENCODER))
     try:
-        model = XLMRobertaForCausalLM.from_pretrained(folder / layout.DECODER, dtype=torch.float32)
+        with quiet_transformers():
+            model = XLMRobertaForCausalLM.from_pretrained(folder / layout.DECODER, dtype=torch.float32)
         decoder = Decoder(model, encoder, languages)
         if languages:
             decoder.languages.load_state_dict(load_file(folder / layout.LANGUAGE_LINEAR))

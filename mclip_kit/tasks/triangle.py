@@ -105,12 +105,15 @@ class TriangleTask(Task):
             DataError: too many pictures are unreadable, or too few rows are left.
         """
         batches = self._batches(self.context.cache, self.context.recipe.cache)
+        self._check_steps(batches)
+        return batches
+
+    def _check_steps(self, batches: TriangleBatches) -> None:
         if not batches.steps_per_epoch:
             raise DataError(
                 f"stage {self.stage.name}: without unreadable pictures there are too few rows for a batch of "
                 f"{self.stage.batch_size}; lower batch_size"
             )
-        return batches
 
     def module(self) -> Triangle:
         """The model under the edges of the stage."""
@@ -128,6 +131,7 @@ class TriangleTask(Task):
     def trial(self) -> Trial:
         """A step on a few rows, in which features stand in for frozen towers where they are kept."""
         live = self._batches(FeatureCache(), self.context.recipe.cache.model_copy(update={"features": "off"}))
+        self._check_steps(live)
 
         def sample(count: int) -> tuple[TriangleBatch, list[Kept]]:
             rows = np.random.default_rng(0).choice(len(self.rows), count, replace=False)
@@ -136,8 +140,7 @@ class TriangleTask(Task):
 
         share = self.stage.batch_size // self.context.processes
         together = min(share, self.stage.micro_batch or share)
-        steps = len(self.rows) // self.stage.batch_size * self.stage.epochs
-        return Trial(len(self.rows), steps, f"{self.stage.batch_size:,}", share, together, sample)
+        return Trial(len(self.rows), live.steps, f"{self.stage.batch_size:,}", share, together, sample)
 
     def _replace_inputs(self, batch: TriangleBatch, count: int) -> list[Kept]:
         """Put features into a batch of `count` rows for the towers whose features are kept; what they take."""

@@ -1,27 +1,35 @@
 """From a recipe to the parts of a run."""
 
 import os
+from collections.abc import Iterator
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+from transformers import PreTrainedModel
 
 from mclip_kit.config.model import NewEncoder
 from mclip_kit.config.recipe import Recipe
+from mclip_kit.config.stages import Stage
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.models.clip import build_clip
+from mclip_kit.models.finite import check_finite
 from mclip_kit.models.hub import MissingWeights
 from mclip_kit.models.lora import adapt
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
-from mclip_kit.models.text_encoder import Encoder, new_encoder
+from mclip_kit.models.text_encoder import Encoder, is_causal, new_encoder
 from mclip_kit.models.translator import Translator
 from mclip_kit.tasks.base import TASKS
+from mclip_kit.train.layer_decay import layer_scales
+from mclip_kit.train.optim import trainable
 
 PATIENCE = timedelta(hours=6)  # others wait so long while the main process evaluates, reads or writes
 
@@ -46,6 +54,9 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
     """The recipe's towers, with what its stages train besides; random weights depend on the seed alone.
 
     A recipe whose stages need no teacher has an encoder alone, or a translator.
+
+    Raises:
+        RecipeError: a stage has a setting that does not fit these towers.
     """
     torch.manual_seed(recipe.seed)
     model: MultilingualClip | Translator
@@ -57,12 +68,43 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
         encoder = build_encoder(recipe)
         model = Translator(encoder)
         model.made_from = _made_from(recipe, encoder)
+    check_finite(_named(model, recipe))
     if recipe.lora:
         adapt(model.encoder, **recipe.lora.model_dump())
     for task in dict.fromkeys(TASKS[type(stage)] for stage in recipe.stages):
         task.extend_model(model, recipe)
     model.sources = recipe.sources
+    problems = [line for index, stage in enumerate(recipe.stages) for line in _misfits(f"stages.{index}", stage, model)]
+    if problems:
+        raise RecipeError("; ".join(problems))
     return model
+
+
+def _misfits(where: str, stage: Stage, model: nn.Module) -> Iterator[str]:
+    """Settings of a stage that do not fit its towers."""
+    try:
+        layer_scales(model, stage.layer_decay)
+    except RecipeError as error:
+        yield f"{where}.{error}"
+    cannot = [p for p in model.modules() if isinstance(p, PreTrainedModel) and not p.supports_gradient_checkpointing]
+    if stage.checkpointing and cannot:  # ALBERT, XLM, MPNet
+        yield f"{where}.checkpointing: {type(cannot[0]).__name__} cannot; set it to false"
+    if getattr(stage, "micro_batch", None) is None:
+        return
+    for tower in sorted({name.split(".")[0] for name in trainable(model, stage.train)}):
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in getattr(model, tower).modules()):
+            why = "projector.noise" if tower == "projector" else "its BatchNorm"
+            yield (
+                f"{where}.micro_batch: the stage trains {tower}, where {why} standardises by the mean and variance of "
+                "the whole batch, which parts do not have; leave micro_batch out"
+            )
+
+
+def _named(model: MultilingualClip | Translator, recipe: Recipe) -> dict[str, nn.Module]:
+    """Tower and name of its weights in the recipe, for messages -> the tower."""
+    towers = ("encoder", "image", "teacher_text", "projector", "clip_projector")
+    found = {tower: getattr(model, tower) for tower in towers if hasattr(model, tower)}
+    return {f"{tower} {recipe.sources.get(tower, recipe.init_from or 'new')}": part for tower, part in found.items()}
 
 
 def _build_clip(recipe: Recipe) -> MultilingualClip:
@@ -79,6 +121,11 @@ def _build_clip(recipe: Recipe) -> MultilingualClip:
         missing += error.what
     if missing:
         raise MissingWeights(*missing)
+    if recipe.projector.pool == "cls" and is_causal(encoder):
+        raise RecipeError(
+            f"projector.pool: cls reads the first token, which in a {encoder.config.model_type} does not depend on the "
+            "others; set projector.pool=eos or mean"
+        )
     model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
     model.made_from = _made_from(recipe, encoder)
     return model
@@ -111,6 +158,8 @@ def open_data(recipe: Recipe) -> Captions | None:
 
 
 def check_processes(recipe: Recipe, processes: int) -> None:
-    """RecipeError if the processes cannot share a step of some stage evenly."""
+    """RecipeError if the processes cannot share a step of some stage evenly, or a tracker is not installed."""
+    if "wandb" in recipe.trackers and find_spec("wandb") is None:
+        raise RecipeError("trackers: wandb is not installed: pip install wandb, or --set 'trackers=[tensorboard]'")
     for stage in recipe.stages:
         stage.check_processes(processes)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from mclip_kit import layout
-from mclip_kit.config.recipe import RENAMED, Recipe, dump
+from mclip_kit.config.recipe import RENAMED, Recipe
 from mclip_kit.config.yaml import parse, read_yaml, rename_keys
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
@@ -72,7 +71,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     tree = read_yaml(written)
     rename_keys(tree, RENAMED)  # of an earlier version
     started = parse(tree, Recipe, str(written))  # with the defaults of keys that are newer than the run
-    before, now = (_flat(yaml.safe_load(dump(one))) for one in (started, recipe))
+    before, now = (_flat(one.model_dump(mode="json")) for one in (started, recipe))
     differ = (key for key in before | now if before.get(key) != now.get(key))
     changed = sorted(key for key in differ if not key.startswith("cache."))  # where features lie is no part of a run
     if changed:

@@ -1,7 +1,6 @@
 """Which parameters a stage trains, its optimiser and its learning rate."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mclip_kit.config.stages import STUDENT, Optimizer, Stage
 from mclip_kit.errors import RecipeError
+from mclip_kit.train.layer_decay import layer_scales
 
 OF_ALL = ("lamb_apex", "adam_fairseq")
 """Optimisers that decay every tensor."""
@@ -52,11 +52,11 @@ def build_optimizer(
     `adam_fairseq` is fairseq's Adam, which decays every tensor, see `FairseqAdam`.
 
     Args:
-        layer_decay: learning rate of a layer of the encoder as a fraction of that of the next layer; the word
-            embeddings come before the first (BEiT, arXiv 2106.08254). A group's `scale` is its share of the rate.
+        layer_decay: learning rate of a layer of the encoder as a fraction of that of the next layer, see
+            `layer_decay`. A group's `scale` is its share of the rate.
     """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    scales = layer_scales([name for name, _ in module.named_parameters()], layer_decay)
+    scales = layer_scales(module, layer_decay)
     # the encoder has groups of its own: its weights may be sharded, and one group cannot have both kinds
     found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
@@ -105,14 +105,6 @@ def set_activation_checkpointing(model: nn.Module, wanted: bool) -> None:
             getattr(part, f"{name}_{'enable' if wanted else 'disable'}")()
         elif hasattr(part, "set_grad_checkpointing"):
             part.set_grad_checkpointing(wanted)
-
-
-def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:
-    """Name of a parameter -> its share of the learning rate: less in lower layers of the encoder, 1 elsewhere."""
-    places = {name: re.search(r"\bencoder\.(?:model\.)?(?:encoder\.layer\.(\d+)|embeddings)\.", name) for name in names}
-    layers = 1 + max((int(place[1]) for place in places.values() if place and place[1]), default=-1)
-    depths = {name: int(place[1]) + 1 if place and place[1] else 0 for name, place in places.items()}
-    return {name: layer_decay ** (layers - depths[name]) if place else 1.0 for name, place in places.items()}
 
 
 def learning_rate(

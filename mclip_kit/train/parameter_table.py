@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from torch import nn
 
 from mclip_kit.config.stages import Stage
-from mclip_kit.train.optim import layer_scales
+from mclip_kit.train.layer_decay import layer_scales
 
 
 def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[Collection[str]]) -> list[str]:
@@ -26,7 +26,10 @@ def table(model: nn.Module, stages: Sequence[Stage], trained: Sequence[Collectio
         lines.append(f"  {tower:15}{count / 1e6:9.2f}M  " + "  ".join(shares if count else ["(identity)"]))
     return [
         *lines,
-        *(f"  {stage.name}: {_rates(stage, own, sizes)}" for stage, own in zip(stages, trained, strict=True)),
+        *(
+            f"  {stage.name}: {_rates(stage, own, sizes, layer_scales(model, stage.layer_decay))}"
+            for stage, own in zip(stages, trained, strict=True)
+        ),
     ]
 
 
@@ -35,9 +38,8 @@ def _share(trained: Collection[str], sizes: dict[str, int], count: int) -> str:
     return "frozen" if not share else "trained" if share == 1 else f"{share:.0%} trained"
 
 
-def _rates(stage: Stage, trained: Collection[str], sizes: dict[str, int]) -> str:
+def _rates(stage: Stage, trained: Collection[str], sizes: dict[str, int], scales: dict[str, float]) -> str:
     """`adamw at lr 0.001 for 2.36M; 0.0009 for 7.09M; ...`, the highest first."""
-    scales = layer_scales(list(sizes), stage.layer_decay)
     groups: dict[float, int] = {}
     for name in trained:
         groups[scales[name]] = groups.get(scales[name], 0) + sizes[name]

@@ -26,7 +26,12 @@ from mclip_kit.train.dry_run import dry_run
 from mclip_kit.train.leaks import shared_with_tests, training_splits
 from mclip_kit.train.logging import Log, report_unreadable
 from mclip_kit.train.loop import Loop, stop_requests, train
-from mclip_kit.train.optim import learning_rate, optimizer_of, set_activation_checkpointing, trainable
+from mclip_kit.train.optim import (
+    learning_rate,
+    optimizer_of,
+    set_activation_checkpointing,
+    trainable,
+)
 from mclip_kit.train.parameter_table import table
 from mclip_kit.train.processes import on_main
 

@@ -1,5 +1,6 @@
 """Recipes: what is shipped loads, what is wrong is refused in one line that names every key."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,7 @@ def old_tree(folder: Path) -> dict[str, Any]:
         del tree[part]
     tree |= {"start": "runs/x/model"}
     tree["data"]["bitext"] = {"start": 2.0, "wise_ft": 1.0}  # folders may be called anything
+    tree["stages"][0] = deepcopy(tree["stages"][1]) | {"name": "first"}
     tree["stages"][1] |= {"data": "captions"}
     tree["stages"][1]["edges"]["teacher_text-student_text"]["without_teacher"] = "image"
     tree["stages"][2]["wise_ft"] = 0.5

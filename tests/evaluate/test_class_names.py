@@ -43,7 +43,7 @@ MISTAKES = {
     "an empty name": ({"en": GOOD["en"] | {"classnames": [" ", "dog"]}}, "classnames.0"),
     "an unknown key": ({"en": GOOD["en"] | {"template": ["{}"]}}, "template: unknown key", "templates?"),
     "a missing key": ({"en": {"classnames": ["cat", "dog"]}}, "en: templates: is missing"),
-    "YAML's no": ({False: GOOD["en"]}, "False is not a language code", "quotes"),
+    "YAML's no": ({False: GOOD["en"]}, "YAML reads the key false as false", "quotes"),
     "no mapping": ({"en": ["cat", "dog"]}, "en: give classnames and templates"),
     "nothing": ({}, "it has no language"),
 }

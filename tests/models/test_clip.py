@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -336,6 +337,17 @@ def test_a_named_model_takes_openai_weights(named: str, states: dict[str, State]
     assert_same(embeddings(build_clip(f"local-dir:{tmp_path / 'clip'}")), embeddings(clip), atol=0)
 
 
+def training_checkpoint(state: State, path: Path, half: bool = False) -> Path:
+    """What open_clip's training writes: NumPy's number as learning rate, names of DistributedDataParallel."""
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], lr=np.float64(1e-4))
+    parameter.sum().backward()
+    optimizer.step()
+    weights = {f"module.{name}": t.half() if half else t for name, t in state.items()}
+    torch.save({"epoch": 1, "name": "x", "state_dict": weights, "optimizer": optimizer.state_dict()}, path)
+    return path
+
+
 @pytest.mark.parametrize("form", ["state dict", "training checkpoint", "safetensors", "separate towers"])
 def test_a_named_model_takes_open_clips_weights(named: str, form: str, tmp_path: Path) -> None:
     original = random_weights(open_clip.CLIP(**configured()))
@@ -344,7 +356,7 @@ def test_a_named_model_takes_open_clips_weights(named: str, form: str, tmp_path:
     if form == "safetensors":
         save_file(state, path)
     elif form == "training checkpoint":
-        torch.save({"epoch": 1, "state_dict": {f"module.{name}": t for name, t in state.items()}}, path)
+        training_checkpoint(state, path)
     elif form == "separate towers":
         torch.save(open_clip.model.convert_to_custom_text_state_dict(state), path)
     else:
@@ -619,6 +631,49 @@ def test_a_folder_with_an_older_kind_of_weights_is_named(what: str, few: State, 
     error = refusal(f"local-dir:{tmp_path}")
     assert isinstance(error, CheckpointError)
     assert str(tmp_path) in str(error)
+
+
+def small_folder(folder: Path, **vision: Any) -> dict[str, Any]:
+    folder.mkdir()
+    config = configured(vocab_size=FEW)
+    config["vision_cfg"] = vision or config["vision_cfg"]
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return config
+
+
+def test_a_folder_with_a_training_checkpoint_in_half_precision_is_read(tmp_path: Path) -> None:
+    original = open_clip.CLIP(**small_folder(tmp_path / "clip")).half().float()
+    path = training_checkpoint(original.state_dict(), tmp_path / "clip" / "open_clip_pytorch_model.bin", half=True)
+    clip = build_clip(f"local-dir:{tmp_path / 'clip'}")
+    assert {weight.dtype for weight in clip.parameters()} == {torch.float32}
+    assert torch.equal(clip.model.visual.proj, original.visual.proj)  # type: ignore[union-attr]
+    path.rename(path.with_name("epoch_1.pt"))
+    message = str(refusal(f"local-dir:{tmp_path / 'clip'}"))
+    assert message.endswith("rename epoch_1.pt to open_clip_pytorch_model.bin")
+    path.with_name("epoch_1.pt").rename(path)
+    build_clip(f"local-dir:{tmp_path / 'clip'}")
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize("content", ["a whole model", "beside weights"])
+def test_what_would_run_code_in_open_clip_is_refused(content: str, tmp_path: Path) -> None:
+    small_folder(tmp_path / "clip")
+    model = nn.Linear(2, 2)
+    path = tmp_path / "clip" / "open_clip_pytorch_model.bin"
+    torch.save(model if content == "a whole model" else {"state_dict": {}, "args": model}, path)
+    for message in (str(refusal(f"local-dir:{path.parent}")), str(refusal("Few-16", str(path)))):
+        assert "reading it would run torch.nn.modules.linear.Linear; nothing was run" in message
+        assert message.startswith(str(path.parent))
+
+
+def test_a_folder_whose_image_size_is_not_its_timm_models_is_named(tmp_path: Path) -> None:
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+    config = small_folder(tmp_path / "clip", **vision)
+    model = open_clip.CustomTextCLIP(**config)
+    torch.save(model.state_dict(), tmp_path / "clip" / "open_clip_pytorch_model.bin")
+    message = str(refusal(f"local-dir:{tmp_path / 'clip'}"))
+    assert message.startswith(str(tmp_path / "clip"))
+    assert "32" in message
 
 
 def test_a_folder_without_its_config_or_its_weights_is_named(tmp_path: Path) -> None:

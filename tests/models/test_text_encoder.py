@@ -28,12 +28,8 @@ from transformers import (
     DistilBertModel,
     ModernBertConfig,
     ModernBertModel,
-    MT5Config,
-    MT5Model,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5Model,
     ViTConfig,
     XLMRobertaConfig,
     XLMRobertaModel,
@@ -310,12 +306,6 @@ def refusal(name: str) -> str:
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
     return str(caught.value)
-
-
-@pytest.mark.parametrize(("model", "config"), [(T5Model, T5Config), (MT5Model, MT5Config)])
-def test_an_encoder_decoder_is_refused(tmp_path: Path, model: Any, config: Any) -> None:
-    save_model(model(config(vocab_size=sentencepiece(tmp_path), d_model=16, d_kv=8, d_ff=24, num_layers=1)), tmp_path)
-    assert "has a decoder; give an encoder" in refusal(str(tmp_path))
 
 
 def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path: Path) -> None:

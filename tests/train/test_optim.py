@@ -17,7 +17,7 @@ from mclip_kit.errors import RecipeError
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.tasks.triangle_loss import Triangle
 from mclip_kit.train.build import build_model
-from mclip_kit.train.optim import build_optimizer, layer_scales, learning_rate, trainable
+from mclip_kit.train.optim import build_optimizer, learning_rate, trainable
 from tests import tiny
 
 EDGE = "image-student_text"
@@ -296,14 +296,6 @@ def test_no_rate_is_above_the_peak_or_below_zero(schedule):
     for warmup in (0, 1, 7, 200):
         rate = learning_rate(1e-3, schedule, warmup, 100)
         assert all(0 <= rate(step) <= 1e-3 for step in range(100))
-
-
-def test_lower_layers_learn_more_slowly():
-    tower = "model.encoder.model."
-    names = [f"{tower}embeddings.word_embeddings.weight", f"{tower}encoder.layer.0.output.dense.bias"]
-    names += [f"{tower}encoder.layer.1.output.dense.bias", "model.projector.head.0.weight", "scales.image-student_text"]
-    assert list(layer_scales(names, 0.5).values()) == [0.25, 0.5, 1.0, 1.0, 1.0]
-    assert set(layer_scales(names, 1.0).values()) == {1.0}
 
 
 def test_lora_names_the_adapters():

@@ -4,6 +4,7 @@ import json
 
 from mclip_kit import layout
 from mclip_kit.errors import DataError
+from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.train.callbacks.base import Callback, Progress
 from mclip_kit.train.checkpoint import TrainState
 from mclip_kit.train.processes import on_main
@@ -15,11 +16,12 @@ class NonfiniteGuard(Callback):
     def __init__(self, at: Progress, state: TrainState) -> None:
         super().__init__(at, state)
         self._consecutive = 0
+        self._updated = state.step > 0  # whether the weights have changed in this stage
 
     def after_step(self) -> None:
         """Write the rows of a skipped step to RUN/nonfinite.jsonl."""
         if not self.at.values["skipped"]:
-            self._consecutive = 0
+            self._consecutive, self._updated = 0, True
             return
         self._consecutive += 1
         run, step = self.at.run, self.at.step - 1
@@ -34,6 +36,17 @@ class NonfiniteGuard(Callback):
             count, values = self._consecutive, self.at.values
             raise DataError(
                 f"{self.at.loop.name}: loss {values['loss']:.3g} or gradient norm {values['grad_norm']:.3g} was "
-                f"non-finite (NaN or inf) in {count} step{'s' * (count > 1)} up to step {step}; lower lr, set "
-                f"clip_norm, or precision=fp32; the rows are in {run.folder / layout.NONFINITE}"
+                f"non-finite (NaN or inf) in {count} step{'s' * (count > 1)} up to step {step}; {self._advice()}; "
+                f"the rows are in {run.folder / layout.NONFINITE}"
             )
+
+    def _advice(self) -> str:
+        """What can help: a learning rate cannot where a frozen weight is bad, or before the first update."""
+        name = first_nonfinite(self.at.run.model)
+        if name and name not in self.at.trained:
+            tower = name.split(".")[0]
+            source = self.at.run.model.sources.get(tower, "")
+            return f"the weight {name} of {f'{tower} {source}'.strip()} is not finite: use other weights"
+        if self._updated:
+            return "lower lr, set clip_norm, or precision=fp32"
+        return "no update came before, so lr is not the cause: look at these rows, or set precision=fp32"
