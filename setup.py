@@ -59,6 +59,7 @@ DEV = [
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
+    "openpyxl>=3.1",  # .xlsx
     "py3langid>=0.4",
     "clip-benchmark>=1.6.2,<2",  # the peer that retrieval metrics are tested against
     "peft>=0.17",
@@ -93,6 +94,7 @@ setup(
         "language": ["py3langid>=0.4"],
         "lora": ["peft>=0.17"],
         "wandb": ["wandb>=0.19"],
+        "excel": ["openpyxl>=3.1"],  # tables in .xlsx
         "eval": ["clip-benchmark>=1.6.2,<2"],
         "dev": DEV,
     },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages

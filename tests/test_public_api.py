@@ -1,6 +1,7 @@
 """The public API: its examples run, one item or many, paths and pictures, half precision, and light imports."""
 
 import doctest
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import mclip_kit
+from mclip_kit.config.model import AS_OPEN_CLIP, AS_SEEN
 from mclip_kit.data.tokenizer import XlmrTokenizer
-from mclip_kit.errors import DataError
+from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.text_encoder import new_encoder
@@ -128,8 +130,71 @@ def test_what_is_no_picture_is_named(model, picture, tmp_path) -> None:
     for name in ("cut.png", "text.jpg", "missing.png"):
         with pytest.raises(DataError, match=name):
             model.encode_image([picture, tmp_path / name])
-    with pytest.raises(TypeError, match=r"images\[0\]: give a PIL picture or a path, not ndarray"):
-        model.encode_image(np.zeros((1, 8, 8, 3)))
+
+
+class Unread:
+    """What is neither a text nor a picture."""
+
+
+WRONG = [5, 1.5, None, b"ab", bytearray(b"a"), {"a": 1}, {"a"}, Unread(), torch.zeros(3, 8, 8), np.zeros((8, 8, 3))]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: type(wrong).__name__)
+def test_every_wrong_type_is_named(model, picture, wrong) -> None:
+    kind = type(wrong).__name__
+    given: dict[str, Any] = {"encode_text": "a", "encode_teacher_text": "a", "encode_image": picture}
+    for encode, right in given.items():
+        name = "images" if encode == "encode_image" else "texts"
+        with pytest.raises(TypeError, match=rf"^{name}: give a .* not {kind}$"):
+            getattr(model, encode)(wrong)
+        for row, listed in enumerate(([wrong], [right, wrong])):
+            with pytest.raises(TypeError, match=rf"^{name}\[{row}\]: give a .* not {kind}$"):
+                getattr(model, encode)(listed)
+    for wrong_list in ([["a"]], [[picture]]):
+        with pytest.raises(TypeError, match=r"\[0\]: give a .* not list"):
+            model.encode_text(wrong_list)
+        with pytest.raises(TypeError, match=r"\[0\]: give a .* not list"):
+            model.encode_image(wrong_list)
+    if not isinstance(wrong, torch.Tensor):  # a tensor is embeddings
+        with pytest.raises(TypeError, match="texts: give a str"):
+            model.similarity(wrong, picture)
+
+
+def test_arrays_and_generators_of_texts_are_lists_of_texts(model) -> None:
+    expected = model.encode_text(["rot", "vert"])
+    for texts in (("rot", "vert"), (text for text in ("rot", "vert")), np.array(["rot", "vert"])):
+        assert torch.equal(model.encode_text(texts), expected)
+    assert torch.equal(model.encode_text(np.str_("rot")), model.encode_text("rot"))
+
+
+def test_half_a_surrogate_pair_is_named(model) -> None:
+    for encode in (model.encode_text, model.encode_teacher_text):
+        with pytest.raises(ValueError, match=r"texts\[1\]: character 3 is half of a surrogate pair"):
+            encode(["a", "abc\ud83d"])
+
+
+def test_pictures_that_cannot_be_used_are_named(model, picture, tmp_path) -> None:
+    for path in ("", tmp_path, "http://example.org/a.jpg"):
+        with pytest.raises(DataError, match=f"{path or 'an empty path'}: cannot be read as a picture"):
+            model.encode_image([picture, path])
+    with pytest.raises(DataError, match="a PIL picture: not a readable picture: it has no pixels"):
+        model.encode_image(Image.new("RGB", (0, 4)))
+    picture.save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
+    with pytest.raises(DataError, match=r"cut.png: not a readable picture"):  # opened, but not read yet
+        model.encode_image(Image.open(tmp_path / "cut.png"))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "8", None])
+def test_a_batch_size_that_is_no_count_is_named(model, batch_size) -> None:
+    with pytest.raises(ValueError, match="batch_size: must be a whole number of at least 1"):
+        model.encode_text("a", batch_size)
+
+
+@pytest.mark.parametrize(("text", "image"), [((2, 3), (1, 16)), ((3,), (16,)), ((1, 2, 16), (1, 16))])
+def test_embeddings_that_do_not_fit_each_other_are_named(model, text, image) -> None:
+    with pytest.raises(ValueError, match="text and image: give embeddings of one width"):
+        model.similarity(torch.zeros(text), torch.zeros(image))
 
 
 def test_nothing_gives_no_rows(model) -> None:
@@ -178,3 +243,86 @@ def test_load_takes_devices_and_dtypes(model, tmp_path) -> None:
     assert found.encode_text("rot").dtype == torch.float32
     with pytest.raises(ValueError, match=r"'half' is not known; use fp32, bf16, fp16"):
         mclip_kit.load(tmp_path / "model", dtype="half")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "float64"])
+def test_load_takes_torchs_names_of_dtypes(model, tmp_path, name) -> None:
+    model.save(tmp_path / "model")
+    found = mclip_kit.load(tmp_path / "model", "cpu", name)
+    assert {weight.dtype for weight in found.parameters()} == {getattr(torch, name)}
+
+
+def test_load_names_what_it_cannot_do(model, tmp_path) -> None:
+    model.save(tmp_path / "run" / "model")
+    folder = tmp_path / "run" / "model"
+    for dtype in (torch.int8, torch.bool, torch.complex64, "int8", "torch.float32", 16):
+        with pytest.raises(ValueError, match=r"dtype: .* is not known; use fp32, bf16"):
+            mclip_kit.load(folder, dtype=dtype)
+    for device in ("banana", "cuda:99", "", 3.5):
+        with pytest.raises(ValueError, match=r"device: .* cannot be used here; use auto or cpu"):
+            mclip_kit.load(folder, device)
+    for path in (None, 5, ["a"]):
+        with pytest.raises(TypeError, match="path: give the path of a model folder"):
+            mclip_kit.load(path)
+    for path, message in (
+        (tmp_path / "none", "none: there is no such folder"),
+        (tmp_path, "is not a complete model folder$"),
+        (tmp_path / "run", f"a model folder is {folder}$"),
+        (folder / "config.json", "is not a complete model folder"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            mclip_kit.load(path)
+
+
+@pytest.mark.parametrize("part", ["clip", "encoder", "projector.safetensors", "clip/open_clip_config.json"])
+def test_a_folder_that_lacks_a_part_is_named(model, tmp_path, part) -> None:
+    model.save(tmp_path / "model")
+    (tmp_path / "model" / part).rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match=r"missing") as raised:
+        mclip_kit.load(tmp_path / "model")
+    assert part.split("/")[0] in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", [{"text_cleaning": "bleach"}, {"pictures": {"alpha": "pink"}}, {"pictures": 3}])
+def test_inputs_that_this_version_does_not_know_are_named(model, tmp_path, wrong) -> None:
+    model.save(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | wrong))
+    with pytest.raises(CheckpointError, match="not the config of a model folder"):
+        mclip_kit.load(tmp_path / "model")
+
+
+def test_saving_and_loading_print_nothing(model, tmp_path, capfd) -> None:
+    model.save(tmp_path / "model")
+    mclip_kit.load(tmp_path / "model")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_folder_works_wherever_it_goes(model, picture, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model.save("models/mine")
+    Path("models/mine").rename("elsewhere")
+    monkeypatch.chdir("models")
+    moved = mclip_kit.load("../elsewhere")
+    assert torch.equal(moved.encode_text(TEXTS), model.encode_text(TEXTS))
+    assert torch.equal(moved.encode_image(picture), model.encode_image(picture))
+
+
+def test_a_folder_keeps_what_is_done_to_texts_and_pictures(squares, tmp_path) -> None:
+    made = build(squares)
+    made.text_cleaning, made.clip[0].pictures = "ftfy", AS_SEEN
+    made.save(tmp_path / "model")
+    loaded = mclip_kit.load(tmp_path / "model")
+    assert (loaded.text_cleaning, loaded.clip[0].pictures) == ("ftfy", AS_SEEN)
+    assert torch.equal(loaded.encode_text("“rot” &amp;"), loaded.encode_text('"rot"  &'))
+    hidden = Image.new("RGBA", (20, 20), (250, 0, 0, 0))
+    assert torch.equal(loaded.encode_image(hidden), loaded.encode_image(Image.new("RGB", (20, 20), "white")))
+    config = tmp_path / "model" / "config.json"
+    tree = json.loads(config.read_text())
+    config.write_text(
+        json.dumps({key: value for key, value in tree.items() if key not in ("text_cleaning", "pictures")})
+    )
+    old = mclip_kit.load(tmp_path / "model")  # of a version without the keys: as it was
+    assert (old.text_cleaning, old.clip[0].pictures) == ("none", AS_OPEN_CLIP)
+    assert not torch.equal(old.encode_text("“rot” &amp;"), old.encode_text('"rot"  &'))
+    assert torch.equal(old.encode_image(hidden), old.encode_image(hidden.convert("RGB")))

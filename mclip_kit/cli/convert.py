@@ -91,10 +91,13 @@ def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"
 
     check_model(model)
     quiet()
-    from mclip_kit.interop.open_clip import export_open_clip
+    from mclip_kit.interop.open_clip import export_open_clip, notes
     from mclip_kit.models.multilingual_clip import load
 
-    export_open_clip(load(model, device="cpu"), out, tower, context)
+    loaded = load(model, device="cpu")
+    export_open_clip(loaded, out, tower, context)
     click.echo(f"{out}: open_clip.create_model_and_transforms('local-dir:{out}') gives the model's embeddings")
-    if tower == "student":
-        click.echo(f"do not move it: {out / 'open_clip_config.json'} has the full path of the text tower's config")
+    for note in notes(loaded, tower, context):
+        click.echo(note)
+    if (out / "text").is_dir():
+        click.echo(f"if you move it, run the command in {out / 'README.md'}: open_clip needs its new path")

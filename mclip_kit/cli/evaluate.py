@@ -1,7 +1,7 @@
 """mclip-kit eval"""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import click
 from click.core import ParameterSource
 
 from mclip_kit.cli.common import FILE, FOLDER, quiet
+from mclip_kit.data.languages import normalize_language
+from mclip_kit.errors import RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
-from mclip_kit.layout import EVALUATION, LEAKAGE, MODEL_CONFIG, REPORT, RESULTS
+from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, REPORT, RESULTS
 
 
 def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
@@ -32,8 +34,9 @@ def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
 @click.option("--langs", help="Languages, separated by commas.  [default: all]")
 @_option(
     "protocol",
-    "how ranks are counted: any, as CLIP does; xtd, one caption per picture; mclip, as the official mCLIP script.",
-    type=click.Choice(["any", "xtd", "mclip"]),
+    "how ranks are counted: any, as CLIP does; xtd, one caption per picture; mclip, as the official mCLIP script; "
+    "language, as any, among the pictures that have a caption in the language.",
+    type=click.Choice(["any", "xtd", "mclip", "language"]),
     default="any",
     show_default=True,
 )
@@ -49,7 +52,7 @@ def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
 @click.option(
     "--out",
     type=FOLDER,
-    help="The folder for results.json, report.html and other files.  [default: eval/ or eval_TASK/ next to the model]",
+    help="The folder for results.json, report.html, ...  [default: eval/DATA.SPLIT[.TASK]/ next to the model]",
 )
 @click.pass_context
 def evaluate(
@@ -66,28 +69,43 @@ def evaluate(
         if context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
     ]
     check_options(task, given)
-    quiet()
-    from mclip_kit.data.languages import normalize_language
-    from mclip_kit.evaluate.report import html
-    from mclip_kit.files import write_json
-    from mclip_kit.train.logging import read_log
+    from mclip_kit.evaluate.checks import open_data
+    from mclip_kit.evaluate.folders import default_folder, settings
 
     request = Request(
         task=task,
         models=tuple(dict.fromkeys(models)),
-        languages=[normalize_language(language) for language in langs.split(",")] if langs else "all",
-        out=out or models[-1].resolve().parent / (EVALUATION if task == "retrieval" else f"{EVALUATION}_{task}"),
+        languages=_languages(langs),
+        out=out or Path(),
         show=lambda table: click.echo(f"\n{table}"),
         **options,
     )
+    request = replace(request, opened=open_data(request), out=out or default_folder(request))
+    quiet()
+    from mclip_kit.evaluate.report import html
+    from mclip_kit.files import write_json
+    from mclip_kit.train.logging import read_log
+
     found = EVALUATIONS[task].run(request)
-    settings = {"data": str(request.data), "task": task, "split": request.split, "protocol": request.protocol}
+    about = settings(request) | {"device": found.device}
     lists = {"results": found.results, "comparisons": found.comparisons, "leakage": _leaks(request)}
-    write_json(request.out / RESULTS, settings | lists)
-    reports = [html.evaluated(name, settings | lists, read_log(name.resolve().parent)) for name in request.models]
+    replaced = (request.out / RESULTS).exists()
+    write_json(request.out / RESULTS, about | lists)
+    reports = [html.evaluated(name, about | lists, read_log(name.resolve().parent)) for name in request.models]
     html.write(reports, request.out / REPORT, found.gallery)
     files = [request.out / RESULTS, request.out / REPORT, *found.files]
-    click.echo(f"\nwritten: {', '.join(map(str, files))}")
+    if found.device:
+        click.echo(f"\ncomputed on: {found.device}")
+    click.echo(f"written{' over earlier results' if replaced else ''}: {', '.join(map(str, files))}")
+
+
+def _languages(langs: str | None) -> list[str] | str:
+    if langs is None:
+        return "all"
+    languages = [normalize_language(language) for language in langs.split(",") if language.strip()]
+    if not languages:
+        raise RecipeError("--langs names no language; write codes with commas between them, or leave it out")
+    return languages
 
 
 def _leaks(request: Request) -> list[dict[str, Any]]:

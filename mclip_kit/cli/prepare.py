@@ -23,7 +23,9 @@ from mclip_kit.cli.common import ANY, FILE, FOLDER
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the declaration."
 )
 @click.option("--bitext", is_flag=True, help="Prepare parallel files: --bitext en=FILE de=FILE")
-@click.option("--pairs", type=FILE, help="Prepare a table of captions or parallel texts: .tsv .csv .jsonl .parquet")
+@click.option(
+    "--pairs", type=FILE, help="Prepare a table of captions or parallel texts: .tsv .csv .jsonl .json .parquet .xlsx"
+)
 @click.option("--webdataset", metavar="SHARDS", help="Prepare pictures with captions in tars: 'shards-{000..099}.tar'")
 @click.option(
     "--folder",
@@ -72,7 +74,7 @@ def prepare(
             raise click.UsageError(f"give {given[0]} or a corpus, not both; leave {' '.join(corpora)} out")
         if source and webdataset is None:
             raise click.UsageError(f"{given[0]} already gives the files; leave --source out")
-        name, tree = adhoc.declare(list(corpora), pairs, webdataset, folder, languages)
+        name, tree = adhoc.declare(list(corpora), pairs, webdataset, folder, languages, overrides)
         corpus = parse(overridden(tree, overrides), Corpus, name)
         source = folder or (pairs and pairs.parent) or source
     elif len(corpora) > 1:

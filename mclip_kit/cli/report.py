@@ -16,6 +16,10 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
 
     RUNS are folders of runs, or folders that mclip-kit eval wrote.
     """
+    from mclip_kit.evaluate.report.results import check_folder
+
+    for run in runs:
+        check_folder(run)
     from mclip_kit.evaluate.report import html
     from mclip_kit.train.logging import read_log
 

@@ -24,14 +24,17 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
     checked = load(recipe, overrides)
     check_places(checked)
+    from mclip_kit.evaluate.advice import eval_command
     from mclip_kit.evaluate.validation import evaluator
     from mclip_kit.train.outcome import losses
     from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
     try:
-        run = Run(checked, folder, evaluator(checked), resume)
-        run.accelerator.print(run.describe(), flush=True)
+        evaluate = evaluator(checked)
+        run = Run(checked, folder, evaluate, resume)
+        lines = [run.describe(), *(evaluate.describe() if evaluate else ())]
+        run.accelerator.print("\n".join(lines), flush=True)
         if dry_run:
             for line in run.dry_run():
                 run.accelerator.print(line, flush=True)
@@ -46,7 +49,13 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     if run.was_finished:
         run.accelerator.print(f"{folder}: this run had finished; nothing was changed", flush=True)
     whole = (model / layout.MODEL_CONFIG).is_file()
-    then = f"score it with: mclip-kit eval {model}" if whole else f"use it as  encoder: hf:{model / layout.ENCODER}"
+    if not run.is_main:
+        return
+    then = (
+        f"score it with: {eval_command(model, checked)}"
+        if whole
+        else f"use it as  encoder: hf:{model / layout.ENCODER}"
+    )
     run.accelerator.print(f"{model}: done; {then}", flush=True)
     for line in losses(folder, checked):
         run.accelerator.print(line, flush=True)

@@ -30,6 +30,26 @@ class Teacher(Section):
         return self
 
 
+class Pictures(Section):
+    """How a picture file becomes RGB, where files say more than their colours. open_clip's ways are the last ones."""
+
+    exif: Literal["apply", "ignore"] = Field("apply", description="EXIF's orientation: turn the picture upright.")
+    alpha: Literal["white", "drop"] = Field(
+        "white", description="Transparent pixels: on white; `drop`: the colours that lie under the transparency."
+    )
+    depth: Literal["scale", "clip"] = Field(
+        "scale", description="16-bit grey: divided by 257; `clip`: values above 255 are white."
+    )
+
+
+AS_SEEN = Pictures.model_validate({})
+"""Upright, on white, all grey values: as people see a picture."""
+AS_OPEN_CLIP = Pictures(exif="ignore", alpha="drop", depth="clip")
+"""What open_clip's own transform does, by `convert("RGB")`."""
+
+TextCleaning = Literal["none", "ftfy"]
+
+
 class NewEncoder(Section):
     """A new XLM-R-shaped encoder with random weights; its vocabulary is that of the bitext folder."""
 

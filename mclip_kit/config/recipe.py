@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from mclip_kit.config.effects import without_effect
-from mclip_kit.config.model import AnyEncoder, Lora, NewDecoder, NewEncoder, Projector, Teacher
+from mclip_kit.config.model import AnyEncoder, Lora, NewDecoder, NewEncoder, Pictures, Projector, Teacher, TextCleaning
 from mclip_kit.config.stages import KINDS, AnyStage, Stage
 from mclip_kit.config.yaml import (
     Count,
@@ -48,6 +48,11 @@ class Data(Section):
     bitext: str | dict[str, Positive] | None = Field(
         None,
         description="A fairseq-binarised folder of parallel sentences; or several, each with its share of the rows.",
+    )
+    max_unknown: Fraction = Field(
+        0.2,
+        description="Largest share of <unk> among a language's pieces, by the encoder's tokenizer; from 0.02 on there "
+        "is a warning.",
     )
 
     @property
@@ -139,6 +144,14 @@ class Recipe(Section):
     clip_projector: Literal["none", "linear"] = Field(
         "none", description="`linear`: one bias-free map from CLIP's space, shared by image and teacher text (mCLIP)."
     )
+    pictures: Pictures | None = Field(
+        None, description="How picture files become RGB; kept with the model. Without it init_from's, or the defaults."
+    )
+    text_cleaning: TextCleaning | None = Field(
+        None,
+        description="What is done to the student's texts before they are tokenised; kept with the model. `ftfy`: what "
+        "open_clip does (mojibake, curly quotes, HTML escapes, spaces). Without it init_from's, or ftfy.",
+    )
     data: Data
     stages: Annotated[list[AnyStage], Field(min_length=1)]
     cache: Annotated[Cache, BeforeValidator(_cache_by_name)] = Field(
@@ -163,6 +176,13 @@ class Recipe(Section):
         problems = list(self._problems())
         if problems:
             raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _new_models_have_inputs(self) -> "Recipe":
+        if not self.init_from and "projector" in self.uses:
+            self.pictures = self.pictures or Pictures.model_validate({})
+            self.text_cleaning = self.text_cleaning or "ftfy"
         return self
 
     @property
@@ -212,8 +232,9 @@ class Recipe(Section):
         sections = ("teacher", "encoder", "projector", "decoder")
         given = [name for name in sections if getattr(self, name) is not None]
         given += ["clip_projector"] * (self.clip_projector != "none")
-        for name in given:
-            if name not in self.uses:
+        reader = {"pictures": "teacher", "text_cleaning": "projector"}
+        for name in [*given, *(name for name in reader if getattr(self, name))]:
+            if reader.get(name, name) not in self.uses:
                 yield f"{name} is given, but no stage uses it; leave it out"
         towers = [name for name in given if name != "decoder"]  # a model folder has none
         if self.init_from and towers:

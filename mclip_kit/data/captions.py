@@ -7,13 +7,15 @@ looked for in the folder `pictures`, where a user may have put it since.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mclip_kit.config.model import AS_SEEN
 from mclip_kit.data import images
+from mclip_kit.data.pictures import to_rgb
 from mclip_kit.errors import DataError, first_line
 from mclip_kit.layout import (
     CAPTION_COLUMNS,
@@ -23,6 +25,8 @@ from mclip_kit.layout import (
     IMAGES_TABLE,
     MANIFEST,
     PICTURES,
+    UNCAPTIONED_COLUMNS,
+    UNCAPTIONED_TABLE,
 )
 
 
@@ -38,6 +42,7 @@ class Captions:
         strata: a label for each picture, by which results are also reported.
         images, languages, splits, texts: columns of the caption table; `images` are rows of the picture table.
         files: a path or tar member for each picture; empty if pictures are rows of `pixels`.
+        uncaptioned: split -> pictures that have no caption there, as rows of the picture table.
     """
 
     folder: Path
@@ -50,6 +55,7 @@ class Captions:
     splits: np.ndarray
     texts: np.ndarray
     files: list[Path]
+    uncaptioned: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def select(self, split: str | Mapping[str, str], languages: Sequence[str] | str = "all") -> np.ndarray:
         """The rows of the caption table that are in a split and in some languages, int64.
@@ -83,8 +89,22 @@ class Captions:
             raise DataError(f"{self.folder}: no split is given for {asked}; given are {named}")
         return np.unique(np.concatenate([self.select(splits[language], [language]) for language in languages]))
 
-    def picture(self, image: int) -> Image.Image:
-        """A picture in RGB.
+    def only(self, split: str) -> "Captions":
+        """The same pictures with the captions of one split."""
+        rows = self.splits == split
+        columns = {name: getattr(self, name)[rows] for name in ("images", "languages", "splits", "texts")}
+        return replace(self, **columns)
+
+    def gallery(self, split: str) -> np.ndarray:
+        """The pictures of a split, with or without captions, as rows of the picture table; int64, sorted.
+
+        It is the same whatever languages are asked for.
+        """
+        with_captions = self.images[self.splits == split]
+        return np.union1d(with_captions, self.uncaptioned.get(split, np.empty(0, np.int64))).astype(np.int64)
+
+    def open(self, image: int) -> Image.Image:
+        """A picture as its file has it; `data.pictures.to_rgb` makes it RGB.
 
         Args:
             image: its row in the picture table.
@@ -96,12 +116,21 @@ class Captions:
             return Image.fromarray(np.asarray(self.pixels[image]))
         path = self.files[image]
         try:
-            with Image.open(io.BytesIO(images.read_bytes(path))) as picture:
-                return picture.convert("RGB")
+            picture = Image.open(io.BytesIO(images.read_bytes(path)))
+            picture.load()
+            return picture
         except UnidentifiedImageError:
             raise DataError(f"{path}: not a readable picture: cannot identify its format") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's decoders raise
             raise DataError(f"{path}: not a readable picture: {first_line(error)}") from None
+
+    def picture(self, image: int) -> Image.Image:
+        """A picture in RGB as people see it: upright, transparent pixels on white. Errors as of `open`."""
+        picture = self.open(image)
+        try:
+            return to_rgb(picture, AS_SEEN)
+        except DataError as error:
+            raise DataError(f"{self.names[image]}: {error}") from None
 
 
 def check_prepared(folder: str | Path) -> None:
@@ -127,23 +156,37 @@ def read_captions(folder: str | Path) -> Captions:
     has_pixels = bool(images) and len(images[0]) == len(IMAGE_COLUMNS)
     pixels = _read_pixels(folder, len(images)) if has_pixels else None
     row_of = {row[0]: number for number, row in enumerate(images)}
-    unknown = next((line for line, row in enumerate(captions, 2) if row[0] not in row_of), None)
-    if unknown:
-        raise DataError(
-            f"{folder / CAPTIONS_TABLE} line {unknown}: its image is not in {IMAGES_TABLE}; prepare the corpus again"
-        )
+    named_images = _rows_of(captions, row_of, folder / CAPTIONS_TABLE)
     return Captions(
         folder=folder,
         pixels=pixels,
         names=[row[0] for row in images],
         groups=groups,
         strata=np.array([row[2] for row in images]),
-        images=np.array([row_of[row[0]] for row in captions], dtype=np.int64),
+        images=named_images,
         languages=np.array([row[1] for row in captions]),
         splits=np.array([row[2] for row in captions]),
         texts=np.array([row[3] for row in captions], dtype=object),
         files=[] if has_pixels else [folder / (row[3] or Path(PICTURES, row[0])) for row in images],
+        uncaptioned=_read_uncaptioned(folder / UNCAPTIONED_TABLE, row_of),
     )
+
+
+def _rows_of(rows: list[list[str]], row_of: Mapping[str, int], path: Path) -> np.ndarray:
+    """The row in the picture table of the picture in each first cell, int64."""
+    unknown = next((line for line, row in enumerate(rows, 2) if row[0] not in row_of), None)
+    if unknown:
+        raise DataError(f"{path} line {unknown}: its image is not in {IMAGES_TABLE}; prepare the corpus again")
+    return np.array([row_of[row[0]] for row in rows], dtype=np.int64)
+
+
+def _read_uncaptioned(path: Path, row_of: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Split -> its pictures without captions; a folder of an earlier version does not name them."""
+    if not path.is_file():
+        return {}
+    rows = _read_table(path, UNCAPTIONED_COLUMNS)
+    images, splits = _rows_of(rows, row_of, path), np.array([row[1] for row in rows])
+    return {str(split): images[splits == split] for split in np.unique(splits)}
 
 
 def _read_pixels(folder: Path, count: int) -> np.ndarray:

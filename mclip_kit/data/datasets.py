@@ -1,6 +1,6 @@
 """The training rows of a stage as columns; a batch takes some rows of each column."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,10 @@ import numpy as np
 
 from mclip_kit.data.bitext import Bitext, Direction, Side, find_directions, read_direction
 from mclip_kit.data.captions import Captions
+from mclip_kit.data.cleaned import Clean, Tokenize, cleaned
 from mclip_kit.data.sequences import ConcatSequence, Subset
 from mclip_kit.errors import DataError
 
-Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 MISSING = -1
 
 
@@ -101,6 +101,7 @@ def rows_from_bitext(
     max_tokens: int,
     tokenize: Tokenize,
     pieces: list[str],
+    clean: Clean | None = None,
 ) -> TriangleRows:
     """One row for each sentence pair with a side in the teacher's language; the other side is the student's.
 
@@ -114,6 +115,7 @@ def rows_from_bitext(
         max_tokens: longer sentences are cut.
         tokenize, pieces: of the student's encoder. If the folder was binarised with other pieces, its text is
             tokenised again.
+        clean: what `tokenize` does to a text first; sentences that it changes are tokenised again.
     Raises:
         DataError: a wanted language has no pair with the teacher's language.
     """
@@ -126,7 +128,7 @@ def rows_from_bitext(
     students = [right for _, right in rows]
     codes = list(dict.fromkeys(side.language for side in students))
     same = {code: bitext.pieces(code) == pieces for code in codes}
-    tokens = [side.tokens if same[side.language] else tokenize(side.texts) for side in students]
+    tokens = [cleaned(side, tokenize, clean) if same[side.language] else tokenize(side.texts) for side in students]
     lengths_N = _lengths(tokens)
     teacher_texts = ConcatSequence([left.texts for left, _ in rows])
     number: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Names and bytes of picture files; `transforms` makes tensors of them.
+"""Names and bytes of picture files; `pictures` makes them RGB, `transforms` makes tensors of them.
 
 A picture is a file, or a member of an uncompressed tar that is read in place. A tar member is named
 `shard.tar@OFFSET+SIZE`, both in bytes.
@@ -10,6 +10,7 @@ from pathlib import Path
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 TAR_MEMBER = re.compile(r"(.+\.tar)@(\d+)\+(\d+)", re.DOTALL)
+CAPTION_NUMBER = re.compile(r"(#\w+)?#\d+$")
 COCO = re.compile(r"coco_[a-z]+20\d\d_0*(\d+)")
 
 
@@ -53,7 +54,7 @@ def picture_id(name: str, source: str | None) -> str:
     - An address (`http://...`) is kept whole: only the whole of it is unique.
     - A COCO picture is known by its number, in whatever corpus it occurs.
     - Others are known by their name without folder, suffix and `#...`, in lower case, prefixed with their source.
-    - Without a source, the name means something in its own corpus only, and its case is kept.
+    - Without a source, the name means something in its own corpus only: its folders, its suffix and its case are kept.
 
     Args:
         name: a file name, a number or an address.
@@ -66,12 +67,17 @@ def picture_id(name: str, source: str | None) -> str:
     if coco:
         return f"coco:{int(coco[1])}"
     if source is None:
-        return stem
+        return without_number(name).replace("\\", "/").removeprefix("./")
     is_coco_number = source == "coco" and stem.isascii() and stem.isdigit()
     return f"{source}:{int(stem) if is_coco_number else stem.lower()}"
 
 
+def without_number(name: str) -> str:
+    """The name without the number of a caption: `NAME#N` and `NAME#TAG#N`."""
+    return CAPTION_NUMBER.sub("", name.strip())
+
+
 def _stem(name: str) -> str:
-    base = name.strip().partition("#")[0].rsplit("/", 1)[-1]
+    base = without_number(name).replace("\\", "/").rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(base)
     return stem if suffix.lower() in SUFFIXES else base

@@ -27,6 +27,7 @@ class XlmrTokenizer:
 
     Attributes:
         pad: the padding id.
+        unknown: the id of `<unk>`.
         longest: most tokens that a text may have, if the tokenizer has such a limit; the encoder's may be lower.
 
     Args:
@@ -36,6 +37,7 @@ class XlmrTokenizer:
     """
 
     pad = PAD
+    unknown: int | None = UNK
     longest: int | None = None
 
     def __init__(self, path: str | Path) -> None:

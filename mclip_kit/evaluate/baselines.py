@@ -1,18 +1,16 @@
 """Baselines of a model: the teacher's own text tower, translate-then-CLIP, or another model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mclip_kit.data.captions import Captions
-from mclip_kit.data.corpora.source import File
-from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
-from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.errors import RecipeError
 from mclip_kit.evaluate.retrieval import TEACHER, Retrieval, evaluate
+from mclip_kit.evaluate.translated import TRANSLATED
+from mclip_kit.evaluate.translated import read_translations as read_translations
+from mclip_kit.evaluate.translated import translated as translated
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
-
-TRANSLATED = "translated:"
 
 Baseline = Callable[[MultilingualClip, FeatureCache], dict[str, Retrieval]]
 """(the model that is compared, its feature cache) -> the baseline's ranks by language."""
@@ -41,49 +39,3 @@ def baseline(
         raise RecipeError(f"--baseline {name}: give teacher, translated:FILE or a model folder")
     other, own = load(name), FeatureCache()
     return lambda model, cache: evaluate(other, captions, split, languages, None, own, protocol=protocol)
-
-
-def translated(captions: Captions, file: Path, split: str, languages: Sequence[str] | str) -> Captions:
-    """Captions in which those of some split and languages are replaced by their English translations.
-
-    Raises:
-        DataError: the table is damaged or lacks one of the captions.
-    """
-    table = read_translations(file)
-    texts = captions.texts.copy()
-    for row in captions.select(split, languages):
-        language, text = str(captions.languages[row]), str(captions.texts[row]).strip()
-        english = table.get((language, text)) or table.get(("", text)) or (text if language == TEACHER_LANGUAGE else "")
-        if not english:
-            where = f"{captions.folder / 'captions.tsv'} line {row + 2}"
-            raise DataError(f"{file}: no English for {text!r} ({language}, {where}); add a line for this caption")
-        texts[row] = english
-    return replace(captions, texts=texts)
-
-
-def read_translations(file: Path) -> dict[tuple[str, str], str]:
-    """Read a table of translations, plain or compressed: a caption as the data has it, a tab, its English.
-
-    A line may begin with the caption's language and a tab, for words that mean different things in two languages.
-
-    Returns:
-        (language or an empty string, caption) -> English.
-    Raises:
-        DataError: the file is missing or cannot be read, a line has other columns, or two lines contradict each other.
-    """
-    if not file.is_file():
-        raise DataError(f"{file}: missing; it is a table with a line for each caption: the caption, a tab, its English")
-    table: dict[tuple[str, str], str] = {}
-    for number, line in enumerate(File(file).lines(), 1):
-        if not line.strip():
-            continue
-        *before, english = (cell.strip() for cell in line.split("\t"))
-        if not english or not 1 <= len(before) <= 2 or not all(before):
-            raise DataError(
-                f"{file} line {number}: write a caption, a tab, its English; or its language and a tab first"
-            )
-        key = (normalize_language(before[0]) if len(before) == 2 else "", before[-1])
-        if table.setdefault(key, english) != english:
-            other = f"{before[-1]!r} is {table[key]!r} in an earlier line, and {english!r} here"
-            raise DataError(f"{file} line {number}: {other}; keep one, or begin each line with the language and a tab")
-    return table

@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
-from mclip_kit.data.bitext import Bitext, Direction, find_directions, format_directions, open_bitext, read_direction
-from mclip_kit.errors import DataError
+from mclip_kit.data.bitext import Bitext, Direction, read_direction
 from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows
+from mclip_kit.evaluate.checks import held_out as held_out
+from mclip_kit.evaluate.checks import open_data
+from mclip_kit.evaluate.embedder import auto_device, device_name
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.evaluate.retrieval import STUDENT
-from mclip_kit.layout import BITEXT, CLIP
+from mclip_kit.layout import CLIP
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import load
 from mclip_kit.models.projectors import pool
 from mclip_kit.models.text_encoder import Encoder, encoder_within
 
 METRICS = (
-    Metric("retrieval_error", "error", "error"),
-    Metric("retrieval_accuracy", "accuracy", "accuracy", drawn=True),
+    Metric("retrieval_error", "error", "sentence retrieval error rate"),
+    Metric("retrieval_accuracy", "accuracy", "sentence retrieval accuracy", drawn=True),
 )
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -64,8 +67,8 @@ def errors(embed: Embed, sources: Sequence[str], targets: Sequence[str]) -> tupl
     return float((forth > 1).mean() * 100), float((back > 1).mean() * 100)
 
 
-def embedder(folder: Path) -> tuple[Embed, str]:
-    """The embeddings of a folder, and what the model was made from.
+def embedder(folder: Path) -> tuple[Embed, str, torch.device]:
+    """The embeddings of a folder, what the model was made from, and where it runs: on the GPU if there is one.
 
     Args:
         folder: a model folder: its student embeds; or the folder of an encoder or a translator: the mean of the
@@ -75,8 +78,9 @@ def embedder(folder: Path) -> tuple[Embed, str]:
     """
     if (folder / CLIP).is_dir():
         model = load(folder)
-        return lambda texts: model.encode_text(texts).numpy(), model.made_from
-    return mean_pooled(encoder_within(folder)), str(folder)
+        return lambda texts: model.encode_text(texts).numpy(), model.made_from, model.device
+    encoder = encoder_within(folder).to(auto_device())
+    return mean_pooled(encoder), str(folder), next(encoder.parameters()).device
 
 
 def evaluate(
@@ -108,34 +112,16 @@ def held_out_sentences(
     return list(islice(source.texts, count)), list(islice(target.texts, count))
 
 
-def held_out(data: Path, split: str, languages: Sequence[str] | str) -> tuple[list[Bitext], list[Direction]]:
-    """The parallel text of a prepared folder, or of a fairseq-binarised one, and the directions that it has.
-
-    Args:
-        languages: source and target must both be among them; or `all`.
-    Raises:
-        DataError: there is no such direction.
-    """
-    bitexts = [open_bitext(data / BITEXT if (data / BITEXT).is_dir() else data)]
-    directions = find_directions(bitexts, split)
-    chosen = [way for way in directions if languages == "all" or set(way) <= set(languages)]
-    if not chosen:
-        raise DataError(
-            f"{data}: no {split} pair within {', '.join(languages)}; there are {format_directions(directions)}"
-        )
-    return bitexts, chosen
-
-
 def run(request: Request) -> Findings:
     """Score every model: a table of error rates."""
-    bitexts, directions = held_out(request.data, request.split, request.languages)
+    bitexts, directions = request.opened or open_data(request)
     rows: ResultRows = []
     for name in request.models:
-        embed, made_from = embedder(name)
+        embed, made_from, device = embedder(name)
         found = evaluate(embed, bitexts, request.split, directions, request.sentences)
         rows += _rows(found, request.about(name, made_from))
         request.show(_table(request.title(name), found))
-    return Findings(rows)
+    return Findings(rows, device=device_name(device))
 
 
 def _rows(found: Mapping[Direction, tuple[int, float]], about: dict[str, Any]) -> ResultRows:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_validator
+import yaml
+from pydantic import Field, field_validator
 
 from mclip_kit.config.yaml import Section, parse, read_yaml, suggest
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError
 
 IMAGENET = 1000  # classes
+NOT_INSTALLED = "ImageNet's class names come with clip-benchmark: pip install clip-benchmark, or give --classes FILE"
 HOLE = re.compile(r"\{c?\}")  # the place of the class name in a template
 
 
@@ -41,8 +43,6 @@ Text = Annotated[str, Field(pattern=r"\S")]
 class Language(Section):
     """One language of a user's file."""
 
-    model_config = ConfigDict(coerce_numbers_to_str=True)  # a class may be called 7
-
     classnames: dict[str, Text] | list[Text] = Field(
         description="Class folder -> name; or a list of names in the order of the folders (by name; numbers by value)."
     )
@@ -67,16 +67,16 @@ def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
     Raises:
         RecipeError: a language, key, name or template is wrong or missing.
     """
-    if not path.is_file():
-        raise RecipeError(f"--classes {path}: no such file")
+    check_file(path)
     found = {}
-    for code, tree in read_yaml(path).items():
-        if not isinstance(code, str):  # YAML 1.1 reads the key no as false
+    languages = read_yaml(path)
+    _check_scalars(path)
+    for code, tree in languages.items():
+        if not isinstance(code, str):
             raise RecipeError(f"{path}: {code!r} is not a language code; write it in quotes")
         if not isinstance(tree, dict):
             raise RecipeError(f"{path}: {code}: give classnames and templates for it")
-        tree = {key: _with_text_keys(value) for key, value in tree.items()}
-        language = parse(tree, Language, f"{path}: {code}")
+        language = parse(_as_text(tree), Language, f"{path}: {code}")
         found[normalize_language(code)] = Prompts(
             _named(language.classnames, classes, f"{path}: {code}"), language.templates
         )
@@ -85,8 +85,38 @@ def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
     return found
 
 
-def _with_text_keys(value: Any) -> Any:
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+def check_file(path: Path) -> None:
+    """RecipeError if there is no such file."""
+    if not path.is_file():
+        raise RecipeError(f"--classes {path}: no such file")
+
+
+def _check_scalars(path: Path) -> None:
+    """RecipeError if YAML reads a word of the file as something else: 010 as 8, no as false, 12:30 as 750."""
+    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    nodes: list[Any] = [loader.get_single_node()]
+    while nodes:
+        node = nodes.pop(0)
+        if isinstance(node, yaml.MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.ScalarNode) and node.value and node.tag != "tag:yaml.org,2002:merge":
+            value = loader.construct_object(node)
+            if str(value) != node.value:
+                line = node.start_mark.line + 1
+                raise RecipeError(
+                    f"{path} line {line}: YAML reads {node.value} as {value}; write it in quotes: '{node.value}'"
+                )
+
+
+def _as_text(value: Any) -> Any:
+    """A tree in which numbers and other words are text, as they are written."""
+    if isinstance(value, dict):
+        return {str(key): _as_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return value if value is None else str(value)
 
 
 def _named(names: dict[str, str] | list[str], classes: Sequence[str], where: str) -> dict[str, str]:
@@ -117,10 +147,7 @@ def packaged(classes: Sequence[str], languages: Sequence[str] | str = "all") -> 
     places = _places(classes)
     spec = importlib.util.find_spec("clip_benchmark")  # not imported: only its files are needed
     if spec is None or not spec.origin:
-        raise RecipeError(
-            "ImageNet's class names come with clip-benchmark: pip install 'clip-benchmark>=1.6.2,<2', "
-            "or give --classes FILE"
-        )
+        raise RecipeError(NOT_INSTALLED)
     folder = Path(spec.origin).parent / "datasets"
     found = {}
     for path in sorted(folder.glob("*_classnames.json")):

@@ -1,6 +1,7 @@
 """Embeddings of a model as arrays."""
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -68,3 +69,13 @@ class Embedder:
         with evaluating(module):
             embeddings = F.normalize(module(*(tensor.to(device) for tensor in inputs)).float(), dim=-1)
         return np.asarray(embeddings.cpu().numpy())
+
+
+def auto_device() -> torch.device:
+    """The GPU if CUDA is available, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """A device as results and reports name it: `cpu`, or `cuda (NVIDIA H100)`."""
+    return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

@@ -50,13 +50,13 @@ def embedded(
     """
     rows = captions.select(split, languages)
     embed = Embedder(model, cache or FeatureCache())
-    images_G = np.unique(captions.images[rows])
+    images_G = captions.gallery(split)
     image_GD, unreadable_G = embed.images(captions, images_G)
     images_G, image_GD = images_G[~unreadable_G], image_GD[~unreadable_G]
-    drawn = images_G
+    drawn = np.intersect1d(captions.images[rows], images_G)
     if len(rows) > most:
-        fewer = max(2, len(images_G) * most // len(rows))
-        drawn = np.random.default_rng(seed).permutation(images_G)[:fewer]
+        fewer = max(2, len(drawn) * most // len(rows))
+        drawn = np.random.default_rng(seed).permutation(drawn)[:fewer]
     rows_Q = rows[np.isin(captions.images[rows], drawn)]
     text_QD = embed.student([str(text) for text in captions.texts[rows_Q]])
     finite_Q, finite_G = np.isfinite(text_QD).all(1), np.isfinite(image_GD).all(1)

@@ -18,7 +18,7 @@ import numpy as np
 from mclip_kit.errors import DataError
 
 KS = (1, 5, 10)
-Protocol = Literal["any", "xtd", "mclip"]
+Protocol = Literal["any", "xtd", "mclip", "language"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 ROWS, COLUMNS = 1024, 4096  # of a block of scores: 32 MB
 BITS = 26.4  # log2 of the longest row on the grid: a product of two rows stays below 2^53, rounding included
@@ -37,10 +37,10 @@ def both_ranks(
     Args:
         a_ND, b_MD: embeddings, all of about the same length, such as L2-normalised ones; whole numbers stay exact.
         a_groups_N, b_groups_M: rows with the same number are right answers of each other.
-        protocol: `any` and `xtd` count every wrong row before the right one. `mclip` counts every wrong group once:
-            the official mCLIP script removes duplicates of an image from the ranking before it counts to k. Five
-            captions of one wrong image then cost one place, so its image-to-text recalls are higher than those of
-            other protocols on the same embeddings (and that script calls text-to-image "i2t").
+        protocol: `mclip` counts every wrong group once, the others every wrong row before the right one: the official
+            mCLIP script removes duplicates of an image from the ranking before it counts to k. Five captions of one
+            wrong image then cost one place, so its image-to-text recalls are higher than those of other protocols on
+            the same embeddings (and that script calls text-to-image "i2t").
     Raises:
         DataError: a side is empty, the widths differ, or the protocol is unknown.
     """

@@ -3,7 +3,7 @@
 Shapes: Q captions, G pictures, D embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,20 +12,20 @@ import numpy as np
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
-from mclip_kit.errors import DataError
-from mclip_kit.evaluate.base import Metric, Scorer, Validation
+from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.evaluate.base import Metric, Opened, Validation
 from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.ranks import KS, both_ranks, median_rank, recall
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
 TEACHER, STUDENT = "teacher", "student"  # towers
-WAYS = {"t2i": ("image", "text to image"), "i2t": ("text", "image to text")}
+WAYS = {"t2i": ("image", "text-to-image"), "i2t": ("text", "image-to-text")}
 """Direction -> what is looked for, by which clip-benchmark names the direction; and the direction in words."""
 RECALLS = tuple(
     Metric(
         f"{target}_retrieval_recall@{k}",
-        f"{way.upper()}@{k}",
+        f"{way.upper()} R@{k}",
         f"{words} R@{k}",
         drawn=k == 1,
         log_name=f"{way}_r{k}",
@@ -33,11 +33,12 @@ RECALLS = tuple(
     for way, (target, words) in WAYS.items()
     for k in KS
 )
-MEAN_RECALL = Metric("mean_recall", "mean", "mean of the six recalls", log_name="mean_recall")
+MEAN_RECALL = Metric("mean_recall", "mean recall", "mean recall", log_name="mean_recall")
+"""The mean of the six recalls."""
 MEDIANS = tuple(
     Metric(
         f"{target}_median_rank",
-        f"{way.upper()} rank",
+        f"{way.upper()} MedR",
         f"{words} median rank",
         fraction=False,
         log_name=f"{way}_median_rank",
@@ -108,7 +109,8 @@ def score(
         protocol: `any`: a picture counts as found if any of its captions is among the first k (CLIP; the Karpathy
             split). `xtd`: every picture has one caption, as in XTD10 and its published figures. `mclip`: as the
             official mCLIP script, which counts wrong pictures, not wrong captions, and so is lenient: see
-            `ranks.both_ranks`.
+            `ranks.both_ranks`. `language`: as `any`, among the pictures that have a caption in the language only, as
+            for corpora that publish a test set for each language (WIT in IGLUE); captions are those of one language.
     Raises:
         DataError: there are no pictures or no captions, the widths differ, the protocol is unknown, or a picture has
             several captions under `xtd`.
@@ -121,6 +123,9 @@ def score(
                 f"protocol xtd takes one caption a picture and picture {most} has {captions_G[most]}: keep one caption "
                 "of each picture, or use protocol any"
             )
+    if protocol == "language":
+        kept, text_images_Q = np.unique(text_images_Q, return_inverse=True)
+        image_GD, image_groups_G, strata_G = image_GD[kept], image_groups_G[kept], strata_G[kept]
     text_groups_Q = image_groups_G[text_images_Q]
     t2i_Q, i2t_G = both_ranks(text_QD, image_GD, text_groups_Q, image_groups_G, protocol)
     named_G = np.isin(image_groups_G, text_groups_Q)
@@ -148,8 +153,9 @@ def evaluate(
 ) -> dict[str, Retrieval]:
     """Retrieval among the pictures of a split, by language; `teacher` is the teacher's own text tower.
 
-    Pictures that cannot be read are left out, with their captions. Non-finite embeddings count as misses. The numbers
-    of both are logged.
+    The gallery is all pictures of the split, with or without captions in the languages that are asked for, so that the
+    figures of a language do not depend on the others. Pictures that cannot be read are left out, with their captions.
+    Non-finite embeddings count as misses. The numbers of both are logged.
 
     Args:
         teacher_language: the language of the `teacher` entry; None leaves the entry out.
@@ -159,43 +165,48 @@ def evaluate(
     Raises:
         DataError: the split, a language or the protocol is unknown, or the protocol does not fit the captions.
     """
-    rows = captions.select(split, languages)
-    images, text_images_Q = np.unique(captions.images[rows], return_inverse=True)
-    texts, languages_Q = captions.texts[rows], captions.languages[rows]
-    embed = Embedder(model, cache or FeatureCache())
-    image_GD, unreadable_G = embed.images(captions, images)
+    rows_Q = captions.select(split, languages)
+    scored = _scorer(Embedder(model, cache or FeatureCache()), captions, split, protocol)
+    found = scored(tower, rows_Q)
+    if languages == "all":
+        found = dict(sorted(found.items(), key=lambda item: (item[0] != TEACHER_LANGUAGE, item[0])))
+    results = {str(language): found[str(language)] for language in (found if languages == "all" else languages)}
+    if teacher_language in captions.languages[captions.select(split)]:
+        own = scored(TEACHER, captions.select(split, [str(teacher_language)]))
+        results = {TEACHER: own[str(teacher_language)], **results}
+    return results
+
+
+def _scorer(
+    embed: Embedder, captions: Captions, split: str, protocol: str
+) -> Callable[[str, np.ndarray], dict[str, Retrieval]]:
+    """(text tower, rows of the caption table) -> ranks among all pictures of the split, by language."""
+    images_G = captions.gallery(split)
+    image_GD, unreadable_G = embed.images(captions, images_G)
     if unreadable_G.any():
-        embed.log(f"{captions.folder}: {unreadable_G.sum()} of {len(images)} {split} pictures cannot be read: left out")
-        kept_Q = ~unreadable_G[text_images_Q]
-        texts, languages_Q, text_images_Q = texts[kept_Q], languages_Q[kept_Q], text_images_Q[kept_Q]
-        text_images_Q = (np.cumsum(~unreadable_G) - 1)[text_images_Q]
-        images, image_GD = images[~unreadable_G], image_GD[~unreadable_G]
-    groups_G, strata_G = captions.groups[images], captions.strata[images]
+        embed.log(
+            f"{captions.folder}: {unreadable_G.sum()} of {len(images_G)} {split} pictures cannot be read: left out"
+        )
+        images_G, image_GD = images_G[~unreadable_G], image_GD[~unreadable_G]
+    groups_G, strata_G = captions.groups[images_G], captions.strata[images_G]
     embed.log_nonfinite("image", image_GD)
 
-    def scored(name: str, text_QD: np.ndarray, text_images_Q: np.ndarray) -> Retrieval:
-        try:
-            return score(image_GD, text_QD, groups_G, text_images_Q, strata_G, protocol)
-        except DataError as error:
-            raise DataError(f"{captions.folder}, {split}, {name}: {error}") from None
+    def scored(tower: str, rows_Q: np.ndarray) -> dict[str, Retrieval]:
+        names = dict.fromkeys(captions.languages[rows_Q].tolist())
+        rows_Q = rows_Q[np.isin(captions.images[rows_Q], images_G)]
+        text_QD = (embed.teacher if tower == TEACHER else embed.student)(captions.texts[rows_Q].tolist())
+        embed.log_nonfinite(f"{tower} text", text_QD)
+        found = {}
+        for name in names:
+            own_Q = captions.languages[rows_Q] == name
+            places_Q = np.searchsorted(images_G, captions.images[rows_Q[own_Q]])
+            try:
+                found[str(name)] = score(image_GD, text_QD[own_Q], groups_G, places_Q, strata_G, protocol)
+            except DataError as error:
+                raise DataError(f"{captions.folder}, {split}, {name}: {error}") from None
+        return found
 
-    text_QD = embed.teacher(list(texts)) if tower == TEACHER else embed.student(list(texts))
-    embed.log_nonfinite(f"{tower} text", text_QD)
-    found = set(languages_Q)
-    order = [name for name in (TEACHER_LANGUAGE, *sorted(found - {TEACHER_LANGUAGE})) if name in found]
-    results = {}
-    for language in order if languages == "all" else languages:
-        own_Q = languages_Q == language
-        results[str(language)] = scored(str(language), text_QD[own_Q], text_images_Q[own_Q])
-    if teacher_language in set(captions.languages[captions.select(split)]):
-        teacher_rows = captions.select(split, [str(teacher_language)])
-        place = {int(image): row for row, image in enumerate(images)}
-        known = [row for row in teacher_rows if int(captions.images[row]) in place]
-        text_images = np.array([place[int(captions.images[row])] for row in known], np.int64)
-        teacher_QD = embed.teacher([str(captions.texts[row]) for row in known])
-        embed.log_nonfinite("teacher text", teacher_QD)
-        results = {TEACHER: scored(TEACHER, teacher_QD, text_images), **results}
-    return results
+    return scored
 
 
 def log_values(results: dict[str, Retrieval]) -> dict[str, float]:
@@ -211,11 +222,39 @@ def log_values(results: dict[str, Retrieval]) -> dict[str, float]:
     }
 
 
-def _open(recipe: Recipe) -> Scorer:
+def _open(recipe: Recipe, stages: Sequence[Any]) -> Opened:
     wanted = recipe.evaluation
     assert wanted
-    captions = read_captions(str(recipe.data.captions))
-    return lambda model, cache, task: log_values(evaluate(model, captions, wanted.split, wanted.languages, cache=cache))
+    if recipe.data.captions is None:
+        raise RecipeError("evaluation needs data.captions: pictures and captions to score on; give them")
+    captions = read_captions(recipe.data.captions)
+    split, languages = wanted.split, wanted.languages
+    try:
+        known = sorted(set(captions.languages[captions.select(split)].tolist()))
+    except DataError as error:
+        raise RecipeError(f"evaluation.split: {error}") from None
+    try:
+        rows = captions.select(split, languages)
+    except DataError as error:
+        raise RecipeError(f"evaluation.languages: {error}") from None
+    scored = sorted(set(captions.languages[rows].tolist()))
+    names = names_of(scored, with_teacher=TEACHER_LANGUAGE in known)
+    kept = captions.only(split)
+
+    def score_retrieval(model: Any, cache: FeatureCache, task: Any) -> dict[str, Any]:
+        return log_values(evaluate(model, kept, split, languages, cache=cache))
+
+    size = f"{len(kept.gallery(split)):,} pictures"
+    return Opened(score_retrieval, lambda stage: names, f"{split} of {recipe.data.captions} ({size})")
+
+
+def names_of(languages: Sequence[str], with_teacher: bool) -> dict[str, str]:
+    """Metric as a recipe names it -> value of the log; means over languages go without `mean_`."""
+    logged = [metric.log_name for metric in (MEAN_RECALL, *RECALLS)]
+    means = {name: f"mean_{name}" for name in logged}
+    own = [f"{language}_t2i_r1" for language in languages]
+    teacher = [f"{TEACHER}_{name}" for name in logged] if with_teacher else []
+    return means | {name: name for name in (*own, *teacher)}
 
 
 def default_metric(task: Any) -> str:

@@ -5,12 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.data.captions import read_captions
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate import qualitative
 from mclip_kit.evaluate.base import Findings, Gallery, Request, ResultRows
 from mclip_kit.evaluate.baselines import baseline
 from mclip_kit.evaluate.bootstrap import compare
+from mclip_kit.evaluate.checks import open_data
+from mclip_kit.evaluate.embedder import device_name
 from mclip_kit.evaluate.report import tables
 from mclip_kit.evaluate.retrieval import METRICS as METRICS
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER, evaluate
@@ -28,7 +29,7 @@ def run(request: Request) -> Findings:
     Raises:
         DataError, RecipeError: the data, a split, a language or a baseline is wrong.
     """
-    captions, chosen = read_captions(request.data), (request.split, request.languages)
+    captions, chosen = request.opened or open_data(request), (request.split, request.languages)
     credit = _credit(request.data)
     baselines = {name: baseline(name, captions, *chosen, request.protocol) for name in request.baseline}
     rows: ResultRows = []
@@ -57,7 +58,7 @@ def run(request: Request) -> Findings:
     picture = request.out / PICTURE
     languages = [language for language in results if language != TEACHER]
     gallery = _drawn(qualitative.embedded(model, captions, request.split, languages, cache), languages, picture, credit)
-    return Findings(tables.distinct(rows), comparisons, [picture], gallery)
+    return Findings(tables.distinct(rows), comparisons, [picture], gallery, device_name(model.device))
 
 
 def _drawn(found: qualitative.EmbeddedSplit, languages: list[str], path: Path, credit: str) -> Gallery:

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 
-from mclip_kit.config.recipe import Recipe
-from mclip_kit.data.bitext import Bitext, Direction, find_directions, open_bitext
+from mclip_kit.config.recipe import Evaluation, Recipe
+from mclip_kit.data.bitext import Bitext, Direction, find_directions, format_directions, open_bitext
+from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
+from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate import bitext
-from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows, Scorer, Validation
-from mclip_kit.evaluate.bitext import errors, held_out, held_out_sentences, mean_pooled
+from mclip_kit.evaluate.base import Findings, Metric, Opened, Request, ResultRows, Validation
+from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
+from mclip_kit.evaluate.bleu import Score, score
+from mclip_kit.evaluate.checks import open_data
+from mclip_kit.evaluate.embedder import auto_device, device_name
 from mclip_kit.evaluate.retrieval import STUDENT
 from mclip_kit.files import write_text
 from mclip_kit.models.translator import Translator, load_translator
@@ -22,31 +25,6 @@ METRICS = (
     Metric("bleu", "BLEU", "BLEU", fraction=False, drawn=True),
     Metric("chrf", "chrF", "chrF", fraction=False),
 )
-
-TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char"}
-"""Language -> BLEU's tokenizer; 13a for others. sacreBLEU's own tokenizers for ja and ko need more packages."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Scores of translations into one language, and sacreBLEU's signatures, which say how they were computed."""
-
-    bleu: float
-    chrf: float
-    bleu_signature: str
-    chrf_signature: str
-
-
-def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -> Score:
-    """BLEU and chrF of a corpus (Papineni et al. 2002; Popovic 2015; Post 2018, arXiv 1804.08771).
-
-    Args:
-        hypotheses, references: N translations, and one reference each.
-        language: of both; it decides BLEU's tokenizer.
-    """
-    bleu, chrf = BLEU(tokenize=TOKENIZERS.get(language, "13a")), CHRF()
-    of_bleu, of_chrf = (metric.corpus_score(list(hypotheses), [list(references)]).score for metric in (bleu, chrf))
-    return Score(of_bleu, of_chrf, str(bleu.get_signature()), str(chrf.get_signature()))
 
 
 @dataclass(frozen=True)
@@ -111,18 +89,59 @@ def log_values(translator: Translator, results: Mapping[Direction, Translated]) 
     }
 
 
-def _open(recipe: Recipe) -> Scorer:
+def notes(results: Mapping[Direction, Translated]) -> list[str]:
+    """A line for each language whose BLEU counts characters because the packages of its tokenizer are missing."""
+    wanted = {target: result.score.wanted for (_, target), result in results.items() if result.score.wanted}
+    return [
+        f"BLEU of {target} counts characters; to count words: pip install 'sacrebleu[{extra}]'"
+        for target, extra in wanted.items()
+    ]
+
+
+def _open(recipe: Recipe, stages: Sequence[Any]) -> Opened:
     wanted = recipe.evaluation
     assert wanted
     bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
+    directions = {stage.name: scored_directions(wanted, bitexts, stage) for stage in stages}
+    told: set[str] = set()
 
     def score_translations(model: Any, cache: Any, task: Any) -> dict[str, Any]:
         translator = model if isinstance(model, Translator) else Translator(model.encoder, model.decoder)
-        directions = find_directions(bitexts, wanted.split, task.stage.directions)
-        results = evaluate(translator, bitexts, wanted.split, directions, wanted.sentences, wanted.beams)
+        chosen = directions[task.stage.name]
+        results = evaluate(translator, bitexts, wanted.split, chosen, wanted.sentences, wanted.beams)
+        for line in notes(results):
+            if line not in told:
+                cache.log(line)
+                told.add(line)
         return log_values(translator, results)
 
-    return score_translations
+    def names(stage: Any) -> dict[str, str]:
+        own = [f"{'-'.join(way)}_{metric.name}" for way in directions[stage.name] for metric in METRICS]
+        return {name: name for name in (*(metric.name for metric in METRICS), "retrieval_accuracy", *own)}
+
+    return Opened(score_translations, names, f"{wanted.split} of {', '.join(map(str, recipe.data.bitexts))}")
+
+
+def scored_directions(wanted: Evaluation, bitexts: Sequence[Bitext], stage: Any) -> list[Direction]:
+    """The directions of a stage that are scored: those between `evaluation.languages`, and between these and English.
+
+    Raises:
+        RecipeError: the split has none of them.
+    """
+    try:
+        every = find_directions(bitexts, wanted.split, stage.directions)
+    except DataError as error:
+        raise RecipeError(f"evaluation.split: stage {stage.name}: {error}") from None
+    if wanted.languages == "all":
+        return every
+    inside = {*map(normalize_language, wanted.languages), TEACHER_LANGUAGE}
+    chosen = [way for way in every if {normalize_language(code) for code in way} <= inside]
+    if not chosen:
+        raise RecipeError(
+            f"evaluation.languages: stage {stage.name} has no direction between {', '.join(wanted.languages)} and "
+            f"{TEACHER_LANGUAGE}; there are {format_directions(every)}"
+        )
+    return chosen
 
 
 VALIDATION = Validation(_open, lambda task: "bleu", (*METRICS, *bitext.METRICS), ("bleu", "chrf", "retrieval_error"))
@@ -130,17 +149,18 @@ VALIDATION = Validation(_open, lambda task: "bleu", (*METRICS, *bitext.METRICS),
 
 def run(request: Request) -> Findings:
     """Score every model: a table of BLEU and chrF; of a single model also files of translations and references."""
-    bitexts, directions = held_out(request.data, request.split, request.languages)
+    bitexts, directions = request.opened or open_data(request)
+    device = auto_device()
     rows: ResultRows = []
     files: list[Path] = []
     for name in request.models:
-        translator = load_translator(name)
+        translator = load_translator(name).to(device)
         found = evaluate(translator, bitexts, request.split, directions, request.sentences, request.beams)
         rows += _rows(found, request.about(name, translator.made_from))
         request.show(_table(request.title(name), found))
         if len(request.models) == 1:
             files = _write(found, request.out, request.split)
-    return Findings(rows, files=files)
+    return Findings(rows, files=files, device=device_name(device))
 
 
 def _write(found: Mapping[Direction, Translated], out: Path, split: str) -> list[Path]:
@@ -178,4 +198,4 @@ def _table(title: str, found: Mapping[Direction, Translated]) -> str:
     scores = [result.score for result in found.values()]
     means = f"{np.mean([s.bleu for s in scores]):8.1f}{np.mean([s.chrf for s in scores]):8.1f}"
     signatures = dict.fromkeys(signature for s in scores for signature in (s.bleu_signature, s.chrf_signature))
-    return "\n".join([*lines, f"{f'mean of {len(found)}':26}{means}", *signatures])
+    return "\n".join([*lines, f"{f'mean of {len(found)}':26}{means}", *signatures, *notes(found)])

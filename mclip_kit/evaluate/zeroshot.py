@@ -6,33 +6,29 @@ Shapes: N pictures, C classes, T templates, D embedding.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mclip_kit.config.yaml import parse
-from mclip_kit.data.captions import Captions, read_captions
-from mclip_kit.data.corpora import Corpus, folder
-from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.languages import TEACHER_LANGUAGE
-from mclip_kit.data.prepare import adhoc
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate import class_names
 from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows, json_numbers
+from mclip_kit.evaluate.checks import open_data
 from mclip_kit.evaluate.class_names import Prompts
-from mclip_kit.evaluate.embedder import Embedder
+from mclip_kit.evaluate.embedder import Embedder, device_name
+from mclip_kit.evaluate.labelled import Labelled
+from mclip_kit.evaluate.labelled import read_labelled as read_labelled
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.layout import MANIFEST
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 
 TEXTS = 4096  # prompts that are embedded at once
 METRICS = (
-    Metric("acc1", "acc1", "acc@1", drawn=True),
-    Metric("acc5", "acc5", "acc@5"),
-    Metric("mean_per_class_recall", "per class", "mean per class recall"),
+    Metric("acc1", "top-1", "top-1 accuracy", drawn=True),
+    Metric("acc5", "top-5", "top-5 accuracy"),
+    Metric("mean_per_class_recall", "class mean", "mean per-class recall"),
 )
 
 
@@ -84,77 +80,6 @@ def class_embeddings(encode: Callable[[list[str]], np.ndarray], prompts: Prompts
     return normalised
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Pictures with their classes.
-
-    Attributes:
-        captions: the corpus of the pictures.
-        images_N: rows of its picture table.
-        classes: the classes of the pictures, in the order of their names; numbers by their value.
-        split: the name of the split; `all` where there are no splits.
-    """
-
-    captions: Captions
-    images_N: np.ndarray
-    classes: list[str]
-    split: str
-
-
-def read_labelled(data: Path, split: str) -> Labelled:
-    """Read a prepared folder, in which strata are classes, or a folder with one folder of pictures per class.
-
-    Raises:
-        DataError: there is no such split, its pictures are not known, or there is only one class.
-    """
-    prepared = (data / MANIFEST).is_file()
-    captions = read_captions(data) if prepared else _class_folders(data)
-    images_N = _split_images(captions, split) if prepared else np.arange(len(captions.names))
-    found = sorted(set(captions.strata[images_N].tolist()))
-    if len(found) < 2:
-        raise DataError(f"{data}: one class only ({found[0]}); zero-shot classification needs a folder per class")
-    if all(name.isdecimal() for name in found):
-        found.sort(key=int)
-    return Labelled(captions, images_N, found, split if prepared else "all")
-
-
-def _class_folders(data: Path) -> Captions:
-    if not data.is_dir():
-        raise DataError(f"{data}: no such folder; give a prepared one, or one with a folder of pictures per class")
-    _, tree = adhoc.declare([], None, None, data, [])
-    corpus = parse(tree | {"options": {"kind": "classes"}}, Corpus, str(data))
-    rows = list(folder.read(corpus, Source(data)).rows)
-    none = np.empty(0, dtype=object)
-    return Captions(
-        folder=data,
-        pixels=None,
-        names=[str(row.image) for row in rows],
-        groups=np.arange(len(rows)),
-        strata=np.array([row.stratum for row in rows]),
-        images=np.empty(0, np.int64),
-        languages=none,
-        splits=none,
-        texts=none,
-        files=[Path(str(row.file)) for row in rows],
-    )
-
-
-def _split_images(captions: Captions, split: str) -> np.ndarray:
-    """Pictures of a split, by their captions; if there are no captions, all pictures of the only split."""
-    if len(captions.images):
-        return np.unique(captions.images[captions.select(split)])
-    counts: dict[str, Any] = File(captions.folder / MANIFEST).json()
-    try:
-        known = list(counts["counts"]["splits"])
-    except (KeyError, TypeError):
-        raise DataError(f"{captions.folder / MANIFEST}: damaged; prepare the corpus again") from None
-    if split not in known:
-        raise DataError(f"{captions.folder}: no pictures in split {split!r}; there are {', '.join(known) or 'none'}")
-    if len(known) > 1:
-        raise DataError(f"{captions.folder}: it is not known which pictures are {split}; prepare its splits one by one")
-    return np.arange(len(captions.names))
-
-
 def evaluate(
     model: MultilingualClip, pictures: Labelled, prompts: Mapping[str, Prompts], for_teacher: Prompts | None = None
 ) -> tuple[Zeroshot | None, dict[str, Zeroshot]]:
@@ -192,7 +117,7 @@ def evaluate(
 
 def run(request: Request) -> Findings:
     """Score every model: a table of accuracies by language."""
-    pictures = read_labelled(request.data, request.split)
+    pictures: Labelled = request.opened or open_data(request)
     classes, languages = pictures.classes, request.languages
     known = (
         class_names.read_file(request.classes, classes) if request.classes else class_names.packaged(classes, languages)
@@ -206,7 +131,7 @@ def run(request: Request) -> Findings:
         rows += _rows(teacher, students, about, model.trained_languages)
         title = request.title(name, model.made_from, pictures.split)
         request.show(_table(title, teacher, students, model.trained_languages))
-    return Findings(rows)
+    return Findings(rows, device=device_name(model.device))
 
 
 def _rows(
@@ -244,4 +169,6 @@ def _table(title: str, teacher: Zeroshot | None, students: Mapping[str, Zeroshot
     if shared:
         lines.append(f"classes that share a name with another class, and count as misses: {', '.join(shared)}")
     chance = 100 / max(own.classes for own in students.values())
-    return "\n".join([*lines, f"percent; chance acc1 is {chance:.2f}"])
+    return "\n".join(
+        [*lines, f"accuracy in percent, class mean: mean per-class recall; top-1 by chance is {chance:.2f}"]
+    )

@@ -69,7 +69,7 @@ class FrozenTowers:
             images: numbers of pictures in `captions`, int64 (N,).
         """
         clip = self.model.clip[0]
-        table = self._table("image", "image", clip.width, lambda: {"preprocess": clip.preprocess})
+        table = self._table("image", "image", clip.width, clip.image_facts)
         job = ExtractionJob(
             load=lambda part: read_pixels(captions, images[list(part)], clip.transform, clip.preprocess),
             run=lambda pixels_BCHW: self._eval("image", pixels_BCHW),

@@ -22,13 +22,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mclip_kit.config.model import AS_OPEN_CLIP
 from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.files import follow_umask, write_json
-from mclip_kit.interop.open_clip_text import SAMPLES, student_text
+from mclip_kit.files import follow_umask, write_json, write_text
+from mclip_kit.interop.open_clip_text import DIRTY, SAMPLES, SPECIAL, student_text
 from mclip_kit.models.clip import CONFIG, TEXT, WEIGHTS
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import UNFIT, StateDict
+from mclip_kit.models.special_tokens import save_as_text
 
 TOLERANCE = 1e-5
 CONTEXT = 77
@@ -39,6 +41,19 @@ LAST_MAPS = {
 """Tower -> the names that its last linear map can have."""
 COMMON = ("embed_dim", "vision_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
 
+PICTURES = {
+    "exif": "open_clip does not turn them by EXIF's orientation, the model does",
+    "alpha": "of transparent pixels open_clip sees the hidden colours, the model sees white",
+    "depth": "open_clip makes values of 16-bit grey above 255 white, the model scales them",
+}
+"""Key of `Pictures` -> what open_clip's `convert("RGB")` does otherwise."""
+MOVED = (
+    """python -c "import json, pathlib; file = pathlib.Path('open_clip_config.json'); config = json.loads("""
+    """file.read_text()); config['model_cfg']['text_cfg']['hf_model_name'] = str(pathlib.Path('text').resolve()); """
+    """file.write_text(json.dumps(config, indent=2))\""""
+)
+"""A command without this package that gives a moved folder its new path."""
+
 Tower = Literal["student", "teacher"]
 
 
@@ -47,10 +62,8 @@ def export_open_clip(
 ) -> None:
     """Write an open_clip folder that gives the model's embeddings within 1e-5. On an error, nothing is written.
 
-    open_clip cleans every text before tokenising it (ftfy: curly quotes become straight, HTML escapes become letters)
-    and cuts it at `context` tokens; embeddings of texts that this changes differ a little. The config of a student's
-    text tower is found by the folder's absolute path: after moving the folder, change `text_cfg.hf_model_name` in
-    open_clip_config.json.
+    What differs is in the folder's README.md, see `notes`. The config of a student's text tower is found by the
+    folder's absolute path; after the folder was moved, the command there writes its new path.
 
     Args:
         model: the model to export; on the CPU, float32.
@@ -73,6 +86,7 @@ def export_open_clip(
         tokenizer = model.clip[0].tokenizer
         if tower == "student":
             model.encoder.tokenizer.save(part)
+            save_as_text(part)
         elif isinstance(tokenizer, HFTokenizer):
             tokenizer.save_pretrained(part)
         if encoder_config is not None:
@@ -80,12 +94,41 @@ def export_open_clip(
         for home in (part, folder):  # the path of the text tower's config: once for the comparison, once to stay
             if encoder_config is not None:
                 config["text_cfg"]["hf_model_name"] = str(home.resolve() / TEXT)
-            write_json(part / CONFIG, {"model_cfg": config, "preprocess_cfg": model.clip[0].preprocess})
+            facts = {"text_cleaning": model.text_cleaning, "pictures": model.clip[0].pictures.model_dump()}
+            content = {"model_cfg": config, "preprocess_cfg": model.clip[0].preprocess}
+            write_json(part / CONFIG, {**content, "mclip_kit": facts})  # open_clip reads the first two
             if home is part:
                 _compare(model, part, tower, context)
+        write_text(part / "README.md", _readme(notes(model, tower, context), encoder_config is not None))
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def notes(model: MultilingualClip, tower: Tower, context: int) -> list[str]:
+    """What open_clip does otherwise than the model with the exported folder; a sentence each."""
+    found, how = [], model.clip[0].pictures
+    differ = [text for key, text in PICTURES.items() if getattr(how, key) != getattr(AS_OPEN_CLIP, key)]
+    if differ:
+        found.append(f"Pictures: {'; '.join(differ)}. Other pictures give the model's embeddings.")
+    if tower == "student":
+        if model.text_cleaning == "none":
+            found.append(
+                "Texts: open_clip repairs mojibake, curly quotes, HTML escapes and white space in every text; this "
+                "model does not (text_cleaning: none). Other texts give the model's embeddings."
+            )
+        if context < model.encoder.positions:
+            found.append(f"Texts: open_clip cuts them at {context} tokens, the model at {model.encoder.positions}.")
+    return found
+
+
+def _readme(differences: list[str], has_path: bool) -> str:
+    lines = ["A CLIP in open_clip's format, written by mclip-kit. Load it as `local-dir:THIS_FOLDER`.", ""]
+    lines += [f"- {line}" for line in differences or ["open_clip gives the model's embeddings for all inputs."]]
+    if has_path:
+        lines += ["", "open_clip_config.json has the full path of `text/`. After moving the folder, run in it:", ""]
+        lines += ["```", MOVED, "```"]
+    return "\n".join([*lines, ""])
 
 
 def _teacher(model: MultilingualClip, _: int) -> tuple[StateDict, dict[str, Any], Any]:
@@ -141,7 +184,8 @@ def _fold(state: StateDict, tower: str, fold_DE: Tensor) -> None:
 
 def _compare(model: MultilingualClip, folder: Path, tower: Tower, context: int) -> None:
     """Load the folder with open_clip alone, and compare its embeddings with the model's."""
-    name = f"local-dir:{folder}"
+    name, cleans = f"local-dir:{folder}", model.text_cleaning != "none"
+    samples = [*SAMPLES, *(DIRTY if cleans else SPECIAL)]
     draw = np.random.default_rng(0)
     pictures = [Image.fromarray(draw.integers(0, 256, (*size, 3), np.uint8)) for size in ((67, 91), (90, 50))]
     try:
@@ -149,8 +193,8 @@ def _compare(model: MultilingualClip, folder: Path, tower: Tower, context: int) 
         tokenizer = open_clip.get_tokenizer(name)
         texts, encode = list(SAMPLES), model.encode_teacher_text
         if tower == "student":
-            tokens, encode = model.student_tokens(SAMPLES), model.encode_text
-            texts = [text for text, ids in zip(SAMPLES, tokens, strict=True) if len(ids) <= context]
+            tokens, encode = model.student_tokens(samples), model.encode_text
+            texts = [text for text, ids in zip(samples, tokens, strict=True) if len(ids) <= context]
         with evaluating(loaded):
             found = {
                 "text": (loaded.encode_text(tokenizer(texts), normalize=True), encode(texts)),

@@ -22,6 +22,9 @@ from mclip_kit.models.projectors import NoisyStandardization
 from mclip_kit.models.safe_load import StateDict
 
 SAMPLES = ("a photo of a red apple", "two dogs", "ein roter Apfel", "une pomme rouge", "红苹果", "赤いりんご", "x")
+SPECIAL = ("a <s> b", "</s>", "<mask> [MASK] [CLS]", "<pad> <unk>")
+DIRTY = ("a woman’s “red” coat", "schÃ¶n", "salt &amp;amp; pepper", " two  dogs\n", *SPECIAL)
+"""Texts that open_clip cleans, and names of special tokens, which are text."""
 
 
 ENCODERS = ("bert", "roberta", "xlm-roberta")

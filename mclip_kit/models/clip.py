@@ -17,10 +17,13 @@ from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mclip_kit.config.model import AS_OPEN_CLIP
 from mclip_kit.config.yaml import suggest
+from mclip_kit.data.pictures import to_rgb
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.models.freezing import evaluating
@@ -45,7 +48,7 @@ class Clip(nn.Module):
         config: open_clip's model config.
         preprocess: open_clip's preprocess config (size, mean, std, interpolation, resize_mode).
         tokenizer: open_clip's; list of texts -> ids (B, context length).
-        transform: PIL picture -> pixels (3, S, S).
+        pictures: how `transform` makes pictures RGB; open_clip's own way unless a model says otherwise.
         trims: whether `trim` shortens ids; it does if that does not change embeddings.
     """
 
@@ -54,7 +57,8 @@ class Clip(nn.Module):
         self.model = model
         self.config = config
         self.preprocess = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
-        self.transform = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
+        self.pictures = AS_OPEN_CLIP
+        self._transform = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
         self.tokenizer = tokenizer
         text: Any = model.text
         for tower in (model.visual, text):
@@ -63,6 +67,16 @@ class Clip(nn.Module):
         self.trims = isinstance(text, TextTransformer) and _ignores_later_tokens(text)
         if self.trims:
             text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
+
+    def transform(self, picture: Image.Image) -> Tensor:
+        """Pixels (3, S, S) of a picture of any mode and size; DataError if it cannot be made RGB."""
+        pixels: Tensor = self._transform(to_rgb(picture, self.pictures))
+        return pixels
+
+    def image_facts(self) -> dict[str, Any]:
+        """Everything that decides the pixels of a picture, as JSON values: part of the key of cached features."""
+        how = {} if self.pictures == AS_OPEN_CLIP else {"pictures": self.pictures.model_dump()}
+        return {"preprocess": self.preprocess, **how}
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Ids (B, T) for the text tower, trimmed if that does not change the embeddings."""

@@ -1,20 +1,40 @@
 """What the encode methods accept, one item or many, and batches of items of similar length."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.tokenizer import get_clean_fn
 from PIL import Image
 from torch import Tensor
 
+from mclip_kit.config.model import TextCleaning
 from mclip_kit.errors import DataError, first_line
 
 Picture = Image.Image | str | Path
 Texts = str | Sequence[str]
 Pictures = Picture | Sequence[Picture]
+
+CLEANERS: dict[TextCleaning, Callable[[str], str] | None] = {"none": None, "ftfy": get_clean_fn("whitespace")}
+"""What is done to a student's text before it is tokenised. `ftfy` is open_clip's own function (ftfy, HTML escapes,
+white space), which its Hugging Face tokenizers always call."""
+NOT_LISTS = (bytes, bytearray, memoryview, Mapping, Set)
+
+
+def _listed(items: Any, one: type | tuple[type, ...], name: str, wanted: str) -> list[Any]:
+    """A list of items, each of a type in `one`; TypeError names what else is given and where."""
+    if isinstance(items, one):
+        return [items]
+    if isinstance(items, NOT_LISTS) or not isinstance(items, Iterable) or hasattr(items, "shape"):
+        raise TypeError(f"{name}: give {wanted}, or a list of them, not {type(items).__name__}")
+    listed = list(items)
+    for row, item in enumerate(listed):
+        if not isinstance(item, one):
+            raise TypeError(f"{name}[{row}]: give {wanted}, not {type(item).__name__}")
+    return listed
 
 
 def as_texts(texts: Texts) -> list[str]:
@@ -22,11 +42,16 @@ def as_texts(texts: Texts) -> list[str]:
 
     Raises:
         TypeError: an item is not a string.
+        ValueError: an item has half of a surrogate pair, which no encoding can write.
     """
-    listed = [texts] if isinstance(texts, str) else list(texts)
+    if not isinstance(texts, str) and getattr(getattr(texts, "dtype", None), "kind", "") in ("U", "O"):
+        texts = list(texts)  # a column of NumPy or pandas
+    listed = _listed(texts, str, "texts", "a str")
     for row, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{row}]: give a str, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"texts[{row}]: character {error.start} is half of a surrogate pair; remove it") from None
     return listed
 
 
@@ -34,28 +59,36 @@ def as_pictures(images: Pictures) -> list[Picture]:
     """A list of PIL pictures and paths; the paths are not opened yet.
 
     Raises:
-        TypeError: an item is neither a PIL picture nor a path.
+        TypeError: an item is neither a PIL picture nor a path; Image.fromarray makes one of a NumPy array.
     """
-    listed = [images] if isinstance(images, Image.Image | str | os.PathLike) else list(images)
-    for row, image in enumerate(listed):
-        if not isinstance(image, Image.Image | str | os.PathLike):
-            raise TypeError(f"images[{row}]: give a PIL picture or a path, not {type(image).__name__}")
-    return listed
+    kinds = "a PIL picture (Image.fromarray makes one of an array) or a path"
+    return _listed(images, (Image.Image, str, os.PathLike), "images", kinds)
 
 
 def open_picture(image: Picture) -> Image.Image:
-    """The picture, opened if it is a path, in RGB.
+    """The picture, opened if it is a path.
 
     Raises:
         DataError: the file is missing, or PIL cannot read it.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return image
     try:
         with Image.open(image) as opened:
-            return opened.convert("RGB")
+            opened.load()
+            return opened
     except Exception as error:  # PIL's decoders raise many classes on damaged files
-        raise DataError(f"{image}: cannot be read as a picture: {first_line(error)}") from None
+        raise DataError(f"{image or 'an empty path'}: cannot be read as a picture: {first_line(error)}") from None
+
+
+def to_pixels(image: Picture, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """Pixels (3, S, S) of a picture or a file; DataError names a file that cannot be read."""
+    opened = open_picture(image)
+    try:
+        return transform(opened)
+    except DataError as error:
+        name = getattr(image, "filename", "") or "a PIL picture" if isinstance(image, Image.Image) else image
+        raise DataError(f"{name}: {error}") from None
 
 
 def embed_by_length(
@@ -76,10 +109,10 @@ def embed_by_length(
     Returns:
         L2-normalised rows (N, D) in the order of `items`, float32 on the CPU.
     Raises:
-        ValueError: batch_size is below 1.
+        ValueError: batch_size is no whole number of at least 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: must be at least 1, not {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: must be a whole number of at least 1, not {batch_size!r}")
     order = sorted(range(len(items)), key=lambda row: -lengths[row])
     out_ND = torch.zeros(len(items), width)
     for start in range(0, len(order), batch_size):

@@ -1,39 +1,38 @@
 """The whole model: encoding, and its folder (`layout.py` lists the files)."""
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mclip_kit import __version__, layout
-from mclip_kit.errors import CheckpointError
+from mclip_kit.config.model import AS_OPEN_CLIP, TextCleaning
+from mclip_kit.config.model import Pictures as PictureConfig
+from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.models.clip import Clip, build_clip
 from mclip_kit.models.encoding import (
+    CLEANERS,
     Picture,
     Pictures,
     Texts,
     as_pictures,
     as_texts,
     embed_by_length,
-    open_picture,
+    to_pixels,
 )
 from mclip_kit.models.freezing import evaluating
+from mclip_kit.models.model_folder import FORMAT, Dtype, as_device, as_dtype, load_projectors, read_config
 from mclip_kit.models.projectors import build_projector
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
 from mclip_kit.models.translator import Decoder
-
-FORMAT = 1
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-Dtype = torch.dtype | Literal["fp32", "bf16", "fp16"]
 
 
 class MultilingualClip(nn.Module):
@@ -51,19 +50,28 @@ class MultilingualClip(nn.Module):
         teacher_scale: the CLIP's logit scale.
         decoder: only while the encoder learns to translate; it is not saved.
         settings: arguments of the projectors, as saved in config.json.
+        text_cleaning: a key of `CLEANERS`. How pictures become RGB is `clip[0].pictures`.
         trained_languages: language codes that the student was trained on.
         made_from: the encoder that the student started from.
         sources: tower name -> name of its weights in the recipe.
         width: D.
     """
 
-    def __init__(self, clip: Clip, encoder: Encoder, projector: dict[str, Any], clip_projector: str = "none") -> None:
+    def __init__(
+        self,
+        clip: Clip,
+        encoder: Encoder,
+        projector: dict[str, Any],
+        clip_projector: str = "none",
+        text_cleaning: TextCleaning = "none",
+    ) -> None:
         """
         Args:
             clip: the given CLIP.
             encoder: the multilingual encoder.
             projector: arguments of `build_projector` except config and width.
             clip_projector: `none` (the space is CLIP's, D = E) or `linear` (one bias-free map E -> H, D = H: mCLIP).
+            text_cleaning: what is done to the student's texts; `ftfy`: what open_clip does.
         """
         super().__init__()
         self.clip = [clip]  # in a list, so that its towers are not registered twice
@@ -74,6 +82,7 @@ class MultilingualClip(nn.Module):
         self.encoder = encoder
         self.decoder: Decoder | None = None
         self.settings = {"projector": projector, "clip_projector": clip_projector}
+        self.text_cleaning: TextCleaning = text_cleaning
         self.trained_languages: list[str] = []
         self.made_from = ""
         self.sources: dict[str, str] = {}
@@ -95,9 +104,10 @@ class MultilingualClip(nn.Module):
         return {key: config.get(key) for key in ("embed_dim", "quick_gelu", part)}
 
     def student_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
-        """Ids of each text for the encoder, int32 (T,); texts beyond its positions lose their last tokens."""
+        """Ids of each text, cleaned, for the encoder, int32 (T,); texts beyond its positions lose their last tokens."""
         room = min(max_tokens or self.encoder.positions, self.encoder.positions)
-        return self.encoder.tokenizer.encode(texts, room)
+        clean = CLEANERS[self.text_cleaning]
+        return self.encoder.tokenizer.encode([clean(text) for text in texts] if clean else texts, room)
 
     def encode_text(self, texts: Texts, batch_size: int = 256) -> Tensor:
         """Student embeddings of texts in any language.
@@ -174,7 +184,7 @@ class MultilingualClip(nn.Module):
             return embed_by_length(listed, [0] * len(listed), self._embed_pictures, self.width, batch_size)
 
     def _embed_pictures(self, images: Sequence[Picture]) -> Tensor:
-        pixels_BCHW = torch.stack([self.clip[0].transform(open_picture(image)) for image in images])
+        pixels_BCHW = torch.stack([to_pixels(image, self.clip[0].transform) for image in images])
         dtype = next(self.image.parameters()).dtype  # half precision, if the model was converted
         embedding_BD: Tensor = self.clip_projector(self.image(pixels_BCHW.to(self.device, dtype)))
         return embedding_BD
@@ -196,11 +206,16 @@ class MultilingualClip(nn.Module):
             (N, M) between -1 and 1, float32 on the CPU.
         Raises:
             DataError: a file cannot be read as a picture.
+            ValueError: the embeddings have different widths, or more than two dimensions.
         """
         text_ND = text if isinstance(text, Tensor) else self.encode_text(text)
         image_MD = image if isinstance(image, Tensor) else self.encode_image(image)
-        text_ND, image_MD = (F.normalize(part.detach().float().cpu(), dim=-1) for part in (text_ND, image_MD))
-        return torch.atleast_2d(text_ND) @ torch.atleast_2d(image_MD).T
+        sides = [torch.atleast_2d(part.detach().float().cpu()) for part in (text_ND, image_MD)]
+        if {side.dim() for side in sides} != {2} or sides[0].shape[1] != sides[1].shape[1]:
+            shapes = " and ".join(str(tuple(side.shape)) for side in sides)
+            raise ValueError(f"text and image: give embeddings of one width, (N, D) and (M, D), not {shapes}")
+        text_ND, image_MD = (F.normalize(side, dim=-1) for side in sides)
+        return text_ND @ image_MD.T
 
     @property
     def device(self) -> torch.device:
@@ -224,8 +239,9 @@ class MultilingualClip(nn.Module):
         with write_whole(folder / layout.PROJECTOR) as temporary:
             save_file(state, temporary, {"format": "pt"})
         tool = {"format": FORMAT, "tool": f"mclip_kit {__version__}"}
+        inputs = {"text_cleaning": self.text_cleaning, "pictures": self.clip[0].pictures.model_dump()}
         facts = {"trained_languages": self.trained_languages, "made_from": self.made_from}
-        write_json(folder / layout.MODEL_CONFIG, {**tool, **self.settings, **facts})
+        write_json(folder / layout.MODEL_CONFIG, {**tool, **self.settings, **inputs, **facts})
 
 
 def load(path: str | Path, device: str | torch.device = "auto", dtype: Dtype | None = None) -> MultilingualClip:
@@ -242,57 +258,38 @@ def load(path: str | Path, device: str | torch.device = "auto", dtype: Dtype | N
     Args:
         path: the folder, as `mclip-kit train` and `MultilingualClip.save` write it.
         device: `auto` (the GPU if CUDA is available, else the CPU) or a torch device.
-        dtype: of the weights: `bf16`, `fp16`, `fp32` or a torch dtype; None is float32. Embeddings are always float32.
+        dtype: of the weights: `bf16`, `fp16`, `fp32`, their long names or a torch dtype; None is float32. Embeddings
+            are always float32.
     Raises:
         CheckpointError: the folder is not a model folder, or it is damaged.
-        ValueError: the dtype is not known.
+        ValueError: the dtype is not one of floating-point numbers, or the device cannot be used here.
+        TypeError: the path is none.
     """
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise ValueError(f"dtype: {dtype!r} is not known; use {', '.join(DTYPES)} or a torch dtype")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _read_folder(Path(path))
-    return model.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: give the path of a model folder, not {type(path).__name__}")
+    numbers, place = as_dtype(dtype), as_device(device)
+    return _read_folder(Path(path)).to(place, numbers).eval()
 
 
 def _read_folder(folder: Path) -> MultilingualClip:
     config_path, encoder_path = folder / layout.MODEL_CONFIG, folder / layout.ENCODER
+    settings = read_config(folder, config_path)
     try:
-        settings = json.loads(config_path.read_text(encoding="utf-8"))
-        if settings["format"] != FORMAT:
-            raise CheckpointError(f"{folder}: model format {settings['format']}; this version reads {FORMAT}")
         facts = settings["trained_languages"], settings["made_from"]
         parts = settings["projector"], settings["clip_projector"]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: missing; {folder} is not a complete model folder") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{config_path}: not the config of a model folder ({error})") from None
+        cleaning: TextCleaning = TypeAdapter(TextCleaning).validate_python(settings.get("text_cleaning", "none"))
+        pictures = PictureConfig.model_validate(settings.get("pictures", AS_OPEN_CLIP.model_dump()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{config_path}: not the config of a model folder ({first_line(error)})") from None
     clip = build_clip(f"local-dir:{folder / layout.CLIP}")
+    clip.pictures = pictures
     if not encoder_path.is_dir():  # transformers would ask the hub for it
         raise CheckpointError(f"{encoder_path}: missing; {folder} is not a complete model folder")
     encoder = pretrained_encoder(str(encoder_path))
     try:
-        model = MultilingualClip(clip, encoder, *parts)
+        model = MultilingualClip(clip, encoder, *parts, cleaning)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{config_path}: its projector cannot be built ({error})") from None
     model.trained_languages, model.made_from = facts
-    _load_projectors(model, folder / layout.PROJECTOR)
+    load_projectors(model, folder / layout.PROJECTOR)
     return model
-
-
-def _load_projectors(model: MultilingualClip, path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing; {path.parent} is not a complete model folder")
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: damaged ({error})") from None
-    own = {name: tensor for name, tensor in model.state_dict().items() if "projector." in name}
-    wrong = sorted(
-        name
-        for name in own.keys() | state.keys()
-        if name not in own or name not in state or own[name].shape != state[name].shape
-    )
-    if wrong:
-        raise CheckpointError(f"{path}: does not fit config.json: {wrong[0]}")
-    model.load_state_dict(state, strict=False)

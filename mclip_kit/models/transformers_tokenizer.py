@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from mclip_kit.data.tokenizer import MODEL_FILE
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.models.special_tokens import read_as_text
 
 
 class TransformersTokenizer:
@@ -32,7 +33,11 @@ class TransformersTokenizer:
                 f"encoder hf:{name}: its tokenizer has no padding token; name one that it has as pad_token in "
                 "tokenizer_config.json, such as its end token"
             )
+        read_as_text(self.hf)
         self.pad = int(self.hf.pad_token_id)
+        unknown = self.hf.unk_token_id  # GPT-2 calls its end of text unknown, although it spells everything in bytes
+        others = {self.hf.pad_token_id, self.hf.eos_token_id, self.hf.bos_token_id}
+        self.unknown = None if unknown is None or unknown in others else int(unknown)
         self.longest = int(self.hf.model_max_length) if self.hf.model_max_length < 2**31 else None
 
     @property
@@ -51,7 +56,7 @@ class TransformersTokenizer:
 
     @property
     def _of_empty_text(self) -> int:
-        known = (self.hf.eos_token_id, self.hf.bos_token_id, self.pad)
+        known = (self.hf.eos_token_id, self.hf.sep_token_id, self.hf.cls_token_id, self.hf.bos_token_id, self.pad)
         return int(next(token for token in known if token is not None))
 
     def pieces(self) -> list[str]:

@@ -6,8 +6,8 @@ call of `register`; the run, its loop, its dry run and its evaluation know no ki
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -21,6 +21,7 @@ from mclip_kit.config.recipe import Recipe, register_stage
 from mclip_kit.config.stages import Stage
 from mclip_kit.data.batching import Plan
 from mclip_kit.data.captions import Captions
+from mclip_kit.data.unknown import check_unknown, unknown_shares
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.freezing import freeze_all_but, set_training_mode
 
@@ -81,11 +82,13 @@ class Scores:
         score: the number that decides which weights are best; higher is better.
         values: what is logged.
         shown: names of the values that are also printed.
+        labels: these names in words.
     """
 
     score: float
     values: dict[str, Any]
     shown: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class StageModule(nn.Module):
@@ -213,6 +216,19 @@ class Task(ABC):
     def languages(self) -> list[str]:
         """The languages that the student learns; those that the rows have, unless the kind says otherwise."""
         return self.rows.languages
+
+    def check_spelling(self, tokens: Sequence[np.ndarray], languages: Sequence[str], languages_N: np.ndarray) -> None:
+        """Refuse, or warn of, texts that the encoder's vocabulary cannot spell.
+
+        Args:
+            tokens: ids of N texts, by the encoder's tokenizer.
+            languages: codes; `languages_N` numbers them.
+        Raises:
+            DataError: more than `data.max_unknown` of a language's pieces are `<unk>`.
+        """
+        shares = unknown_shares(tokens, languages, languages_N, self.context.model.encoder.tokenizer.unknown)
+        remedy = f"stage {self.stage.name} needs an encoder whose vocabulary covers it, or other languages"
+        check_unknown(shares, self.context.recipe.data.max_unknown, "data.max_unknown", remedy, self.context.cache.log)
 
     def gradients(self, accelerator: Accelerator, module: nn.Module, batch: Any, seed: Seed) -> dict[str, Tensor]:
         """Leave the gradients of a step in the parameters, and return the loss terms."""

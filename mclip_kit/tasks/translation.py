@@ -105,7 +105,7 @@ class TranslationTask(Task):
         """The training pairs."""
         stage, encoder = self.stage, self.context.model.encoder
         longest = min(stage.max_tokens, encoder.positions - PROMPT)
-        return translation_rows(
+        rows = translation_rows(
             [open_bitext(folder) for folder in self.context.recipe.data.bitexts],
             stage.split,
             stage.directions,
@@ -113,6 +113,12 @@ class TranslationTask(Task):
             lambda texts: encoder.tokenizer.encode(texts, longest),
             encoder.tokenizer.pieces(),
         )
+        for side, tokens in enumerate((rows.sources, rows.targets)):
+            own = [direction[side] for direction in rows.directions]
+            languages = sorted(set(own))
+            numbers = np.array([languages.index(language) for language in own])
+            self.check_spelling(tokens, languages, numbers[rows.directions_N])
+        return rows
 
     @cached_property
     def batches(self) -> TranslationBatches:

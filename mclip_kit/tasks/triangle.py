@@ -16,6 +16,7 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.models.encoding import CLEANERS
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed
 from mclip_kit.tasks.grad_cache import accumulated, cached
@@ -60,8 +61,11 @@ class TriangleTask(Task):
                 max_tokens=longest,
                 tokenize=tokenize,
                 pieces=encoder.tokenizer.pieces(),
+                clean=CLEANERS[self.context.model.text_cleaning],
             )
         self._check(rows)
+        if "student_text" in stage.vertices:
+            self.check_spelling(rows.tokens, rows.languages, rows.languages_N)
         return rows
 
     def _check(self, rows: TriangleRows) -> None:

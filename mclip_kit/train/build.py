@@ -69,6 +69,9 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
         model = Translator(encoder)
         model.made_from = _made_from(recipe, encoder)
     check_finite(_named(model, recipe))
+    if isinstance(model, MultilingualClip):
+        model.clip[0].pictures = recipe.pictures or model.clip[0].pictures
+        model.text_cleaning = recipe.text_cleaning or model.text_cleaning
     if recipe.lora:
         adapt(model.encoder, **recipe.lora.model_dump())
     for task in dict.fromkeys(TASKS[type(stage)] for stage in recipe.stages):

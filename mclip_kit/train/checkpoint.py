@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mclip_kit import layout
+from mclip_kit.config.model import AS_OPEN_CLIP
 from mclip_kit.config.recipe import RENAMED, Recipe
 from mclip_kit.config.yaml import parse, read_yaml, rename_keys
 from mclip_kit.errors import CheckpointError, first_line
@@ -71,12 +72,17 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     tree = read_yaml(written)
     rename_keys(tree, RENAMED)  # of an earlier version
     started = parse(tree, Recipe, str(written))  # with the defaults of keys that are newer than the run
+    if "text_cleaning" not in tree and started.text_cleaning:
+        started.text_cleaning, started.pictures = "none", AS_OPEN_CLIP  # what runs did before the keys
     before, now = (_flat(one.model_dump(mode="json")) for one in (started, recipe))
     differ = (key for key in before | now if before.get(key) != now.get(key))
     changed = sorted(key for key in differ if not key.startswith("cache."))  # where features lie is no part of a run
     if changed:
+        inputs = [f"--set {key}={before[key]}" for key in changed if key.startswith(("pictures", "text_cleaning"))]
+        again = f", or continue it with {' '.join(inputs)}" if len(inputs) == len(changed) else ""
         raise CheckpointError(
-            f"{folder}: was started with another recipe; different keys: {', '.join(changed)}; choose another --out"
+            f"{folder}: was started with another recipe; different keys: {', '.join(changed)}; choose another "
+            f"--out{again}"
         )
 
 

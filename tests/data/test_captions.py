@@ -117,3 +117,17 @@ def test_a_corpus_without_captions_says_so(tmp_path: Path) -> None:
     (path / "captions.tsv").write_text("image\tlanguage\tsplit\tcaption\n")
     with pytest.raises(DataError, match="no captions in split 'test'; there are none"):
         read_captions(path).select("test")
+
+
+def test_the_gallery_of_a_split_has_its_pictures_with_and_without_captions(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data", ["", "", "", ""])
+    assert read_captions(path).gallery("train").tolist() == [0, 1]  # an earlier version named no others
+    (path / "uncaptioned.tsv").write_text("image\tsplit\nd\ttest\nc\ttrain\nb\ttest\n", encoding="utf-8")
+    found = read_captions(path)
+    assert (found.gallery("train").tolist(), found.gallery("test").tolist()) == ([0, 1, 2], [1, 3])
+    assert found.gallery("valid").tolist() == []
+    only = found.only("test")
+    assert (set(only.splits), only.gallery("test").tolist()) == ({"test"}, [1, 3])
+    (path / "uncaptioned.tsv").write_text("image\tsplit\nc\ttrain\nz\ttest\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"uncaptioned\.tsv line 3: its image is not in images\.tsv"):
+        read_captions(path)

@@ -18,7 +18,8 @@ from mclip_kit.data.leakage import (
     read_json,
     without_fingerprints,
 )
-from mclip_kit.data.prepare.fingerprints import FingerprintWriter, hash_contents, hash_pictures, hash_texts
+from mclip_kit.data.prepare.fingerprints import FingerprintWriter
+from mclip_kit.data.prepare.hashes import hash_contents, hash_pictures, hash_texts
 from mclip_kit.errors import DataError
 
 

@@ -26,8 +26,19 @@ def test_an_evaluation_declares_its_metrics_once(name: str) -> None:
 def test_what_is_shown_while_training_belongs_to_the_evaluation(name: str) -> None:
     validation = EVALUATIONS[name].validation
     assert validation
-    assert all(validation.owns(shown) for shown in validation.shown)
-    assert not any(validation.owns(other) for other in ("loss", "beauty"))
+    assert all(validation.words(shown) != shown for shown in validation.shown)
+    assert [validation.words(other) for other in ("loss", "beauty")] == ["loss", "beauty"]
+
+
+def test_values_of_a_log_have_words() -> None:
+    retrieval, translation = EVALUATIONS["retrieval"].validation, EVALUATIONS["translation"].validation
+    assert retrieval
+    assert translation
+    assert retrieval.words("zh_tw_t2i_r1") == "text-to-image R@1, zh_tw"
+    assert retrieval.words("mean_mean_recall") == "mean recall, mean of languages"
+    assert retrieval.words("teacher_i2t_r10") == "image-to-text R@10, teacher's text tower"
+    assert translation.words("bleu") == "BLEU"
+    assert translation.words("en-de_chrf") == "chrF, en-de"
 
 
 def test_an_option_of_another_evaluation_is_refused() -> None:

@@ -1,7 +1,10 @@
 """mclip-kit eval as a user types it: tables, results.json, and wrong inputs in one line."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +15,14 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
+from mclip_kit.data.captions import read_captions
 from mclip_kit.data.leakage import Leak, as_json
+from mclip_kit.evaluate.advice import eval_command
 from mclip_kit.evaluate.report.tables import retrieval_rows
 from mclip_kit.evaluate.retrieval import score
 from mclip_kit.files import write_json
@@ -78,7 +84,7 @@ def test_results_are_in_clip_benchmarks_names(eval_, squares, folder, tmp_path):
     assert german["metrics"]["mean_recall"] == pytest.approx(
         np.mean([german["metrics"][name] for name in METRICS if "recall@" in name])
     )
-    assert "12 pictures, 12 captions a language, protocol any; chance T2I@1 is 8.33" in done.output
+    assert "gallery of 12 pictures, 12 captions a language, protocol any; T2I R@1 by chance is 8.33" in done.output
 
 
 def test_image_retrieval_is_text_to_image_as_in_clip_benchmark():
@@ -147,7 +153,7 @@ def test_zero_shot_classification_of_class_folders(eval_, colours, tmp_path):
     about = {"dataset": "colours", "task": "zeroshot_classification", "n_images": 96, "n_classes": 6, "trained": True}
     assert row | about == row
     assert set(row["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
-    assert "chance acc1 is 16.67" in done.output
+    assert "top-1 by chance is 16.67" in done.output
     few = eval_("--task", "zeroshot", "--data", colours, "--classes", "own.yaml", "--langs", "de")
     assert few.exit_code == 0, few.output
     assert [(row["tower"], row["language"]) for row in written(tmp_path)["results"]] == [
@@ -259,6 +265,156 @@ def test_pictures_that_cannot_be_read_are_an_error_and_no_score(eval_, squares, 
     rows = ["\t".join(("image", "group", "stratum", "file")), *(f"{line}\tnone.png" for line in names[1:])]
     (tmp_path / "data" / "images.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     done = eval_("--data", "data", "--langs", "de")
+    assert_one_line(
+        done, "data: none of its test pictures is there, such as data/none.png; put them back, or remove data"
+    )
+    for image in ("red-left-3", "grey-below-3"):
+        rows[1:] = [f"{line[:-8]}bad.png" if line.startswith(image) else line for line in rows[1:]]
+    (tmp_path / "data" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "images.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    done = eval_("--data", "data", "--langs", "de")
     assert done.exit_code == 2
     assert "Error: data, test, de: there is nothing to rank" in done.output
     assert "Traceback" not in done.output
+    table = tmp_path / "data" / "images.tsv"
+    table.write_text(table.read_text().replace("none.png", "").replace("bad.png", ""), encoding="utf-8")
+    message = "put the pictures, under their names in images.tsv, into data/pictures, or remove data"
+    assert_one_line(eval_("--data", "data", "--langs", "de"), message)
+    (tmp_path / "data" / "pictures").mkdir()
+    for name in read_captions(squares).names:
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "data" / "pictures" / name, "PNG")
+    assert eval_("--data", "data", "--langs", "de").exit_code == 0  # the advice works
+
+
+def test_every_evaluation_has_a_folder_of_its_own(folder, squares, colours, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "model")
+    shutil.copytree(folder, run / "model-wise_ft")
+    shutil.copytree(squares, tmp_path / "other" / "data")
+    monkeypatch.chdir(tmp_path)
+
+    def eval_model(*words: str, model: str = "model") -> str:
+        done = CliRunner().invoke(cli, ["eval", str(run / model), *map(str, words)])
+        assert done.exit_code == 0, done.output
+        assert "computed on: " in done.output
+        return next(line for line in done.output.splitlines() if line.startswith("written"))
+
+    squares_data = ["--data", squares, "--langs", "de"]
+    assert eval_model(*squares_data).startswith(f"written: {run}/eval/data.test/results.json, ")
+    assert eval_model(*squares_data).startswith(f"written over earlier results: {run}/eval/data.test/results.json, ")
+    assert f" {run}/eval/data.valid/results" in eval_model(*squares_data, "--split", "valid")
+    assert f" {run}/eval/data.test.xtd/results" in eval_model(*squares_data, "--protocol", "xtd")
+    assert f" {run}/eval/data.test-2/results" in eval_model("--data", "other/data", "--langs", "de")
+    assert f" {run}/eval/data.test.model-wise_ft/results" in eval_model(*squares_data, model="model-wise_ft")
+    bitext = ["--data", squares, "--task", "bitext", "--sentences", "5"]
+    assert f" {run}/eval/data.test.bitext/results" in eval_model(*bitext)
+    done = CliRunner().invoke(cli, ["report", str(run), "--out", "all.html"])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "all.html").read_text(encoding="utf-8")
+    for title in (
+        "Image-text retrieval, test of data, protocol any",
+        "Image-text retrieval, valid of data, protocol any",
+        "Image-text retrieval, test of data, protocol xtd",
+        "Retrieval of parallel sentences, test of data",
+    ):
+        assert page.count(f"<h2>{title}</h2>") == 1
+    assert "model-wise_ft" in page
+    found = json.loads((run / "eval" / "data.test" / "results.json").read_text(encoding="utf-8"))
+    assert found["device"].startswith("cuda" if torch.cuda.is_available() else "cpu")
+    assert f"evaluated on {found['device']}" in page
+    assert {(row["n_images"], row["protocol"]) for row in found["results"]} == {(12, "any")}
+
+
+def test_a_report_reads_what_earlier_versions_wrote(folder, squares, tmp_path):
+    found = {"data": "data/x", "task": "retrieval", "split": "test", "protocol": "any", "results": []}
+    about = {"language": "de", "tower": "student", "task": "zeroshot_retrieval", "split": "test", "dataset": "x"}
+    row = about | {"model": "m", "metrics": {"mean_recall": 0.5}}
+    write_json(tmp_path / "run" / "eval" / "results.json", found | {"results": [row]})
+    row = about | {"model": "m", "metrics": {"acc1": 0.25}, "task": "zeroshot_classification"}
+    write_json(tmp_path / "run" / "eval_zeroshot" / "results.json", found | {"task": "zeroshot", "results": [row]})
+    words = ["report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Image-text retrieval, test of x" in page
+    assert "Zero-shot classification, test of x" in page
+    assert "50.0" in page
+    assert "25.0" in page
+
+
+def test_the_command_that_train_prints_scores_the_model(folder, squares, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "my run" / "model")
+    shutil.copytree(squares, tmp_path / "own data")
+    table = tmp_path / "own data" / "captions.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("\ttest\t", "\ttrain\t"), encoding="utf-8")
+    for path in (tmp_path / "own data" / "bitext").glob("test*"):
+        path.unlink()
+    texts = tiny.recipe(squares)
+    texts["data"] |= {"captions": None, "bitext": "own data/bitext"}
+    texts |= {"stages": texts["stages"][1:2], "evaluation": None}
+    texts["teacher"]["weights"] = "random"
+    for tree, words in (
+        (tiny.recipe(squares), f"--data {squares}"),
+        (tiny.recipe(Path("own data")), "--data 'own data' --split valid"),
+        (texts, "--task bitext --data 'own data' --split valid"),
+    ):
+        command = eval_command(Path("my run/model"), parse(tree, Recipe, "tiny"))
+        assert command == f"mclip-kit eval 'my run/model' {words}"
+        done = CliRunner().invoke(cli, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.output
+
+
+WRONG = """
+import sys
+from click.testing import CliRunner
+from mclip_kit.cli import cli
+for line in sys.stdin:
+    done = CliRunner().invoke(cli, line.split())
+    print("torch" in sys.modules, done.exit_code, done.output.strip().splitlines()[-1])
+"""
+
+
+def test_wrong_words_are_found_before_torch_is_imported(folder, squares, colours, tmp_path):
+    (tmp_path / "few.yaml").write_text("de: {classnames: [blau], templates: ['{c}']}", encoding="utf-8")
+    (tmp_path / "few.tsv").write_text("Quadrat\tsquare\n", encoding="utf-8")
+    shutil.copytree(squares, tmp_path / "text")
+    for table in ("images.tsv", "captions.tsv"):
+        lines = (tmp_path / "text" / table).read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / "text" / table).write_text(lines[0], encoding="utf-8")
+    (tmp_path / "text" / "images.npy").unlink()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(folder)
+    model, data = f"{folder}", f"--data {squares}"
+    cases = {
+        f"{model} --data none": "none: not a prepared corpus",
+        f"{model} {data} --split dev": "no captions in split 'dev'; there are test, train, valid",
+        f"{model} {data} --langs de,ja": "no test captions in ja; there are de, en, fr",
+        f"{model} {data} --langs ,": "--langs names no language",
+        f"none {data}": "none: no such folder; give a model folder",
+        f"{tmp_path}/run {data}": f"run: is a run, not a model folder; give {tmp_path}/run/model",
+        f"{squares} {data}": "config.json: missing",
+        f"{model} {data} --task translation": "translator.json: missing",
+        f"{squares} {data} --task bitext": "contains no encoder",
+        f"{model} {data} --task bitext --langs de,fr": "no test pair within de, fr",
+        f"{model} {data} --task bitext --split dev": "no dev pair",
+        f"{model} {data} --baseline techer": "--baseline techer: give teacher, translated:FILE or a model folder",
+        f"{model} {data} --baseline translated:none.tsv": "none.tsv: missing",
+        f"{model} {data} --baseline translated:{tmp_path}/few.tsv": "few.tsv: no English for",
+        f"{model} --data {tmp_path}/text": "has no pictures to find; its sentences are for --task bitext",
+        f"{model} --data {colours} --task zeroshot --classes none.yaml": "--classes none.yaml: no such file",
+        f"{model} --data {colours} --task zeroshot --classes {tmp_path}/few.yaml": "has 1 names",
+        f"{model} --data {tmp_path}/no --task zeroshot": "no: no such folder",
+    }
+    cases = {f"eval {words}": message for words, message in cases.items()} | {
+        f"report {squares} --out r.html": "no eval/DATA.SPLIT/results.json and no metrics.jsonl",
+        f"export open-clip {squares} --out {tmp_path}/o": "config.json: missing",
+        f"export fairseq {squares} --out {tmp_path}/o": "contains no encoder",
+    }
+    asked = [sys.executable, "-c", WRONG]
+    done = subprocess.run(asked, input="\n".join(cases), capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(cases), done.stdout
+    for line, (words, message) in zip(lines, cases.items(), strict=True):
+        assert line.startswith("False 2 Error: "), (words, line)
+        assert message in line, (words, line)

@@ -1,5 +1,7 @@
 """Retrieval metrics against slow loops, with ties, several captions a picture and pictures that look the same."""
 
+import shutil
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,11 @@ from PIL import Image
 
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
-from mclip_kit.data.captions import read_captions
+from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.errors import DataError
+from mclip_kit.evaluate.qualitative import embedded
 from mclip_kit.evaluate.ranks import ranks, recall
-from mclip_kit.evaluate.retrieval import Retrieval, evaluate, log_values, score
+from mclip_kit.evaluate.retrieval import VALIDATION, Retrieval, evaluate, log_values, score
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.train.build import build_model
@@ -165,6 +168,70 @@ def test_a_language_or_split_without_captions_is_refused(model, squares):
         evaluate(model, read_captions(squares), "valid", ["ja"])
     with pytest.raises(DataError, match="no captions in split 'dev'"):
         evaluate(model, read_captions(squares), "dev")
+
+
+def without(captions: Captions, language: str, images: Collection[int]) -> Captions:
+    """The same captions without those of some pictures in a language."""
+    kept = ~(np.isin(captions.images, list(images)) & (captions.languages == language))
+    columns = {name: getattr(captions, name)[kept] for name in ("images", "languages", "splits", "texts")}
+    return replace(captions, **columns)
+
+
+def test_the_gallery_is_the_split_whatever_languages_are_asked_for(model, squares):
+    whole = read_captions(squares)
+    half = whole.gallery("test")[::2]
+    captions = without(whole, "de", half)
+    alone = evaluate(model, captions, "test", ["de"])
+    together = evaluate(model, captions, "test", ["en", "de", "fr"])
+    for results in (alone, together):
+        assert {name: found.gallery for name, found in results.items()} == dict.fromkeys(results, 12)
+        assert (results["de"].captions, results["teacher"].captions) == (6, 12)
+    for name in ("de", "teacher"):
+        assert alone[name].t2i_Q.tolist() == together[name].t2i_Q.tolist()
+        assert alone[name].i2t_G.tolist() == together[name].i2t_G.tolist()
+    seen = embedded(model, captions, "test", ["de"])
+    assert seen.images_G.tolist() == whole.gallery("test").tolist()
+    assert sorted(captions.images[seen.rows_Q]) == sorted(set(whole.gallery("test")) - set(half))
+
+
+def test_pictures_without_any_caption_are_in_the_gallery_of_their_split(model, squares):
+    whole = read_captions(squares)
+    bare = whole.gallery("test")[:3]
+    captions = whole
+    for language in ("en", "de", "fr"):
+        captions = without(captions, language, bare)
+    assert evaluate(model, captions, "test", ["de"])["de"].gallery == 9  # it is not known where the others belong
+    captions = replace(captions, uncaptioned={"test": bare})
+    found = evaluate(model, captions, "test", ["de"])
+    assert (found["de"].gallery, found["de"].captions, len(found["de"].i2t_G)) == (12, 9, 9)
+
+
+def test_by_protocol_language_the_gallery_is_what_has_a_caption_in_it(model, squares):
+    captions = without(read_captions(squares), "de", read_captions(squares).gallery("test")[::2])
+    for languages in (["de"], ["de", "fr"]):
+        found = evaluate(model, captions, "test", languages, protocol="language")
+        sizes = {"teacher": 12, "de": 6, "fr": 12}
+        assert {name: result.gallery for name, result in found.items()} == {n: sizes[n] for n in found}
+    german = (captions.languages == "de") & (captions.splits == "test")
+    expected = evaluate(model, replace(captions, splits=np.where(german, "german", "")), "german")
+    assert found["de"].scores() == expected["de"].scores()
+
+
+def test_the_score_while_training_has_the_whole_gallery(model, squares, tmp_path):
+    shutil.copytree(squares, tmp_path / "data")
+    table = tmp_path / "data" / "captions.tsv"
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    german = [line for line in lines if "\tde\tvalid\t" in line]
+    table.write_text("".join(line for line in lines if line not in german[::2]), encoding="utf-8")
+    tree = tiny.recipe(tmp_path / "data")
+    values = []
+    for languages in (["de"], ["de", "fr"]):
+        tree["evaluation"]["languages"] = languages
+        opened = VALIDATION.open(parse(tree, Recipe, "tiny"), [])
+        scored = opened.score(model, FeatureCache(), None)
+        values.append((scored["de_t2i_r1"], scored["teacher_t2i_r1"]))
+        assert opened.data == f"valid of {tmp_path / 'data'} (12 pictures)"
+    assert values[0] == values[1]
 
 
 def test_log_values_are_means_over_languages_without_the_teacher(model, squares):

@@ -16,7 +16,8 @@ from mclip_kit.cli import cli
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.bitext import errors, held_out, held_out_sentences, mean_pooled
-from mclip_kit.evaluate.translation import evaluate, log_values, score
+from mclip_kit.evaluate.bleu import Score
+from mclip_kit.evaluate.translation import Translated, evaluate, log_values, notes, score
 from tests.models.test_translator import translator
 
 WRITTEN = {
@@ -89,6 +90,13 @@ def test_held_out_sentences_are_translated_and_summed_up(squares: Path) -> None:
     assert values["bleu"] == pytest.approx((forth.score.bleu + back.score.bleu) / 2)
     assert values["retrieval_error"] == pytest.approx(100 - values["retrieval_accuracy"])
     assert {"en-de_retrieval_error", "de-en_retrieval_error", "en-de_chrf", "de-en_bleu"} <= values.keys()
+
+
+def test_bleu_that_counts_characters_for_want_of_packages_is_told_with_the_way_to_words() -> None:
+    lacking = Translated(["a"], ["b"], ["b"], Score(1.0, 1.0, "tok:char", "", "ja"))
+    whole = Translated(["a"], ["b"], ["b"], Score(1.0, 1.0, "tok:zh", ""))
+    told = "BLEU of ja counts characters; to count words: pip install 'sacrebleu[ja]'"
+    assert notes({("en", "ja"): lacking, ("de", "ja"): lacking, ("en", "zh"): whole}) == [told]
 
 
 def test_directions_within_some_languages(squares: Path) -> None:

@@ -217,10 +217,17 @@ def test_strata_of_a_captioned_corpus_are_classes(squares):
         read_labelled(squares, "test")
 
 
-def test_pictures_of_several_splits_without_captions_are_refused(colours, tmp_path):
+def test_pictures_of_several_splits_without_captions_know_their_split(colours, tmp_path):
     corpus = declaration("imagenet_a")
     tree = overridden(corpus.model_dump(), ["options.split=''", "splits.test=0.5"])
     prepare(type(corpus).model_validate(tree), tmp_path / "data", source=Source(colours))
+    parts = [set(read_labelled(tmp_path / "data", split).images_N.tolist()) for split in ("train", "test")]
+    assert all(30 < len(part) < 66 for part in parts)
+    assert parts[0] | parts[1] == set(range(96))
+    assert not parts[0] & parts[1]
+    with pytest.raises(DataError, match="no pictures in split 'valid'; there are test, train"):
+        read_labelled(tmp_path / "data", "valid")
+    (tmp_path / "data" / "uncaptioned.tsv").unlink()  # as an earlier version prepared it
     with pytest.raises(DataError, match="it is not known which pictures are test"):
         read_labelled(tmp_path / "data", "test")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mclip_kit.config.model import AS_OPEN_CLIP, AS_SEEN
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
@@ -37,6 +38,7 @@ def model(built: MultilingualClip) -> Iterator[MultilingualClip]:
     built.load_state_dict(before)
     built.projector.pooling = how
     built.clip[0].preprocess = preprocess
+    built.clip[0].pictures = AS_SEEN
     for tower, known in hooks.items():
         getattr(built, tower)._forward_hooks.clear()
         getattr(built, tower)._forward_hooks.update(known)
@@ -77,6 +79,11 @@ def other_mean(model: MultilingualClip) -> dict[str, Any]:
     return {}
 
 
+def other_pictures(model: MultilingualClip) -> dict[str, Any]:
+    model.clip[0].pictures = AS_OPEN_CLIP
+    return {}
+
+
 def other_pool(model: MultilingualClip) -> dict[str, Any]:
     model.projector.pooling = "mean"
     return {}
@@ -89,6 +96,7 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
     "a weight of the teacher": (nudge("teacher_text.token_embedding.weight"), {"teacher"}),
     "a weight of the encoder": (nudge("encoder.model.embeddings.word_embeddings.weight"), {"tokens", "pooled"}),
     "the preprocessing": (other_mean, {"image"}),
+    "how pictures become RGB": (other_pictures, {"image"}),
     "the pool": (other_pool, {"pooled"}),
     "the precision": (lambda model: {"precision": torch.bfloat16}, {"image", "teacher", "tokens", "pooled"}),
     "the stored type": (lambda model: {"dtype": "fp32"}, {"image", "teacher", "tokens", "pooled"}),

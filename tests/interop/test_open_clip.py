@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from mclip_kit.cli import cli
+from mclip_kit.config.model import AS_OPEN_CLIP, AS_SEEN
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import CheckpointError
 from mclip_kit.evaluate.retrieval import score
-from mclip_kit.interop.open_clip import export_open_clip
+from mclip_kit.interop.open_clip import export_open_clip, notes
+from mclip_kit.interop.open_clip_text import DIRTY, SPECIAL
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.text_encoder import new_encoder
@@ -96,6 +99,47 @@ def test_open_clip_cleans_texts_and_cuts_them_at_the_context(squares, tmp_path):
     torch.testing.assert_close(theirs_ND, ours_ND, atol=1e-5, rtol=0)
 
 
+def test_dirty_texts_have_the_same_embeddings_if_the_model_cleans_them(squares, tmp_path):
+    model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
+    export_open_clip(model, tmp_path / "raw")
+    assert "text_cleaning: none" in (tmp_path / "raw" / "README.md").read_text()
+    plain_ND = model.encode_text(TEXTS)
+    special_ND = strangers(tmp_path / "raw", SPECIAL)[0]  # names of special tokens are text with and without cleaning
+    torch.testing.assert_close(special_ND, model.encode_text(SPECIAL), atol=1e-5, rtol=0)
+    assert (strangers(tmp_path / "raw", DIRTY)[0] - model.encode_text(DIRTY)).abs().max() > 0.01
+    model.text_cleaning = "ftfy"
+    export_open_clip(model, tmp_path / "out")
+    torch.testing.assert_close(strangers(tmp_path / "out", DIRTY)[0], model.encode_text(DIRTY), atol=1e-5, rtol=0)
+    assert torch.equal(model.encode_text(TEXTS), plain_ND)
+    assert "text_cleaning" not in (tmp_path / "out" / "README.md").read_text()
+    content = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
+    assert content["mclip_kit"] == {"text_cleaning": "ftfy", "pictures": AS_OPEN_CLIP.model_dump()}
+
+
+def test_what_open_clip_does_otherwise_with_pictures_is_told(squares, tmp_path):
+    model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
+    assert not [note for note in notes(model, "teacher", 77) if "Pictures" in note]
+    model.clip[0].pictures = AS_SEEN
+    (note,) = notes(model, "teacher", 77)
+    for word in ("EXIF", "transparent", "16-bit"):
+        assert word in note
+    assert any("cuts them at 5 tokens" in note for note in notes(model, "student", 5))
+    export_open_clip(model, tmp_path / "out", "teacher")
+    assert note in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_moved_folder_is_mended_by_the_command_in_its_readme(squares, tmp_path):
+    model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
+    export_open_clip(model, tmp_path / "out")
+    moved = (tmp_path / "out").rename(tmp_path / "else where")
+    with pytest.raises(OSError, match="out"):
+        strangers(moved)
+    command = (moved / "README.md").read_text().split("```")[1].strip()
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(command, shell=True, cwd=moved, env=environment, check=True)
+    torch.testing.assert_close(strangers(moved)[0], model.encode_text(TEXTS), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("clip_projector", ["none", "linear"])
 @pytest.mark.parametrize("teacher", [tiny.TEACHER, RESNET, TEXT_BIAS], ids=["vit", "resnet", "text bias"])
 def test_open_clip_gives_the_teachers_embeddings_in_the_models_space(squares, tmp_path, teacher, clip_projector):
@@ -157,7 +201,8 @@ def test_the_folder_is_a_teacher_of_ours_wherever_it_goes(squares, tmp_path):
 @pytest.fixture(scope="module")
 def saved(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MultilingualClip, Path]:
     """A model of AltCLIP's head, and its folder."""
-    model = build(squares, {"kind": "altclip", "pool": "cls"}, "linear", 24, tiny.TEACHER)
+    teacher = {**tiny.TEACHER, "text_cfg": {**tiny.TEACHER["text_cfg"], "context_length": 40}}  # cut texts would tie
+    model = build(squares, {"kind": "altclip", "pool": "cls"}, "linear", 24, teacher)
     folder = tmp_path_factory.mktemp("saved")
     model.save(folder / "model")
     return model, folder
@@ -177,31 +222,55 @@ def test_the_command_says_how_to_load_what_it_wrote(saved, tmp_path):
     assert f"{tmp_path / 'out'}: exists already" in again.output
 
 
-def webdataset(folder: Path, captions: Any, images: np.ndarray) -> list[list[str]]:
-    """A retrieval set as clip-benchmark reads it, two captions a picture; the captions."""
+def dirty(text: str, number: int) -> str:
+    """One of several ways in which texts of the web are dirty."""
+    ways = ("“{}”", "schÃ¶n {}", "{} &amp;amp; {}", "  {}  ", "<s> {}", "{} </s>", "<mask> {}", "{}’s <pad>", "{}")
+    return ways[number % len(ways)].replace("{}", text)
+
+
+def odd(picture: Image.Image, number: int) -> bytes:
+    """The picture as a file with transparency, with an orientation, or as it is."""
+    picture, written = picture.convert("RGB"), io.BytesIO()
+    options: dict[str, Any] = {}
+    kind = number % 3
+    if kind == 0:
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    elif kind == 1:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6
+    picture.save(written, "png", **options)
+    return written.getvalue()
+
+
+def webdataset(folder: Path, captions: Any, images: np.ndarray) -> tuple[list[list[str]], list[Path]]:
+    """A retrieval set as clip-benchmark reads it, with dirty texts and odd pictures; captions and picture files."""
     (folder / "test").mkdir(parents=True)
     (folder / "dataset_type.txt").write_text("retrieval")
     (folder / "test" / "nshards.txt").write_text("1")
-    texts = []
+    texts, files = [], []
     with tarfile.open(folder / "test" / "0.tar", "w") as archive:
-        for image in images:
-            own = [str(captions.texts[row]) for row in np.flatnonzero(captions.images == image)][:2]
+        for number, image in enumerate(images):
+            rows = np.flatnonzero(captions.images == image)[:2]
+            own = [dirty(str(captions.texts[row]), 2 * number + i) for i, row in enumerate(rows)]
             texts.append(own)
-            png = io.BytesIO()
-            captions.picture(int(image)).save(png, "png")
-            for suffix, content in (("png", png.getvalue()), ("txt", "\n".join(own).encode())):
+            png = odd(captions.picture(int(image)), number)
+            files.append(folder / f"{image:04}.png")
+            files[-1].write_bytes(png)
+            for suffix, content in (("png", png), ("txt", "\n".join(own).encode())):
                 member = tarfile.TarInfo(f"{image:04}.{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    return texts
+    return texts, files
 
 
 def test_clip_benchmarks_command_prints_our_metrics_to_the_last_digit(saved, squares, tmp_path):
+    """Also for dirty texts, and for odd pictures if the model takes them as open_clip does."""
     pytest.importorskip("clip_benchmark", reason="the extra `dev` is not installed")
     model, _ = saved
+    model.text_cleaning = "ftfy"
     captions = read_captions(squares)
     images = np.unique(captions.images)[::2]
-    texts = webdataset(tmp_path / "data", captions, images)
+    texts, files = webdataset(tmp_path / "data", captions, images)
     towers = {"student": model.encode_text, "teacher": model.encode_teacher_text}
     for tower in towers:
         export_open_clip(model, tmp_path / tower, tower)
@@ -219,7 +288,7 @@ def test_clip_benchmarks_command_prints_our_metrics_to_the_last_digit(saved, squ
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    image_GD = model.encode_image([captions.picture(int(image)) for image in images]).numpy()
+    image_GD = model.encode_image(files).numpy()
     order, flat = np.arange(len(images)), [text for own in texts for text in own]
     for tower, encode in towers.items():
         printed = json.loads((tmp_path / f"local-dir:{tower}.json").read_text())["metrics"]
@@ -228,3 +297,6 @@ def test_clip_benchmarks_command_prints_our_metrics_to_the_last_digit(saved, squ
             for k in (1, 5, 10):
                 assert printed[f"{theirs}_retrieval_recall@{k}"] == np.float32(found[f"{ours}_r{k}"] / 100), (tower, k)
     assert 0 < found["t2i_r10"] < 100
+    seen = deepcopy(model)
+    seen.clip[0].pictures = AS_SEEN
+    assert (seen.encode_image(files).numpy()[::3] - image_GD[::3]).max() > 0.01  # transparent ones

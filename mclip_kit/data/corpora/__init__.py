@@ -2,8 +2,11 @@
 
 schema.py      what a declaration may say
 source.py      finds the files of a source: in folders and zips, compressed or not
+picture_files.py
+               finds the files of named pictures
 account.py     counts the rows of a source, and what of it is not taken
-lines.py, table.py (with records.py), annotations.py, webdataset.py, folder.py    a reader for each kind of source
+lines.py, table.py (with records.py, whole_files.py, cells.py), annotations.py, webdataset.py, folder.py
+               a reader for each kind of source
 
 To add a corpus of a known kind, write `data_prep/NAME.yaml`. To add a kind of source, also write one module here with
 `read(corpus, source) -> Content`, and name it in the YAML: `reader: MODULE`. The options of a reader are a `Section`
@@ -55,6 +58,7 @@ class Row:
         texts: (language, text); a language may occur several times.
         image: the picture's name; rows with the same name have the same picture.
         file: where the picture is, if the reader knows: a path or a tar member (see `data.images`).
+        content: the picture's file itself, if it is inside a table; it is copied.
         parallel: the texts are translations of each other, so they also go into the bitext.
         group: pictures with the same number look the same; None: no other picture looks like this one.
         stratum: a label by which results are also reported.
@@ -64,6 +68,7 @@ class Row:
     texts: list[tuple[str, str]]
     image: str | None = None
     file: str | None = None
+    content: bytes | None = None
     parallel: bool = False
     group: int | None = None
     stratum: str = "all"

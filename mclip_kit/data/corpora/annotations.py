@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 
 from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
+from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.source import File, Source
-from mclip_kit.data.images import SUFFIXES, picture_id
+from mclip_kit.data.images import SUFFIXES, picture_id, without_number
 from mclip_kit.errors import DataError
-from mclip_kit.progress import tqdm
 
 KARPATHY = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 TAG = re.compile(r":[A-Za-z]+\d*(?=\s|$)")
@@ -86,7 +86,7 @@ def read(corpus: Corpus, source: Source) -> Content:
     if not found:
         raise DataError(f"{source.root}: no captions in {', '.join(sorted(languages))}; {corpus.obtain}")
     lists = _lists(chosen.splits, source)
-    return Content(_rows(found, lists, corpus.pictures, chosen.parallel))
+    return Content(_rows(found, lists, corpus.pictures, chosen.parallel, source.account))
 
 
 def _files(part: Part, source: Source) -> list[File]:
@@ -106,23 +106,24 @@ def _lists(splits: Splits | None, source: Source) -> list[tuple[str, File]]:
     return [(split, source.require(pattern)) for split, pattern in named.items()]
 
 
-def _rows(found: FoundParts, lists: list[tuple[str, File]], source: str | None, parallel: bool) -> Iterator[Row]:
+def _rows(
+    found: FoundParts, lists: list[tuple[str, File]], source: str | None, parallel: bool, account: Account
+) -> Iterator[Row]:
     pictures: dict[str, Picture] = {}
     for split, file in lists:
         names = _karpathy_splits(file) if split == "karpathy" else ((line.strip(), split) for line in file.lines())
         for name, where in names:
             if name:
                 _find_or_add(pictures, name, where, source, file)
-    outside = [_add_captions(part, file, pictures, source, closed=bool(lists)) for part, file in found]
-    left_out = [f"{n:,} of {file.name}" for (_, file), n in zip(found, outside, strict=True) if n]
-    if left_out:
-        tqdm.write(f"pictures in no split, left out with their captions: {', '.join(left_out)}")
+    outside: set[str] = set()
+    for part, file in found:
+        outside |= _add_captions(part, file, pictures, source, bool(lists), account)
+    account.leave_out("pictures in no split, with their captions", next(iter(outside), ""), len(outside))
     for picture in pictures.values():
-        numbers = sorted({number for _, number, _ in picture.texts}) if parallel else [None]
-        for chosen in numbers:
+        numbers = sorted({number for _, number, _ in picture.texts}) if parallel and picture.texts else [None]
+        for chosen in numbers:  # a picture without captions belongs to the gallery of its split
             texts = [(language, text) for language, number, text in picture.texts if chosen in (None, number)]
-            if texts:
-                yield Row(picture.split, texts, image=picture.name, parallel=parallel)
+            yield Row(picture.split, texts, image=picture.name, parallel=parallel)
 
 
 def _find_or_add(pictures: dict[str, Picture], name: str, split: str, source: str | None, file: File) -> Picture:
@@ -131,7 +132,7 @@ def _find_or_add(pictures: dict[str, Picture], name: str, split: str, source: st
     Raises:
         DataError: it was added in another split.
     """
-    name = name.partition("#")[0]
+    name = without_number(name)
     picture = pictures.setdefault(picture_id(name, source), Picture(name, split))
     if picture.split != split:
         here, there = split or "none", picture.split or "none"
@@ -139,8 +140,10 @@ def _find_or_add(pictures: dict[str, Picture], name: str, split: str, source: st
     return picture
 
 
-def _add_captions(part: Part, file: File, pictures: dict[str, Picture], source: str | None, closed: bool) -> int:
-    """Add a file's captions to their pictures; returns the number of its pictures that are in no split.
+def _add_captions(
+    part: Part, file: File, pictures: dict[str, Picture], source: str | None, closed: bool, account: Account
+) -> set[str]:
+    """Add a file's captions to their pictures; returns its pictures that are in no split.
 
     Args:
         closed: lists of the splits are given, so other pictures are left out instead of added.
@@ -156,10 +159,13 @@ def _add_captions(part: Part, file: File, pictures: dict[str, Picture], source: 
         inside = True
         if not picture.name.lower().endswith(tuple(SUFFIXES)) and name.lower().endswith(tuple(SUFFIXES)):
             picture.name = name
+        if not caption.strip():
+            account.ignore(f"empty captions in {part.language}", f"{file} picture {name}")
+            continue
         picture.texts.append((part.language, number, _remove_segmentation(caption) if part.segmented else caption))
     if not inside:
         raise DataError(f"{file}: none of its {len(outside):,} pictures is in a split; is it from another corpus?")
-    return len(outside)
+    return outside
 
 
 def _remove_segmentation(caption: str) -> str:
@@ -181,7 +187,7 @@ def _karpathy(file: File) -> NumberedCaptions:
     for number, image in enumerate(_items(file, file.json(), "images")):
         name = _value(image, "filename", str, file, "images", number)
         for index, sentence in enumerate(_value(image, "sentences", list, file, "images", number)):
-            yield name, index, _value(sentence, "raw", str, file, f"images[{number}].sentences", index)
+            yield name, index, _caption(sentence, "raw", file, f"images[{number}].sentences", index)
 
 
 def _coco(file: File) -> NumberedCaptions:
@@ -195,7 +201,7 @@ def _coco(file: File) -> NumberedCaptions:
         identity = _value(annotation, "image_id", int, file, "annotations", number)
         index = seen[identity] = seen.get(identity, -1) + 1
         name = names.get(identity, str(identity))
-        yield name, index, _value(annotation, "caption", str, file, "annotations", number)
+        yield name, index, _caption(annotation, "caption", file, "annotations", number)
 
 
 def _items(file: File, content: Any, key: str) -> list[Any]:
@@ -210,6 +216,13 @@ def _value(item: Any, key: str, kind: type, file: File, where: str, number: int)
     if not isinstance(value, kind):
         raise DataError(f"{file}: {where}[{number}] has no {key!r} ({kind.__name__}); fetch the file again")
     return value
+
+
+def _caption(item: Any, key: str, file: File, where: str, number: int) -> str:
+    """A caption; empty if it is null, which is counted."""
+    is_null = isinstance(item, dict) and key in item and item[key] is None
+    caption: str = "" if is_null else _value(item, key, str, file, where, number)
+    return caption
 
 
 def _numbered(file: File) -> NumberedCaptions:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from mclip_kit.config.yaml import Count, Section, suggest
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.source import File, Source
+from mclip_kit.data.images import without_number
 from mclip_kit.data.languages import language_spellings
 from mclip_kit.errors import DataError, RecipeError
 
@@ -115,7 +116,7 @@ def _rows(part: Part, columns: PartFiles, images: File | None) -> Iterator[Row]:
             raise _different_lengths(files)
         rows += 1
         if images:
-            name = lines[-1].strip().partition("#")[0]
+            name = without_number(lines[-1])
             if not name:
                 raise DataError(
                     f"{images} line {rows}: the picture's name is missing; add it, or remove the line from all files"

@@ -29,6 +29,9 @@ class Vocabulary(Section):
     coverage: Annotated[float, Field(ge=0.98, le=1)] = Field(
         0.9995, description="Share of the characters that get a piece."
     )
+    max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.2, description="Largest share of <unk> among the pieces of a language; from 0.02 on there is a warning."
+    )
 
 
 class Cleaning(Section):
@@ -50,6 +53,11 @@ class Cleaning(Section):
     )
     too_long: Literal["cut", "drop"] = Field(
         "cut", description="Whether sentences longer than `max_tokens` are cut, or dropped with their pairs."
+    )
+    leaks: Literal["report", "drop", "keep"] = Field(
+        "report",
+        description="What becomes of training texts and pictures that valid or test has too: they stay and test sets "
+        "are reported, they are dropped from train, or they stay and nothing is said.",
     )
 
     @field_validator("characters")
@@ -83,7 +91,14 @@ class Corpus(Section):
     expect: dict[Annotated[str, Field(pattern=COUNTED)], int] = Field(
         {}, description="Counts of a whole source: images.SPLIT, captions.SPLIT.LANG, pairs.SPLIT.LANG-LANG."
     )
-    splits: dict[str, Fraction] = Field({}, description="Held-out shares; the rest is train.")
+    splits: dict[str, Fraction] = Field(
+        {},
+        description="Held-out shares of rows whose split the source does not give, drawn by picture and by normalised "
+        "text; the rest is train.",
+    )
+    held_out: Count | None = Field(
+        None, description="About the most rows of a drawn split; None: the shares of `splits`, however long the corpus."
+    )
     options: dict[str, Any] = Field({}, description="Options of the reader.")
     cleaning: Cleaning = Field(default_factory=lambda: Cleaning.model_validate({}))
     vocabulary: Vocabulary = Field(default_factory=lambda: Vocabulary.model_validate({}))

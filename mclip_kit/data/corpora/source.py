@@ -8,7 +8,7 @@ import lzma
 import os
 import zipfile
 import zlib
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from mclip_kit.data.corpora.account import Account
-from mclip_kit.data.images import SUFFIXES, picture_id
+from mclip_kit.data.corpora.picture_files import PictureFiles
 from mclip_kit.errors import DataError, first_line
-from mclip_kit.progress import tqdm
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+BLOCK = 1 << 20  # bytes that are decoded at once
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
@@ -55,24 +55,27 @@ class File:
                     raw = stack.enter_context(stack.enter_context(zipfile.ZipFile(raw)).open(self.member))
                 opener = OPENERS.get(Path(self.member or self.path).suffix)
                 yield stack.enter_context(opener(raw, "rb")) if opener else raw
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise DataError(f"{self}: cannot be read ({error.strerror}); check its path and its permissions") from None
         except BROKEN as error:
             raise DataError(f"{self}: cannot be read ({first_line(error)}); fetch it again") from None
 
-    def lines(self) -> Iterator[str]:
+    def lines(self, encoding: str | None = None) -> Iterator[str]:
         """Its lines, without line ends and without a byte-order mark.
 
+        Args:
+            encoding: None: UTF-8, or UTF-16 if it begins with the mark of UTF-16.
         Raises:
-            DataError: it is damaged, or a line is not UTF-8; the message names file and line.
+            DataError: it is damaged, or a line is not in this encoding; the message names file and line.
         """
         whole = 0
         try:
             with self.open() as handle:
-                for line in handle:
-                    yield (line if whole else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n").decode()
+                for line in _decoded(handle, encoding):
+                    yield line.rstrip("\r\n")
                     whole += 1
-        except UnicodeDecodeError as error:
-            wrong = f"{error.object[error.start]:#04x}"
-            raise DataError(f"{self} line {whole + 1}: not UTF-8 (byte {wrong}); convert the file to UTF-8") from None
+        except UnicodeError as error:
+            raise DataError(f"{self} line {whole + 1}: {_wrong_encoding(error, encoding)}") from None
         except DataError as error:
             raise DataError(f"{error}; {whole:,} lines were whole") from None
 
@@ -83,12 +86,43 @@ class File:
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{self}: not JSON ({first_line(error)}); fetch it again") from None
+            raise DataError(f"{self}: not JSON ({first_line(error)}); correct it, or fetch it again") from None
 
     def sha256(self) -> str:
         """The hash of its uncompressed content."""
         with self.open() as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _decoded(handle: IO[bytes], encoding: str | None) -> Iterator[str]:
+    """The lines of a file as text; only line feeds end them."""
+    first = handle.readline()
+    if encoding is None and not first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        if first:
+            yield first.removeprefix(BOM_UTF8).decode()
+        yield from (line.decode() for line in handle)
+        return
+    decoder = getincrementaldecoder(encoding or "utf-16")()
+    rest, text = first, ""
+    while rest:
+        text += decoder.decode(rest)
+        *whole, text = text.split("\n")
+        yield from (line + "\n" for line in whole)
+        rest = handle.read(BLOCK)
+    text += decoder.decode(b"", final=True)
+    if text:
+        yield text
+
+
+def _wrong_encoding(error: UnicodeError, encoding: str | None) -> str:
+    """What is wrong, and how to go on."""
+    if encoding:
+        return f"not {encoding} ({first_line(error)}); correct its `encoding`, or convert the file to UTF-8"
+    byte = f" (byte {error.object[error.start]:#04x})" if isinstance(error, UnicodeDecodeError) else ""
+    return (
+        f"not UTF-8{byte}; convert the file to UTF-8: in Excel, save it as CSV UTF-8; elsewhere, "
+        "iconv -f cp1252 -t utf-8 OLD > NEW; or name the encoding of a table: --set options.tables.0.encoding=cp1252"
+    )
 
 
 def strip_compression(name: str) -> str:
@@ -179,30 +213,13 @@ class Source:
             raise DataError(f"{self.root}: {patterns[0]} is missing, plain or compressed; {self._obtain}")
         return found
 
-    @cached_property
-    def _pictures(self) -> dict[str, Path]:
-        """Name, with and without its suffix -> picture file."""
-        folder = self.images or self.root
-        found: dict[str, Path] = {}
-        if folder is not None and folder.is_dir():
-            for path, folders, names in tqdm(os.walk(folder), "looking for pictures", leave=False, unit="folder"):
-                folders.sort()
-                for name in sorted(names):
-                    if os.path.splitext(name)[1].lower() in SUFFIXES:
-                        found.setdefault(name, Path(path, name))
-                        found.setdefault(os.path.splitext(name)[0], Path(path, name))
-        return found
+    def pictures(self, unique: bool) -> PictureFiles:
+        """Finds the corpus's picture files: in `images`, or in the root.
 
-    def picture(self, name: str) -> Path | None:
-        """A picture's file, found by its path or only its name, with or without its suffix; None if it is missing."""
-        folder = self.images or self.root
-        if "/" in name and folder is not None and (folder / name).is_file():
-            return folder / name
-        base = name.rsplit("/", 1)[-1]
-        kind, _, number = picture_id(base, None).partition(":")
-        newer = f"{int(number):012}" if kind == "coco" and number else base  # as COCO 2017 names it
-        found = (self._pictures.get(key) for key in (base, os.path.splitext(base)[0], newer))
-        return next(filter(None, found), None)
+        Args:
+            unique: names of pictures are unique without their folders (`Corpus.pictures`).
+        """
+        return PictureFiles(self.images or self.root, self.root, unique)
 
     def check_hashes(self, checksums: dict[str, str]) -> None:
         """Compare files with their published SHA-256; the reader reports missing files.

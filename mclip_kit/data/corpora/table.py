@@ -1,8 +1,9 @@
-"""Reads tables: rows with named columns, from .tsv, .csv, .jsonl and .parquet.
+"""Reads tables: rows with named columns, from .tsv, .csv, .jsonl, .json, .parquet and .xlsx.
 
 Crossmodal-3600, Conceptual Captions, WIT, sentence pairs with a column a language, and most data sets of a hub.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from mclip_kit.config.yaml import Section, suggest
-from mclip_kit.data.corpora import SPLIT, Content, Corpus, Row, parse_options
-from mclip_kit.data.corpora.records import CellError, Format, OpenTable, open_table
+from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
+from mclip_kit.data.corpora.account import Account
+from mclip_kit.data.corpora.cells import NO_COLUMN, NamedPictures, as_split, as_texts, missing, name_of
+from mclip_kit.data.corpora.records import CellError, Form, OpenTable, open_table
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.languages import language_spellings, normalize_language
 from mclip_kit.errors import DataError, RecipeError
@@ -19,33 +22,36 @@ from mclip_kit.errors import DataError, RecipeError
 SPLITS = {"val": "valid", "dev": "valid", "validation": "valid"}
 
 
-class Table(Section):
+class Table(Form):
     """Files with the same columns."""
 
     file: str = Field(
         description="Its path below the source; with wildcards (* and ?), several files are read, sorted by name."
     )
     split: str = Field("", description="Of all its rows; empty: drawn by the corpus's `splits`.")
-    header: list[str] | None = Field(None, description="Names of the columns of a .tsv or .csv without a header line.")
-    format: Format | None = Field(None, description="None: by the ending of the file's name.")
-    quotes: bool | None = Field(None, description="Whether quotes enclose cells; None: in a .csv, not in a .tsv.")
     optional: bool = Field(False, description="The source may lack it.")
 
 
 class Options(Section):
-    """Options of this reader. In .jsonl and .parquet a column may be inside another: `en.caption`."""
+    """Options of this reader. In .jsonl, .json and .parquet a column may be inside another: `en.caption`."""
 
     tables: list[Table]
-    texts: str | dict[str, str] | None = Field(
-        None, description="The column of each language, with {language} for its code; or a map from language to column."
+    texts: str | dict[str, str | list[str]] | None = Field(
+        None,
+        description="The column of each language, with {language} for its code; or a map from language to its column "
+        "or columns.",
     )
-    text: str | None = Field(None, description="A column with text in one language.")
+    text: str | None = Field(None, description="A column with text, in one language or in that of `language`.")
     language: str | None = Field(
         None, description="The column with the language code of `text`; None: the corpus's first language."
     )
-    image: str | None = Field(None, description="The column with the picture's name.")
+    image: str | None = Field(
+        None, description="The column with the picture's name, or in a .parquet with the picture itself."
+    )
+    content: str | None = Field(None, description="The column of a .parquet with the picture that `image` names.")
     split: str | None = Field(None, description="The column with the split; None: all rows are in the table's `split`.")
     splits: dict[str, str] = Field({}, description="A name in that column -> train, valid or test.")
+    only: dict[str, str] = Field({}, description="Column -> the value that a row must have; other rows are left out.")
     parallel: bool = Field(False, description="The texts of a row are translations of each other.")
 
     @model_validator(mode="after")
@@ -54,8 +60,6 @@ class Options(Section):
             raise ValueError("give texts (a column for each language), text (one column), or both")
         if self.language is not None and self.text is None:
             raise ValueError("language is the language of `text`, which is missing")
-        if self.text is not None and self.texts is not None and self.language is None:
-            raise ValueError("text together with texts needs `language`")
         if self.parallel and self.texts is None:
             raise ValueError("parallel needs texts: a column for each language")
         if isinstance(self.texts, str) and "{language}" not in self.texts:
@@ -72,15 +76,18 @@ class Columns:
     """Which cells of a row hold what.
 
     Attributes:
-        texts: language -> cells that may hold its text; the first one that is not None is used.
+        texts: (language, cells that may hold a text in it): the first one that is not None is used.
         named: the cells with the language code and its text, and the wanted languages.
-        image, split: the cells with the name of the picture and of the split.
+        image, content, split: the cells with the name of the picture, its file, and the split.
+        only: (column, its cell, the value that it must have).
     """
 
-    texts: dict[str, list[GetCell]]
+    texts: list[tuple[str, list[GetCell]]]
     named: tuple[GetCell, GetCell, set[str]] | None
     image: GetCell | None
+    content: GetCell | None
     split: GetCell | None
+    only: list[tuple[str, GetCell, str]]
 
 
 def read(corpus: Corpus, source: Source) -> Content:
@@ -93,8 +100,7 @@ def read(corpus: Corpus, source: Source) -> Content:
     found = [(table, file) for table in chosen.tables for file in _files(table, source)]
     if not found:
         raise DataError(f"{source.root}: no table of this corpus in it; {corpus.obtain}")
-    languages = [*corpus.languages, *corpus.caption_languages]
-    return Content(row for table, file in found for row in _rows(table, file, chosen, languages))
+    return Content(_all_rows(found, chosen, [*corpus.languages, *corpus.caption_languages], source.account))
 
 
 def _files(table: Table, source: Source) -> list[File]:
@@ -102,50 +108,154 @@ def _files(table: Table, source: Source) -> list[File]:
     return found if found or table.optional else [source.require(table.file)]
 
 
-def _rows(table: Table, file: File, chosen: Options, languages: list[str]) -> Iterator[Row]:
-    opened = open_table(file, table.format, table.header, table.quotes)
-    names = _text_columns(chosen, languages, opened.names)
-    columns = _columns(chosen, names, languages, opened, file)
-    splits = SPLITS | chosen.splits
-    wanted = {name for several in names.values() for name in several} | ({chosen.text} if chosen.text else set())
-    textless, has_text = None, False  # a row without texts; whether another row has some
-    for number, row in opened.read(wanted | {name for name in (chosen.language, chosen.image, chosen.split) if name}):
-        try:
-            texts = _texts(row, columns)
-            if texts is None:
-                continue
-            image = _name(columns.image(row), "picture") if columns.image else None
-            split = _split(_name(columns.split(row), "split"), splits) if columns.split else table.split
-        except CellError as wrong:
-            raise DataError(f"{file} {opened.unit} {number}: {wrong}") from None
-        if any(text for _, text in texts):
-            has_text = True
-            yield Row(split, texts, image=image, parallel=chosen.parallel)
-        else:
-            textless = row
-    if textless is not None and not has_text and opened.names is None:
-        raise DataError(f"{file}: no line has a text in {' or '.join(sorted(wanted))}{suggest('', list(textless))}")
+def _all_rows(
+    found: list[tuple[Table, File]], chosen: Options, languages: list[str], account: Account
+) -> Iterator[Row]:
+    """The rows of all files; what is not taken of them is counted when all are read."""
+    unread: dict[str, File] = {}
+    empty: Counter[str] = Counter()
+    pictures = NamedPictures()
+    for table, file in found:
+        opened = open_table(file, table)
+        account.ignore("sheets", f"{', '.join(opened.unread)} of {file}", len(opened.unread))
+        yield from TableRows(table, file, opened, chosen, languages, pictures).rows(account, unread, empty)
+    account.ignore("columns", ", ".join(name or "without a name" for name in unread), len(unread))
+    for language, count in sorted(empty.items()):
+        account.ignore(f"empty texts in {language} of rows that are kept", found[0][1], count)
 
 
-def _text_columns(chosen: Options, languages: list[str], names: list[str] | None) -> dict[str, list[str]]:
-    """Language -> the columns that may hold its text; exactly one if the file has a header."""
+class TableRows:
+    """The rows of one file."""
+
+    def __init__(
+        self,
+        table: Table,
+        file: File,
+        opened: OpenTable,
+        chosen: Options,
+        languages: list[str],
+        pictures: NamedPictures,
+    ) -> None:
+        self.table, self.file, self.opened, self.chosen = table, file, opened, chosen
+        names = _text_columns(chosen, languages, opened.names)
+        self.columns = _columns(chosen, names, languages, opened, file)
+        self.wanted = {name for _, several in names for name in several}
+        named = (chosen.text, chosen.language, chosen.image, chosen.content, chosen.split, *chosen.only)
+        self.texts_in = self.wanted | ({chosen.text} if chosen.text else set())
+        self.wanted |= {name for name in named if name}
+        self.splits, self.pictures = SPLITS | chosen.splits, pictures
+        self.name, self.where = file.name, f"{file} {opened.unit}"  # once: there are many rows
+
+    def rows(self, account: Account, unread: dict[str, File], empty: Counter[str]) -> Iterator[Row]:
+        """The rows that have a text; the others are counted.
+
+        Args:
+            unread: columns that are not taken are added, with the file.
+            empty: language -> texts that are empty although their row is kept.
+        """
+        taken = {*self.wanted, *(name.partition(".")[0] for name in self.wanted)}
+        unread |= {name: self.file for name in self.opened.columns if name not in taken}
+        kept, last = 0, None
+        for number, row in self.opened.read(self.wanted):
+            if self.opened.names is None:
+                unread |= {name: self.file for name in row if name not in taken and name not in unread}
+            try:
+                found = self._row(row, number, empty)
+            except CellError as wrong:
+                raise DataError(f"{self.file} {self.opened.unit} {number}: {wrong}") from None
+            if isinstance(found, Row):
+                kept += 1
+                yield found
+            else:
+                last = row
+                account.leave_out(found, f"{self.where} {number}")
+        if (
+            last is not None
+            and not kept
+            and self.opened.names is None
+            and not any(name.partition(".")[0] in last for name in self.texts_in)
+        ):
+            there = suggest("", list(last))
+            raise DataError(
+                f"{self.file}: no {self.opened.unit} has a text in {' or '.join(sorted(self.texts_in))}{there}"
+            )
+
+    def _row(self, row: Any, number: int, empty: Counter[str]) -> Row | str:
+        """What a row holds, or why it is left out."""
+        columns, chosen = self.columns, self.chosen
+        for column, cell, value in columns.only:
+            if str(cell(row)) != value:
+                return f"rows whose {column} is not {value}"
+        found = self._texts(row)
+        if isinstance(found, str):
+            return found
+        texts, blank = found
+        if not texts:
+            return "rows without a text"
+        image = content = None
+        if columns.image:
+            inside = columns.content(row) if columns.content else NO_COLUMN
+            image, content = self.pictures.name(columns.image(row), inside, f"{self.name} {number}")
+            if image is None:
+                return "rows without a picture"
+        split = self.table.split
+        if columns.split:
+            value = columns.split(row)
+            if missing(value):
+                return "rows without a split"
+            split = as_split(name_of(value, "split"), self.splits)
+        if blank:
+            empty.update(blank)
+        return Row(split, texts, image=image, content=content, parallel=chosen.parallel)
+
+    def _texts(self, row: Any) -> tuple[list[tuple[str, str]], list[str]] | str:
+        """The texts of a row and the languages of those that are empty; or why the row is left out."""
+        cells = self.columns.texts
+        if self.columns.named:
+            language, text, wanted = self.columns.named
+            if missing(language(row)):
+                return "rows without a language"
+            code = normalize_language(name_of(language(row), "language"))
+            if code not in wanted:
+                return f"rows in {code}, which is not one of the languages"
+            cells = [*cells, (code, [text])]
+        texts, blank = [], []
+        for code, picks in cells:
+            value = next((value for pick in picks if (value := pick(row)) is not None), None)
+            for found in as_texts(code, value):
+                if found.strip() or (self.chosen.parallel and value is not None):
+                    texts.append((code, found))
+                else:
+                    blank.append(code)
+        return (texts if any(text.strip() for _, text in texts) else []), blank
+
+
+def _text_columns(chosen: Options, languages: list[str], names: list[str] | None) -> list[tuple[str, list[str]]]:
+    """(language, the columns that may hold its text): exactly one if the file has a header."""
+    first = [(languages[0], [chosen.text])] if chosen.text and not chosen.language else []
     if chosen.texts is None:
-        return {} if chosen.language else {languages[0]: [str(chosen.text)]}
+        return first
     if isinstance(chosen.texts, dict):
-        missing = [code for code in languages if code not in chosen.texts and not chosen.language]
-        if missing:
-            raise RecipeError(f"options.texts names no column for {missing[0]}{suggest('', list(chosen.texts))}")
-        return {code: [column] for code, column in chosen.texts.items() if code in languages}
-    places = {
-        code: [chosen.texts.replace("{language}", other) for other in language_spellings(code)] for code in languages
-    }
+        known = {*chosen.texts, *(code for code, _ in first)}
+        lacking = [code for code in languages if code not in known and not chosen.language]
+        if lacking:
+            raise RecipeError(f"options.texts names no column for {lacking[0]}{suggest('', list(chosen.texts))}")
+        return first + [
+            (code, [column])
+            for code, columns in chosen.texts.items()
+            if code in languages
+            for column in ([columns] if isinstance(columns, str) else columns)
+        ]
+    places = [
+        (code, [chosen.texts.replace("{language}", other) for other in language_spellings(code)]) for code in languages
+    ]
     if names is None:
-        return places
-    return {code: [*(p for p in several if p in names), several[0]][:1] for code, several in places.items()}
+        return first + places
+    return first + [(code, [*(p for p in several if p in names), several[0]][:1]) for code, several in places]
 
 
 def _columns(
-    chosen: Options, texts: dict[str, list[str]], languages: list[str], opened: OpenTable, file: File
+    chosen: Options, texts: list[tuple[str, list[str]]], languages: list[str], opened: OpenTable, file: File
 ) -> Columns:
     """Where the cells are.
 
@@ -159,51 +269,10 @@ def _columns(
         return opened.pick(name)
 
     return Columns(
-        texts={language: [pick(name) for name in names] for language, names in texts.items()},
+        texts=[(language, [pick(name) for name in names]) for language, names in texts],
         named=(pick(chosen.language), pick(str(chosen.text)), set(languages)) if chosen.language else None,
         image=pick(chosen.image) if chosen.image else None,
+        content=pick(chosen.content) if chosen.content else None,
         split=pick(chosen.split) if chosen.split else None,
+        only=[(column, pick(column), value) for column, value in chosen.only.items()],
     )
-
-
-def _texts(row: Any, columns: Columns) -> list[tuple[str, str]] | None:
-    """The texts of a row; None if its language is not wanted."""
-    cells = columns.texts
-    if columns.named:
-        language, text, wanted = columns.named
-        code = normalize_language(_name(language(row), "language"))
-        if code not in wanted:
-            return None
-        cells = {**cells, code: [*cells.get(code, ()), text]}
-    texts = []
-    for code, picks in cells.items():
-        for pick in picks:
-            value = pick(row)
-            if value is not None:
-                texts += [(code, value)] if isinstance(value, str) else _caption_list(code, value)
-                break
-    return texts
-
-
-def _caption_list(language: str, value: Any) -> list[tuple[str, str]]:
-    """The captions of a cell that holds a list."""
-    texts = value if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise CellError(f"the text in {language} is {str(text)[:50]!r}, not a string; fix it, or remove the row")
-    return [(language, text) for text in texts]
-
-
-def _name(value: Any, what: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise CellError(f"the {what} is {str(value)[:50]!r}, not a name; fix it, or remove the row")
-    return value.strip()
-
-
-def _split(name: str, splits: dict[str, str]) -> str:
-    split = splits.get(name, name)
-    if not SPLIT.fullmatch(split):
-        raise CellError(f"split {name!r} is none of train, valid and test; map it to one of them in options.splits")
-    return split

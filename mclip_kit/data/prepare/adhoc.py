@@ -1,48 +1,45 @@
 """Declarations for a user's own files, like those of `data_prep/` for published corpora."""
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.data import corpora
-from mclip_kit.data.corpora.records import open_table
-from mclip_kit.data.corpora.source import File
+from mclip_kit.config.yaml import overridden
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
-from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.data.prepare.adhoc_table import describe_table
+from mclip_kit.errors import RecipeError
 
-COLUMNS = {
-    "image": {"image", "image_path", "image_id", "file", "filename", "file_name", "filepath", "path"},
-    "text": {"caption", "text", "title"},
-    "language": {"language", "lang", "locale"},
-    "split": {"split"},
-}
-"""What a column holds -> names that tables give it."""
-NO_LANGUAGES = {"id", "no", "idx", "key", "len", "num", "ref", "row", "src", "tgt", "uid", "uri", "url"}
-"""Column names that look like language codes, but seldom are."""
-CODE = re.compile(r"[a-z]{2,3}(_[a-z]{2,4})?")
+SPLITS = {"valid": 0.05, "test": 0.05}
+"""Held-out shares of rows that have no split."""
 
 Declared = tuple[str, dict[str, Any]]
 """A name for the prepared folder, and the content that a YAML file would have."""
 
 
 def declare(
-    files: list[str], table: Path | None, shards: str | None, folder: Path | None, languages: list[str]
+    files: list[str],
+    table: Path | None,
+    shards: str | None,
+    folder: Path | None,
+    languages: list[str],
+    overrides: Sequence[str] = (),
 ) -> Declared:
     """The declaration of a table, shards or a folder, whichever is given; else of parallel files.
 
     Args:
         files: of parallel text, as LANG=FILE.
-        table: a .tsv, .csv, .jsonl or .parquet.
+        table: a .tsv, .csv, .jsonl, .json, .parquet or .xlsx.
         shards: a pattern of webdataset tars.
         folder: of pictures.
         languages: codes, as the user spells them; empty: they are read from the files.
+        overrides: `key.path=value` each; those about a table's form count before its columns are read.
     Raises:
         RecipeError: it is not clear which languages the files or columns hold.
         DataError: the table cannot be read, or its language column holds something else.
     """
     codes = [normalize_language(language) for language in languages]
     if table is not None:
-        return _table(table, codes)
+        return _table(table, codes, overrides)
     if shards is not None:
         if not shards:
             raise RecipeError("--webdataset names no shards; write them as in 'shards-{000..099}.tar'")
@@ -62,6 +59,9 @@ def _tree(reader: str, languages: list[str], options: dict[str, Any]) -> dict[st
         "licences": [],
         "obtain": "check the paths that you gave",
         "options": options,
+        "splits": dict(SPLITS),
+        "held_out": 5000,
+        "cleaning": {"leaks": "drop"},
     }
 
 
@@ -82,47 +82,17 @@ def _bitext(files: list[str]) -> Declared:
     return "-".join(texts), _tree("lines", list(texts), {"parts": [{"texts": texts, "parallel": True}]})
 
 
-def _table(table: Path, languages: list[str]) -> Declared:
-    """A table with a column a language; or with columns for picture and caption, and maybe language and split."""
-    file = str(table.absolute())
-    names = _columns(table)
-    found = {what: next((name for name in names if name.lower() in known), None) for what, known in COLUMNS.items()}
-    options: dict[str, Any] = {"tables": [{"file": file}], "split": found["split"]}
-    if found["image"] and found["text"]:
-        options |= {key: found[key] for key in ("image", "text", "language")}
-        languages = languages or (_codes(table, found["language"]) if found["language"] else [TEACHER_LANGUAGE])
-    else:
-        columns = {normalize_language(name): name for name in names if CODE.fullmatch(normalize_language(name))}
-        doubtful = [columns[code] for code in columns if code in NO_LANGUAGES]
-        if doubtful and not languages:
-            raise RecipeError(f"{table}: is column {doubtful[0]} a language? Name the language columns: --langs en,de")
-        languages = languages or list(columns)
-        if len(languages) < 2 or set(languages) - set(columns):
-            raise RecipeError(
-                f"{table}: columns are {', '.join(names) or 'none'}; name them image and caption (and language, "
-                "split), or after the languages of parallel texts, such as en and de"
-            )
-        options |= {"texts": {code: columns[code] for code in languages}, "parallel": True}
-    return _name(str(table)), _tree("table", languages, options)
-
-
-def _columns(table: Path) -> list[str]:
-    opened = open_table(File(table), None, None, None)
-    return opened.names if opened.names is not None else list(next((row for _, row in opened.read([])), {}))
-
-
-def _codes(table: Path, column: str) -> list[str]:
-    """The languages that occur in a column, English first."""
-    opened = open_table(File(table), None, None, None)
-    pick = opened.pick(column)
-    codes = set()
-    for number, row in opened.read([column]):
-        code = normalize_language(str(pick(row)))
-        if code not in codes and not corpora.CODE.fullmatch(code):
-            where = f"{table} {opened.unit} {number}: {column} is {pick(row)!r}"
-            raise DataError(f"{where}, not a code such as en or pt_br; fix it, or choose languages with --langs")
-        codes.add(code)
-    return sorted(codes, key=lambda code: (code != TEACHER_LANGUAGE, code))
+def _table(table: Path, languages: list[str], overrides: Sequence[str]) -> Declared:
+    """A table; what the user has chosen with --set is known before its columns are read."""
+    tree = _tree("table", languages, {"tables": [{"file": str(table.absolute())}]})
+    chosen = overridden(tree, [item for item in overrides if item.startswith(("options.", "languages="))])
+    if chosen["reader"] != "table" or not isinstance(chosen["options"].get("tables"), list):
+        raise RecipeError("--pairs: options.tables is a list with one table; set keys of it: options.tables.0.KEY")
+    wanted = [normalize_language(str(code)) for code in chosen["languages"]]
+    reader, found, options = describe_table(table, wanted, chosen["options"])
+    if reader == "table":
+        options = {**chosen["options"], **{key: value for key, value in options.items() if value is not None}}
+    return _name(str(table)), _tree(reader, found, options)
 
 
 def _name(path: str) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 from mclip_kit.data import fairseq_io
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Cleaning
-from mclip_kit.data.prepare.fingerprints import hash_texts, side_hashes
+from mclip_kit.data.prepare.fingerprints import side_hashes
+from mclip_kit.data.prepare.hashes import hash_texts
 from mclip_kit.data.prepare.workers import exit_with_parent
-from mclip_kit.data.tokenizer import XlmrTokenizer
+from mclip_kit.data.tokenizer import UNK, XlmrTokenizer
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 from mclip_kit.progress import tqdm
@@ -31,6 +32,20 @@ Block = tuple[bytes, bytes]
 """The same number of lines from both sides."""
 EncodeBlocks = Callable[[Iterable[Block]], Iterator[Any]]
 """Encodes blocks; the results come in order."""
+
+
+@dataclass
+class PairCounts:
+    """What was counted in one pair.
+
+    Attributes:
+        too_long: sentences that were cut, or pairs that were dropped.
+        pieces, unknown: number of pieces of each side, and how many of them are `<unk>`.
+    """
+
+    too_long: int = 0
+    pieces: tuple[int, int] = (0, 0)
+    unknown: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -48,10 +63,20 @@ class EncodedSide:
     text: bytes
     hashes_N: np.ndarray
 
+    @property
+    def pieces(self) -> int:
+        """Number of pieces, without the `</s>` of each sentence."""
+        return len(self.ids) - len(self.sizes_N)
+
+    @property
+    def unknown(self) -> int:
+        """How many of them are `<unk>`."""
+        return int(np.count_nonzero(self.ids == UNK))
+
 
 def binarize(
     pairs: list[tuple[Path, Path]], tokenizer: XlmrTokenizer, cleaning: Cleaning, lines: int, workers: int | None = None
-) -> Iterator[int]:
+) -> Iterator[PairCounts]:
     """Write `.bin` and `.idx` next to the text of parallel sides, and hashes of the text.
 
     Args:
@@ -62,8 +87,7 @@ def binarize(
         lines: their number over all sides; for the progress bar, and to choose between threads and processes.
         workers: number of processes; None: as many as CPU cores.
     Yields:
-        For each pair, after it is written whole: the number of its sentences that were cut, or of its pairs that were
-        dropped.
+        For each pair, after it is written whole, its counts.
     Raises:
         DataError: a worker process was killed.
     """
@@ -74,11 +98,14 @@ def binarize(
         tqdm(total=lines, desc="binarising", unit="line", unit_scale=True, dynamic_ncols=True) as bar,
     ):
         for prefixes in pairs:
-            too_long = 0
-            for encoded, count in _write_pair(prefixes, vocabulary, encode, drop):
-                too_long += count
-                bar.update(len(encoded) * len(encoded[0].sizes_N))
-            yield too_long
+            counts = PairCounts()
+            for encoded, too_long in _write_pair(prefixes, vocabulary, encode, drop):
+                left, right = encoded
+                counts.too_long += too_long
+                counts.pieces = counts.pieces[0] + left.pieces, counts.pieces[1] + right.pieces
+                counts.unknown = counts.unknown[0] + left.unknown, counts.unknown[1] + right.unknown
+                bar.update(len(encoded) * len(left.sizes_N))
+            yield counts
 
 
 def _write_pair(

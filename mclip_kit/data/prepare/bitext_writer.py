@@ -11,6 +11,7 @@ from mclip_kit.data.prepare.binarize import binarize
 from mclip_kit.data.prepare.resume import PROGRESS, Progress
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer, train_sentencepiece
+from mclip_kit.data.unknown import check_unknown
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.layout import BITEXT
@@ -34,7 +35,7 @@ def write_bitext(
         progress: see `resume`; counts of texts that were cut or dropped are added to it.
         workers: number of processes; None: as many as CPU cores.
     Raises:
-        DataError: all sentences of a pair are too long.
+        DataError: all sentences of a pair are too long, or the vocabulary cannot spell a language.
     """
     bitext, counts = folder / BITEXT, progress["counts"]
     tokenizer = _vocabulary(bitext, pairs, corpus.vocabulary, given)
@@ -44,19 +45,25 @@ def write_bitext(
     lines = 2 * sum(counts["sentence_pairs"][split][f"{source}-{target}"] for split, source, target in waiting)
     sides = [side_prefixes(bitext, pair) for pair in waiting]
     dropping = corpus.cleaning.too_long == "drop"
-    reason = "too long, dropped" if dropping else "too long, cut"
-    for pair, too_long in zip(waiting, binarize(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
+    reason = "sentence pairs that are too long" if dropping else "sentences that are too long, now cut"
+    for pair, coded in zip(waiting, binarize(sides, tokenizer, corpus.cleaning, lines, workers), strict=True):
         of_split, name = counts["sentence_pairs"][pair[0]], "-".join(pair[1:])
-        if too_long:
-            counts["left_out"][reason] = counts["left_out"].get(reason, 0) + too_long
-            of_split[name] -= too_long if dropping else 0
+        if coded.too_long:
+            counts["left_out"][reason] = counts["left_out"].get(reason, 0) + coded.too_long
+            of_split[name] -= coded.too_long if dropping else 0
         if not of_split[name]:
             raise DataError(
                 f"cleaning.max_tokens: all sentence pairs of {pair[0]} {name} are longer than "
                 f"{corpus.cleaning.max_tokens}; raise it, or set cleaning.too_long=cut"
             )
+        for language, pieces, unknown in zip(pair[1:], coded.pieces, coded.unknown, strict=True):
+            _count_unknown(counts.setdefault("unknown_pieces", {}), language, pieces, unknown)
         progress["done"] += 1
         write_json(folder / PROGRESS, progress)
+    found = counts.get("unknown_pieces", {})
+    shares = {language: unknown / pieces for language, (pieces, unknown) in found.items() if pieces}
+    key = "vocabulary.max_unknown"
+    check_unknown(shares, corpus.vocabulary.max_unknown, key, remedy(given is not None), lambda line: None)
 
 
 def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: XlmrTokenizer | None) -> XlmrTokenizer:
@@ -71,3 +78,15 @@ def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: 
         lines = (line for side in sides for line in File(side).lines())
         return train_sentencepiece(lines, model, vocabulary.pieces, vocabulary.coverage)
     return XlmrTokenizer(model)
+
+
+def _count_unknown(counts: dict[str, list[int]], language: str, pieces: int, unknown: int) -> None:
+    """Add to the (pieces, `<unk>` among them) of a language."""
+    before = counts.get(language, [0, 0])
+    counts[language] = [before[0] + pieces, before[1] + unknown]
+
+
+def remedy(given: bool) -> str:
+    """What to do about a vocabulary that lacks characters."""
+    trained = "raise vocabulary.coverage or vocabulary.pieces, or give a vocabulary with --spm"
+    return "give one that covers it with --spm, or none, so that one is trained on this text" if given else trained

@@ -35,40 +35,45 @@ class Cleaner:
     def text(self, text: str) -> str:
         """The text with single spaces and, if the rules say so, without control characters."""
         plain = " ".join(text.split())
+        if plain != text:
+            self.counts["texts with other white space, now single spaces"] += 1
         if plain.isprintable():  # as nearly all texts are: they hold nothing to remove
             return plain
         clean = SURROGATES.sub("", plain)
         clean = " ".join(CONTROL.sub("", clean).split()) if self.rules.control else clean
-        self.counts["control characters removed"] += clean != plain
+        if clean != plain:
+            self.counts["texts with control characters, now without"] += 1
         return clean
 
     def keeps_caption(self, image: str, language: str, text: str) -> bool:
         """Whether a caption is kept; if not, its reason is counted."""
         reason = self._problem(language, text)
-        if not reason and self.rules.duplicates and not self._captions.add(f"{image}\n{language}\n{text}"):
-            reason = "duplicate captions"
-        return self._count(reason)
+        if reason:
+            return self._count(f"captions {reason}")
+        seen = self.rules.duplicates and not self._captions.add(f"{image}\n{language}\n{text}")
+        return self._count("duplicate captions" if seen else "")
 
     def keeps_pair(self, source: tuple[str, str], target: tuple[str, str]) -> bool:
         """Whether a pair of (language, text) is kept; if not, its reason is counted."""
         reason = self._problem(*source) or self._problem(*target)
+        reason = f"sentence pairs with a side {reason}" if reason else ""
         if not reason and self.rules.ratio:
             short, long = sorted((len(source[1]), len(target[1])))
-            reason = "unlike lengths" if long > self.rules.ratio * short else ""
+            reason = "sentence pairs of unlike lengths" if long > self.rules.ratio * short else ""
         if not reason and self.rules.duplicates and not self._pairs.add("\n".join((*source, *target))):
-            reason = "duplicate pairs"
+            reason = "duplicate sentence pairs"
         return self._count(reason)
 
     def _problem(self, language: str, text: str) -> str:
         """Why a text is left out; empty if it is kept."""
         if not text:
-            return "empty"
+            return "left empty"
         if self.rules.characters:
             least, most = self.rules.characters
             if not least <= len(text) <= most:
-                return "too few characters" if len(text) < least else "too many characters"
+                return "of too few characters" if len(text) < least else "of too many characters"
         if self._detect and self._detect(text) != language:
-            return "another language"
+            return "in another language"
         return ""
 
     def _count(self, reason: str) -> bool:

@@ -12,7 +12,13 @@ from mclip_kit import __version__
 from mclip_kit.data.corpora import Content, Corpus, find_reader
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.bitext_writer import write_bitext
-from mclip_kit.data.prepare.fingerprints import fingerprint_bitext, fingerprint_tables, side_hashes
+from mclip_kit.data.prepare.fingerprints import (
+    fingerprint_bitext,
+    fingerprint_tables,
+    hash_picture_table,
+    side_hashes,
+)
+from mclip_kit.data.prepare.held_out import drop_leaks
 from mclip_kit.data.prepare.resume import (
     PROGRESS,
     Progress,
@@ -98,9 +104,12 @@ def _read(content: Content, corpus: Corpus, folder: Path, source: Source, wanted
             raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.splits)} names")
         with write_whole(folder / IMAGES_ARRAY) as temporary:
             np.save(temporary, content.pixels)
+    hashed = hash_picture_table(folder, len(tables.splits), corpus.pictures)
+    if corpus.cleaning.leaks == "drop":
+        drop_leaks(tables, hashed["contents"])
     counts = tables.counted()
     _check_counts(corpus, counts)
-    fingerprint_tables(folder, tables.splits, corpus.pictures)
+    fingerprint_tables(folder, tables.splits, hashed)
     progress = {
         "wanted": wanted,
         "sources": file_stamps(sorted(source.used)),
@@ -115,7 +124,8 @@ def _read(content: Content, corpus: Corpus, folder: Path, source: Source, wanted
 def _check_not_empty(tables: TableWriter) -> None:
     if tables.splits or tables.pairs:
         return
-    why = ", ".join(f"{count:,} {reason}" for reason, count in tables.cleaner.counts.items())
+    reasons = tables.cleaner.counts or tables.source.account.left_out
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     empty = f"all of it was left out ({why}); change `cleaning`, or fix the files" if why else "the corpus is empty"
     places = sorted(map(str, tables.source.used)) or [str(tables.source.root or tables.corpus.reader)]
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""

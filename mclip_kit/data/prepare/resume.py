@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
@@ -38,6 +40,8 @@ PROSE = ("about", "obtain", "size", "notes", "licences")  # of a declaration: ot
 
 def _without_prose(wanted: dict[str, Any]) -> dict[str, Any]:
     declared = wanted.get("corpus")
+    with suppress(ValidationError):  # a folder of an earlier version lacks the keys that are new; it had their defaults
+        declared = Corpus.model_validate(declared).model_dump(mode="json")
     kept = {k: v for k, v in declared.items() if k not in PROSE} if isinstance(declared, dict) else declared
     return {**wanted, "corpus": kept}
 

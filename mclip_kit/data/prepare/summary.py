@@ -8,7 +8,11 @@ from typing import Any
 from mclip_kit.data.corpora import declaration, shipped_declarations
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.leakage import leaks_of
+from mclip_kit.data.prepare.bitext_writer import remedy
+from mclip_kit.data.unknown import check_unknown
 from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
+
+MANY_LANGUAGES = 20  # of more, only the number is printed, and the fewest and most captions or pairs
 
 
 def describe(folder: Path, manifest: dict[str, Any]) -> str:
@@ -19,18 +23,65 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
         lines.append(f"  captions, {split}: " + _join_counts(languages))
     for split, pairs in counts["sentence_pairs"].items():
         lines.append(f"  sentence pairs, {split}: " + _join_counts(pairs))
+    lines += _drawn(manifest)
     lines += [f"  {line}" for line in Account.lines(counts.get("rows"))]
     if counts["left_out"]:
         lines.append("  left out or changed: " + "; ".join(f"{n:,} {why}" for why, n in counts["left_out"].items()))
+    lines += _unknown(manifest)
     if counts["missing_pictures"]:
-        lines.append(
-            f"  {counts['missing_pictures']:,} of {counts['images']:,} picture files were not found (their `file` in "
-            f"{IMAGES_TABLE} is empty): prepare again with --images DIR, or put them, under the names in that table, "
-            f"into {folder / PICTURES}"
-        )
+        lines.append(f"  {_missing_pictures(folder, manifest)}")
     lines += [f"  {part['what']}: {part['licence']}, {part['by']}" for part in manifest["licences"]]
-    lines += [f"  leak: {leak.line()}" for leak in leaks_of(folder)]
+    silent = manifest["corpus"].get("cleaning", {}).get("leaks") == "keep"
+    own = f"{folder} "
+    lines += [
+        f"  leak: {leak.line()}"
+        for leak in leaks_of(folder)
+        if not (silent and leak.trained.startswith(own) and leak.held_out.startswith(own))
+    ]
     return "\n".join(lines)
+
+
+def _missing_pictures(folder: Path, manifest: dict[str, Any]) -> str:
+    """How many picture files were not found, and what to do, which depends on where they were looked for."""
+    counts = manifest["counts"]
+    example = (counts.get("rows") or {}).get("examples", {}).get("missing_pictures", "")
+    where = manifest.get("pictures") or manifest.get("source")
+    if manifest.get("pictures"):
+        again = "complete that folder, or correct the names, and prepare again"
+    else:
+        again = "prepare again with --images DIR"
+    return (
+        f"{counts['missing_pictures']:,} of {counts['images']:,} picture files were not found"
+        + (f" in {where}" if where else "")
+        + (f", such as {example}" if example else "")
+        + f" (their `file` in {IMAGES_TABLE} is empty): {again}, or put them, under the names in that table, into "
+        f"{folder / PICTURES}"
+    )
+
+
+def _drawn(manifest: dict[str, Any]) -> list[str]:
+    """Where rows went whose split the source does not give, and how to change it."""
+    shares, rows = manifest["corpus"].get("splits", {}), manifest["counts"].get("drawn", {})
+    if not rows:
+        return []
+    counts = ", ".join(f"{count:,} rows {split}" for split, count in sorted(rows.items(), key=lambda item: -item[1]))
+    shown = ", ".join(f"{split} {share:g}" for split, share in shares.items())
+    missing = [split for split, share in shares.items() if share and split not in rows]
+    none = f"; nothing is in {' and '.join(missing)}: too few rows, or too many equal texts" if missing else ""
+    return [
+        f"  splits drawn by picture and text ({shown}): {counts}{none}; change them with --set splits.test=0.2, or "
+        "--set splits={} for train alone"
+    ]
+
+
+def _unknown(manifest: dict[str, Any]) -> list[str]:
+    """The share of `<unk>` among the pieces of each language that has some, and a warning if it is large."""
+    counts = manifest["counts"].get("unknown_pieces", {})
+    shares = {language: unknown / pieces for language, (pieces, unknown) in counts.items() if unknown}
+    listed = ", ".join(f"{language} {share:.2%}" for language, share in shares.items())
+    lines = [f"pieces that are <unk>: {listed}"] if listed else []
+    check_unknown(shares, 1.0, "vocabulary.max_unknown", remedy(manifest["spm"] is not None), lines.append)
+    return [f"  {line}" for line in lines]
 
 
 def _in_brackets(splits: dict[str, int]) -> str:
@@ -38,6 +89,9 @@ def _in_brackets(splits: dict[str, int]) -> str:
 
 
 def _join_counts(counts: dict[str, int]) -> str:
+    if len(counts) > MANY_LANGUAGES:
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        return f"{len(counts)} languages, from {least} {counts[least]:,} to {most} {counts[most]:,}"
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 

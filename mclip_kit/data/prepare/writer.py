@@ -1,11 +1,10 @@
 """Writes the rows of a corpus as tables and parallel text, while they are read."""
 
-import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,18 +12,32 @@ from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import SPLIT, Corpus, Row
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.cleaning import Cleaner
+from mclip_kit.data.prepare.hashes import BLOCK
+from mclip_kit.data.prepare.picture_cells import UNFIT, PictureTar, fill_in_files, fit_path
+from mclip_kit.data.prepare.splits import EXACT, SplitByHash, draw_exactly
 from mclip_kit.errors import DataError
-from mclip_kit.layout import BITEXT, CAPTION_COLUMNS, CAPTIONS_TABLE, IMAGE_COLUMNS, IMAGES_TABLE
+from mclip_kit.layout import (
+    BITEXT,
+    CAPTION_COLUMNS,
+    CAPTIONS_TABLE,
+    IMAGE_COLUMNS,
+    IMAGES_TABLE,
+    UNCAPTIONED_COLUMNS,
+    UNCAPTIONED_TABLE,
+)
 
-UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
+AMBIGUOUS = "pictures whose name fits several files"
 Pair = tuple[str, str, str]
 """(split, source language, target language)."""
+Texts = list[tuple[str, str]]
+"""(language, text)."""
 
 
 class TableWriter:
-    """Writes images.tsv, captions.tsv and the text of the bitext into a folder; use it as a context.
+    """Writes images.tsv, captions.tsv, uncaptioned.tsv and the text of the bitext into a folder; use it as a context.
 
-    Only the names of pictures are held in memory; nothing else grows with the corpus.
+    Only the names of pictures are held in memory; nothing else grows with the corpus. If splits are to be drawn, the
+    first `splits.EXACT` rows wait in memory, and all are in the tables when the context ends.
 
     Attributes:
         splits: picture -> the splits of its captions.
@@ -45,9 +58,14 @@ class TableWriter:
         self.counts: Counter[tuple[str, ...]] = Counter()
         self.pairs: Counter[Pair] = Counter()
         self._sides: dict[Pair, tuple[IO[str], IO[str]]] = {}
+        self._uncaptioned: dict[tuple[str, str], None] = {}  # picture and split, in order
         self._known: set[str] = set()
         self._combinations: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._waiting: list[tuple[Row, Texts]] = []
+        self._by_hash: SplitByHash | None = None
         self._stack = ExitStack()
+        self._pictures = PictureTar(folder)
+        self._stack.callback(self._pictures.close)
 
     def __enter__(self) -> "TableWriter":
         self._images = self._open(self.folder / IMAGES_TABLE)
@@ -56,30 +74,59 @@ class TableWriter:
         self._write(self._captions, CAPTION_COLUMNS)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        with self._stack:
+            if kind is None:
+                self._write_waiting()
+                self._write_uncaptioned()
+        if not self.has_pixels and kind is None:
+            self._find_pictures()
+
+    def _write_uncaptioned(self) -> None:
+        if self._uncaptioned:
+            table = self._open(self.folder / UNCAPTIONED_TABLE)
+            for cells in (UNCAPTIONED_COLUMNS, *self._uncaptioned):
+                self._write(table, cells)
 
     def add(self, row: Row) -> None:
-        """Write a row.
+        """Write a row, or let it wait until its split can be drawn.
 
         Raises:
             DataError: a split or a picture has a name that cannot be written.
         """
-        split = row.split or split_by_hash(row.image or row.texts[0][1], self.corpus.splits)
+        texts = [(language, self.cleaner.text(text)) for language, text in row.texts]
+        if not self.corpus.splits:
+            return self._write_row(row, row.split or "train", texts)
+        self._waiting.append((row, texts))
+        if len(self._waiting) >= (BLOCK if self._by_hash else EXACT):
+            self._by_hash = self._by_hash or SplitByHash(self.corpus.splits, self.corpus.held_out)
+            self._write_waiting()
+        return None
+
+    def _write_waiting(self) -> None:
+        """Draw the splits of the rows that have none, all at once, and write the rows."""
+        undrawn = [(row.image, [text for _, text in texts]) for row, texts in self._waiting if not row.split]
+        draw = self._by_hash.draw if self._by_hash else partial(draw_exactly, shares=self.corpus.splits)
+        splits = iter(draw(undrawn) if undrawn else ())
+        for row, texts in self._waiting:
+            split = row.split or next(splits)
+            if not row.split:
+                self.counts["drawn", split] += 1
+            self._write_row(row, split, texts)
+        self._waiting = []
+
+    def _write_row(self, row: Row, split: str, texts: Texts) -> None:
         if split not in self._known:
             self._check_split(split)
-        texts = [(language, self.cleaner.text(text)) for language, text in row.texts]
         if row.image is not None:
             self._add_picture(row, row.image, split)
-            for language, text in texts:
-                if self.cleaner.keeps_caption(row.image, language, text):
-                    self._write(self._captions, (row.image, language, split, text))
-                    self.counts["captions", split, language] += 1
+            self._add_captions(row.image, split, texts)
         paired = row.parallel and self._add_pairs(split, texts)
         if paired or row.image is not None:
             self.source.account.kept += 1
         else:
-            self.source.account.leave_out("rows without a text that is kept", (row.texts or [("", "")])[0][1][:50])
+            why = "rows without a sentence pair that is kept" if row.parallel else "rows without a picture"
+            self.source.account.leave_out(why, _example(texts))
 
     def _check_split(self, split: str) -> None:
         if not SPLIT.fullmatch(split):
@@ -106,32 +153,49 @@ class TableWriter:
             self.counts["splits", split] += 1
             self.counts["strata", split, row.stratum] += 1
 
-    def _file(self, row: Row, name: str) -> str:
-        """The path of a picture's file; empty if it was not found."""
-        ambiguous = "://" in name and self.corpus.pictures is None  # many addresses end in image.jpg
-        file = row.file or (None if ambiguous else self.source.picture(name))
-        if file is None:
-            self.counts["missing_pictures",] += 1
-            return ""
-        path = os.path.abspath(file)
-        if UNFIT.search(path):
-            raise DataError(f"{path!r}: a path with a character that a table cannot hold; rename the file or folder")
-        return path
+    def _add_captions(self, image: str, split: str, texts: list[tuple[str, str]]) -> None:
+        kept = [text for text in texts if self.cleaner.keeps_caption(image, *text)]
+        for language, text in kept:
+            self._write(self._captions, (image, language, split, text))
+            self.counts["captions", split, language] += 1
+        if kept:
+            self._uncaptioned.pop((image, split), None)
+        else:
+            self._uncaptioned[image, split] = None
 
-    def _add_pairs(self, split: str, texts: list[tuple[str, str]]) -> int:
+    def _file(self, row: Row, name: str) -> str:
+        """The path of a picture's file, if the reader knows it or has its content; else empty until the end."""
+        if row.content is not None:
+            return self._pictures.add(row.content)
+        return fit_path(os.path.abspath(row.file)) if row.file else ""
+
+    def _find_pictures(self) -> None:
+        """Find the other pictures' files, now that all names are known."""
+        account = self.source.account
+        matches = fill_in_files(self.folder, self.source.pictures(self.corpus.pictures is not None))
+        if matches.missing:
+            self.counts["missing_pictures",] = matches.missing
+        if matches.example:
+            account.examples["missing_pictures"] = matches.example
+        account.ignore(AMBIGUOUS, matches.where, matches.ambiguous)
+
+    def _add_pairs(self, split: str, texts: Texts) -> int:
         """Pair the n-th text in the first language with that in each other language; how many pairs are kept."""
         first, *others = self.corpus.languages
-        by_language: dict[str, list[tuple[str, str]]] = {}
+        by_language: dict[str, Texts] = {}
         kept = 0
         for text in texts:
             by_language.setdefault(text[0], []).append(text)
         for other in others:
-            for source, target in zip(by_language.get(first, ()), by_language.get(other, ()), strict=False):
+            left, right = by_language.get(first, []), by_language.get(other, [])
+            if left and right and len(left) != len(right):
+                self.cleaner.counts["texts without a translation at their place"] += abs(len(left) - len(right))
+            for source, target in zip(left, right, strict=False):
                 if self.cleaner.keeps_pair(source, target):
                     pair = split, first, other
-                    left, right = self._sides.get(pair) or self._new_pair(pair)
-                    left.write(source[1] + "\n")
-                    right.write(target[1] + "\n")
+                    files = self._sides.get(pair) or self._new_pair(pair)
+                    files[0].write(source[1] + "\n")
+                    files[1].write(target[1] + "\n")
                     self.pairs[pair] += 1
                     kept += 1
         return kept
@@ -172,18 +236,6 @@ def side_prefixes(folder: Path, pair: Pair) -> tuple[Path, Path]:
     return folder / f"{split}.{source}-{target}.{source}", folder / f"{split}.{source}-{target}.{target}"
 
 
-def split_by_hash(key: str, shares: dict[str, float]) -> str:
-    """The split of a text or name, drawn by its hash: equal keys fall into the same split; the rest is train.
-
-    Args:
-        key: the text or name.
-        shares: held-out split -> its share of all keys.
-    """
-    if not shares:
-        return "train"
-    place = int.from_bytes(hashlib.blake2b(key.encode(errors="replace"), digest_size=6).digest()) / 2**48
-    for split, share in shares.items():
-        place -= share
-        if place < 0:
-            return split
-    return "train"
+def _example(texts: Texts) -> str:
+    """The texts of a row in a few words."""
+    return "; ".join(f"{language}: {text[:30]!r}" for language, text in texts[:3]) or "a row without texts"

@@ -5,10 +5,8 @@ It is made from files of runs: results.json, metrics.jsonl and recipe.yaml; an e
 
 import base64
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,92 +16,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from mclip_kit import __version__
-from mclip_kit.data.leakage import Leak
-from mclip_kit.errors import DataError, first_line
-from mclip_kit.evaluate.base import Gallery, Metric, QueryResult, ResultRows, metrics_of, users_of
+from mclip_kit.evaluate.base import EVALUATIONS, Gallery, Metric, QueryResult, ResultRows, metrics_of, users_of
 from mclip_kit.evaluate.report import charts
 from mclip_kit.evaluate.report.contact_sheet import LANGUAGES
+from mclip_kit.evaluate.report.results import Report, leak_line
+from mclip_kit.evaluate.report.results import evaluated as evaluated
+from mclip_kit.evaluate.report.results import read as read
+from mclip_kit.evaluate.report.results import read_results as read_results
 from mclip_kit.files import write_text
-from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "sentencepiece", "numpy")
 SIDE = 112  # pixels of a picture on the page
-LISTS = ("results", "comparisons", "leakage")  # lists of results.json
 STEP = ("stage_index", "step")  # of metrics.jsonl: the position of a row
-CURVES = ("loss", "score", "lr")  # of metrics.jsonl; score decides which weights are best
-
-
-@dataclass(frozen=True)
-class Report:
-    """One run or evaluation.
-
-    Attributes:
-        name: its name on the page.
-        results: the content of results.json.
-        log: rows of metrics.jsonl.
-        recipe: the text of the resolved recipe.
-    """
-
-    name: str
-    results: dict[str, Any]
-    log: list[dict[str, Any]] = field(default_factory=list)
-    recipe: str = ""
-
-
-def evaluated(model: Path, results: dict[str, Any], log: list[dict[str, Any]]) -> Report:
-    """The part of an evaluation that is about one model, with the recipe next to the model folder.
-
-    Args:
-        results: the content of results.json, of any number of models.
-        log: of the run that made the model; empty if there is none.
-    """
-    own = {key: [row for row in results[key] if row["model"] == str(model)] for key in ("results", "comparisons")}
-    return Report(str(model), results | own, log, _recipe(model.resolve().parent))
-
-
-def read(folder: Path, log: list[dict[str, Any]]) -> Report:
-    """Read the folder of a run or of an evaluation.
-
-    Args:
-        log: of the run; empty if there is none.
-    Raises:
-        DataError: the folder has no results and there is no log, or results.json is damaged.
-    """
-    file = next((f for f in (folder / EVALUATION / RESULTS, folder / RESULTS) if f.is_file()), None)
-    if file is None and not log:
-        raise DataError(
-            f"{folder}: no {EVALUATION}/{RESULTS} and no {METRICS}; give a run's folder, or run mclip-kit eval first"
-        )
-    results = read_results(file) if file else {key: [] for key in LISTS}
-    return Report(str(folder), results, log, _recipe(folder))
-
-
-def _recipe(run: Path) -> str:
-    written = run / RECIPE
-    return written.read_text(encoding="utf-8", errors="replace") if written.is_file() else ""
-
-
-def read_results(file: Path) -> dict[str, Any]:
-    """Read and check a results.json.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        for row in content["results"]:
-            _ = "".join(row[key] for key in ("language", "tower", "model", "task"))
-            _ = [Metric("", "").text(value) for value in row["metrics"].values()]
-        whole = {"comparisons": [], "leakage": [], **content}
-        for leak in whole["leakage"]:
-            leak_line(leak)
-        for item in whole["comparisons"]:
-            _ = item["model"], item["baseline"], item["language"], item["metric"]
-            _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
-        _ = [whole[key] for key in ("data", "task", "split", "protocol")]
-        return whole
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: damaged ({first_line(error)}); run mclip-kit eval again") from None
+CURVES = {"loss": "loss", "score": "validation: the metric that selects the best weights", "lr": "learning rate"}
+"""Values of metrics.jsonl -> labels of their axes."""
 
 
 def write(reports: Sequence[Report], path: Path, gallery: Gallery | None = None) -> None:
@@ -128,35 +54,50 @@ def render(reports: Sequence[Report], gallery: Gallery) -> str:
         leaks=list(dict.fromkeys(leak_line(leak) for report in reports for leak in report.results["leakage"])),
         tables=tables(reports),
         with_protocol=users_of("protocol"),
+        metric_words=_metric_words(reports),
         bars=_bars(reports),
         curves=_curves(reports),
         confusion=_confusion(gallery),
         queries={head: [_query(row) for row in rows] for head, rows in gallery.queries.items() if rows},
         credit=gallery.credit,
-        environment=environment(),
+        environment=environment(reports),
     )
-
-
-def leak_line(leak: dict[str, Any]) -> str:
-    """An entry of results.json's `leakage` as a sentence."""
-    own = dict(leak)
-    return f"{own.pop('model')}: {Leak(**own).line()}"
 
 
 def tables(reports: Sequence[Report]) -> list[dict[str, Any]]:
     """A table for each task of results.json: its heads, and a row for each model, tower and language."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     several = len(_names(reports)) > 1
     for report in reports:
         for row in report.results["results"]:
-            table = found.setdefault(row["task"], {"metrics": {}, "rows": []})
+            table = found.setdefault(_place(row), {"metrics": {}, "rows": []})
             known = metrics_of(row["task"])
             table["metrics"] |= {name: known.get(name) or _unknown(name) for name in row["metrics"]}
             table["rows"].append(row | {"model": _name(reports, report, row)})
-    return [_table(task, table["metrics"], table["rows"], several) for task, table in found.items()]
+    return [_table(place, table["metrics"], table["rows"], several) for place, table in found.items()]
 
 
-def _table(task: str, metrics: Mapping[str, Metric], rows: ResultRows, several: bool) -> dict[str, Any]:
+def _metric_words(reports: Sequence[Report]) -> dict[str, str]:
+    """Metric of results.json -> what it is, in words."""
+    tasks = dict.fromkeys(row["task"] for report in reports for row in report.results["results"])
+    return {name: metric.description for task in tasks for name, metric in metrics_of(task).items()}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the rows of a table share: task, data, split, and the protocol of those tasks that have one."""
+    with_protocol = row["task"] in {EVALUATIONS[name].rows for name in users_of("protocol")}
+    return row["task"], row.get("dataset", ""), row.get("split", ""), row.get("protocol", "") if with_protocol else ""
+
+
+def _title(place: tuple[str, ...]) -> str:
+    """The title of a table: `Image-text retrieval, test of emoji`."""
+    task, data, split, protocol = place
+    words = next((own.words for own in EVALUATIONS.values() if own.rows == task), "") or task.replace("_", " ")
+    where = f", {split} of {data}" if data else ""
+    return f"{words[:1].upper()}{words[1:]}{where}{f', protocol {protocol}' if protocol else ''}"
+
+
+def _table(place: tuple[str, ...], metrics: Mapping[str, Metric], rows: ResultRows, several: bool) -> dict[str, Any]:
     cells = [
         [
             *([row["model"]] if several else []),
@@ -167,7 +108,7 @@ def _table(task: str, metrics: Mapping[str, Metric], rows: ResultRows, several: 
         for row in rows
     ]
     return {
-        "task": task.replace("_", " "),
+        "title": _title(place),
         "labels": ["model"] * several + ["tower", "language", "pictures", "captions"],
         "metrics": list(metrics.values()),
         "as_they_are": [metric.label for metric in metrics.values() if not metric.fraction],
@@ -180,31 +121,36 @@ def _unknown(name: str) -> Metric:
     return Metric(name, name.replace("_", " "), fraction=False)
 
 
-def environment() -> dict[str, str]:
-    """The versions of packages, and the machine, that made the page."""
-    import torch
-
+def environment(reports: Sequence[Report]) -> dict[str, str]:
+    """The versions of packages, and the machine, that made the page, and the devices that the models ran on."""
     found = {"mclip_kit": __version__, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return found | {"machine": f"{platform.system()} {platform.machine()}", "device": device}
+    devices = dict.fromkeys(
+        about.get("device", "") for report in reports for about in report.results.get("evaluations", ())
+    )
+    named = ", ".join(filter(None, devices))
+    return found | {"machine": f"{platform.system()} {platform.machine()}"} | ({"evaluated on": named} if named else {})
 
 
 def _bars(reports: Sequence[Report]) -> dict[str, str]:
     """A chart for each metric that is drawn: label of its axis -> picture."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     several = len(_names(reports)) > 1
+    places = {_place(row) for report in reports for row in report.results["results"]}
     for report in reports:
         for row in report.results["results"]:
             name = f"{_name(reports, report, row)}, {row['tower']}" if several else row["tower"]
+            where = (
+                f" ({_title(_place(row))})" if len({place for place in places if place[0] == row["task"]}) > 1 else ""
+            )
             for metric in metrics_of(row["task"]).values():
                 value = row["metrics"].get(metric.name)
                 if metric.drawn and value is not None and np.isfinite(value):
-                    series = found.setdefault(metric.axis, {}).setdefault(name, {})
+                    series = found.setdefault(f"{metric.axis}{where}", {}).setdefault(name, {})
                     series[row["language"]] = float(metric.text(value))
     return {label: _inline(charts.bars(scores, label)) for label, scores in found.items()}
 
@@ -240,7 +186,7 @@ def _curves(reports: Sequence[Report]) -> str:
             for name in CURVES:
                 if isinstance(row.get(name), int | float) and np.isfinite(row[name]):
                     panels.setdefault(name, {}).setdefault(report.name, []).append((before + last, row[name]))
-    ordered = {name: panels[name] for name in CURVES if name in panels}
+    ordered = {label: panels[name] for name, label in CURVES.items() if name in panels}
     return _inline(charts.curves(ordered, stages)) if ordered else ""
 
 

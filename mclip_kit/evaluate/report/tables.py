@@ -1,6 +1,6 @@
 """Tables of retrieval for the terminal, and its rows of results.json."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from mclip_kit.evaluate.bootstrap import RESAMPLES, Difference
 from mclip_kit.evaluate.retrieval import COMPARED, MEAN_RECALL, METRICS, RECALLS, TEACHER, Retrieval
 
 COLUMNS = (*RECALLS, MEAN_RECALL)
-SIDE_BY_SIDE = (RECALLS[0], RECALLS[2], MEAN_RECALL)  # T2I@1, T2I@10, mean: the columns of `comparison`
+SIDE_BY_SIDE = (RECALLS[0], RECALLS[2], MEAN_RECALL)  # the columns of `comparison`
+WIDTHS = {metric: max(8, len(metric.label) + 2) for metric in COLUMNS}  # characters
 
 Results = dict[str, Retrieval]
 """Language, or `teacher`, -> its ranks."""
@@ -40,6 +41,7 @@ def retrieval_rows(results: Results, about: dict[str, Any], tower: str, trained:
                 "tower": TEACHER if own else tower,
                 "n_images": result.gallery,
                 "n_captions": result.captions,
+                "protocol": result.protocol,
                 "trained": None if own or trained is None else name in trained,
                 "metrics": _metrics(result),
                 "strata": {str(part): _metrics(result, str(part)) for part in (strata if len(strata) > 1 else ())},
@@ -74,12 +76,12 @@ def table(results: Results, trained: Sequence[str], title: str) -> str:
     languages = [name for name in results if name != TEACHER]
     seen = [language for language in languages if language in trained]
     unseen = [language for language in languages if language not in trained]
-    lines = [title, f"{'':26}" + "".join(f"{metric.label:>8}" for metric in COLUMNS)]
+    heads = "".join(f"{metric.label:>{WIDTHS[metric]}}" for metric in COLUMNS)
+    lines = [title, f"{'':26}{heads}{'pictures':>10}{'captions':>10}"]
     if TEACHER in results:
-        lines.append(_line(f"teacher's own text, {TEACHER_LANGUAGE}", results[TEACHER].scores()))
+        lines.append(_language(f"teacher's own text, {TEACHER_LANGUAGE}", results[TEACHER]))
     lines += [
-        _line(f"  {name}{'' if name in trained else '  never trained'}", results[name].scores())
-        for name in [*seen, *unseen]
+        _language(f"  {name}{'' if name in trained else '  never trained'}", results[name]) for name in [*seen, *unseen]
     ]
     for label, group in (("trained", seen), ("never trained", unseen)):
         if group:
@@ -93,13 +95,20 @@ def table(results: Results, trained: Sequence[str], title: str) -> str:
 
 
 def _size(results: Results) -> str:
-    """The numbers of pictures and captions, and the score of chance."""
+    """The sizes of the gallery and of the captions, the score of chance, and what the heads mean."""
     some = next(iter(results.values()))
-    pictures = some.gallery
-    counts = sorted({result.captions for result in results.values()})
-    captions = " to ".join(f"{count:,}" for count in (counts if len(counts) == 1 else (counts[0], counts[-1])))
-    chance = f"chance T2I@1 is {100 / pictures:.2f}"
-    return f"{pictures:,} pictures, {captions} captions a language, protocol {some.protocol}; {chance}"
+    pictures = _range(result.gallery for result in results.values())
+    captions = _range(result.captions for result in results.values())
+    chance = f"T2I R@1 by chance is {100 / max(result.gallery for result in results.values()):.2f}"
+    words = "T2I: text-to-image, I2T: image-to-text, R@k: recall among the first k, mean recall: of the six"
+    sizes = f"gallery of {pictures} pictures, {captions} captions a language, protocol {some.protocol}; {chance}"
+    return f"{sizes}\n{words}"
+
+
+def _range(counts: Iterable[int]) -> str:
+    """Different counts, such as `1,000` or `5 to 1,000`."""
+    found = sorted(set(counts))
+    return " to ".join(f"{count:,}" for count in (found if len(found) == 1 else (found[0], found[-1])))
 
 
 def comparison(models: Sequence[Scored]) -> str:
@@ -115,7 +124,7 @@ def comparison(models: Sequence[Scored]) -> str:
         rows.append((label, groups, None))
         rows += [(f"    {stratum}", groups, str(stratum)) for stratum in (strata if len(strata) > 1 else ())]
     first, *others = (metric.label for metric in SIDE_BY_SIDE)
-    more = "".join(f"{label:>8}" for label in others)
+    more = "".join(f"{label:>{max(9, len(label) + 2)}}" for label in others)
     heads = "".join(f"{f'[{number}] {first}':>12}{more}" for number in range(1, len(models) + 1))
     lines = [*(f"[{number}] {name}" for number, (name, _, _) in enumerate(models, 1)), f"{'':22}{heads}"]
     for label, groups, part in rows:
@@ -128,7 +137,7 @@ def comparison(models: Sequence[Scored]) -> str:
 
 def differences(title: str, ours: Results, theirs: Results, found: Sequence[Difference]) -> str:
     """A model and a baseline in percent, and their difference with its 95% interval in percentage points."""
-    heads = "".join(f"{metric.label:>6}{'base':>7}{'difference':>12}{'':16}" for metric in COMPARED)
+    heads = "".join(f"{metric.label:>11}{'base':>7}{'difference':>12}{'':16}" for metric in COMPARED)
     lines = [title, f"{'':10}{heads}".rstrip()]
     by_place = {(item.language, item.metric): item for item in found}
     for language in dict.fromkeys(item.language for item in found):
@@ -144,17 +153,24 @@ def differences(title: str, ours: Results, theirs: Results, found: Sequence[Diff
 
 def _difference(ours: float, theirs: float, item: Difference) -> str:
     interval = f"[{100 * item.low:+.1f}, {100 * item.high:+.1f}]"
-    return f"{ours:6.1f}{theirs:7.1f}{100 * item.difference:+7.1f} {interval:20}"
+    return f"{ours:11.1f}{theirs:7.1f}{100 * item.difference:+7.1f} {interval:20}"
 
 
 def _cells(results: Results, names: Sequence[str], trained: Sequence[str], stratum: str | None) -> str:
+    first, *others = SIDE_BY_SIDE
+    widths = [max(9, len(metric.label) + 2) for metric in others]
     if not names:
-        return " " * 28
+        return " " * (12 + sum(widths))
     scores = mean_scores(results, names, stratum)
     mark = " " if names[0] in trained or names[0] == TEACHER else "°"
-    first, *others = (scores[metric.log_name] for metric in SIDE_BY_SIDE)
-    return f"{first:11.1f}{mark}" + "".join(f"{value:8.1f}" for value in others)
+    values = "".join(f"{scores[metric.log_name]:{width}.1f}" for metric, width in zip(others, widths, strict=True))
+    return f"{scores[first.log_name]:11.1f}{mark}{values}"
+
+
+def _language(label: str, result: Retrieval) -> str:
+    """A line of a language, with the sizes of its gallery and of its captions."""
+    return f"{_line(label, result.scores())}{result.gallery:10,}{result.captions:10,}"
 
 
 def _line(label: str, scores: dict[str, float]) -> str:
-    return f"{label:26}" + "".join(f"{scores[metric.log_name]:8.1f}" for metric in COLUMNS)
+    return f"{label:26}" + "".join(f"{scores[metric.log_name]:{WIDTHS[metric]}.1f}" for metric in COLUMNS)

@@ -19,6 +19,6 @@ class Logger(Callback):
         """Log all values, and print some."""
         at = self.at
         at.run.write(at.index, at.step, {"score": scores.score, **scores.values})
-        shown = {"score": scores.score} | {name: scores.values[name] for name in scores.shown if name in scores.values}
-        line = "  ".join(f"{name} {value:.1f}" for name, value in shown.items())
+        shown = {scores.labels.get(name, name): scores.values[name] for name in scores.shown if name in scores.values}
+        line = "; ".join(f"{name} {value:.1f}" for name, value in (shown or {"score": scores.score}).items())
         at.run.cache.log(f"  step {at.step}: {line}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mclip_kit.data.corpora import Corpus, Row, annotations
+from mclip_kit.data.corpora import Corpus, Row
 from mclip_kit.data.corpora.annotations import read
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.errors import DataError, RecipeError
@@ -49,7 +49,7 @@ def karpathy(*images: tuple[str, str, list[str]]) -> dict[str, Any]:
     }
 
 
-def coco(images: list[tuple[int, str]], captions: list[tuple[int, str]]) -> dict[str, Any]:
+def coco(images: list[tuple[int, str]], captions: list[tuple[int, str | None]]) -> dict[str, Any]:
     """COCO's form."""
     return {
         "images": [{"id": number, "file_name": name} for number, name in images],
@@ -85,7 +85,7 @@ def test_captions_are_joined_by_their_picture(folder):
 
 def test_optional_captions_may_lack_but_not_by_half(folder):
     captions = [ENGLISH, JAPANESE | {"files": ["ja_train.json", "ja_val.json"]}]
-    assert len(rows(folder, corpus(captions=captions, **SPLIT))) == 3
+    assert len(rows(folder, corpus(captions=captions, **SPLIT))) == 4
     put(folder, "ja_train.json", coco([(9, TRAIN)], [(9, "い")]))
     with pytest.raises(DataError, match=r"ja_val.json is missing, plain or compressed"):
         read(corpus(captions=captions, **SPLIT), Source(folder))
@@ -94,19 +94,33 @@ def test_optional_captions_may_lack_but_not_by_half(folder):
 def test_only_chosen_languages_are_read(folder):
     put(folder, "zh.txt", f"{VAL}#0 一")
     declared = corpus(("zh",), captions=[ENGLISH | {"files": ["none.json"]}, CHINESE], **SPLIT)
-    assert rows(folder, declared) == [Row("test", [("zh", "一")], image=VAL)]
+    assert rows(folder, declared) == [
+        Row("test", [("zh", "一")], image=VAL),
+        Row("train", [], image=TRAIN),  # the pictures of a split do not depend on the languages
+        Row("train", [], image=TEST),
+        Row("valid", [], image="7.jpg"),
+    ]
     with pytest.raises(DataError, match=r"no captions in fr; made here"):
         read(corpus(("fr",), captions=[ENGLISH], **SPLIT), Source(folder))
 
 
-def test_pictures_in_no_split_are_left_out_and_counted_once(folder, monkeypatch):
-    said = []
-    monkeypatch.setattr(annotations.tqdm, "write", said.append)
-    put(folder, "zh.txt", f"{VAL}#0 一\n1#0 x\n1#1 x\n2#0 x\n")
-    put(folder, "ja_a.json", coco([], [(3, "x"), (9, "い")]))
-    found = rows(folder, corpus(captions=[ENGLISH, JAPANESE, CHINESE], **SPLIT))
-    assert [len(row.texts) for row in found] == [3, 2, 1]
-    assert said == ["pictures in no split, left out with their captions: 1 of ja_a.json, 2 of zh.txt"]
+def test_pictures_in_no_split_and_empty_captions_are_counted(folder):
+    put(folder, "zh.txt", f"{VAL}#0 一\n1#0 x\n1#1 x\n2#0 x\n{TRAIN}#0  \n")
+    put(folder, "ja_a.json", coco([], [(3, "x"), (9, "い"), (9, None), (42, "")]))
+    source = Source(folder)
+    found = list(read(corpus(captions=[ENGLISH, JAPANESE, CHINESE], **SPLIT), source).rows)
+    assert [len(row.texts) for row in found] == [3, 2, 1, 0]  # a picture without captions is in the gallery
+    assert source.account.left_out == {"pictures in no split, with their captions": 3}
+    assert source.account.ignored == {"empty captions in ja": 2, "empty captions in zh": 1}
+
+
+def test_pictures_of_two_folders_are_two(tmp_path):
+    two = [(1, "train/000000.jpg"), (2, "val/000000.jpg")]
+    put(tmp_path, "ja_a.json", coco(two, [(1, "い"), (2, "ろ"), (1, "は")]))
+    assert rows(tmp_path, corpus(("ja",), None, captions=[JAPANESE])) == [
+        Row("", [("ja", "い"), ("ja", "は")], image="train/000000.jpg"),
+        Row("", [("ja", "ろ")], image="val/000000.jpg"),
+    ]
 
 
 def test_lists_of_pictures(tmp_path):
@@ -117,6 +131,7 @@ def test_lists_of_pictures(tmp_path):
     assert rows(tmp_path, declared) == [  # the longer name finds the file
         Row("train", [("zh", "一")], image="1000.jpg"),
         Row("test", [("zh", "二")], image="A.jpg"),
+        Row("test", [], image="no_caption"),
     ]
 
 
@@ -154,6 +169,7 @@ def test_translations_without_numbers_line_up_by_their_place(folder):
         [("en", "b"), ("ja", "ろ")],
         [("en", "c"), ("ja", "は")],
         [("en", "d")],
+        [],
     ]
 
 
@@ -197,7 +213,7 @@ WRONG = {
     "an odd number": ("zh.txt", f"{VAL}#x a", r"zh.txt line 1: does not begin"),
     "too many parts": ("zh.txt", f"{VAL}#a#b#0 a", r"zh.txt line 1: does not begin"),
     "another corpus": ("zh.txt", "x#0 a\ny#0 b\n", r"zh.txt: none of its 2 pictures is in a split; is it from another"),
-    "no JSON": ("dataset.json", "{", r"dataset.json: not JSON \(.*\); fetch it again"),
+    "no JSON": ("dataset.json", "{", r"dataset.json: not JSON \(.*\); correct it, or fetch it again"),
 }
 
 

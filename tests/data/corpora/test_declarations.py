@@ -95,6 +95,7 @@ def test_coco_cn(coco):
     ]
     (coco / "dataset_coco.json").unlink()
     assert [(row.split, len(row.texts), row.image) for row in rows("coco_cn", coco)] == [
+        ("train", 0, COCO[1]),
         ("valid", 2, COCO[2]),
         ("test", 1, COCO[0]),
     ]

@@ -13,7 +13,8 @@ from mclip_kit.data.corpora import Cleaning
 from mclip_kit.data.fairseq_io import write_dictionary
 from mclip_kit.data.prepare import binarize as module
 from mclip_kit.data.prepare.binarize import binarize
-from mclip_kit.data.prepare.fingerprints import hash_texts, side_hashes
+from mclip_kit.data.prepare.fingerprints import side_hashes
+from mclip_kit.data.prepare.hashes import hash_texts
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer
 from tests import tiny
 
@@ -66,8 +67,8 @@ def written(
 ) -> int:
     """Binarise a pair; how many were too long."""
     pair = sides(folder, *lines)
-    [too_long] = binarize([pair], tokenizer, Cleaning.model_validate(rules), 2 * len(lines[0]), workers)
-    return too_long
+    [counts] = binarize([pair], tokenizer, Cleaning.model_validate(rules), 2 * len(lines[0]), workers)
+    return counts.too_long
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -172,10 +173,20 @@ def test_each_pair_is_whole_when_its_count_comes(tmp_path, small):
     coming = binarize(pairs, small, Cleaning.model_validate({"max_tokens": 4}), 16, 2)
     counts = []
     for n, count in zip((3, 5), coming, strict=True):
-        counts.append(count)
+        counts.append(count.too_long)
         assert len(ids(tmp_path / str(n))[0]) == n
         assert (tmp_path / "5" / "train.en-de.de.idx").exists() == (n == 5)
     assert counts == [sum(len(one) > 4 for side in made_up(n) for one in small.encode(side)) for n in (3, 5)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unknown_pieces_are_counted_by_side(tmp_path, small, workers):
+    lines = (["red", "a ☃ square", "", "☃☃ 犬"], ["rot", "grün", "blau", "gelb"])
+    [counts] = binarize([sides(tmp_path, *lines)], small, Cleaning.model_validate({}), 8, workers)
+    coded = [[ids[1:-1] for ids in small.encode(side)] for side in lines]
+    assert counts.pieces == tuple(sum(map(len, side)) for side in coded)
+    assert counts.unknown == (sum(int((ids == 3).sum()) for ids in coded[0]), 0)
+    assert counts.unknown[0] == 3
 
 
 def test_other_line_marks_of_unicode_end_no_line(tmp_path, small):

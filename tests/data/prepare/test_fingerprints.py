@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mclip_kit.data.prepare import fingerprints
-from mclip_kit.data.prepare.fingerprints import FingerprintWriter, hash_contents, hash_pictures, hash_texts
+from mclip_kit.data.prepare import hashes as hashing
+from mclip_kit.data.prepare.fingerprints import FingerprintWriter
+from mclip_kit.data.prepare.hashes import hash_contents, hash_pictures, hash_texts
 
 SAME = {
     "case": ["A man, riding a Horse.", "a man riding a horse", "A MAN RIDING A HORSE!"],
@@ -63,7 +64,7 @@ def test_hashes_stay_what_they_are():
 
 
 def slow(text: str) -> str:
-    """As `fingerprints._normalize`, a character at a time."""
+    """As `hashes._normalize`, a character at a time."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     selectors = {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), *range(0x180B, 0x1810)} - {0x180E}
     kept = [c if unicodedata.category(c)[0] in "LNM" and ord(c) not in selectors else " " for c in folded]
@@ -74,7 +75,7 @@ def slow(text: str) -> str:
 @given(st.lists(st.text(), max_size=8), st.integers(1, 4))
 def test_texts_are_hashed_alone_whatever_stands_beside_them(texts, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "BLOCK", block)
+        patch.setattr(hashing, "BLOCK", block)
         hashes = hash_texts(iter(texts))
     assert hashes.tolist() == hash_contents([slow(text).encode() for text in texts]).tolist()
 

@@ -316,8 +316,9 @@ def test_damage_is_named_with_file_and_line(squares, tmp_path, name):
 
 
 DECLARED = (
-    "cc3m cc3m_webdataset coco coco_cn crossmodal3600 emoji flickr30k flickr30k_cn imagenet imagenet_a imagenet_r "
-    "imagenet_sketch imagenet_v2 mclip_translations multi30k objectnet opus translation2019zh tsl2019 wit xtd10"
+    "cc3m cc3m_webdataset coco coco_cn crossmodal3600 emoji emoji_cldr flickr30k flickr30k_cn imagenet imagenet_a "
+    "imagenet_r imagenet_sketch imagenet_v2 mclip_translations multi30k objectnet opus translation2019zh tsl2019 "
+    "wit xtd10"
 )
 
 

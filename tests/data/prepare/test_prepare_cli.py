@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -73,6 +75,49 @@ def test_shares_are_held_out(spm):
     counts = json.loads(Path("out/manifest.json").read_text())["counts"]["sentence_pairs"]
     assert counts["train"]["en-de"] + counts["valid"]["en-de"] == 400
     assert 20 < counts["valid"]["en-de"] < 70
+
+
+def test_own_data_has_train_valid_and_test_by_default(spm):
+    lines = [f"{word}  {number % 110}" for number in range(600) for word in ["Red" if number % 2 else "red"]]
+    sides = [f"{code}={text(f'my.{code}', *(f'{line} {code}' for line in lines))}" for code in ("en", "de")]
+    said = done("--bitext", *sides, "--spm", spm, "--out", "out")
+    assert "splits drawn by picture and text (valid 0.05, test 0.05): " in said
+    assert "leak:" not in said
+    counts = json.loads(Path("out/manifest.json").read_text())["counts"]
+    assert sum(counts["drawn"].values()) == 600 == counts["rows"]["kept"]
+    for split in ("valid", "test"):
+        held = {" ".join(line.lower().split()) for line in open_bitext("out/bitext").read(split, "en", "de")[0].texts}
+        train = {
+            " ".join(line.lower().split()) for line in open_bitext("out/bitext").read("train", "en", "de")[0].texts
+        }
+        assert held
+        assert not held & train
+    said = done("--bitext", *sides, "--spm", spm, "--out", "two", "--set", "splits={}")
+    assert "sentence pairs, train: en-de 600" in said
+    assert "splits drawn" not in said
+    said = done("--bitext", *sides, "--spm", spm, "--out", "three", "--set", "splits.test=0.2")
+    assert "(valid 0.05, test 0.2)" in said
+
+
+def test_a_language_that_the_vocabulary_cannot_spell_is_refused_with_the_way_out(spm):
+    english = [f"red square {number}" for number in range(50)]
+    chinese = ["".join(chr(0x4E00 + 7 * number + place) for place in range(6)) for number in range(50)]
+    sides = [f"en={text('my.en', *english)}", f"zh={text('my.zh', *chinese)}"]
+    said = refused("--bitext", *sides, "--spm", spm, "--out", "out")
+    assert "zh: the vocabulary cannot spell it, " in said
+    assert "--spm, or none" in said
+    assert not Path("out").exists()
+    said = done("--bitext", *sides, "--spm", spm, "--out", "out", "--set", "vocabulary.max_unknown=1")
+    assert re.search(r"warning: the vocabulary lacks many characters of .*zh \(\d\d\.\d% <unk>\)", said)
+    counts = json.loads(Path("out/manifest.json").read_text())["counts"]["unknown_pieces"]
+    ids = np.concatenate(
+        [np.asarray(row)[1:-1] for row in open_bitext("out/bitext").read("train", "en", "zh")[1].tokens]
+    )
+    assert counts["zh"][1] / counts["zh"][0] == pytest.approx((ids == 3).mean(), abs=0.02)
+    assert counts["en"][1] <= 0.2 * counts["en"][0]
+    assert "<unk>: " not in done(
+        "--bitext", *sides, "--out", "trained", "--set", "vocabulary.coverage=1.0", "--set", "splits={}"
+    )
 
 
 def table(ending: str, rows: list[dict[str, str]]) -> str:
@@ -246,6 +291,20 @@ def test_a_picture_under_another_name_is_known_by_its_content():
     )
 
 
+def test_a_caption_never_gets_another_captions_picture():
+    for number in (1, 2, 3):
+        picture(Path(f"imgs/sku{number}/main.jpg"), number)
+    names = [f"imgs/sku{number}/main.jpg" for number in (1, 4, 5)]
+    said = done("--pairs", table("tsv", [{"image": name, "caption": name} for name in names]), "--out", "out")
+    assert "2 of 3 picture files were not found in " in said
+    assert "such as imgs/sku4/main.jpg (their `file` in images.tsv is empty): prepare again with --images DIR" in said
+    assert [path.exists() for path in read_captions("out").files] == [True, False, False]
+    said = done("--pairs", table("tsv", [{"image": "main.jpg", "caption": "x"}]), "--images", "imgs", "--out", "bare")
+    assert "whose name fits several files, such as main.jpg (sku1/main.jpg, sku2/main.jpg, sku3/main.jpg)" in said
+    assert "complete that folder, or correct the names, and prepare again" in said
+    assert "--images" not in said
+
+
 SIDES = ["--bitext", "en=here.txt", "de=here.txt"]
 WRONG = {
     "no source": (
@@ -269,7 +328,10 @@ WRONG = {
     "a language twice": (["--bitext", "ja=here.txt", "jp=here.txt"], "--bitext jp=here.txt: ja is given twice"),
     "a table of nothing": (["--pairs", "here.tsv"], "here.tsv: columns are a, b; name them image and caption"),
     "no table": (["--pairs", "gone.tsv"], "gone.tsv"),
-    "a table of another kind": (["--pairs", "here.txt"], "here.txt: its name ends in none of .tsv"),
+    "a table of another kind": (
+        ["--pairs", "here.txt"],
+        "here.txt: its first line has no tab, comma, semicolon or |, so it is no table",
+    ),
     "no shards": (["--webdataset", "x-{000..003}.tar"], "x-000.tar"),
     "no pictures": (["--folder", "empty"], "empty: no pictures in it"),
     "two kinds": (["--pairs", "here.tsv", "--folder", "empty"], "one of --bitext, --pairs, --webdataset and --folder"),
@@ -302,9 +364,12 @@ WRONG = {
         ],
         "cleaning.max_tokens: all sentence pairs of train en-de are longer than 3",
     ),
-    "no language in a row": (["--pairs", "null.jsonl"], "null.jsonl line 1: language is None, not a code"),
+    "no language in a row": (
+        ["--pairs", "null.jsonl"],
+        "null.jsonl: column language is empty; fill it, or name another: --set options.language=COLUMN",
+    ),
     "a split of another place": (["--pairs", "split.jsonl"], "split.jsonl line 1: split 'train/../x' is none of train"),
-    "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: columns are none"),
+    "an empty table": (["--pairs", "empty.tsv"], "empty.tsv: is empty; give a table"),
     "no zip": (["multi30k", "--source", "here.txt"], "here.txt: not a readable zip"),
     "no vocabulary's file": (
         ["--bitext", "en=here.txt", "de=here.txt", "--spm", "gone.model"],
@@ -321,7 +386,7 @@ WRONG = {
     "more than all": ([*SIDES, "--set", "splits={valid: 0.9, test: 0.9}"], "splits: the shares are more than 1"),
     "all left out": (
         [*SIDES, "--set", "cleaning.characters=[100, 200]"],
-        "here.txt: all of it was left out (2 too few characters); change `cleaning`",
+        "here.txt: all of it was left out (2 sentence pairs with a side of too few characters); change `cleaning`",
     ),
     "most before least": ([*SIDES, "--set", "cleaning.characters=[10, 2]"], "cleaning.characters: the least comes"),
     "far too many pieces": (

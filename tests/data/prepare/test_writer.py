@@ -1,6 +1,5 @@
 """Rows become tables and parallel text, and every one of them is counted."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Row
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare.writer import TableWriter, side_prefixes, split_by_hash
+from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.errors import DataError
 from tests import tiny
 
@@ -54,6 +53,22 @@ def test_captions_and_pictures_come_in_the_order_of_rows(tmp_path):
     assert bitext(tmp_path) == {}
 
 
+def test_pictures_without_a_caption_in_their_split_are_listed(tmp_path):
+    written(
+        tmp_path,
+        Row("test", [], image="none.jpg"),
+        Row("test", [("en", " ")], image="later.jpg"),
+        Row("test", [("en", "a dog")], image="later.jpg"),
+        Row("train", [("de", "")], image="later.jpg"),
+    )
+    assert table(tmp_path, "uncaptioned.tsv") == [["none.jpg", "test"], ["later.jpg", "train"]]
+
+
+def test_where_all_pictures_have_captions_there_is_no_such_list(tmp_path):
+    written(tmp_path, Row("test", [("en", "a dog")], image="a.jpg"))
+    assert not (tmp_path / "data" / "uncaptioned.tsv").exists()
+
+
 def test_each_text_in_the_first_language_meets_those_of_the_others_at_its_place(tmp_path):
     texts = [("de", "d1"), ("en", "e1"), ("fr", "f1"), ("en", "e2"), ("de", "d2"), ("en", "e3")]
     tables = written(
@@ -83,7 +98,10 @@ def test_a_pair_loses_both_sides_and_lines_stay_together(tmp_path):
     ]
     tables = written(tmp_path, *rows)
     assert bitext(tmp_path) == {"train.en-de.de.txt": ["d0", "d3"], "train.en-de.en.txt": ["e0", "e3"]}
-    assert tables.counted()["left_out"] == {"empty": 2, "control characters removed": 1}
+    assert tables.counted()["left_out"] == {
+        "sentence pairs with a side left empty": 2,
+        "texts with control characters, now without": 1,
+    }
     assert tables.counted()["sentence_pairs"] == {"train": {"en-de": 2}}
 
 
@@ -110,8 +128,12 @@ def test_everything_is_counted(tmp_path):
     assert tables.counted() == {
         "images": 3,
         "missing_pictures": 3,
-        "rows": {"read": 4, "kept": 4, "left_out": {}, "ignored": {}, "examples": {}},
-        "left_out": {"empty": 2},
+        "rows": {"read": 4, "kept": 4, "left_out": {}, "ignored": {}, "examples": {"missing_pictures": "1"}},
+        "left_out": {
+            "captions left empty": 1,
+            "sentence pairs with a side left empty": 1,
+            "texts without a translation at their place": 1,
+        },
         "splits": {"train": 2, "test": 1},
         "strata": {"train": {"x": 1, "y": 1}, "test": {"x": 1}},
         "captions": {"train": {"en": 2, "de": 1}, "test": {"en": 2, "fr": 1}},
@@ -119,35 +141,55 @@ def test_everything_is_counted(tmp_path):
     }
 
 
-def test_splits_are_drawn_by_their_shares_where_a_row_has_none(tmp_path):
-    shares = {"valid": 0.1, "test": 0.3}
-    rows = [Row("", [("en", f"sentence {n}"), ("de", "d")], parallel=True) for n in range(2000)]
-    tables = written(tmp_path, *rows, Row("valid", [("en", "given"), ("de", "d")], parallel=True), splits=shares)
-    counts = {split: count for (split, _, _), count in tables.pairs.items()}
-    assert sum(counts.values()) == 2001
-    assert abs(counts["valid"] - 200) < 50
-    assert abs(counts["test"] - 600) < 80
+def test_splits_are_drawn_where_a_row_has_none(tmp_path):
+    rows = [Row("", [("en", f"sentence {n}"), ("de", f"Satz {n}")], parallel=True) for n in range(200)]
+    given = Row("valid", [("en", "given"), ("de", "gegeben")], parallel=True)
+    tables = written(tmp_path, *rows[:90], given, *rows[90:], splits={"valid": 0.1, "test": 0.3})
+    counts = tables.counted()
+    assert counts["sentence_pairs"] == {"train": {"en-de": 120}, "valid": {"en-de": 21}, "test": {"en-de": 60}}
+    assert counts["drawn"] == {"train": 120, "valid": 20, "test": 60}
 
 
-def test_equal_sentences_and_equal_pictures_fall_into_the_same_split(tmp_path):
-    shares = {"valid": 0.3, "test": 0.3}
+def test_pictures_keep_the_order_of_rows_while_splits_are_drawn(tmp_path):
     names = [f"{n}.jpg" for n in range(50)]
-    rows = [Row("", [("en", text)], image=name) for text in ("one", "another") for name in names]
-    tables = written(tmp_path, *rows, splits=shares)
-    assert {len(splits) for splits in tables.splits.values()} == {1}
-    assert {splits[0] for splits in tables.splits.values()} == {"train", "valid", "test"}
-    assert [split_by_hash(name, shares) for name in names] == [tables.splits[name][0] for name in names]
+    rows = [Row("", [("en", name)], image=name) for name in names]
+    rows[7] = Row("test", [("en", "given")], image=names[7])
+    tables = written(tmp_path, *rows, splits={"test": 0.3})
+    assert [cells[0] for cells in table(tmp_path, "images.tsv")] == names == list(tables.splits)
 
 
-def test_without_shares_all_is_train():
-    assert Counter(split_by_hash(str(n), {}) for n in range(9)) == {"train": 9}
-    assert Counter(split_by_hash(str(n), {"test": 1.0}) for n in range(99)) == {"test": 99}
+def test_pictures_without_texts_are_train_because_no_table_has_their_split(tmp_path):
+    rows = [Row("", [], image=f"cat/{n}.jpg", stratum="cat") for n in range(50)]
+    assert written(tmp_path, *rows, splits={"test": 0.5}).counted()["splits"] == {"train": 50}
 
 
 def test_a_split_is_drawn_of_a_text_with_a_lone_surrogate(tmp_path):
-    assert split_by_hash("a\ud800", {"test": 1.0}) == "test"
     tables = written(tmp_path, Row("", [("en", "a\ud800"), ("de", "b")], parallel=True), splits={"test": 1.0})
     assert tables.counted()["sentence_pairs"] == {"test": {"en-de": 1}}
+
+
+def test_an_error_while_rows_wait_is_not_hidden(tmp_path):
+    row = Row("", [("en", "a")], image="")
+    corpus = tiny.declaration().model_copy(update={"splits": {"test": 0.5}})
+    tables = TableWriter(tmp_path / "data", corpus, Source(None), False).__enter__()
+    tables.add(row)
+    tables.__exit__(ZeroDivisionError, None, None)  # writes nothing: the row without a name would be another error
+    assert tables.splits == {}
+
+
+def test_rows_that_give_nothing_are_counted_with_their_reason(tmp_path):
+    tables = written(
+        tmp_path,
+        Row("train", [("en", "a"), ("de", " ")], parallel=True),
+        Row("train", [("en", "alone")], parallel=True),
+        Row("train", [("en", "a"), ("de", "b")]),
+        Row("train", []),
+        Row("train", [("en", "a"), ("de", "b")], parallel=True),
+    )
+    rows = tables.counted()["rows"]
+    assert (rows["read"], rows["kept"]) == (5, 1)
+    assert rows["left_out"] == {"rows without a sentence pair that is kept": 2, "rows without a picture": 2}
+    assert rows["examples"]["rows without a picture"] == "en: 'a'; de: 'b'"
 
 
 def test_pictures_are_found_and_missing_ones_counted(tmp_path):

@@ -38,7 +38,7 @@ def run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["eval", str(folder / "model"), "--data", str(squares), "--baseline", "teacher"]
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
-    assert str(folder / "eval" / "report.html") in done.output
+    assert str(folder / "eval" / "data.test" / "report.html") in done.output
     return folder
 
 
@@ -78,14 +78,14 @@ def charts_of(html: str) -> list[str]:
 
 @pytest.mark.parametrize("width", [PHONE, 1280])
 def test_the_report_in_a_browser(browser: Any, run: Path, width: int) -> None:
-    tab, complaints = opened(browser, run / "eval" / "report.html", width)
+    tab, complaints = opened(browser, run / "eval" / "data.test" / "report.html", width)
     assert not complaints
     widths = tab.eval_on_selector_all("img", "all => all.map(i => i.complete ? i.naturalWidth * i.clientWidth : 0)")
     assert len(widths) >= 2 + 8 * 5
     assert min(widths) > 0
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     text = tab.inner_text("body")
-    found = json.loads((run / "eval" / "results.json").read_text(encoding="utf-8"))
+    found = json.loads((run / "eval" / "data.test" / "results.json").read_text(encoding="utf-8"))
     lines = [line.split("\t") for line in text.splitlines()]
     for row in found["results"]:
         cells = [metrics_of(row["task"])[name].text(value) for name, value in row["metrics"].items()]
@@ -100,7 +100,7 @@ def test_the_report_in_a_browser(browser: Any, run: Path, width: int) -> None:
 
 
 def test_the_report_needs_no_other_file(run: Path) -> None:
-    html = (run / "eval" / "report.html").read_text(encoding="utf-8")
+    html = (run / "eval" / "data.test" / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert sources
     assert all(source.startswith("data:") for source in sources)
@@ -113,9 +113,9 @@ def test_the_report_needs_no_other_file(run: Path) -> None:
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "_other $1$"
     shutil.copytree(run, other)
-    results = json.loads((other / "eval" / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((other / "eval" / "data.test" / "results.json").read_text(encoding="utf-8"))
     results["results"][0]["metrics"] |= {"image_retrieval_recall@1": 0.123, "text_retrieval_recall@1": None}
-    write_json(other / "eval" / "results.json", results)
+    write_json(other / "eval" / "data.test" / "results.json", results)
     out = tmp_path / "both.html"
     done = CliRunner().invoke(cli, ["report", str(run), str(other), "--out", str(out)])
     assert done.exit_code == 0, done.output
@@ -133,7 +133,7 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "no eval/results.json and no metrics.jsonl"),
+        ({}, "no eval/DATA.SPLIT/results.json and no metrics.jsonl"),
         ({"results.json": "{"}, "results.json: damaged"),
         ({"results.json": '{"results": [{"language": "en"}]}'}, "results.json: damaged"),
         ({"results.json": '{"results": [], "leakage": [{"model": "x"}]}'}, "results.json: damaged"),

@@ -18,5 +18,5 @@ def test_evaluation_by_steps_and_by_a_named_metric(squares: Path, tmp_path: Path
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones(squares: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"evaluation\.metric: there is no beauty; there are mean_t2i_r1"):
+    with pytest.raises(RecipeError, match=r"evaluation\.metric: there is no beauty; there are mean_recall, t2i_r1"):
         train(recipe_of(squares, tmp_path, "evaluation.metric=beauty"), tmp_path / "run")

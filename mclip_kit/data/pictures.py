@@ -1,0 +1,78 @@
+"""Pictures as a CLIP's transform takes them: 8 bits, RGB. Every picture that a model sees comes through `to_rgb`."""
+
+import numpy as np
+from PIL import Image
+
+from mclip_kit.config.model import Pictures
+from mclip_kit.errors import DataError, first_line
+
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation -> what makes the picture upright."""
+STEP = 257  # 16 bits to 8: 65535 becomes 255
+
+
+def to_rgb(picture: Image.Image, how: Pictures) -> Image.Image:
+    """A picture in RGB; of an animation the frame that is open, which is the first one of a file.
+
+    >>> from PIL import Image
+    >>> from mclip_kit.config.model import Pictures
+    >>> hidden = Image.new("RGBA", (1, 1), (255, 0, 0, 0))
+    >>> to_rgb(hidden, Pictures(alpha="white")).getpixel((0, 0))
+    (255, 255, 255)
+
+    Raises:
+        DataError: the picture has no pixels, cannot be decoded, or PIL has no way from its mode to RGB.
+    """
+    try:
+        picture.load()
+        turn = TURNS.get(_orientation(picture)) if how.exif == "apply" else None
+        if how.depth == "scale":
+            picture = _eight_bits(picture)
+        if how.alpha == "white" and picture.has_transparency_data:
+            seen = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+        rgb = picture.convert("RGB")
+    except Exception as error:  # PIL's decoders raise many classes on damaged files
+        raise DataError(f"not a readable picture: {first_line(error)}") from None
+    if 0 in rgb.size:
+        raise DataError("not a readable picture: it has no pixels")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation; 1, upright, if there is none or the EXIF block is damaged."""
+    try:
+        return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # as above: a damaged block is no reason to leave a picture out
+        return 1
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey values of more than 8 bits as 8 bits; other pictures as they are.
+
+    16-bit values are divided by 257, as the PNG specification says. Modes I and F do not say their range: values up to
+    255 are 8-bit ones, higher ones 16-bit; values of F up to 1 are shares of white.
+    """
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values_HW = np.asarray(picture).astype(np.float64)
+    top = float(values_HW.max(initial=0))
+    if picture.mode.startswith("I;16") or top > 255:
+        scale = 1 / STEP
+    else:
+        scale = 255.0 if picture.mode == "F" and top <= 1 else 1.0
+    grey_HW = np.nan_to_num(values_HW * scale).round().clip(0, 255).astype(np.uint8)
+    hidden = picture.info.get("transparency")
+    if not isinstance(hidden, int):
+        return Image.fromarray(grey_HW)
+    alpha_HW = np.where(values_HW == hidden, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.stack([grey_HW, alpha_HW], -1), "LA")

@@ -1,0 +1,81 @@
+"""Where the pictures of a prepared folder are: the column `file` of images.tsv, and pictures copied out of tables."""
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mclip_kit.data import images
+from mclip_kit.data.corpora.picture_files import Matches, PictureFiles
+from mclip_kit.errors import DataError
+from mclip_kit.files import write_whole
+from mclip_kit.layout import IMAGES_TABLE, PICTURES_TAR
+
+UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
+
+
+class PictureTar:
+    """Copies pictures that are inside tables into one tar in the prepared folder, from which they are read in place."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PICTURES_TAR
+        self._tar: tarfile.TarFile | None = None
+
+    def add(self, content: bytes) -> str:
+        """Append a picture's file; returns its name as `data.images` reads it, relative to the prepared folder."""
+        self._tar = self._tar or tarfile.open(self._path, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        info = tarfile.TarInfo(f"{self._tar.offset:015}")  # unique, and shorter than a header's 100 bytes
+        info.size = len(content)
+        start = self._tar.offset + tarfile.BLOCKSIZE
+        self._tar.addfile(info, io.BytesIO(content))
+        self._tar.members = []  # type: ignore[attr-defined]  # it would hold a header for each picture
+        return images.tar_member(Path(PICTURES_TAR), start, len(content))
+
+    def close(self) -> None:
+        """Write the end of the tar, if anything is in it."""
+        if self._tar:
+            self._tar.close()
+
+
+def fill_in_files(folder: Path, finder: PictureFiles) -> Matches:
+    """Find the files of the pictures that have none in images.tsv yet, and write them there.
+
+    Raises:
+        DataError: a path cannot be written into a table.
+    """
+    table = folder / IMAGES_TABLE
+    matches = finder.match(lambda: (name for name, file in _cells(table) if not file))
+    if matches.found:
+        with write_whole(table) as temporary:
+            _copy_with_files(table, temporary, matches.found)
+    return matches
+
+
+def _copy_with_files(table: Path, to: Path, files: dict[str, str]) -> None:
+    with open(table, encoding="utf-8", newline="\n") as old, open(to, "w", encoding="utf-8", newline="\n") as new:
+        new.write(next(old))
+        for line in old:
+            file = files.get(line.partition("\t")[0]) if line.endswith("\t\n") else None
+            new.write(f"{line[:-1]}{fit_path(file)}\n" if file else line)
+
+
+def fit_path(path: str) -> str:
+    """A path as a cell.
+
+    Raises:
+        DataError: it has a character that a table cannot hold.
+    """
+    if UNFIT.search(path):
+        raise DataError(f"{path!r}: a path with a character that a table cannot hold; rename the file or folder")
+    return os.fspath(path)
+
+
+def _cells(table: Path) -> Iterator[tuple[str, str]]:
+    """The name and the file of each picture."""
+    with open(table, encoding="utf-8", newline="\n") as handle:
+        next(handle)
+        for line in handle:
+            name, *_, file = line.rstrip("\n").split("\t")
+            yield name, file

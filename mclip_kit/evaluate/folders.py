@@ -1,0 +1,68 @@
+"""Where results of evaluations are: eval/DATA.SPLIT[.TASK]/ next to the model folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mclip_kit.evaluate.base import EVALUATIONS, Request
+from mclip_kit.layout import EVALUATION, MODEL, RESULTS
+
+SETTINGS = ("task", "split", "protocol")
+"""Keys of results.json besides the data and the models, by which evaluations differ."""
+
+
+def default_folder(request: Request) -> Path:
+    """The folder for a request's results, which holds no results of anything else.
+
+    Its name has the data and the split; also the task, the protocol and the model where they are not the usual ones.
+    """
+    model = request.models[-1].resolve()
+    parts = [request.data.resolve().name, request.split]
+    parts += [request.task] if request.task != "retrieval" else []
+    parts += [request.protocol] if request.protocol != "any" else []
+    parts += [model.name] if model.name != MODEL else []
+    name = ".".join(parts)
+    for number in range(1, 1000):
+        folder = model.parent / EVALUATION / (name if number == 1 else f"{name}-{number}")
+        if not (folder / RESULTS).exists() or _same(folder / RESULTS, settings(request)):
+            return folder
+    raise AssertionError(f"{folder}: a thousand evaluations of the same name")
+
+
+def settings(request: Request) -> dict[str, Any]:
+    """What results.json says about the evaluation itself; `folder` and `models` are full paths."""
+    return {
+        "data": str(request.data),
+        "task": request.task,
+        "split": request.split,
+        "protocol": request.protocol,
+        "folder": str(request.data.resolve()),
+        "models": [str(model.resolve()) for model in request.models],
+    }
+
+
+def _same(file: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a results.json is of the same models, data, split, task and protocol, and may be replaced."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return all(found[key] == wanted[key] for key in (*SETTINGS, "folder", "models"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def result_files(folder: Path) -> list[Path]:
+    """Every results.json of a run folder, or of a folder that an evaluation wrote, sorted by name.
+
+    Earlier versions wrote eval/ for retrieval, and eval_TASK/ for another task.
+    """
+    return list(dict.fromkeys(file for file in _candidates(folder) if file.is_file()))
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    yield folder / RESULTS
+    yield folder / EVALUATION / RESULTS
+    for task in EVALUATIONS:
+        yield folder / f"{EVALUATION}_{task}" / RESULTS
+    yield from sorted(folder.glob(f"{EVALUATION}/*/{RESULTS}"))
+    yield from sorted(folder.glob(f"*/{RESULTS}"))

@@ -1,0 +1,92 @@
+"""Pictures with their classes: of a prepared folder, or of a folder with one folder of pictures per class.
+
+This module imports no torch, so that wrong data is refused in a fraction of a second.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mclip_kit.config.yaml import parse
+from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.corpora import Corpus, folder
+from mclip_kit.data.corpora.source import File, Source
+from mclip_kit.data.prepare import adhoc
+from mclip_kit.errors import DataError
+from mclip_kit.layout import MANIFEST
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures with their classes.
+
+    Attributes:
+        captions: the corpus of the pictures.
+        images_N: rows of its picture table.
+        classes: the classes of the pictures, in the order of their names; numbers by their value.
+        split: the name of the split; `all` where there are no splits.
+    """
+
+    captions: Captions
+    images_N: np.ndarray
+    classes: list[str]
+    split: str
+
+
+def read_labelled(data: Path, split: str) -> Labelled:
+    """Read a prepared folder, in which strata are classes, or a folder with one folder of pictures per class.
+
+    Raises:
+        DataError: there is no such split, its pictures are not known, or there is only one class.
+    """
+    prepared = (data / MANIFEST).is_file()
+    captions = read_captions(data) if prepared else _class_folders(data)
+    images_N = _split_images(captions, split) if prepared else np.arange(len(captions.names))
+    found = sorted(set(captions.strata[images_N].tolist()))
+    if len(found) < 2:
+        raise DataError(f"{data}: one class only ({found[0]}); zero-shot classification needs a folder per class")
+    if all(name.isdecimal() for name in found):
+        found.sort(key=int)
+    return Labelled(captions, images_N, found, split if prepared else "all")
+
+
+def _class_folders(data: Path) -> Captions:
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder; give a prepared one, or one with a folder of pictures per class")
+    _, tree = adhoc.declare([], None, None, data, [])
+    corpus = parse(tree | {"options": {"kind": "classes"}}, Corpus, str(data))
+    rows = list(folder.read(corpus, Source(data)).rows)
+    none = np.empty(0, dtype=object)
+    return Captions(
+        folder=data,
+        pixels=None,
+        names=[str(row.image) for row in rows],
+        groups=np.arange(len(rows)),
+        strata=np.array([row.stratum for row in rows]),
+        images=np.empty(0, np.int64),
+        languages=none,
+        splits=none,
+        texts=none,
+        files=[Path(str(row.file)) for row in rows],
+    )
+
+
+def _split_images(captions: Captions, split: str) -> np.ndarray:
+    """Pictures of a split; of a folder of an earlier version without captions, all pictures of the only split."""
+    if len(found := captions.gallery(split)):
+        return found
+    if len(captions.images) or captions.uncaptioned:
+        known = sorted({*map(str, captions.splits), *captions.uncaptioned})
+        raise DataError(f"{captions.folder}: no pictures in split {split!r}; there are {', '.join(known)}")
+    counts: dict[str, Any] = File(captions.folder / MANIFEST).json()
+    try:
+        known = list(counts["counts"]["splits"])
+    except (KeyError, TypeError):
+        raise DataError(f"{captions.folder / MANIFEST}: damaged; prepare the corpus again") from None
+    if split not in known:
+        raise DataError(f"{captions.folder}: no pictures in split {split!r}; there are {', '.join(known) or 'none'}")
+    if len(known) > 1:
+        raise DataError(f"{captions.folder}: it is not known which pictures are {split}; prepare its splits one by one")
+    return np.arange(len(captions.names))

@@ -1,0 +1,118 @@
+"""What a report is made of: the results.json of evaluations, and the log and the recipe of a run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mclip_kit.data.leakage import Leak
+from mclip_kit.errors import DataError, first_line
+from mclip_kit.evaluate.base import Metric
+from mclip_kit.evaluate.folders import result_files
+from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
+
+LISTS = ("results", "comparisons", "leakage")  # lists of results.json
+ROW = ("model", "tower", "language", "task", "dataset", "split", "protocol")
+"""Keys of a row of results; of rows that have the same values of all of them, the last one counts."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run or evaluation.
+
+    Attributes:
+        name: its name on the page.
+        results: the content of every results.json, see `_joined`.
+        log: rows of metrics.jsonl.
+        recipe: the text of the resolved recipe.
+    """
+
+    name: str
+    results: dict[str, Any]
+    log: list[dict[str, Any]] = field(default_factory=list)
+    recipe: str = ""
+
+
+def evaluated(model: Path, results: dict[str, Any], log: list[dict[str, Any]]) -> Report:
+    """The part of an evaluation that is about one model, with the recipe next to the model folder.
+
+    Args:
+        results: the content of results.json, of any number of models.
+        log: of the run that made the model; empty if there is none.
+    """
+    own = {key: [row for row in results[key] if row["model"] == str(model)] for key in ("results", "comparisons")}
+    return Report(str(model), _joined([results | own]), log, _recipe(model.resolve().parent))
+
+
+def read(folder: Path, log: list[dict[str, Any]]) -> Report:
+    """Read the folder of a run or of an evaluation.
+
+    Args:
+        log: of the run; empty if there is none.
+    Raises:
+        DataError: the folder has no results and there is no log, or results.json is damaged.
+    """
+    if not log:
+        check_folder(folder, with_log=False)
+    return Report(str(folder), _joined([read_results(file) for file in result_files(folder)]), log, _recipe(folder))
+
+
+def check_folder(folder: Path, with_log: bool = True) -> None:
+    """DataError if a folder has neither results nor, if that suffices, a log."""
+    if not result_files(folder) and not (with_log and (folder / METRICS).is_file()):
+        raise DataError(
+            f"{folder}: no {EVALUATION}/DATA.SPLIT/{RESULTS} and no {METRICS}; give a run's folder, or run mclip-kit "
+            "eval first"
+        )
+
+
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several results.json as one: their lists, and `evaluations`, what each says about itself.
+
+    Every row gets the protocol of its evaluation, and every comparison also its data and split.
+    """
+    joined: dict[str, Any] = {"evaluations": [], **{key: [] for key in LISTS}}
+    for part in parts:
+        about = {key: value for key, value in part.items() if key not in LISTS}
+        data = {"dataset": Path(about["data"]).name, "split": about["split"], "protocol": about["protocol"]}
+        joined["evaluations"].append(about)
+        joined["results"] += [data | row for row in part["results"]]
+        joined["comparisons"] += [data | row for row in part["comparisons"]]
+        joined["leakage"] += part["leakage"]
+    rows = {tuple(row.get(key) for key in ROW): row for row in joined["results"]}
+    return joined | {"results": list(rows.values())}
+
+
+def _recipe(run: Path) -> str:
+    written = run / RECIPE
+    return written.read_text(encoding="utf-8", errors="replace") if written.is_file() else ""
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """Read and check a results.json.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for row in content["results"]:
+            _ = "".join(row[key] for key in ("language", "tower", "model", "task"))
+            _ = [Metric("", "").text(value) for value in row["metrics"].values()]
+        whole = {"comparisons": [], "leakage": [], **content}
+        for leak in whole["leakage"]:
+            leak_line(leak)
+        for item in whole["comparisons"]:
+            _ = item["model"], item["baseline"], item["language"], item["metric"]
+            _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
+        _ = "".join(whole[key] for key in ("data", "task", "split", "protocol"))
+        return whole
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: damaged ({first_line(error)}); run mclip-kit eval again") from None
+
+
+def leak_line(leak: dict[str, Any]) -> str:
+    """An entry of results.json's `leakage` as a sentence."""
+    own = dict(leak)
+    return f"{own.pop('model')}: {Leak(**own).line()}"
