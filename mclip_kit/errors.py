@@ -32,6 +32,10 @@ class CheckpointError(MclipError):
     """Weights, a run folder or a model folder are missing, are damaged or do not fit together."""
 
 
+class PeerError(MclipError):
+    """Another process of the same run stopped; that one prints why."""
+
+
 def first_line(error: Exception) -> str:
     """The first line of a library's error, at most 200 characters; the error's type if it has no message.
 

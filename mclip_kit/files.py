@@ -15,18 +15,30 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it becomes `path` in one step.
 
     The temporary file keeps the target's suffix, because NumPy and PIL choose the format by it. If the block raises,
-    `path` keeps its old content and the temporary file is removed.
+    `path` keeps its old content and the temporary file is removed. Its permissions are those that the umask gives.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
+        follow_umask(temporary)
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions of a new one, or so the weights in a folder: safetensors lets their owner alone read.
+
+    >>> follow_umask(Path("models/mine/encoder"))
+    """
+    umask = os.umask(0o077)  # there is no other way to read it
+    os.umask(umask)
+    for file in path.glob("*.safetensors") if path.is_dir() else [path]:
+        file.chmod(0o666 & ~umask)
 
 
 def write_text(path: str | Path, text: str) -> None:

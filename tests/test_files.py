@@ -1,4 +1,4 @@
-"""Locks: one process has a lock at a time; it ends with the process, and leaves nothing that counts."""
+"""Locks: one process has a lock at a time; it ends with the process, and leaves nothing that counts. Permissions."""
 
 import multiprocessing
 import os
@@ -8,7 +8,14 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from mclip_kit.files import locked
+import pytest
+import torch
+
+from mclip_kit.config.recipe import load
+from mclip_kit.files import locked, write_text
+from mclip_kit.train import checkpoint
+from mclip_kit.train.build import build_model
+from tests import tiny
 
 FORK = multiprocessing.get_context("fork")
 
@@ -73,3 +80,22 @@ def test_who_waits_gets_the_lock_even_if_the_path_is_renamed_and_removed(tmp_pat
         assert process.exitcode == 0
     assert number.read_text() == "100"
     assert [path.name for path in tmp_path.iterdir()] == ["number"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_that_the_umask_gives(umask: int, squares: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe(squares)
+    stage = {"kind": "translate", "name": "x", "train": ["decoder"], "steps": 1, "batch_tokens": 512, "lr": 1e-3}
+    translation = {key: tree[key] for key in ("about", "encoder", "data")} | {"stages": [stage]}
+    translation |= {"encoder": tree["encoder"] | {"weights": "random"}, "decoder": {"layers": 1}}
+    before = os.umask(umask)
+    try:
+        for name, content in (("clip", tree), ("translator", translation)):
+            build_model(load(tiny.write_recipe(content, tmp_path / f"{name}.yaml"))).save(tmp_path / name)
+        checkpoint.save(checkpoint.TrainState(model={"a": torch.ones(2)}), tmp_path / "last.pt")
+        write_text(tmp_path / "text", "a")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len([path for path in files if path.suffix == ".safetensors"]) >= 5
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}

@@ -15,6 +15,7 @@ RANK = {
     "errors": 0,
     "files": 0,
     "layout": 0,
+    "progress": 0,
     "config": 1,
     "data": 2,
     "losses": 3,

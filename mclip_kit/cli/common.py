@@ -1,6 +1,8 @@
 """What all commands share: path types, the --set option, one-line errors, quiet libraries."""
 
 import errno
+import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,12 +13,13 @@ from typing import Any
 import click
 
 from mclip_kit.config.yaml import RenamedKey
-from mclip_kit.errors import MclipError
+from mclip_kit.errors import MclipError, PeerError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ANY = click.Path(path_type=Path)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota or a file-size limit is full
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 
 
@@ -24,11 +27,16 @@ class Commands(click.Group):
     """A group of commands: errors that the user can fix are one line with exit code 2; Ctrl-C exits with 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        quiet()
         try:
             with warnings.catch_warnings():
+                if not sys.warnoptions:  # -W or PYTHONWARNINGS shows those of libraries
+                    warnings.simplefilter("ignore")
                 warnings.simplefilter("always", RenamedKey)
                 warnings.showwarning = partial(_show, warnings.showwarning)
                 return super().invoke(ctx)
+        except PeerError:
+            sys.exit(Mistake.exit_code)
         except MclipError as error:
             raise Mistake(str(error)) from None
         except OSError as error:
@@ -58,11 +66,15 @@ class Mistake(click.ClickException):
 
 
 def quiet() -> None:
-    """Silence the logs and progress bars of libraries; this program reports what matters itself."""
-    import logging
+    """Silence the logs and progress bars of libraries; this program reports what matters itself.
 
-    from transformers.utils import logging as transformers_logging
-
+    Libraries that are not imported yet read the environment; transformers is told if it is.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     logging.getLogger().setLevel(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mclip_kit import layout
-from mclip_kit.cli.common import FOLDER, SET, quiet
+from mclip_kit.cli.common import FOLDER, SET
 from mclip_kit.errors import RecipeError
 
 
@@ -24,9 +24,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
     checked = load(recipe, overrides)
     check_places(checked)
-    quiet()
     from mclip_kit.evaluate.advice import eval_command
     from mclip_kit.evaluate.validation import evaluator
+    from mclip_kit.train.outcome import losses
     from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
@@ -43,8 +43,11 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     except Interrupted as stop:
         changes = [word for override in overrides for word in ("--set", override)]
         again = shlex.join(["mclip-kit", "train", recipe, "--out", str(folder), "--resume", *changes])
-        click.echo(f"{stop}; resume with: {again}", err=True)
+        if run.is_main:
+            click.echo(f"{stop}; resume with: {again}", err=True)
         sys.exit(130)
+    if run.was_finished:
+        run.accelerator.print(f"{folder}: this run had finished; nothing was changed", flush=True)
     whole = (model / layout.MODEL_CONFIG).is_file()
     if not run.is_main:
         return
@@ -54,6 +57,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         else f"use it as  encoder: hf:{model / layout.ENCODER}"
     )
     run.accelerator.print(f"{model}: done; {then}", flush=True)
+    for line in losses(folder, checked):
+        run.accelerator.print(line, flush=True)
 
 
 @click.command()
@@ -69,7 +74,6 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     check_places(checked)
     if checked.cache.features == "off":
         raise RecipeError(f"{recipe}: cache is off, so there is nothing to keep; set cache=auto")
-    quiet()
     from mclip_kit.train.run import Run
 
     run = Run(checked, out or Path("runs", Path(recipe).stem), resume=True)

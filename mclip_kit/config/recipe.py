@@ -215,7 +215,7 @@ class Recipe(Section):
         named = [f"stages.{i}" for i, stage in enumerate(self.stages) if "lora" in stage.train]
         if bool(named) != bool(self.lora):
             yield f"{named[0]} trains lora, which is not given" if named else "lora is given, but no stage trains it"
-        if self.parallel == "fsdp" and any(stage.optimizer == "lamb" for stage in self.stages):
+        if self.parallel == "fsdp" and any(stage.optimizer.startswith("lamb") for stage in self.stages):
             yield "parallel: fsdp does not work with lamb, which needs the norms of whole weights; use adamw"
         yield from self._model_problems()
         yield from without_effect(self)

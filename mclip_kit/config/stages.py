@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -13,6 +13,7 @@ from mclip_kit.errors import RecipeError
 EdgeName = Literal["image-teacher_text", "image-student_text", "teacher_text-student_text"]
 TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
 STUDENT = ("encoder", "projector")
+Optimizer = Literal["adamw", "lamb", "lamb_apex", "adam_fairseq"]
 
 
 COMPARES_ROWS = frozenset({"contrastive"})
@@ -26,6 +27,10 @@ class Edge(Section):
     weight: Positive = Field(1.0, description="Factor of this term in the sum.")
     temperature: Positive = Field(0.07, description="contrastive: the true temperature (at the start, when learned).")
     learned: bool = Field(False, description="contrastive: learn the temperature, with exp(scale) clamped at 100.")
+    clamp: Literal["scale", "exp"] = Field(
+        "scale",
+        description="learned: clamp the learned scale itself (CLIP), or its exp, without a gradient there (mCLIP).",
+    )
     positives: Literal["image", "image_sum", "pair"] = Field(
         "image",
         description="contrastive: all texts of the same image are positives, with log-probabilities averaged or summed "
@@ -46,6 +51,8 @@ class Edge(Section):
     def _learned_temperature_can_move(self) -> "Edge":
         if self.learned and self.loss not in COMPARES_ROWS:
             raise ValueError(f"{self.loss} has no temperature to be learned")
+        if self.clamp != "scale" and not self.learned:
+            raise ValueError("clamp has no effect: the temperature is not learned")
         if self.learned and self.temperature < 0.01:
             raise ValueError(
                 f"a learned temperature must be at least 0.01, where it is clamped, not {self.temperature}"
@@ -100,10 +107,14 @@ class Stage(Section):
     max_tokens: Annotated[int, Field(ge=3)] = Field(
         77, description="Longest text of the encoder in tokens, special tokens included; longer texts are cut."
     )
-    optimizer: Literal["adamw", "lamb"] = Field("adamw", description="AdamW (torch) or LAMB (timm).")
+    optimizer: Optimizer = Field(
+        "adamw",
+        description="AdamW (torch) or LAMB (timm); lamb_apex and adam_fairseq: those of mCLIP's code, see train/optim.",
+    )
     lr: Positive = Field(description="Peak learning rate.")
     weight_decay: NonNegative = Field(
-        0.01, description="Decoupled weight decay of matrices (not biases, norms, scales)."
+        0.01,
+        description="Decoupled weight decay of matrices (not biases, norms, scales); lamb_apex, adam_fairseq: of all.",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Learning rate of a layer of the encoder as a fraction of that of the next layer."
@@ -112,6 +123,9 @@ class Stage(Section):
     eps: Positive = Field(1e-8, description="Adam's epsilon.")
     schedule: Literal["cosine", "inverse_sqrt", "constant"] = Field("cosine", description="Shape after the warm-up.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Linear warm-up, in steps.")
+    warmup_init_lr: NonNegative | None = Field(
+        None, description="Rate of the first step, from which the warm-up rises (fairseq); none: lr / warmup_steps."
+    )
     clip_norm: Positive | None = Field(None, description="Largest gradient norm; none: no clipping.")
     max_nonfinite: Count = Field(
         5,
@@ -126,6 +140,12 @@ class Stage(Section):
         description="The last stage: also write alpha * its weights + (1 - alpha) * the weights at its start "
         "(WiSE-FT, arXiv 2109.01903) to RUN/model-wise_ft.",
     )
+
+    @model_validator(mode="after")
+    def _warm_up_has_steps(self) -> Self:
+        if self.warmup_init_lr is not None and not self.warmup_steps:
+            raise ValueError("warmup_init_lr has no effect: warmup_steps is 0")
+        return self
 
     def trains(self, tower: str) -> bool:
         """Whether some parameter of this tower may be trained (globs are taken at their first part)."""

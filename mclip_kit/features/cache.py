@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from mclip_kit.features import hashing
 from mclip_kit.features.shards import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import write_json
+from mclip_kit.progress import tqdm
 
 
 class FeatureCache:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from mclip_kit.data import images
 from mclip_kit.errors import DataError
+from mclip_kit.progress import tqdm
 
 READERS = 8  # threads that read files at once
 

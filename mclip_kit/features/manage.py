@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mclip_kit.errors import DataError
 from mclip_kit.features.shard_writer import remove_damaged
 from mclip_kit.features.shards import ItemFormat, is_sound
 from mclip_kit.features.table import shard_folders
+from mclip_kit.progress import tqdm
 
 DAY = 86400.0  # seconds
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mclip_kit.errors import DataError
 from mclip_kit.features.index import BITS, LOCAL, find, index_is_sound, index_path, open_index
@@ -23,6 +22,7 @@ from mclip_kit.features.job import ExtractionJob, first_of_each, load_batches, s
 from mclip_kit.features.shard_writer import ShardWriter, claim_shard, remove_damaged
 from mclip_kit.features.shards import ItemFormat, Shard, is_sound, shard_name
 from mclip_kit.files import readable
+from mclip_kit.progress import tqdm
 
 SHARD_BYTES = 256 << 20
 FULL = 0.95  # part of the free disk that features may take

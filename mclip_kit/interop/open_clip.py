@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mclip_kit.config.model import AS_OPEN_CLIP
 from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.files import write_json, write_text
+from mclip_kit.files import follow_umask, write_json, write_text
 from mclip_kit.interop.open_clip_text import DIRTY, SAMPLES, SPECIAL, student_text
 from mclip_kit.models.clip import CONFIG, TEXT, WEIGHTS
 from mclip_kit.models.freezing import evaluating
@@ -82,6 +82,7 @@ def export_open_clip(
     try:
         part.mkdir(parents=True)
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, part / WEIGHTS, {"format": "pt"})
+        follow_umask(part)
         tokenizer = model.clip[0].tokenizer
         if tower == "student":
             model.encoder.tokenizer.save(part)

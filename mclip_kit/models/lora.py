@@ -21,7 +21,7 @@ def adapt(encoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Se
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError:
-        raise RecipeError("lora needs peft: pip install 'mclip-kit[lora]'") from None
+        raise RecipeError("lora needs peft: pip install 'peft>=0.17'") from None
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
     try:
         inject_adapter_in_model(config, encoder)

@@ -24,6 +24,7 @@ from mclip_kit import layout
 from mclip_kit.data.batching import pad
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.files import follow_umask
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
 from mclip_kit.models.safe_load import UNFIT, plain_values, refusal
@@ -88,6 +89,7 @@ class Encoder(nn.Module):
         """Write a transformers folder, tokenizer included."""
         with quiet_transformers():
             self.model.save_pretrained(folder)  # type: ignore[operator]
+            follow_umask(folder)
             self.tokenizer.save(folder)
 
 

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from mclip_kit import layout
 from mclip_kit.data.tokenizer import BOS, EOS, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
-from mclip_kit.files import write_json, write_whole
+from mclip_kit.files import follow_umask, write_json, write_whole
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.safe_load import UNFIT
@@ -204,6 +204,7 @@ class Translator(nn.Module):
             return
         with quiet_transformers():
             self.decoder.model.save_pretrained(folder / layout.DECODER)
+        follow_umask(folder / layout.DECODER)
         linears = self.decoder.languages
         if linears.languages:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in linears.state_dict().items()}

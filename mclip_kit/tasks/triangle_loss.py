@@ -176,6 +176,8 @@ class Triangle(StageModule):
     def scale(self, name: str) -> Tensor | float:
         """One over the temperature of a contrastive edge."""
         if name in self.scales:
+            if self.edges[name].clamp == "exp":
+                return self.scales[name].exp().clamp(max=losses.MAX_SCALE)
             with torch.no_grad():  # the parameter itself, as CLIP does: clamping its exp would leave no gradient
                 self.scales[name].clamp_(max=math.log(losses.MAX_SCALE))
             return self.scales[name].exp()

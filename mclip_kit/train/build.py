@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,11 +31,15 @@ from mclip_kit.tasks.base import TASKS
 from mclip_kit.train.layer_decay import layer_scales
 from mclip_kit.train.optim import trainable
 
+PATIENCE = timedelta(hours=6)  # others wait so long while the main process evaluates, reads or writes
+
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
     """Devices, processes and mixed precision."""
+    waits = InitProcessGroupKwargs(timeout=PATIENCE)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # on CPUs accelerate must be told to join a launcher's others
-    return Accelerator(mixed_precision=_precision(recipe.precision), cpu=several and not torch.cuda.is_available())
+    cpu = several and not torch.cuda.is_available()
+    return Accelerator(mixed_precision=_precision(recipe.precision), cpu=cpu, kwargs_handlers=[waits])
 
 
 def _precision(wanted: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
-from tqdm import tqdm
 
 from mclip_kit import layout
 from mclip_kit.errors import RecipeError
 from mclip_kit.files import locked, write_text
+from mclip_kit.progress import tqdm
 
 
 class Log:
@@ -64,7 +64,7 @@ class _WandB(WandBTracker):
         try:
             import wandb
         except ModuleNotFoundError:
-            raise RecipeError("trackers: wandb is not installed: pip install 'mclip-kit[wandb]'") from None
+            raise RecipeError("trackers: wandb is not installed: pip install 'wandb>=0.19'") from None
         try:
             super().start()
         except wandb.Error as error:

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
+from mclip_kit.progress import tqdm
 from mclip_kit.tasks.base import Seed
 from mclip_kit.train import fsdp
 
@@ -54,14 +54,17 @@ class Loop:
 
 
 MEASURES = ("loss", "cosine", "matching")  # that a module may give beside its loss terms
-Step = tuple[int, dict[str, float], np.ndarray]
-"""Number of steps taken, what the last one measured, and its rows over all processes."""
+Step = tuple[int, dict[str, float], np.ndarray, bool]
+"""Number of steps taken, what the last one measured, its rows over all processes, and whether to stop after it."""
 
 
-def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[Step]:
+def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int] = ()) -> Iterator[Step]:
     """Take the steps from `start` on, and yield after each of them.
 
     A step whose loss or gradient is non-finite changes no weight; its value `skipped` is 1 then.
+
+    Args:
+        asked: not empty once this process is to stop (`stop_requests`); all processes then stop after the same step.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     with tqdm(
@@ -84,15 +87,18 @@ def train(accelerator: Accelerator, loop: Loop, start: int) -> Iterator[Step]:
             terms = loop.gradients(accelerator, loop.module, batch, seed)
             fsdp.average_gradients(accelerator, loop.module)
             norm = fsdp.number(accelerator.clip_grad_norm_(loop.module.parameters(), loop.clip_norm or math.inf))
-            values = _over_processes(accelerator, terms)
+            values = _over_processes(
+                accelerator, terms | {"stop": torch.tensor(float(len(asked)), device=accelerator.device)}
+            )
+            stop = values.pop("stop") > 0
             finite = math.isfinite(norm) and math.isfinite(values["loss"])
             if finite or accelerator.scaler is not None:  # a scaler skips the step itself, and lowers its scale
                 loop.optimizer.step()
             values |= {"lr": loop.rate(step), "grad_norm": norm, "skipped": float(not finite)}
             values |= _pace(len(rows), batch, world, began, fetched)
+            bar.set_postfix_str(_postfix(values, [name for name in terms if name in values]), refresh=False)
             bar.update()
-            bar.set_postfix_str(_postfix(values, [name for name in terms if name in values]))
-            yield step + 1, values, rows
+            yield step + 1, values, rows, stop
 
 
 def _over_processes(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mclip_kit.config.stages import STUDENT, Stage
+from mclip_kit.config.stages import STUDENT, Optimizer, Stage
 from mclip_kit.errors import RecipeError
 from mclip_kit.train.layer_decay import layer_scales
+
+OF_ALL = ("lamb_apex", "adam_fairseq")
+"""Optimisers that decay every tensor."""
 
 
 def trainable(model: nn.Module, patterns: Sequence[str]) -> set[str]:
@@ -35,14 +38,18 @@ def trainable(model: nn.Module, patterns: Sequence[str]) -> set[str]:
 
 def build_optimizer(
     module: nn.Module,
-    kind: Literal["adamw", "lamb"],
+    kind: Optimizer,
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
     layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """An optimiser of the module's trainable parameters; biases, norms and scales have no weight decay.
+    """An optimiser of the module's trainable parameters.
+
+    Biases, norms and scales have no weight decay, but for the two of mCLIP's released code: `lamb_apex` is apex's
+    FusedLAMB, which decays and adapts every tensor and clips the gradient norm at 1 itself, after the loop;
+    `adam_fairseq` is fairseq's Adam, which decays every tensor, see `FairseqAdam`.
 
     Args:
         layer_decay: learning rate of a layer of the encoder as a fraction of that of the next layer, see
@@ -53,14 +60,30 @@ def build_optimizer(
     # the encoder has groups of its own: its weights may be sharded, and one group cannot have both kinds
     found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        decay = weight_decay if parameter.dim() > 1 else 0.0
+        decay = weight_decay if parameter.dim() > 1 or kind in OF_ALL else 0.0
         found.setdefault((scales[name], decay, "encoder." in name), []).append(parameter)
     groups = [{"params": ps, "weight_decay": decay, "scale": scale} for (scale, decay, _), ps in found.items()]
-    if kind == "lamb":
-        from timm.optim import Lamb  # arXiv 1904.00962; its own gradient clipping is off, the loop clips
+    if kind in ("lamb", "lamb_apex"):
+        from timm.optim import Lamb  # arXiv 1904.00962
 
-        return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)
+        return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=1.0 if kind == "lamb_apex" else None)
+    if kind == "adam_fairseq":
+        return FairseqAdam(groups, lr=lr, betas=betas, eps=eps, fused=True)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+class FairseqAdam(torch.optim.AdamW):
+    """Adam as in fairseq 0.12, whose epsilon is added before the second moment is corrected: m / (sqrt(v) + eps).
+
+    torch adds it to the corrected root. The steps differ while 1 - beta2^t is small and gradients are near epsilon.
+    """
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step: AdamW's, with an epsilon that gives fairseq's."""
+        for group in self.param_groups:
+            known = next((self.state[p]["step"] for p in group["params"] if "step" in self.state.get(p, {})), 0)
+            group["eps"] = self.defaults["eps"] / math.sqrt(1 - group["betas"][1] ** (int(known) + 1))
+        return super().step(closure)
 
 
 def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
@@ -85,15 +108,25 @@ def set_activation_checkpointing(model: nn.Module, wanted: bool) -> None:
 
 
 def learning_rate(
-    peak: float, schedule: Literal["cosine", "inverse_sqrt", "constant"], warmup: int, total: int
+    peak: float,
+    schedule: Literal["cosine", "inverse_sqrt", "constant"],
+    warmup: int,
+    total: int,
+    first: float | None = None,
 ) -> Callable[[int], float]:
     """The learning rate of step 0, 1, ..., total - 1.
 
     Linear warm-up, then: `cosine` down to 0; `inverse_sqrt`, peak * sqrt(warmup / step) (Vaswani et al. 2017,
     section 5.3, as in fairseq); `constant`.
+
+    Args:
+        first: the rate of step 0, from which the warm-up rises to the peak at step `warmup` (fairseq's
+            `warmup_init_lr`); None: it rises from peak / warmup, and has the peak one step earlier.
     """
 
     def at(step: int) -> float:
+        if step < warmup and first is not None:
+            return first + (peak - first) * step / warmup
         if step < warmup:
             return peak * (step + 1) / warmup
         if schedule == "cosine":

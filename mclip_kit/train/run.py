@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from tqdm import tqdm
 
 from mclip_kit import layout
 from mclip_kit.config.recipe import Recipe, dump
@@ -18,6 +16,7 @@ from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
 from mclip_kit.models.lora import merge
+from mclip_kit.progress import tqdm
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
 from mclip_kit.train import checkpoint, fsdp
 from mclip_kit.train.build import build_accelerator, build_model, check_processes, open_data
@@ -34,6 +33,7 @@ from mclip_kit.train.optim import (
     trainable,
 )
 from mclip_kit.train.parameter_table import table
+from mclip_kit.train.processes import on_main
 
 CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 
@@ -55,17 +55,21 @@ class Run:
         resume: continue from the folder's checkpoint; without one, start.
     Raises:
         CheckpointError: the folder holds a run already, or one of another recipe.
+
+    Attributes:
+        was_finished: `go` found a whole run, and changed nothing.
     """
+
+    was_finished = False
 
     def __init__(self, recipe: Recipe, folder: Path, evaluator: Evaluator | None = None, resume: bool = False) -> None:
         self.recipe, self.folder, self.evaluator = recipe, folder, evaluator
         self.accelerator = build_accelerator(recipe)
         self.is_main = self.accelerator.is_main_process
-        if self.is_main:
-            checkpoint.check_folder(folder, recipe, resume)
+        on_main(lambda: checkpoint.check_folder(folder, recipe, resume))
         check_processes(recipe, self.accelerator.num_processes)
         self.captions = open_data(recipe)
-        self.leaks = shared_with_tests(recipe) if self.is_main else []
+        self.leaks = on_main(lambda: shared_with_tests(recipe))
         self.model: Any = build_model(recipe).to(self.accelerator.device)
         if hasattr(self.model, "image"):  # convolutions run faster so, also on CPUs
             self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -123,34 +127,53 @@ class Run:
             yield from dry_run(self.accelerator, self._task(index, self.trained[index]))
 
     def go(self) -> Path:
-        """Train all stages; write and return the model folder."""
-        last, out = self.folder / layout.LAST, self.folder / layout.MODEL
-        state = checkpoint.read(last) if last.is_file() else TrainState()
+        """Train all stages; write and return the model folder. A run that has its model already is left as it is."""
+        out = self.folder / layout.MODEL
+        state, self.was_finished = self._start(out)
+        if self.was_finished:
+            return out
         self.load(state.model)
         self._learnt(state.languages)
-        if self.is_main:
-            write_text(self.folder / layout.RECIPE, dump(self.recipe))
-            write_json(self.folder / layout.LEAKAGE, as_json(self.leaks))
-            self.metrics = Log(self.folder, self.recipe.trackers, state.stage, state.step)
-        finished = state.stage == len(self.recipe.stages) and (out / layout.MODEL_CONFIG).is_file()
+        on_main(lambda: self._write_head(state))
         for index in range(state.stage, len(self.recipe.stages)):
             self._stage(index, state)
             state = TrainState(index + 1)
             self.accelerator.free_memory()  # it would hold every stage's optimiser until the end
+        self.save_model(out)
         if self.is_main:
             self.metrics.close()
-        if not finished:
-            self.save_model(out)
         return out
+
+    def _start(self, out: Path) -> tuple[TrainState, bool]:
+        """Where the run starts or resumes, and whether it has ended, as the main process's folder says."""
+
+        def find() -> tuple[dict[str, Any], bool]:
+            last = self.folder / layout.LAST
+            state = checkpoint.read(last) if last.is_file() else TrainState()
+            return vars(state), state.stage == len(self.recipe.stages) and (out / self._last_file()).is_file()
+
+        content, finished = on_main(find)
+        return TrainState(**content), finished
+
+    def _last_file(self) -> str:
+        """The file of the model folder that is written last: a folder that has it is complete."""
+        if hasattr(self.model, "projector"):
+            return layout.MODEL_CONFIG
+        return layout.TRANSLATOR_CONFIG if self.model.decoder else f"{layout.ENCODER}/tokenizer_config.json"
+
+    def _write_head(self, state: TrainState) -> None:
+        write_text(self.folder / layout.RECIPE, dump(self.recipe))
+        write_json(self.folder / layout.LEAKAGE, as_json(self.leaks))
+        self.metrics = Log(self.folder, self.recipe.trackers, state.stage, state.step)
 
     def _stage(self, index: int, state: TrainState) -> None:
         """Train one stage, from a state on."""
         at = self._begin(index, state)
         at.call("before_stage")
         with stop_requests() as asked:
-            for step in train(self.accelerator, at.loop, state.step):
-                at.step, at.values, at.rows = step
-                at.done, at.interrupted = at.step == at.loop.steps, bool(asked)
+            for step in train(self.accelerator, at.loop, state.step, asked):
+                at.step, at.values, at.rows, at.interrupted = step
+                at.done = at.step == at.loop.steps
                 at.call("after_step")
                 if at.done:
                     break
@@ -188,7 +211,7 @@ class Run:
             module=fsdp.prepare(self.accelerator, module).train(),
             epoch=batches.plan.epoch,
             batch=batches.batch,
-            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, batches.steps),
+            rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, batches.steps, stage.warmup_init_lr),
             steps=batches.steps,
             steps_per_epoch=batches.steps_per_epoch,
             clip_norm=stage.clip_norm,
@@ -201,11 +224,11 @@ class Run:
         if self.evaluator is None or not task.evaluation:
             return None
         self._drop_features(task)
-        together = self.is_main or fsdp.is_sharded(self.model)  # a sharded encoder needs all processes
-        scores = self.evaluator(self.model, self.cache, task) if together else None
+        evaluate = partial(self.evaluator, self.model, self.cache, task)
+        sharded = fsdp.is_sharded(self.model)  # that needs all processes
+        scores = evaluate() if sharded else on_main(evaluate)
         self._drop_features(task)
-        known: Scores = broadcast_object_list([scores])[0]
-        return known
+        return on_main(lambda: scores)
 
     def write(self, index: int, step: int, values: dict[str, Any]) -> None:
         """Log values of a step."""
@@ -219,12 +242,11 @@ class Run:
         tensors = fsdp.full_state(self.model)
         state.languages = self.model.trained_languages
         state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}
-        if self.is_main:
-            checkpoint.save(state, path)
+        on_main(lambda: checkpoint.save(state, path))
 
     def read(self, name: str) -> TrainState:
-        """A checkpoint of the run folder, by its name in `layout`."""
-        return checkpoint.read(self.folder / name)
+        """A checkpoint of the run folder, by its name in `layout`; that of the main process."""
+        return TrainState(**on_main(lambda: vars(checkpoint.read(self.folder / name))))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Give the model the tensors of a checkpoint."""
@@ -238,7 +260,8 @@ class Run:
     def save_model(self, folder: Path) -> None:
         """Write the full model, with adapters merged, as others load it."""
         tensors = fsdp.full_state(self.model)
-        if self.is_main:
+
+        def write() -> None:
             model = self.model
             if fsdp.is_sharded(model):
                 model = build_model(self.recipe)
@@ -246,6 +269,8 @@ class Run:
                 model.trained_languages = self.model.trained_languages
             merge(model.encoder)
             model.save(folder)
+
+        on_main(write)
 
     def _learnt(self, languages: list[str]) -> None:
         self.model.trained_languages = sorted({*self.model.trained_languages, *languages})

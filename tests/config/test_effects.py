@@ -80,7 +80,7 @@ def test_every_key_is_read_by_some_code(squares: Path, tmp_path: Path, read: dic
 
 COMMON = {"name", "train", "checkpointing", "max_tokens", "optimizer", "lr", "weight_decay", "layer_decay", "betas"}
 COMMON |= {"eps", "schedule", "warmup_steps", "clip_norm", "max_nonfinite", "ema", "wise_ft_alpha", "split", "kind"}
-COMMON |= {"language_temperature"}
+COMMON |= {"language_temperature", "warmup_init_lr"}
 READS = {
     "triangle": COMMON
     | {"edges", "data", "languages", "include_english", "monolingual", "templates", "augment", "epochs"}

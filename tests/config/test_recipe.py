@@ -128,12 +128,13 @@ def test_papers_figures() -> None:
     assert first.batch_size == second.batch_size == 1024
     stage = trikd.stages[0]
     assert (stage.optimizer, stage.lr, stage.schedule, stage.batch_size, stage.clip_norm) == (
-        "lamb",
+        "lamb_apex",
         1e-2,
         "inverse_sqrt",
         2048,
         2,
     )
+    assert (stage.warmup_init_lr, stage.edges["image-student_text"].clamp) == (1e-7, "exp")
     assert stage.edges["teacher_text-student_text"].weight == 0.1
     assert stage.edges["teacher_text-student_text"].temperature == 0.376
 
@@ -185,6 +186,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "template": ({"stages.0.templates": ["an emoji"]}, "needs a {}"),
     "mse with a temperature": ({"stages.1.edges.teacher_text-student_text.learned": True}, "mse has no temperature"),
     "lamb on parts of weights": ({"parallel": "fsdp", "stages.1.optimizer": "lamb"}, "fsdp does not work with lamb"),
+    "apex's lamb on parts of weights": (
+        {"parallel": "fsdp", "stages.1.optimizer": "lamb_apex"},
+        "fsdp does not work with lamb",
+    ),
+    "a first rate without a warm-up": ({"stages.0.warmup_init_lr": 1e-7}, "warmup_init_lr has no effect"),
+    "a clamp of what is not learned": ({"stages.2.edges.image-student_text.clamp": "exp"}, "clamp has no effect"),
     "half way back from a stage in the middle": (
         {"stages.0.wise_ft_alpha": 0.5},
         "stages.0.wise_ft_alpha is for the last stage",

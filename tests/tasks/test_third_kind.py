@@ -28,6 +28,7 @@ from mclip_kit.tasks.base import StageBatches, StageModule, Task, Trial, registe
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import tiny
+from tests.train.runs import stamps
 
 MASK_SHARE = 0.3
 
@@ -179,7 +180,11 @@ def test_an_encoder_can_be_trained_alone(squares: Path, tmp_path: Path) -> None:
         "precision": "fp32",
         "stages": [{"kind": "masked", "name": "x", "train": ["encoder"], "steps": 2, "batch_size": 8, "lr": 1e-3}],
     }
-    out = Run(load(tiny.write_recipe(tree, tmp_path / "alone.yaml")), tmp_path / "run").go()
+    recipe = load(tiny.write_recipe(tree, tmp_path / "alone.yaml"))
+    out = Run(recipe, tmp_path / "run").go()
+    before = stamps(tmp_path / "run")
+    Run(recipe, tmp_path / "run", resume=True).go()
+    assert stamps(tmp_path / "run") == before
     assert (out / "encoder" / "config.json").is_file()
 
 

@@ -18,7 +18,7 @@ from mclip_kit.train import checkpoint
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import processes, tiny
-from tests.train.runs import different, train_until_killed
+from tests.train.runs import different, stamps, train_until_killed
 
 BOTH = ["encoder", "decoder"]
 
@@ -118,6 +118,9 @@ def test_a_killed_run_resumes_to_the_same_weights(squares: Path, tmp_path: Path,
     state = checkpoint.read(tmp_path / "cut" / "checkpoints" / "last.pt")
     assert (state.stage, state.step) == (stage, 5 * (step // 5))
     Run(load(tmp_path / "whole.yaml"), tmp_path / "cut", resume=True).go()
+    before = stamps(tmp_path / "cut")
+    Run(load(tmp_path / "whole.yaml"), tmp_path / "cut", resume=True).go()
+    assert stamps(tmp_path / "cut") == before  # a finished run is left as it is
     assert not different(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 

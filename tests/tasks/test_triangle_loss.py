@@ -226,6 +226,18 @@ def test_a_learned_scale_is_clamped_at_100(model):
     assert triangle.scales[IMAGE_STUDENT].grad > 0  # it can come back
 
 
+def test_a_scale_that_is_clamped_after_exp_keeps_its_value_and_gets_no_gradient(model):
+    edge = Edge(loss="contrastive", learned=True, clamp="exp")
+    triangle = triangle_of(model, {IMAGE_STUDENT: edge}, ["projector"])
+    for value, scale, slope in ((6.0, 100.0, 0.0), (2.0, np.exp(2.0), np.exp(2.0))):
+        with torch.no_grad():
+            triangle.scales[IMAGE_STUDENT].fill_(value)
+        found = triangle.scale(IMAGE_STUDENT)
+        (gradient,) = torch.autograd.grad(found, triangle.scales[IMAGE_STUDENT])
+        assert (found.item(), gradient.item()) == pytest.approx((scale, slope))
+        assert triangle.scales[IMAGE_STUDENT].item() == value
+
+
 def test_a_fixed_temperature_is_no_parameter(model):
     triangle = triangle_of(model, {IMAGE_STUDENT: Edge(loss="contrastive", temperature=0.02)}, ["projector"])
     assert triangle.scale(IMAGE_STUDENT) == pytest.approx(50)

@@ -39,6 +39,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_model(folder / "model").state_dict()
 
 
+def stamps(folder: Path) -> dict[Path, int]:
+    """When each file of a run was last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def losses(folder: Path) -> list[tuple[Any, ...]]:
     """Every logged loss: stage, step, loss."""
     return [(row["stage"], row["step"], row["loss"]) for row in read_log(folder) if "loss" in row]

@@ -24,6 +24,7 @@ from tests.train.runs import (
     losses,
     only_stage,
     recipe_of,
+    stamps,
     train,
     train_until_killed,
     weights,
@@ -241,6 +242,7 @@ def test_a_checkpoint_of_another_shape_is_named(finished: tuple[Recipe, Path], t
     state = torch.load(last, weights_only=True)
     state["model"] = {name: tensor[:1] if tensor.dim() else tensor for name, tensor in state["model"].items()}
     torch.save(state, last)
+    shutil.rmtree(tmp_path / "run" / "model")  # a finished run has nothing to load
     with pytest.raises(CheckpointError, match=r"last\.pt: does not fit"):
         Run(recipe, tmp_path / "run", resume=True).go()
 
@@ -264,9 +266,27 @@ def test_a_run_that_starts_again_writes_its_model_again(finished: tuple[Recipe, 
 def test_resuming_a_finished_run_changes_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, folder = finished
     shutil.copytree(folder, tmp_path / "run")
-    train(recipe, tmp_path / "run", resume=True)
+    before = stamps(tmp_path / "run")
+    again = train(recipe, tmp_path / "run", resume=True)
+    assert again.was_finished
+    assert stamps(tmp_path / "run") == before
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert not train(recipe, tmp_path / "run", resume=True).was_finished
     assert not different(weights(tmp_path / "run"), weights(folder))
     assert read_log(tmp_path / "run") == read_log(folder)
+
+
+def test_a_run_folder_resumes_where_it_is_copied_to(
+    finished: tuple[Recipe, Path], squares: Path, tmp_path: Path
+) -> None:
+    recipe, folder = finished
+    stop_at(Run(recipe, tmp_path / "first" / "run", evaluator(recipe)), 2, 5)
+    shutil.copytree(tmp_path / "first" / "run", tmp_path / "second" / "copy")
+    shutil.rmtree(tmp_path / "first")
+    train(recipe, tmp_path / "second" / "copy", resume=True)
+    assert not (tmp_path / "first").exists()
+    assert not different(weights(tmp_path / "second" / "copy"), weights(folder))
+    assert losses(tmp_path / "second" / "copy") == losses(folder)
 
 
 def test_a_callback_keeps_what_it_needs_to_resume(

@@ -204,7 +204,7 @@ def test_the_command_line_prints_when_and_where(
 def test_fine_tuning_recipes_have_mclips_figures(name: str) -> None:
     recipe = load(name)
     (stage,) = recipe.stages
-    assert (stage.optimizer, stage.lr, stage.weight_decay) == ("lamb", 1e-2, 1e-3)
+    assert (stage.optimizer, stage.lr, stage.weight_decay) == ("lamb_apex", 1e-2, 1e-3)
     assert (stage.batch_size, stage.epochs) == (128, 30)
     assert stage.edges["teacher_text-student_text"].temperature == 0.217
     assert all(edge.positives == "image" and edge.duplicates == "mask" for edge in stage.edges.values())

@@ -1,8 +1,10 @@
 """What is trained, which weights decay, and the learning rate of every step."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from timm.optim import Lamb
@@ -131,6 +133,134 @@ def test_adamw_takes_the_papers_first_step():
     module.weight.grad = gradient.clone()
     build_optimizer(module, "adamw", 0.01, 0.1, (0.9, 0.999), 1e-8).step()
     torch.testing.assert_close(module.weight.detach(), before * (1 - 0.01 * 0.1) - 0.01 * gradient.sign())
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def task(seed: int = 0) -> tuple[nn.Module, Callable[[Arrays], Arrays]]:
+    """A small network with matrices, biases and a scale, and the gradients of a loss at some of its weights.
+
+    In the first steps the gradient norm is above 2 and above 1, later below; some gradients are near 1e-8.
+    """
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)).double()
+    net.register_parameter("scale", nn.Parameter(torch.tensor(2.6, dtype=torch.float64)))
+    inputs, target = torch.randn(32, 6).double(), 3 * torch.randn(32, 3).double()
+
+    def gradients(weights: Arrays) -> Arrays:
+        tensors = {name: torch.from_numpy(np.asarray(w)).requires_grad_() for name, w in weights.items()}
+        found = torch.func.functional_call(net, tensors, (inputs,)) * tensors["scale"].exp() / 10
+        loss = (found - target).square().mean() + 1e-9 * sum(t.sum() for t in tensors.values())
+        return {n: g.numpy() for n, g in zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True)}
+
+    return net, gradients
+
+
+def clipped(gradients: Arrays, norm: float) -> Arrays:
+    """fairseq's clip_grad_norm_."""
+    whole = np.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+    return {name: g * min(1.0, norm / (whole + 1e-6)) for name, g in gradients.items()}
+
+
+def fairseq_rate(update: int, peak: float, first: float, warmup: int) -> float:
+    """fairseq's inverse_sqrt schedule at an update, counted from 0."""
+    if update < warmup:
+        return first + update * (peak - first) / warmup
+    return peak * warmup**0.5 * update**-0.5
+
+
+def apex_lamb(weights: Arrays, gradients: Arrays, state: dict[str, Arrays], t: int, lr: float, decay: float) -> Arrays:
+    """apex's FusedLAMB (csrc/multi_tensor_lamb.cu, stages 1 and 2; mode 1, bias correction, gradient averaging).
+
+    Args:
+        t: number of the step, from 1.
+    """
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    whole = np.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+    clip = whole if whole > 1.0 else 1.0
+    new = {}
+    for name, p in weights.items():
+        g = gradients[name] / clip
+        m = state["m"][name] = b1 * state["m"].get(name, 0.0) + (1 - b1) * g
+        v = state["v"][name] = b2 * state["v"].get(name, 0.0) + (1 - b2) * g * g
+        update = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * p
+        p_norm, u_norm = np.sqrt((p**2).sum()), np.sqrt((update**2).sum())
+        ratio = lr * (p_norm / u_norm) if p_norm != 0 and u_norm != 0 else lr
+        new[name] = p - ratio * update
+    return new
+
+
+def fairseq_adam(
+    weights: Arrays, gradients: Arrays, state: dict[str, Arrays], t: int, lr: float, decay: float
+) -> Arrays:
+    """fairseq 0.12's Adam (fairseq/optim/adam.py)."""
+    b1, b2, eps = 0.9, 0.98, 1e-8
+    new = {}
+    for name, p in weights.items():
+        g = gradients[name]
+        m = state["m"][name] = b1 * state["m"].get(name, 0.0) + (1 - b1) * g
+        v = state["v"][name] = b2 * state["v"].get(name, 0.0) + (1 - b2) * g * g
+        step = lr * np.sqrt(1 - b2**t) / (1 - b1**t)
+        new[name] = p - decay * lr * p - step * m / (np.sqrt(v) + eps)
+    return new
+
+
+OFFICIAL = {"lamb_apex": (apex_lamb, (0.9, 0.999)), "adam_fairseq": (fairseq_adam, (0.9, 0.98))}
+
+
+def both(kind: str, official: str, steps: int = 400) -> list[float]:
+    """How far the weights of an optimiser are from the official formula's after each step, as a share of their norm."""
+    net, gradients = task()
+    formula, betas = OFFICIAL[official]
+    reference = {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
+    state: dict[str, Arrays] = {"m": {}, "v": {}}
+    optimizer = build_optimizer(net, kind, 1e-2, 0.01, betas, 1e-8)
+    rate = learning_rate(1e-2, "inverse_sqrt", 50, steps, 1e-7)
+    far, size = [], sum(float((w**2).sum()) for w in reference.values())
+    for step in range(steps):
+        assert rate(step) == pytest.approx(fairseq_rate(step, 1e-2, 1e-7, 50))
+        taken = gradients(reference)  # both get the same: a network amplifies the last bit of a double over 400 steps
+        reference = formula(reference, clipped(taken, 2.0), state, step + 1, fairseq_rate(step, 1e-2, 1e-7, 50), 0.01)
+        for name, p in net.named_parameters():
+            p.grad = torch.from_numpy(np.asarray(taken[name])).clone()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step) * group["scale"]
+        optimizer.step()
+        apart = {name: p.detach().numpy() - reference[name] for name, p in net.named_parameters()}
+        far.append((sum(float((w**2).sum()) for w in apart.values()) / size) ** 0.5)
+    return far
+
+
+@pytest.mark.parametrize("kind", OFFICIAL)
+def test_the_official_formula_is_followed_over_400_steps(kind: str) -> None:
+    assert max(both(kind, kind)) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "official"), [("lamb", "lamb_apex"), ("adamw", "adam_fairseq")])
+def test_our_own_optimisers_differ_from_the_official_ones(kind: str, official: str) -> None:
+    assert max(both(kind, official)) > 1e-3
+
+
+def test_the_moments_of_the_official_adam_resume() -> None:
+    """Its epsilon depends on the step."""
+    net, _ = task()
+    optimizer = build_optimizer(net, "adam_fairseq", 1e-2, 0.01, (0.9, 0.98), 1e-8)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for _ in range(3):
+        optimizer.step()
+    again = build_optimizer(net, "adam_fairseq", 1e-2, 0.01, (0.9, 0.98), 1e-8)
+    again.load_state_dict(optimizer.state_dict())
+    again.step()
+    assert again.param_groups[0]["eps"] == pytest.approx(1e-8 / math.sqrt(1 - 0.98**4))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "inverse_sqrt", "constant"])
+def test_a_warm_up_may_start_at_a_rate_of_its_own(schedule):
+    rate = learning_rate(2.0, schedule, 4, 100, 0.4)
+    assert [rate(step) for step in range(5)] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "inverse_sqrt", "constant"])

@@ -1,13 +1,29 @@
-"""Two gloo processes with half a batch each train as one process with the whole."""
+"""Two gloo processes with half a batch each train as one with the whole, on slow disks and without a common one too."""
 
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._pytree import tree_leaves
 
+from mclip_kit.config.recipe import load
+from mclip_kit.errors import DataError, PeerError
+from mclip_kit.files import write_whole
 from mclip_kit.models.multilingual_clip import load as load_model
+from mclip_kit.tasks.base import Scores
+from mclip_kit.train import callbacks, checkpoint
+from mclip_kit.train.build import build_accelerator
 from mclip_kit.train.logging import read_log
+from mclip_kit.train.processes import on_main
+from mclip_kit.train.run import Interrupted, Run
 from tests import processes, tiny
+from tests.train.runs import Killed, killed_at, only_stage
 
 ROWS = 32
 
@@ -54,3 +70,119 @@ def test_torchrun_starts_the_command(squares: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("done; score it with") == 1
     assert load_model(tmp_path / "run" / "model").trained_languages == ["de", "en", "fr"]
+
+
+SLOW = 0.7  # seconds that a slow disk takes for a checkpoint
+
+
+@contextmanager
+def written_slowly(path: Path) -> Iterator[Path]:
+    """`write_whole` on a slow disk."""
+    with write_whole(path) as temporary:
+        yield temporary
+        time.sleep(SLOW)
+
+
+def rising(*_: Any) -> Scores:
+    """A score that is higher at each call."""
+    rising.calls = getattr(rising, "calls", 0) + 1  # type: ignore[attr-defined]
+    return Scores(float(rising.calls), {})  # type: ignore[attr-defined]
+
+
+def train_with_own_disk(recipe: Path, folder: Path, stop: int = 0, interrupt: int = 0) -> None:
+    """Train in this rank, on a slow disk, and keep the weights that it ends with in folder/RANK.pt.
+
+    Args:
+        folder: `RANK` in it is replaced by the number of the rank.
+        stop: end with an error after this step.
+        interrupt: the last rank alone gets Ctrl-C after this step.
+    """
+    rank = os.environ["RANK"]
+    checkpoint.write_whole = written_slowly  # type: ignore[assignment]
+    folder = Path(str(folder).replace("RANK", rank))
+
+    def fail() -> None:
+        raise Killed
+
+    def ctrl_c() -> None:
+        if rank == "1":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for step, what in ((stop, fail), (interrupt, ctrl_c)):
+        if step:
+            callbacks.CALLBACKS.insert(0, killed_at(0, step, what))
+    run = Run(load(recipe), folder, rising, resume=True)
+    try:
+        run.go()
+    except Killed:
+        return
+    except Interrupted as error:
+        (folder.parent / f"{rank}.txt").write_text(str(error))
+        return
+    torch.save(run.model.state_dict(), folder.parent / f"{rank}.pt")
+
+
+@pytest.fixture
+def best(squares: Path, tmp_path: Path) -> Path:
+    """A recipe whose last step is its best one, with WiSE-FT."""
+    only = only_stage(squares, 2)
+    only["stages"][0] |= {"wise_ft_alpha": 0.5}
+    tree = tiny.recipe(squares) | only | {"checkpoint_every": 3, "cache": {"dtype": "fp32"}}
+    return tiny.write_recipe(tree, tmp_path / "tiny.yaml")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (torch.load(path, weights_only=True) for path in (one, other))
+    return all(torch.equal(a[name], b[name]) for name in a | b)
+
+
+def test_processes_end_with_the_same_weights_while_the_disk_is_slow(best: Path, tmp_path: Path) -> None:
+    done = processes.run(train_with_own_disk, best, tmp_path / "run", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert same_weights(tmp_path / "0.pt", tmp_path / "1.pt")
+
+
+def test_processes_without_a_common_disk_resume_from_that_of_the_main_process(best: Path, tmp_path: Path) -> None:
+    whole = processes.run(train_with_own_disk, best, tmp_path / "whole" / "run", ranks=2)
+    assert whole.returncode == 0, whole.stderr
+    apart = tmp_path / "RANK" / "run"
+    stopped = processes.run(train_with_own_disk, best, apart, 5, ranks=2)
+    assert stopped.returncode == 0, stopped.stderr
+    assert checkpoint.read(tmp_path / "0" / "run" / "checkpoints" / "last.pt").step == 3
+    assert not (tmp_path / "1" / "run").exists()
+    done = processes.run(train_with_own_disk, best, apart, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert same_weights(tmp_path / "0" / "0.pt", tmp_path / "1" / "1.pt")
+    assert same_weights(tmp_path / "0" / "0.pt", tmp_path / "whole" / "0.pt")
+    assert not (tmp_path / "1" / "run").exists()
+
+
+def test_ctrl_c_in_one_process_stops_all_after_the_same_step(best: Path, tmp_path: Path) -> None:
+    done = processes.run(train_with_own_disk, best, tmp_path / "run", 0, 4, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()
+    assert "stopped after step 5" in (tmp_path / "0.txt").read_text()
+    assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.pt").step == 5
+
+
+def values_and_errors() -> None:
+    """In each rank: what `on_main` gives."""
+    state = build_accelerator(load("quickstart"))
+    tensors = {"a": [torch.arange(6.0).reshape(2, 3), torch.tensor(7)], "b": (torch.ones(2, dtype=torch.bfloat16), "c")}
+    tensors["none"] = (torch.empty(0), torch.tensor([True, False]))
+    found = on_main(lambda: tensors if state.is_main_process else {})
+    for one, other in zip(tree_leaves(found), tree_leaves(tensors), strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype if isinstance(one, torch.Tensor) else one == other
+
+    def fail() -> None:
+        raise DataError("the disk is full")
+
+    with pytest.raises(DataError if state.is_main_process else PeerError, match="the disk is full"):
+        on_main(fail)
+
+
+def test_what_the_main_process_reads_reaches_the_others_and_so_do_its_errors() -> None:
+    done = processes.run(values_and_errors, ranks=2)
+    assert done.returncode == 0, done.stderr
+    alone = {"tensor": torch.ones(2)}
+    assert on_main(lambda: alone) is alone

@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from tqdm import tqdm
-
 from mclip_kit.data.images import SUFFIXES, picture_id
+from mclip_kit.progress import tqdm
 
 MORE_SUFFIXES = SUFFIXES | {".avif", ".jfif", ".jpe", ".heic", ".heif", ".ppm", ".pgm", ".jp2", ".jxl"}
 """Endings of pictures, one of which may stand for another."""

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.beside import HEAD, Beside, is_picture, is_system_file, match, split_of
 from mclip_kit.data.images import SUFFIXES
 from mclip_kit.errors import DataError
+from mclip_kit.progress import tqdm
 
 OTHER_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef")
 METADATA = frozenset(f"metadata{ending}" for ending in (".jsonl", ".csv", ".tsv", ".parquet"))

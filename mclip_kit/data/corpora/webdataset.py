@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from tqdm import tqdm
 
 from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
@@ -20,6 +19,7 @@ from mclip_kit.data.corpora.shard import Sample, class_names, read_shard
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError, first_line
+from mclip_kit.progress import tqdm
 
 BEFORE_NUMBER = re.compile(r"[-_.]?\d+$")
 NO_SPLIT = "(none)"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mclip_kit.data import fairseq_io
 from mclip_kit.data.bitext import raw_text
@@ -24,6 +23,7 @@ from mclip_kit.data.prepare.workers import exit_with_parent
 from mclip_kit.data.tokenizer import UNK, XlmrTokenizer
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
+from mclip_kit.progress import tqdm
 
 BLOCK = 2**11  # lines a side that are encoded at once
 LARGE = 2**18  # from this many lines on, worker processes are faster than threads

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tqdm import tqdm
 
 from mclip_kit.data.fairseq_io import side_file
 from mclip_kit.data.images import read_bytes
@@ -20,6 +19,7 @@ from mclip_kit.data.leakage import fingerprint_file
 from mclip_kit.data.prepare.hashes import hash_contents, hash_pictures, hash_texts
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
+from mclip_kit.progress import tqdm
 
 BLOCK = 4096  # table rows that are hashed at once
 READERS = 8  # threads that read picture files

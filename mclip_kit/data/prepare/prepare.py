@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mclip_kit import __version__
 from mclip_kit.data.corpora import Content, Corpus, find_reader
@@ -34,6 +33,7 @@ from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import DataError
 from mclip_kit.files import locked, write_json, write_whole
 from mclip_kit.layout import BITEXT, IMAGES_ARRAY, MANIFEST
+from mclip_kit.progress import tqdm
 
 
 def prepare(

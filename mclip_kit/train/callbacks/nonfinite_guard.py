@@ -7,6 +7,7 @@ from mclip_kit.errors import DataError
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.train.callbacks.base import Callback, Progress
 from mclip_kit.train.checkpoint import TrainState
+from mclip_kit.train.processes import on_main
 
 
 class NonfiniteGuard(Callback):
@@ -24,10 +25,13 @@ class NonfiniteGuard(Callback):
             return
         self._consecutive += 1
         run, step = self.at.run, self.at.step - 1
-        if run.is_main:
+        row = {"stage": self.at.stage.name, "step": step, "rows": self.at.rows.tolist()}
+
+        def add() -> None:
             with open(run.folder / layout.NONFINITE, "a", encoding="utf-8") as handle:
-                row = {"stage": self.at.stage.name, "step": step, "rows": self.at.rows.tolist()}
                 handle.write(json.dumps(row) + "\n")
+
+        on_main(add)
         if self._consecutive >= self.at.stage.max_nonfinite:
             count, values = self._consecutive, self.at.values
             raise DataError(

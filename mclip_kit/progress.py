@@ -1,0 +1,47 @@
+"""Progress bars: tqdm's on a terminal; in a file or a pipe one plain line every half minute, and none of quick work."""
+
+import io
+import time
+from typing import Any
+
+from tqdm import tqdm as tqdm_bar
+
+EVERY = 30.0  # seconds between two lines
+LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} left{postfix}"
+
+
+class tqdm(tqdm_bar):
+    """tqdm's bar, which prints lines where its output is no terminal.
+
+    >>> for row in tqdm(range(3), "rows"):
+    ...     pass
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._printed = time.time()
+        super().__init__(*arguments, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draw the bar, or print a line if it is time."""
+        if self.fp.isatty():
+            return super().display(msg, pos)
+        if msg is None and time.time() - self._printed >= EVERY:
+            self._printed = time.time()
+            print(self._line(), file=self.fp, flush=True)
+        return True
+
+    def _line(self) -> str:
+        facts = {**self.format_dict, "bar_format": LINE, "ncols": None}
+        facts["unit"] = facts["unit"].strip().removesuffix("s")
+        return " ".join(self.format_meter(**facts).split())
+
+    def clear(self, nolock: bool = False) -> None:
+        """Make room for a line that others print."""
+        if self.fp.isatty():
+            super().clear(nolock)
+
+    def close(self) -> None:
+        """End the bar; a file gets no end of a line that it has no start of."""
+        if not self.disable and not self.fp.isatty():
+            self.fp: Any = io.StringIO()
+        super().close()

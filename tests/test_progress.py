@@ -1,0 +1,64 @@
+"""Bars: drawn on a terminal; in a file plain lines at intervals."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mclip_kit import progress
+from mclip_kit.progress import tqdm
+from tests import processes, tiny
+from tests.train.runs import only_stage
+
+PACKAGE = Path(progress.__file__).parent
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, True), (1e9, False)])
+def test_a_file_gets_whole_lines_at_intervals(every: float, lines: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", every)
+    out = io.StringIO()
+    with tqdm(total=3, desc="stage 1/1 x", unit="step", file=out, mininterval=0) as bar:
+        for loss in (3, 2, 1):
+            bar.set_postfix_str(f"loss {loss}", refresh=False)
+            bar.update()
+    for leave in (True, False):
+        list(tqdm(range(3), "reading", unit=" rows", file=out, leave=leave, mininterval=0))
+    text = out.getvalue()
+    assert ("stage 1/1 x: 2 of 3 steps" in text and "loss 2" in text and "reading: 2 of 3 rows," in text) == lines
+    assert "\r" not in text
+    assert "█" not in text
+    assert all(line.startswith(("stage 1/1 x: ", "reading: ")) for line in text.splitlines())
+    assert bool(text) == lines
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    out = Terminal()
+    list(tqdm(range(3), "reading", file=out, mininterval=0))
+    assert "\rreading: 100%" in out.getvalue()
+
+
+def test_all_bars_are_these() -> None:
+    wrong = [p.name for p in PACKAGE.rglob("*.py") if p.name != "progress.py" and "from tqdm" in p.read_text("utf-8")]
+    assert not wrong
+
+
+def test_the_log_of_a_run_has_no_bars_and_no_warnings_of_libraries(squares: Path, tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tiny.recipe(squares) | only_stage(squares, 2), tmp_path / "tiny.yaml")
+    words = ["train", str(recipe), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mclip_kit.cli", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=processes.ROOT,
+    )
+    assert not done.stderr, done.stderr
+    assert "\r" not in done.stdout
+    assert "done; " in done.stdout
