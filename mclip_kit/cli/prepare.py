@@ -26,11 +26,14 @@ from mclip_kit.cli.common import ANY, FILE, FOLDER
 @click.option(
     "--pairs", type=FILE, help="Prepare a table of captions or parallel texts: .tsv .csv .jsonl .json .parquet .xlsx"
 )
-@click.option("--webdataset", metavar="SHARDS", help="Prepare pictures with captions in tars: 'shards-{000..099}.tar'")
+@click.option(
+    "--webdataset", metavar="SHARDS", help="Prepare pictures with captions or classes in tars: 'shards-{000..099}.tar'"
+)
 @click.option(
     "--folder",
     type=FOLDER,
-    help="Prepare a folder of pictures, with captions in a .txt next to each, or a folder a class.",
+    help="Prepare a folder of pictures: with captions beside (NAME.txt, NAME.de.txt, NAME.json, metadata.jsonl), with a "
+    "folder a class, or bare; folders train/, val/ and test/ are splits.",
 )
 @click.option(
     "--list", "listing", is_flag=True, help="List the corpora, their sizes and licences, and where they are prepared."

@@ -58,5 +58,5 @@ def is_language(code: str) -> bool:
         >>> [code for code in ("de", "pt-BR", "zh_Hant", "alt", "x") if is_language(code)]
         ['de', 'pt-BR', 'zh_Hant']
     """
-    language, _, region = normalize_language(code).partition("_")
-    return language in KNOWN_CODES and (not region or (region.isalnum() and len(region) in (2, 3, 4)))
+    language, mark, region = normalize_language(code).partition("_")
+    return language in KNOWN_CODES and (not mark or (region.isalnum() and len(region) in (2, 3, 4)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mclip_kit.data.languages import ALIASES, language_spellings, normalize_language
+from mclip_kit.data.languages import ALIASES, is_language, language_spellings, normalize_language
 
 SAME = {
     "en": ["en", "EN", " en\n"],
@@ -36,3 +36,17 @@ def test_every_spelling_means_the_code_and_the_code_comes_first(code):
     assert language_spellings(code)[0] == code
     assert {normalize_language(spelling) for spelling in language_spellings(code)} == {code}
     assert len(set(language_spellings(code))) == len(language_spellings(code))
+
+
+def test_scripts_are_spelled_with_a_capital():
+    assert {"zh_Hans", "zh-Hans", "zh_CN"} <= {*language_spellings("zh")}
+
+
+@pytest.mark.parametrize("code", ["de", "JP", "pt-BR", "zh_Hant", "sr-Latn", "azb", "es_419", "no"])
+def test_codes_of_languages(code):
+    assert is_language(code)
+
+
+@pytest.mark.parametrize("code", ["", "x", "seg", "alt", "jpg", "0001", "caption", "de_", "de_x", "de_latin"])
+def test_other_endings_are_no_languages(code):
+    assert not is_language(code)

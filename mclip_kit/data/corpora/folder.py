@@ -106,7 +106,7 @@ def read(corpus: Corpus, source: Source) -> Content:
         raise RecipeError(f"options of reader folder: language: {language}; there are {', '.join(known)}")
     tree = read_tree(root, source.account, chosen.check)
     if not tree.pictures:
-        broken = "".join(f"; {line}" for line in Account.lines(source.account.as_json())[:1])
+        broken = "".join(f"; {line}" for line in Account.lines(source.account.as_json())[:2])
         raise DataError(f"{root}: no pictures in it ({', '.join(sorted(SUFFIXES))}){broken}; {corpus.obtain}")
     return Content(_rows(tree, chosen, language, known, corpus.obtain, source.account))
 

@@ -24,7 +24,7 @@ PICTURES = (*FIRST, *sorted({suffix[1:] for suffix in images.SUFFIXES} - {*FIRST
 CLASSES = frozenset(("classnames.txt", "classes.txt", "__classes", "__classes.txt", "__classes__", "__classes__.txt"))
 KEY = "key"
 KEYS = frozenset((KEY, *(f"{KEY}.{kind}" for kind in PICTURES)))  # of a sample, as `match` takes them
-SORT = "put the members of a sample one after the other: tar --sort=name -cf NEW.tar -C FOLDER ."
+SORT = "unpack it into a new FOLDER, and pack it in the order of names: tar --sort=name -cf NEW.tar -C FOLDER ."
 
 
 @dataclass

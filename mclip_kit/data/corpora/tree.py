@@ -12,7 +12,8 @@ from mclip_kit.errors import DataError
 from mclip_kit.progress import tqdm
 
 OTHER_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef")
-METADATA = frozenset(f"metadata{ending}" for ending in (".jsonl", ".csv", ".tsv", ".parquet"))
+TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
+METADATA = frozenset(f"metadata{ending}" for ending in TABLES)
 
 
 @dataclass
@@ -69,12 +70,16 @@ def _match(tree: Tree, files: list[str], account: Account) -> None:
         for picture in owners[found[0]] if found else ():
             tree.beside.setdefault(picture, []).append(found[1])  # type: ignore[index]
         if not found:
-            account.ignore(f"{_kind(name)} that are no caption of a picture", tree.root / name)
+            account.ignore(_what_it_is(name), tree.root / name)
 
 
-def _kind(name: str) -> str:
+def _what_it_is(name: str) -> str:
     ending = os.path.splitext(name)[1].lower()
-    return f"{ending} files" if ending else "files without an ending"
+    if ending in TABLES:
+        return f"{ending} files (a table of captions is prepared with --pairs FILE --images FOLDER)"
+    if ending == ".tar":
+        return ".tar files (shards of pictures are prepared with --webdataset 'FOLDER/*.tar')"
+    return f"{ending} files that are no caption of a picture" if ending else "files without an ending"
 
 
 def _what_is_wrong(path: Path) -> str | None:

@@ -183,6 +183,14 @@ def test_damaged_pictures_and_files_of_the_system_are_counted(tmp_path: Path) ->
         rows(tmp_path)
 
 
+def test_what_another_option_reads_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "shards/0.tar", "captions.csv")
+    with pytest.raises(DataError, match=r"not read: 1 \.csv files .*--pairs FILE .*; not read: 1 \.tar .*--webdataset"):
+        rows(tmp_path)
+    fill(tmp_path, "a.jpg")
+    assert len(accounted(tmp_path)[1]["ignored"]) == 2
+
+
 @pytest.mark.parametrize("names", [("train", "test"), ("training", "validation"), ("train2014", "val2014"), ("Train",)])
 def test_folders_of_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     fill(tmp_path, *(f"data/{name}/{label}/1.jpg" for name in names for label in ("cat", "dog")))

@@ -321,7 +321,7 @@ def header(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
         ([("a.TXT", "again")], r"member 'a\.TXT' occurs twice"),
         (
             [("b.txt", "other"), ("a.png", b"")],
-            r"member 'a\.png': key 'a' occurred before, .* between; put the .* tar --sort=name",
+            r"member 'a\.png': key 'a' occurred before, .* between; unpack it .*: tar --sort=name",
         ),
         ([header("/etc/x.txt")], r"member '/etc/x\.txt': points outside"),
         ([header("x/../../y.txt")], r"member 'x/\.\./\.\./y\.txt': points outside"),
