@@ -32,7 +32,7 @@ from mclip_kit.cli.common import ANY, FILE, FOLDER
 @click.option(
     "--folder",
     type=FOLDER,
-    help="Prepare a folder of pictures: with captions beside (NAME.txt, NAME.de.txt, NAME.json, metadata.jsonl), with a "
+    help="Prepare a folder of pictures: with captions beside (NAME.txt, NAME.de.txt, NAME.json, metadata.jsonl), a "
     "folder a class, or bare; folders train/, val/ and test/ are splits.",
 )
 @click.option(
