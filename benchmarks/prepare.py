@@ -62,7 +62,18 @@ def multi30k(source: Path, folder: Path) -> Path:
 def ours(folder: Path, model: Path, out: Path) -> None:
     """mclip-kit prepare."""
     sides = [f"{language}={folder / f'train.{language}'}" for language in ("en", "de")]
-    options = ["--spm", str(model), "--workers", "2", "--out", str(out), "--set", "cleaning.control=false"]
+    options = [
+        "--spm",
+        str(model),
+        "--workers",
+        "2",
+        "--out",
+        str(out),
+        "--set",
+        "cleaning.control=false",
+        "--set",
+        "splits={}",
+    ]
     run([sys.executable, "-m", "mclip_kit.cli", "prepare", "--bitext", *sides, *options])
 
 

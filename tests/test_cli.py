@@ -70,13 +70,13 @@ def test_train_then_eval_from_a_fresh_folder(type_: Type, recipe: Path, tmp_path
     scored = type_("eval", "runs/tiny/model", "--data", "data", "--langs", "en,fr")
     assert scored.exit_code == 0, scored.output
     assert "teacher's own text, en" in scored.output
-    written = json.loads((tmp_path / "runs/tiny/eval/results.json").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "runs/tiny/eval/data.test/results.json").read_text(encoding="utf-8"))
     assert [(row["tower"], row["language"]) for row in written["results"]] == [
         ("teacher", "en"),
         ("student", "en"),
         ("student", "fr"),
     ]
-    assert (tmp_path / "runs/tiny/eval/retrieval.png").is_file()
+    assert (tmp_path / "runs/tiny/eval/data.test/retrieval.png").is_file()
 
 
 def test_several_models_stand_in_one_table(type_: Type, recipe: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_several_models_stand_in_one_table(type_: Type, recipe: Path, tmp_path: 
     assert rows["fr"].count("°") == 1
     assert "[1] runs/tiny/model" in scored.output
     assert "[2] runs/one/model" in scored.output
-    rows = json.loads((tmp_path / "runs/one/eval/results.json").read_text())["results"]
+    rows = json.loads((tmp_path / "runs/one/eval/data.test/results.json").read_text())["results"]
     trained = {(row["model"], row["language"]): row["trained"] for row in rows if row["tower"] == "student"}
     assert trained["runs/tiny/model", "fr"]
     assert not trained["runs/one/model", "fr"]
@@ -159,6 +159,7 @@ def test_flat_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_manifest(type_: Type, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "manifest.json").write_text("{")
+    (tmp_path / "config.json").write_text("{}")
     assert_one_line(type_("eval", tmp_path, "--data", tmp_path / "data"), "manifest.json", "damaged")
 
 
@@ -192,7 +193,10 @@ def test_unknown_clip_model_and_tag(type_: Type, recipe: Path) -> None:
     unknown = type_("train", recipe, "--set", "teacher={model: ViT-B-23, weights: train}")
     assert_one_line(unknown, "ViT-B-23", "did you mean ViT-B-32?")
     tag = type_(
-        "train", recipe, "--set", "teacher={model: ViT-B-32, weights: openia}", "--set", "stages.0.train=[image]"
+        "train",
+        recipe,
+        *("--set", "teacher={model: ViT-B-32, weights: openia}"),
+        *("--set", "stages.0.train=[image]", "--set", "stages.0.templates=[]"),
     )
     assert tag.exit_code == 2
     assert "openia" in tag.output

@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from mclip_kit.cli.common import ANY, FILE, FOLDER, quiet
+from mclip_kit.cli.common import ANY, FILE, FOLDER
 from mclip_kit.errors import CheckpointError
 
 
@@ -37,7 +37,6 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     for path in filter(None, (checkpoint, xlmr, clip)):
         if not path.exists():
             raise CheckpointError(f"{path}: missing")
-    quiet()
     from mclip_kit.interop.mclip import import_mclip
 
     imported = import_mclip(checkpoint, xlmr, clip)
@@ -62,7 +61,6 @@ def export_fairseq(encoder: Path, out: Path) -> None:
     from mclip_kit.doctor.places import check_encoder_within
 
     check_encoder_within(encoder)
-    quiet()
     from mclip_kit.interop.fairseq import write_folder
     from mclip_kit.models.text_encoder import encoder_within
 
@@ -90,7 +88,6 @@ def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"
     from mclip_kit.doctor.places import check_model
 
     check_model(model)
-    quiet()
     from mclip_kit.interop.open_clip import export_open_clip, notes
     from mclip_kit.models.multilingual_clip import load
 

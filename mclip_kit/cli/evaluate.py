@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mclip_kit.cli.common import FILE, FOLDER, quiet
+from mclip_kit.cli.common import FILE, FOLDER
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.errors import RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
@@ -81,7 +81,6 @@ def evaluate(
         **options,
     )
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
-    quiet()
     from mclip_kit.evaluate.report import html
     from mclip_kit.files import write_json
     from mclip_kit.train.logging import read_log

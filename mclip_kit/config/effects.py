@@ -132,15 +132,7 @@ def _translates(recipe: Any) -> bool:
     return any(isinstance(stage, TranslationStage) for stage in recipe.stages)
 
 
-def _retrieves(recipe: Any) -> bool:
-    return not all(isinstance(stage, TranslationStage) for stage in recipe.stages)
-
-
 EVALUATION: Rules = {
-    "languages": (
-        lambda part, recipe: _retrieves(recipe),
-        "retrieval; translation stages are scored in their directions",
-    ),
     "sentences": (lambda part, recipe: _translates(recipe), "translation stages"),
     "beams": (lambda part, recipe: _translates(recipe), "translation stages"),
     "every_epochs": (

@@ -139,11 +139,6 @@ IDLE: dict[str, dict[str, Any]] = {
     "evaluation.sentences": {"evaluation.sentences": 5},
     "evaluation.beams": {"evaluation.beams": 1},
     "evaluation.every_epochs": {"evaluation.every_epochs": 2, "evaluation.every_steps": 5},
-    "evaluation.languages": {
-        "stages": [TRANSLATE],
-        "teacher": None,
-        "projector": None,
-    },
 }
 """A key without effect -> what makes it so in the tiny recipe."""
 

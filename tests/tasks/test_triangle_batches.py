@@ -67,7 +67,7 @@ def test_too_many_unreadable_pictures_end_the_run(augment: dict[str, int] | None
 
 
 def test_an_unreadable_picture_of_a_live_tower_shows_another_of_its_batch(broken: Path, tmp_path: Path) -> None:
-    stage = tree(broken)["stages"][0] | {"train": ["image", "projector"], "augment": {}}
+    stage = tree(broken)["stages"][0] | {"train": ["image", "projector"]}
     recipe = recipe_of(broken, stages=[stage], cache={"features": "auto", "max_bad_fraction": 0.05})
     made = Run(recipe, tmp_path / "run")
     task = next(made.tasks())

@@ -25,7 +25,7 @@ Texts = list[tuple[str | None, str, str]]
 
 def declared(path: Path, languages: Sequence[str] = (), overrides: Sequence[str] = ()) -> Corpus:
     """The declaration of a table, as the command line makes it."""
-    name, tree = adhoc.declare([], path, None, None, list(languages), overrides)
+    name, tree = adhoc.declare([], path, None, None, list(languages), None, overrides)
     return parse(overridden(tree, overrides), Corpus, name)
 
 
@@ -259,7 +259,7 @@ def test_the_advice_works_on_this_command_line(tmp_path, what):
         ("t.xls", "x", "save the sheet as CSV UTF-8 or as .xlsx"),
         ("t.arrow", "x", "datasets.load_from_disk"),
         ("t.csv", "image,label\na.jpg,1\n", "columns are image, label; .*--set options.text=COLUMN$"),
-        ("t.csv", "image,caption\na.jpg,x\n", "options.tables.0: quotse: unknown key"),
+        ("t.csv", "image,caption\na.jpg,x\n", "options.tables.0: quotse: unknown key; did you mean quotes"),
         ("t.csv", "id,en,de\n1,2,3\n", "is column id a language"),
         ("t.csv", "image,en\na.jpg,x\n", "no column has captions in fr"),
     ],

@@ -158,9 +158,9 @@ def test_pictures_keep_the_order_of_rows_while_splits_are_drawn(tmp_path):
     assert [cells[0] for cells in table(tmp_path, "images.tsv")] == names == list(tables.splits)
 
 
-def test_pictures_without_texts_are_train_because_no_table_has_their_split(tmp_path):
+def test_pictures_without_texts_are_drawn_too(tmp_path):
     rows = [Row("", [], image=f"cat/{n}.jpg", stratum="cat") for n in range(50)]
-    assert written(tmp_path, *rows, splits={"test": 0.5}).counted()["splits"] == {"train": 50}
+    assert written(tmp_path, *rows, splits={"test": 0.5}).counted()["splits"] == {"test": 25, "train": 25}
 
 
 def test_a_split_is_drawn_of_a_text_with_a_lone_surrogate(tmp_path):
