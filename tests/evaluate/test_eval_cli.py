@@ -397,7 +397,7 @@ def test_wrong_words_are_found_before_torch_is_imported(folder, squares, colours
         f"{model} {data} --task translation": "translator.json: missing",
         f"{squares} {data} --task bitext": "contains no encoder",
         f"{model} {data} --task bitext --langs de,fr": "no test pair within de, fr",
-        f"{model} {data} --task bitext --split dev": "no dev pair",
+        f"{model} {data} --task bitext --split dev": "no sentences in split 'dev'; there are test, train, valid",
         f"{model} {data} --baseline techer": "--baseline techer: give teacher, translated:FILE or a model folder",
         f"{model} {data} --baseline translated:none.tsv": "none.tsv: missing",
         f"{model} {data} --baseline translated:{tmp_path}/few.tsv": "few.tsv: no English for",
