@@ -41,7 +41,7 @@ def explain(items: Sequence[Any], tree: Any, schema: type[BaseModel]) -> list[st
     lines = []
     for path, own in found.items():
         inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
-        if inside or any(item["type"] == "too_short" for item in own):
+        if inside or not all(map(_wanted, own)):
             own = [item for item in own if not _wanted(item)]
         wanted = dict.fromkeys(filter(None, map(_wanted, own)))
         if wanted:

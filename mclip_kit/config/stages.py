@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Number, Positive, Section, Whole
+from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Number, Once, Positive, Section, Whole
 from mclip_kit.errors import RecipeError
 
 EdgeName = Literal["image-teacher_text", "image-student_text", "teacher_text-student_text"]
 TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
 STUDENT = ("encoder", "projector")
 Optimizer = Literal["adamw", "lamb", "lamb_apex", "adam_fairseq"]
+Direction = Annotated[str, Field(pattern=r"^[^-\s]+-[^-\s]+$")]
 
 
 COMPARES_ROWS = frozenset({"contrastive"})
@@ -243,7 +244,7 @@ class TranslationStage(Stage):
     uses: ClassVar[frozenset[str]] = frozenset({"decoder"})
 
     kind: Literal["translate"] = Field("translate", description="Translation, with a decoder.")
-    directions: list[Annotated[str, Field(pattern=r"^[^-\s]+-[^-\s]+$")]] | Literal["all"] = Field(
+    directions: Annotated[list[Direction], Field(min_length=1), Once] | Literal["all"] = Field(
         "all", description="SOURCE-TARGET, such as de-en; all: every pair of the bitext, both ways."
     )
     split: str = Field("train", description="Split of the sentences.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticKnownError
 
 from mclip_kit.config.mistakes import explain
@@ -36,7 +36,18 @@ Decay = Annotated[Number, Field(ge=0, lt=1)]
 NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[Whole, Field(ge=1)]
-Languages = Annotated[list[str], Field(min_length=1)]
+
+
+def _given_once(items: list[str]) -> list[str]:
+    twice = next((item for place, item in enumerate(items) if item in items[:place]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice")
+    return items
+
+
+Once = AfterValidator(_given_once)
+"""Of a list whose items select rows: one that is given twice would be used twice."""
+Languages = Annotated[list[str], Field(min_length=1), Once]
 
 
 class Section(BaseModel):
