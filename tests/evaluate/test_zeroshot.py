@@ -210,6 +210,8 @@ def test_plain_and_prepared_class_folders_are_the_same(colours, tmp_path):
     assert sorted(prepared.captions.names) == sorted(plain.captions.names)
     with pytest.raises(DataError, match="no pictures in split 'valid'; there are test"):
         read_labelled(tmp_path / "data", "valid")
+    with pytest.raises(DataError, match="has no splits, so there is no 'valid'; leave --split out"):
+        read_labelled(colours, "valid")
 
 
 def test_strata_of_a_captioned_corpus_are_classes(squares):
