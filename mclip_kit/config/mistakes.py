@@ -40,7 +40,8 @@ def explain(items: Sequence[Any], tree: Any, schema: type[BaseModel]) -> list[st
         found.setdefault(tuple(_key_path(item, tree)), []).append(item)
     lines = []
     for path, own in found.items():
-        if any(len(other) > len(path) and other[: len(path)] == path for other in found):
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
+        if inside or not all(map(_wanted, own)):
             own = [item for item in own if not _wanted(item)]
         wanted = dict.fromkeys(filter(None, map(_wanted, own)))
         if wanted:
@@ -66,6 +67,8 @@ def _given(value: Any, wanted: Any) -> str:
     if isinstance(value, bool) and quotes:
         words = "yes, on and true as true" if value else "no, off and false as false"
         return f"; YAML reads {words}: write it in quotes, '{'yes' if value else 'no'}'"
+    if isinstance(value, bool):
+        return f", not {str(value).lower()}"
     if isinstance(value, int | float) and quotes:
         return f", not {value!r}; write a text that looks like a number in quotes, '{value!r}'"
     return f", not {value!r}"
@@ -78,6 +81,8 @@ def _explain(item: Any, path: list[str], tree: Any, schema: type[BaseModel]) -> 
         return f"{key}unknown key{suggest(path[-1], _known_keys(schema, tree, path[:-1]))}"
     if item["type"] == "missing":
         return f"{key}is missing"
+    if item["type"] == "too_short":
+        return f"{key}is empty; give at least one item"
     if item["type"] == "union_tag_invalid":
         known = item["ctx"]["expected_tags"].replace("'", "").split(", ")
         return (

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mclip_kit.config.yaml import Count, Fraction, NonNegative, Section
+from mclip_kit.config.yaml import Count, Fraction, NonNegative, Section, Whole
 
 
 class Teacher(Section):
@@ -58,7 +58,7 @@ class NewEncoder(Section):
     heads: Count = Field(description="Attention heads.")
     ffn: Count = Field(description="Width of the feed-forward layers.")
     dropout: Fraction = Field(0.1, description="Dropout of hidden states and attention.")
-    positions: Annotated[int, Field(ge=3)] = Field(
+    positions: Annotated[Whole, Field(ge=3)] = Field(
         512, description="Longest input, in tokens, special tokens included."
     )
     weights: Literal["random", "train"] = Field(

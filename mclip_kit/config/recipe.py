@@ -24,6 +24,7 @@ from mclip_kit.config.yaml import (
     Renamed,
     RenamedKey,
     Section,
+    Whole,
     find,
     new_name,
     overridden,
@@ -81,7 +82,7 @@ class Cache(Section):
         "fp16",
         description="Type of stored numbers; int8 (one scale per token) is for token states, others are then fp16.",
     )
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="Processes that decode picture files.")
+    workers: Annotated[Whole, Field(ge=0)] = Field(2, description="Processes that decode picture files.")
     max_bad_fraction: Fraction = Field(
         0.01, description="Share of pictures that may be unreadable; they are reported and left out."
     )
@@ -129,7 +130,7 @@ class Recipe(Section):
     """One experiment."""
 
     about: str = Field(description="One line: what this recipe is for.")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of all random draws.")
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(1, description="Seed of all random draws.")
     init_from: str | None = Field(
         None,
         description="A model folder to start from; it has teacher, encoder and projectors, so leave these keys out.",
@@ -163,8 +164,7 @@ class Recipe(Section):
         "auto", description="auto: bf16 on a GPU that has it, else fp32."
     )
     parallel: Literal["ddp", "fsdp"] = Field(
-        "ddp",
-        description="Several processes: each has all weights (ddp), or the encoder's are sharded (fsdp).",
+        "ddp", description="Several processes: each has all weights (ddp), or the encoder's are sharded (fsdp)."
     )
     trackers: list[Literal["tensorboard", "wandb"]] = Field(
         ["tensorboard"], description="Where curves go besides RUN/metrics.jsonl; wandb needs the package of that name."

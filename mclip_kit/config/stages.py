@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Positive, Section
+from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Number, Once, Positive, Section, Whole
 from mclip_kit.errors import RecipeError
 
 EdgeName = Literal["image-teacher_text", "image-student_text", "teacher_text-student_text"]
 TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
 STUDENT = ("encoder", "projector")
 Optimizer = Literal["adamw", "lamb", "lamb_apex", "adam_fairseq"]
+Direction = Annotated[str, Field(pattern=r"^[^-\s]+-[^-\s]+$")]
 
 
 COMPARES_ROWS = frozenset({"contrastive"})
@@ -69,7 +70,7 @@ def vertices(edges: Mapping[Any, Any]) -> set[str]:
 class Augment(Section):
     """Augmentation of the pictures in training; never a flip, since pictures may show arrows or text."""
 
-    shift: Annotated[int, Field(ge=0)] = Field(0, description="Largest shift in pixels, each direction.")
+    shift: Annotated[Whole, Field(ge=0)] = Field(0, description="Largest shift in pixels, each direction.")
     colour: Fraction = Field(0.0, description="Largest relative change of brightness and contrast.")
 
 
@@ -100,11 +101,11 @@ class Stage(Section):
         description="Towers (image, teacher_text, encoder, projector, clip_projector, student, decoder), lora, or "
         "globs of parameter names."
     )
-    language_temperature: Annotated[float, Field(ge=1)] = Field(
+    language_temperature: Annotated[Number, Field(ge=1)] = Field(
         1.0, description="Sampling of languages, or of directions: probability ~ rows^(1/temperature)."
     )
     checkpointing: bool = Field(False, description="Activation checkpointing: less memory, one more forward pass.")
-    max_tokens: Annotated[int, Field(ge=3)] = Field(
+    max_tokens: Annotated[Whole, Field(ge=3)] = Field(
         77, description="Longest text of the encoder in tokens, special tokens included; longer texts are cut."
     )
     optimizer: Optimizer = Field(
@@ -116,13 +117,13 @@ class Stage(Section):
         0.01,
         description="Decoupled weight decay of matrices (not biases, norms, scales); lamb_apex, adam_fairseq: of all.",
     )
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] = Field(
         1.0, description="Learning rate of a layer of the encoder as a fraction of that of the next layer."
     )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam's moment decays.")
     eps: Positive = Field(1e-8, description="Adam's epsilon.")
     schedule: Literal["cosine", "inverse_sqrt", "constant"] = Field("cosine", description="Shape after the warm-up.")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Linear warm-up, in steps.")
+    warmup_steps: Annotated[Whole, Field(ge=0)] = Field(0, description="Linear warm-up, in steps.")
     warmup_init_lr: NonNegative | None = Field(
         None, description="Rate of the first step, from which the warm-up rises (fairseq); none: lr / warmup_steps."
     )
@@ -131,11 +132,11 @@ class Stage(Section):
         5,
         description="Consecutive steps whose loss or gradient may be non-finite (NaN or inf); each is skipped.",
     )
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    ema: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Decay of the moving average of weights that is scored and kept; none: no average.",
     )
-    wise_ft_alpha: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    wise_ft_alpha: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
         None,
         description="The last stage: also write alpha * its weights + (1 - alpha) * the weights at its start "
         "(WiSE-FT, arXiv 2109.01903) to RUN/model-wise_ft.",
@@ -185,7 +186,7 @@ class TriangleStage(Stage):
     templates: list[str] = Field([], description="Patterns with {} for the teacher's text while it is trained.")
     augment: Augment | None = Field(None, description="Augmentation of the pictures; needs the live image tower.")
     epochs: Count = Field(description="Passes over the rows.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(description="Rows a step, over all processes.")
+    batch_size: Annotated[Whole, Field(ge=2)] = Field(description="Rows a step, over all processes.")
     micro_batch: Count | None = Field(
         None, description="Rows a process computes at once; the loss stays that of the whole batch. None: all of them."
     )
@@ -243,15 +244,15 @@ class TranslationStage(Stage):
     uses: ClassVar[frozenset[str]] = frozenset({"decoder"})
 
     kind: Literal["translate"] = Field("translate", description="Translation, with a decoder.")
-    directions: list[Annotated[str, Field(pattern=r"^[^-\s]+-[^-\s]+$")]] | Literal["all"] = Field(
+    directions: Annotated[list[Direction], Field(min_length=1), Once] | Literal["all"] = Field(
         "all", description="SOURCE-TARGET, such as de-en; all: every pair of the bitext, both ways."
     )
     split: str = Field("train", description="Split of the sentences.")
     steps: Count = Field(description="Optimisation steps.")
-    batch_tokens: Annotated[int, Field(ge=16)] = Field(
+    batch_tokens: Annotated[Whole, Field(ge=16)] = Field(
         description="Tokens a step, over all processes: number of sentences times the length of the longest one."
     )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Of the cross-entropy.")
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="Of the cross-entropy.")
     contrast: Contrast | None = Field(None, description="None: translation alone.")
     language_linear: bool = Field(
         False, description="One linear layer a source language between encoder and decoder; not exported (mCLIP)."

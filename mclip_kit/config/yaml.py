@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticKnownError
 
 from mclip_kit.config.mistakes import explain
 from mclip_kit.config.mistakes import suggest as suggest
@@ -16,12 +17,37 @@ from mclip_kit.errors import RecipeError
 
 S = TypeVar("S", bound=BaseModel)
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Languages = Annotated[list[str], Field(min_length=1)]
+
+def _no_truth_value(mistake: Literal["int_type", "float_type"]) -> BeforeValidator:
+    """Refuses true and false, which pydantic takes for 1 and 0."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticKnownError(mistake)
+        return value
+
+    return BeforeValidator(check)
+
+
+Whole = Annotated[int, _no_truth_value("int_type")]
+Number = Annotated[float, _no_truth_value("float_type")]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Decay = Annotated[Number, Field(ge=0, lt=1)]
+NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[Whole, Field(ge=1)]
+
+
+def _given_once(items: list[str]) -> list[str]:
+    twice = next((item for place, item in enumerate(items) if item in items[:place]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice")
+    return items
+
+
+Once = AfterValidator(_given_once)
+"""Of a list whose items select rows: one that is given twice would be used twice."""
+Languages = Annotated[list[str], Field(min_length=1), Once]
 
 
 class Section(BaseModel):

@@ -55,6 +55,11 @@ class Bitext:
         matches = (pattern.fullmatch(path.name) for path in sorted(self.folder.glob(f"{split}.*.idx")))
         return [(match[1], match[2]) for match in matches if match]
 
+    @property
+    def splits(self) -> set[str]:
+        """The splits that have sentences."""
+        return {path.name.partition(".")[0] for path in self.folder.glob("*.*-*.*.idx")}
+
     def read(self, split: str, source: str, target: str, max_tokens: int | None = None) -> tuple[Side, Side]:
         """Both sides of a pair.
 
@@ -114,6 +119,14 @@ def format_directions(directions: Sequence[Direction]) -> str:
     return ", ".join("-".join(direction) for direction in directions)
 
 
+def check_split(bitexts: Sequence[Bitext], split: str) -> None:
+    """DataError if no folder has sentences in a split; it lists the splits that have some."""
+    if not any(bitext.pairs(split) for bitext in bitexts):
+        known = ", ".join(sorted(set().union(*(bitext.splits for bitext in bitexts)))) or "none"
+        places = ", ".join(str(bitext.folder) for bitext in bitexts)
+        raise DataError(f"{places}: no sentences in split {split!r}; there are {known}")
+
+
 def find_directions(bitexts: Sequence[Bitext], split: str, wanted: Sequence[str] | str = "all") -> list[Direction]:
     """The translation directions of a split: both directions of every pair.
 
@@ -122,16 +135,18 @@ def find_directions(bitexts: Sequence[Bitext], split: str, wanted: Sequence[str]
         split: train, valid, test or similar.
         wanted: directions as SOURCE-TARGET, which are returned in this order; or `all`.
     Raises:
-        DataError: a wanted direction does not exist; the message lists those that do.
+        DataError: there is no such split, or a wanted direction does not exist; the message lists those that do.
     """
+    check_split(bitexts, split)
     pairs = [pair for bitext in bitexts for pair in bitext.pairs(split)]
     both = list(dict.fromkeys(way for pair in pairs for way in (pair, pair[::-1])))
     chosen = both if wanted == "all" else [(way.split("-")[0], way.split("-")[1]) for way in wanted]
     missing = [way for way in chosen if way not in both]
-    if missing or not chosen:
+    if missing:
         places = ", ".join(str(bitext.folder) for bitext in bitexts)
-        what = f"no {split} pair for {format_directions(missing)}" if missing else f"no {split} pair"
-        raise DataError(f"{places}: {what}; there are {format_directions(both) or 'none'}")
+        raise DataError(
+            f"{places}: no {split} pair for {format_directions(missing)}; there are {format_directions(both)}"
+        )
     return chosen
 
 

@@ -21,7 +21,7 @@ def eval_command(model: Path, recipe: Recipe) -> str:
         words = ["--data", recipe.data.captions]
     else:
         folder = Path(next(iter(recipe.data.bitexts)))
-        known = {path.name.partition(".")[0] for path in open_bitext(folder).folder.glob("*.idx")}
+        known = open_bitext(folder).splits
         words = ["--task", "bitext", "--data", str(folder.parent if folder.name == BITEXT else folder)]
     split = _held_out(known, recipe.evaluation.split if recipe.evaluation else "valid")
     return shlex.join(["mclip-kit", "eval", str(model), *words, *(["--split", split] if split != "test" else [])])

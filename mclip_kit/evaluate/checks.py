@@ -53,6 +53,10 @@ def _retrieval(request: Request) -> Captions:
     if not captions.names:
         other = "; its sentences are for --task bitext" if (request.data / BITEXT).is_dir() else ""
         raise DataError(f"{request.data}: has no pictures to find{other}; give --data a corpus with pictures")
+    if not len(captions.images):
+        raise DataError(
+            f"{request.data}: its pictures have no captions to find them by; with classes they are for --task zeroshot"
+        )
     captions.select(request.split, request.languages)
     check_files(captions, request.split)
     for name in request.baseline:

@@ -68,7 +68,7 @@ def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
         RecipeError: a language, key, name or template is wrong or missing.
     """
     check_file(path)
-    found = {}
+    found: dict[str, Prompts] = {}
     languages = read_yaml(path)
     _check_scalars(path)
     for code, tree in languages.items():
@@ -76,6 +76,8 @@ def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
             raise RecipeError(f"{path}: {code!r} is not a language code; write it in quotes")
         if not isinstance(tree, dict):
             raise RecipeError(f"{path}: {code}: give classnames and templates for it")
+        if normalize_language(code) in found:
+            raise RecipeError(f"{path}: {code} is given twice, also as {normalize_language(code)}; keep one")
         language = parse(_as_text(tree), Language, f"{path}: {code}")
         found[normalize_language(code)] = Prompts(
             _named(language.classnames, classes, f"{path}: {code}"), language.templates

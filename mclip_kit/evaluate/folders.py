@@ -8,7 +8,7 @@ from typing import Any
 from mclip_kit.evaluate.base import EVALUATIONS, Request
 from mclip_kit.layout import EVALUATION, MODEL, RESULTS
 
-SETTINGS = ("task", "split", "protocol")
+SETTINGS = ("task", "split", "protocol", "languages")
 """Keys of results.json besides the data and the models, by which evaluations differ."""
 
 
@@ -37,13 +37,14 @@ def settings(request: Request) -> dict[str, Any]:
         "task": request.task,
         "split": request.split,
         "protocol": request.protocol,
+        "languages": "all" if request.languages == "all" else sorted({*request.languages}),
         "folder": str(request.data.resolve()),
         "models": [str(model.resolve()) for model in request.models],
     }
 
 
 def _same(file: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a results.json is of the same models, data, split, task and protocol, and may be replaced."""
+    """Whether a results.json is of the same models, data, languages and so on, and may be replaced."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return all(found[key] == wanted[key] for key in (*SETTINGS, "folder", "models"))

@@ -18,6 +18,8 @@ from mclip_kit.data.prepare import adhoc
 from mclip_kit.errors import DataError
 from mclip_kit.layout import MANIFEST
 
+ALL, TEST = "all", "test"  # what pictures without splits are called, and the default of --split
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -50,7 +52,7 @@ def read_labelled(data: Path, split: str) -> Labelled:
         raise DataError(f"{data}: one class only ({found[0]}); zero-shot classification needs a folder per class")
     if all(name.isdecimal() for name in found):
         found.sort(key=int)
-    return Labelled(captions, images_N, found, split if prepared else "all")
+    return Labelled(captions, images_N, found, split if prepared else ALL)
 
 
 def _class_folders(data: Path, split: str) -> Captions:
@@ -62,6 +64,8 @@ def _class_folders(data: Path, split: str) -> Captions:
     splits = sorted({row.split for row in rows if row.split})  # of folders called train, val, test
     if splits and split not in splits:
         raise DataError(f"{data}: no pictures in split {split!r}; there are {', '.join(splits)}: --split {splits[0]}")
+    if not splits and split not in (TEST, ALL):
+        raise DataError(f"{data}: has no splits, so there is no {split!r}; leave --split out")
     rows = [row for row in rows if not splits or row.split == split]
     none = np.empty(0, dtype=object)
     return Captions(

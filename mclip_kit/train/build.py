@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mclip_kit.config.model import NewEncoder
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.stages import Stage
-from mclip_kit.data.bitext import open_bitext
+from mclip_kit.data.bitext import check_split, open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
@@ -150,14 +150,21 @@ def build_encoder(recipe: Recipe) -> Encoder:
 
 
 def open_data(recipe: Recipe) -> Captions | None:
-    """Open the recipe's folders before any weight is loaded; DataError if one is missing.
+    """Open the recipe's folders before any weight is loaded.
 
     Returns:
         Its captions, whose tables are read once a run.
+    Raises:
+        DataError: a folder is missing, or has no rows in the split and the languages of a stage.
     """
-    for folder in recipe.data.bitexts:
-        open_bitext(folder)
-    return read_captions(recipe.data.captions) if recipe.data.captions else None
+    bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
+    captions = read_captions(recipe.data.captions) if recipe.data.captions else None
+    for stage in recipe.stages:
+        if stage.data == "bitext":
+            check_split(bitexts, str(stage.split))
+        elif captions is not None:
+            captions.select(stage.split, getattr(stage, "languages", "all"))
+    return captions
 
 
 def check_processes(recipe: Recipe, processes: int) -> None:

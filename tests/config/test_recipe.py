@@ -75,6 +75,8 @@ TRANSLATE = {"kind": "translate", "name": "mt", "train": ["decoder"], "steps": 1
         ({"batch_token": 3}, "stages.0.batch_token: unknown key; did you mean batch_tokens?"),
         ({"kind": "translation"}, "kind"),
         ({"directions": ["deen"]}, "stages.0.directions.0:"),
+        ({"directions": ["de-en", "de-en"]}, "stages.0.directions: de-en is given twice"),
+        ({"directions": []}, "stages.0.directions: is empty; give at least one item"),
         ({"contrast": {"weight": 1, "temp": 1}}, "stages.0.contrast.temp: unknown key; known: weight, temperature"),
     ],
 )

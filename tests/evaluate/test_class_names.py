@@ -58,6 +58,13 @@ def test_a_mistake_is_named(name, tmp_path):
     assert all(word in str(error.value) for word in ("classes.yaml", *said)), str(error.value)
 
 
+def test_two_codes_of_one_language_are_refused(tmp_path):
+    language = "{classnames: {cat: Katze, dog: Hund}, templates: ['{c}']}"
+    (tmp_path / "own.yaml").write_text(f"de: {language}\nDE: {language}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"own\.yaml: DE is given twice, also as de; keep one"):
+        read_file(tmp_path / "own.yaml", CLASSES)
+
+
 @pytest.mark.parametrize("word", ["001", "010", "no", "1_000", "0x1f", "12:30", "2024-01-01"])
 def test_words_that_yaml_reads_as_something_else_are_refused_with_quotes(word, tmp_path):
     texts = {

@@ -302,9 +302,11 @@ def test_every_evaluation_has_a_folder_of_its_own(folder, squares, colours, tmp_
     squares_data = ["--data", squares, "--langs", "de"]
     assert eval_model(*squares_data).startswith(f"written: {run}/eval/data.test/results.json, ")
     assert eval_model(*squares_data).startswith(f"written over earlier results: {run}/eval/data.test/results.json, ")
+    assert f" {run}/eval/data.test-2/results" in eval_model("--data", squares)
+    assert eval_model(*squares_data).startswith(f"written over earlier results: {run}/eval/data.test/results.json, ")
     assert f" {run}/eval/data.valid/results" in eval_model(*squares_data, "--split", "valid")
     assert f" {run}/eval/data.test.xtd/results" in eval_model(*squares_data, "--protocol", "xtd")
-    assert f" {run}/eval/data.test-2/results" in eval_model("--data", "other/data", "--langs", "de")
+    assert f" {run}/eval/data.test-3/results" in eval_model("--data", "other/data", "--langs", "de")
     assert f" {run}/eval/data.test.model-wise_ft/results" in eval_model(*squares_data, model="model-wise_ft")
     bitext = ["--data", squares, "--task", "bitext", "--sentences", "5"]
     assert f" {run}/eval/data.test.bitext/results" in eval_model(*bitext)
@@ -397,7 +399,7 @@ def test_wrong_words_are_found_before_torch_is_imported(folder, squares, colours
         f"{model} {data} --task translation": "translator.json: missing",
         f"{squares} {data} --task bitext": "contains no encoder",
         f"{model} {data} --task bitext --langs de,fr": "no test pair within de, fr",
-        f"{model} {data} --task bitext --split dev": "no dev pair",
+        f"{model} {data} --task bitext --split dev": "no sentences in split 'dev'; there are test, train, valid",
         f"{model} {data} --baseline techer": "--baseline techer: give teacher, translated:FILE or a model folder",
         f"{model} {data} --baseline translated:none.tsv": "none.tsv: missing",
         f"{model} {data} --baseline translated:{tmp_path}/few.tsv": "few.tsv: no English for",

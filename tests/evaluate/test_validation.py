@@ -85,7 +85,7 @@ def test_a_metric_that_no_stage_has_is_refused_at_the_start(
     ("stages", "evaluation", "message"),
     [
         ([1], {"split": "dev"}, r"evaluation\.split: .*no captions in split 'dev'; there are test, train, valid"),
-        ([TRANSLATE], {"split": "dev"}, r"evaluation\.split: stage mte: .*no dev pair"),
+        ([TRANSLATE], {"split": "dev"}, r"evaluation\.split: stage mte: .*no sentences in split 'dev'; there are"),
         ([1], {"languages": ["de", "ja"]}, r"evaluation\.languages: .*no valid captions in ja; there are de, en, fr"),
         ([TRANSLATE], {"languages": ["ja"]}, r"evaluation\.languages: stage mte has no direction .*; there are en-de"),
     ],

@@ -17,6 +17,8 @@ from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.data.transforms import to_pixels
 from mclip_kit.errors import DataError
+from mclip_kit.evaluate.base import Request
+from mclip_kit.evaluate.checks import open_data
 from mclip_kit.evaluate.class_names import Prompts
 from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.zeroshot import Labelled, class_embeddings, evaluate, read_labelled, score
@@ -210,6 +212,15 @@ def test_plain_and_prepared_class_folders_are_the_same(colours, tmp_path):
     assert sorted(prepared.captions.names) == sorted(plain.captions.names)
     with pytest.raises(DataError, match="no pictures in split 'valid'; there are test"):
         read_labelled(tmp_path / "data", "valid")
+    with pytest.raises(DataError, match="has no splits, so there is no 'valid'; leave --split out"):
+        read_labelled(colours, "valid")
+
+
+def test_retrieval_without_captions_names_the_task_for_classes(colours, tmp_path):
+    prepare(declaration("imagenet_a"), tmp_path / "data", source=Source(colours))
+    request = Request("retrieval", (), tmp_path / "data", "test", "all", tmp_path)
+    with pytest.raises(DataError, match="have no captions to find them by; with classes they are for --task zeroshot"):
+        open_data(request)
 
 
 def test_strata_of_a_captioned_corpus_are_classes(squares):

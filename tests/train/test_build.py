@@ -7,8 +7,8 @@ import pytest
 
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
-from mclip_kit.errors import RecipeError
-from mclip_kit.train.build import build_model
+from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.train.build import build_model, open_data
 from tests import tiny
 
 NOISE = {"projector": {"kind": "linear", "noise": 0.5}}
@@ -36,3 +36,31 @@ def test_neither_have_they_in_a_convolutional_tower(squares: Path) -> None:
 
 def test_a_frozen_projector_with_noise_may_be_computed_in_parts(squares: Path) -> None:
     build(squares, 2, NOISE, micro_batch=8, train=["encoder"])
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "message"),
+    [
+        (1, {"split": "dev"}, r"bitext: no sentences in split 'dev'; there are test, train, valid"),
+        (2, {"split": "dev"}, r"no captions in split 'dev'; there are test, train, valid"),
+        (2, {"split": {"de": "train", "fr": "dev"}}, r"no captions in split 'dev'; there are test, train, valid"),
+        (2, {"languages": ["de", "ja"]}, r"no train captions in ja; there are de, en, fr"),
+    ],
+)
+def test_rows_that_are_not_there_are_told_before_any_weight_is_loaded(
+    index: int, changes: dict[str, Any], message: str, squares: Path
+) -> None:
+    tree = tiny.recipe(squares)
+    tree["stages"][index] |= changes
+    with pytest.raises(DataError, match=message):
+        open_data(parse(tree, Recipe, "tiny"))
+
+
+def test_of_several_corpora_one_may_lack_a_split(squares: Path, tmp_path: Path) -> None:
+    shares = {str(squares / "bitext"): 1, str(tmp_path): 1}
+    (tmp_path / "dev.en-it.en.idx").touch()
+    tree = tiny.recipe(squares) | {"data": {"captions": str(squares), "bitext": shares}}
+    assert open_data(parse(tree, Recipe, "tiny")) is not None
+    tree["stages"][1]["split"] = "none"
+    with pytest.raises(DataError, match=r"no sentences in split 'none'; there are dev, test, train, valid"):
+        open_data(parse(tree, Recipe, "tiny"))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mclip_kit.config.yaml import Count, Fraction, Section
+from mclip_kit.config.yaml import Count, Fraction, Number, Section, Whole
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.errors import RecipeError
 
@@ -25,11 +25,11 @@ class Licence(Section):
 class Vocabulary(Section):
     """The SentencePiece model that is trained when the user gives none."""
 
-    pieces: Annotated[int, Field(ge=1, le=2**20)] = Field(8000, description="Vocabulary size.")
-    coverage: Annotated[float, Field(ge=0.98, le=1)] = Field(
+    pieces: Annotated[Whole, Field(ge=1, le=2**20)] = Field(8000, description="Vocabulary size.")
+    coverage: Annotated[Number, Field(ge=0.98, le=1)] = Field(
         0.9995, description="Share of the characters that get a piece."
     )
-    max_unknown: Annotated[float, Field(ge=0, le=1)] = Field(
+    max_unknown: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.2, description="Largest share of <unk> among the pieces of a language; from 0.02 on there is a warning."
     )
 
@@ -42,13 +42,13 @@ class Cleaning(Section):
         False, description="Leave out sentence pairs, and captions of a picture, that occurred before."
     )
     characters: tuple[Count, Count] | None = Field(None, description="Least and most characters of a text.")
-    ratio: Annotated[float, Field(ge=1)] | None = Field(
+    ratio: Annotated[Number, Field(ge=1)] | None = Field(
         None, description="Most characters of a pair's longer side, as a multiple of the shorter side's."
     )
     language: bool = Field(
         False, description="Leave out texts that py3langid, which must be installed, detects as another language."
     )
-    max_tokens: Annotated[int, Field(ge=3)] = Field(
+    max_tokens: Annotated[Whole, Field(ge=3)] = Field(
         512, description="Most tokens of a sentence, special tokens included; the encoder's limit."
     )
     too_long: Literal["cut", "drop"] = Field(
