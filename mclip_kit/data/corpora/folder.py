@@ -7,7 +7,7 @@ train, val and test, with all pictures below them, are the splits.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,11 +51,13 @@ class Captioned:
         tree: what the folder holds.
         described: picture -> what the tables with metadata say of it.
         language: of captions that name none.
+        known: the wanted languages.
     """
 
     tree: Tree
     described: dict[str, Described]
     language: str
+    known: Collection[str] = ()
 
     def any(self) -> bool:
         """Whether a picture has captions; files of JSON are opened, as many have none."""
@@ -85,7 +87,7 @@ class Captioned:
             lines = list(opened.lines()) or [""]  # an empty file counts as one empty text
             return [(language, line) for line in lines]
         try:
-            return json_texts(json.loads("\n".join(opened.lines())), language)
+            return json_texts(json.loads("\n".join(opened.lines())), language, self.known)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{opened}: no JSON with captions ({first_line(error)}); correct or remove it") from None
 
@@ -112,7 +114,7 @@ def read(corpus: Corpus, source: Source) -> Content:
 
 
 def _rows(tree: Tree, chosen: Options, language: str, known: list[str], obtain: str, account: Account) -> Iterator[Row]:
-    captioned = Captioned(tree, read_metadata(tree, language, account), language)
+    captioned = Captioned(tree, read_metadata(tree, language, account, known), language, known)
     has_captions = chosen.kind in ("auto", "captions") and captioned.any()
     if chosen.kind == "captions" and not has_captions:
         wanted = f"{os.path.splitext(tree.pictures[0])[0]}.txt"

@@ -199,6 +199,14 @@ def test_languages_are_those_of_the_members_names(tmp_path: Path) -> None:
     assert account["ignored"]["captions in de, which is not one of en"] == 3
 
 
+def test_a_field_id_of_a_json_is_no_caption(tmp_path: Path) -> None:
+    shard(tmp_path / "0.tar", [("0.jpg", picture(1)), ("0.json", {"id": "0001", "width": 4})])
+    assert webdataset.find_languages("0.tar", tmp_path) == ["en"]
+    found, account = accounted(tmp_path, shards="0.tar")
+    assert not found
+    assert account["left_out"] == {"samples without a caption or a class": 1}
+
+
 def test_classes_are_those_of_cls(tmp_path: Path) -> None:
     members: list[Member] = [
         part for n in (1, 0, 1) for part in ((f"{n}{n}x{n}.jpg", picture(n)), (f"{n}{n}x{n}.cls", str(n)))

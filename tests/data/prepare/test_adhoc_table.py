@@ -76,6 +76,13 @@ FORMS: dict[str, tuple[str, Any, Texts, dict[str, int]]] = {
     ),
     "the file before its number": ("t.csv", "image_id,file_name,caption\n7,a.jpg,one\n", A, {"columns": 1}),
     "the caption before the title": ("t.csv", "title,image,caption,id\nT,a.jpg,one,7\n", A, {"columns": 2}),
+    "the number of a caption": ("t.csv", "image,caption,caption_id\na.jpg,one,7\n", A, {"columns": 1}),
+    "Indonesian among languages": (
+        "t.csv",
+        "image,caption_en,caption_id\na.jpg,one,satu\n",
+        [*A, ("a.jpg", "id", "satu")],
+        {},
+    ),
     "only a title": ("t.csv", "title,image\none,a.jpg\n", A, {}),
     "numbered captions": (
         "t.csv",
