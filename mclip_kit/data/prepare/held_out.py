@@ -133,4 +133,6 @@ def _rewrite(paths: list[Path], keep: Callable[[list[list[str]]], np.ndarray]) -
 
 def _check_rest(what: str, dropped: int, total: int) -> None:
     if dropped and dropped == total:
-        raise DataError(f"cleaning.leaks: nothing would be left without all {total:,} {what}; {KEPT}, or split the files yourself")
+        raise DataError(
+            f"cleaning.leaks: nothing would be left without all {total:,} {what}; {KEPT}, or split the files yourself"
+        )
