@@ -306,4 +306,4 @@ def test_a_number_called_id_or_no_is_no_caption(tmp_path: Path) -> None:
     }
     tree = {"about": "folder", "reader": "folder", "languages": ["en", "id"], "licences": [], "obtain": "fetch it"}
     wanted = folder.read(Corpus.model_validate(tree), Source(tmp_path)).rows
-    assert [row.texts for row in wanted][0] == [("id", "0001"), ("en", "red")]
+    assert next(row.texts for row in wanted) == [("id", "0001"), ("en", "red")]
