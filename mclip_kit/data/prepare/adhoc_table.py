@@ -48,7 +48,7 @@ TWO_LETTERS = frozenset(
 THREE_LETTERS = frozenset({"ast", "azb", "bcl", "ceb", "ckb", "fil", "hsb", "kab", "mai", "nds", "quz", "war", "yue"})
 """Codes of more languages that have captions somewhere, and are no words that columns are called."""
 AROUND = re.compile(
-    r"(?:captions?|texts?|titles?|descriptions?|sentences?)[_.](?P<after>.+)|(?P<before>.+)[_.](?:caption|text)s?"
+    r"(?:captions?|texts?|titles?|descriptions?|sentences?|translations?)[_.](?P<after>.+)|(?P<before>.+)[_.](?:caption|text)s?"
 )
 """A column with captions in the language after or before."""
 NUMBERED = re.compile(r"(?:captions?|texts?|comments?|sentences?|descriptions?|raw)_?\d+")
@@ -235,9 +235,14 @@ def _parallel(
 def _refuse(table: Path, names: list[str], found: dict[str, str | None]) -> None:
     """Say what the columns are called, and how to go on."""
     if any(name.lower().endswith(tuple(SUFFIXES)) for name in names):
+        if table.suffix.lower() in (".json", ".jsonl"):
+            raise RecipeError(
+                f"{table}: its keys are names of pictures, such as {names[0]}; write a list of objects, as in "
+                '[{"image": "a.jpg", "caption": "red"}]'
+            )
         raise RecipeError(
             f"{table}: its first line is {', '.join(names)}, which are no names of columns; name them: "
-            f"--set options.tables.0.header=[{', '.join(['image', 'caption', *'cdefgh'][: len(names)])}]"
+            f"--set 'options.tables.0.header=[{', '.join(['image', 'caption', *'cdefgh'][: len(names)])}]'"
         )
     there = ", ".join(names) or "none"
     choice = " ".join(f"--set options.{what}=COLUMN" for what in ("image", "text") if not found[what])
