@@ -18,6 +18,7 @@ from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.beside import JSON, Beside, Texts, choose, json_texts
+from mclip_kit.data.corpora.beside import split_of as split_named
 from mclip_kit.data.corpora.metadata import Described, read_metadata
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.corpora.tree import Tree, read_tree, split_folders
@@ -123,6 +124,8 @@ def _rows(tree: Tree, chosen: Options, language: str, known: list[str], obtain: 
     split_of = {name: chosen.split or splits.get(_part(name, depth), "") for name in tree.pictures}
     if splits:
         account.note(f"splits are those of the folders {', '.join(splits)}")
+    elif not chosen.split:
+        _name_half_splits(tree.pictures, account)
     if has_captions:
         yield from _captions(captioned, split_of, known, account)
         return
@@ -130,6 +133,15 @@ def _rows(tree: Tree, chosen: Options, language: str, known: list[str], obtain: 
         for file in files:
             account.ignore(f"{file.ending} files beside a picture (kind: {chosen.kind})", f"{tree.root / picture}")
     yield from _without_captions(tree, chosen.kind, split_of, depth + 1 if splits else 0, account)
+
+
+def _name_half_splits(pictures: list[str], account: Account) -> None:
+    """Say that folders such as train and test are not taken as splits, because pictures lie in neither."""
+    tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
+    named = sorted(top for top in tops if split_named(top))
+    if len({split_named(top) for top in named}) > 1:
+        outside = next(name for name in pictures if name.partition("/")[0] not in named)
+        account.note(f"folders {', '.join(named)} are not taken as splits, as {outside} is in none of them")
 
 
 def _part(name: str, depth: int) -> str:

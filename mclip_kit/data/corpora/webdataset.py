@@ -23,6 +23,7 @@ from mclip_kit.progress import tqdm
 
 BEFORE_NUMBER = re.compile(r"[-_.]?\d+$")
 NO_SPLIT = "(none)"
+ALONE = "pictures alone: --set options.kind=gallery"
 
 
 class Options(Section):
@@ -119,6 +120,8 @@ def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not glob.has_magic(name):
+        if path.is_dir():
+            raise DataError(f"{path}: a folder; name the shards in it: --webdataset '{path}/*.tar'")
         raise DataError(f"{path}: this shard of {pattern} is missing; fetch it, or name only the shards that exist")
     found = [Path(root or "", match) for match in sorted(glob.glob(name, root_dir=root, recursive=True))]
     shards = [match for match in found if {".tar", ".tgz"} & set(match.suffixes) and match.is_file()]
@@ -159,7 +162,7 @@ def _row(sample: Sample, chosen: Options, known: list[str], classes: list[str], 
         used, label = [*used, "cls"], _class(sample, classes)
     if not texts and label is None and chosen.kind != "gallery":
         languages = ", ".join(dict.fromkeys(language or "no language" for language, _ in found))
-        missing = "a class" if chosen.kind == "classes" else "a caption or a class"
+        missing = "a class" if chosen.kind == "classes" else f"a caption or a class ({ALONE})"
         return (
             f"samples in {languages}, which is not one of {', '.join(known)}" if found else f"samples without {missing}"
         )

@@ -307,3 +307,10 @@ def test_a_number_called_id_or_no_is_no_caption(tmp_path: Path) -> None:
     tree = {"about": "folder", "reader": "folder", "languages": ["en", "id"], "licences": [], "obtain": "fetch it"}
     wanted = folder.read(Corpus.model_validate(tree), Source(tmp_path)).rows
     assert next(row.texts for row in wanted) == [("id", "0001"), ("en", "red")]
+
+
+def test_folders_of_splits_that_are_not_taken_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{part}/{part}.{kind}" for part in ("train", "test", "extra") for kind in ("jpg", "txt")))
+    found, account = accounted(tmp_path)
+    assert {row.split for row in found} == {""}
+    assert account["notes"] == ["folders test, train are not taken as splits, as extra/extra.jpg is in none of them"]
