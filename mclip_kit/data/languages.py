@@ -50,6 +50,9 @@ ast azb ceb ckb fil gsw haw hsb ilo kab mni nds quz scn sco war wuu yue
 KNOWN_CODES = frozenset(_CODES.split())
 """ISO 639-1, and the codes of three letters that corpora use: others are more often words, such as `alt` or `seg`."""
 
+DOUBTFUL = frozenset({"id", "no"})
+"""Codes that are more often the name of a column or field with a number, so they count only where they are wanted."""
+
 
 def is_language(code: str) -> bool:
     """Whether a code, of a file or a column, is that of a language: `de`, `JP`, `pt-BR`, `sr_Latn`.

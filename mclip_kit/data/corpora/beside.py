@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from mclip_kit.data.languages import is_language, normalize_language
+from mclip_kit.data.languages import DOUBTFUL, is_language, normalize_language
 
 TEXTS = (".txt", ".caption", ".captions")  # in this order, if a picture has several in one language
 JSON = ".json"
@@ -27,6 +27,7 @@ SPLIT_NAMES = {
 YEAR = re.compile(r"[-_]?(19|20)\d\d")
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"))
 MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*", re.DOTALL)
+TOP = "it"  # a JSON file as a whole, in messages
 HEAD = 12  # bytes that MAGIC needs
 
 Texts = list[tuple[str, str]]
@@ -101,7 +102,7 @@ def choose(files: Collection[Beside]) -> tuple[list[Beside], list[Beside]]:
     return list(taken.values()), [file for file in files if file not in taken.values()]
 
 
-def json_texts(content: Any, language: str) -> Texts:
+def json_texts(content: Any, language: str, known: Collection[str] = ()) -> Texts:
     """The captions in the content of a JSON file.
 
     Read are `caption`, `captions`, `text` or `texts`, each a text, a list, or an object with languages; beside it
@@ -110,29 +111,35 @@ def json_texts(content: Any, language: str) -> Texts:
     Args:
         content: what `json.loads` gave.
         language: of captions that name none.
+        known: the wanted languages; only if `id` or `no` is one of them, such a field holds captions.
     Raises:
         ValueError: captions are no text; the message names the field.
+
+    Example:
+        >>> json_texts({"id": "0001", "en": "red"}, "en"), json_texts({"id": "merah"}, "en", ["en", "id"])
+        ([('en', 'red')], [('id', 'merah')])
     """
-    return list(_json_texts(content, language, "it"))
+    return list(_json_texts(content, language, TOP, DOUBTFUL.difference(known)))
 
 
-def _json_texts(content: Any, language: str, field: str) -> Iterator[tuple[str, str]]:
+def _json_texts(content: Any, language: str, field: str, doubtful: Collection[str]) -> Iterator[tuple[str, str]]:
     if isinstance(content, str):
         yield language, content
     elif isinstance(content, list):
         for item in content:
-            yield from _json_texts(item, language, field)
+            yield from _json_texts(item, language, field, doubtful)
     elif isinstance(content, dict):
         names = {str(name).lower(): name for name in reversed(content)}
         own = next((content[names[name]] for name in LANGUAGES if name in names), None)
         language = normalize_language(own) if isinstance(own, str) and own.strip() else language
         field = next((names[name] for name in CAPTIONS if name in names and content[names[name]] is not None), "")
         if field:
-            yield from _json_texts(content[field], language, field)
+            yield from _json_texts(content[field], language, field, ())
         else:
-            for code in filter(is_language, map(str, content)):
-                if isinstance(content[code], str | list):
-                    yield from _json_texts(content[code], normalize_language(code), code)
+            for name in filter(is_language, map(str, content)):
+                code = normalize_language(name)
+                if code not in doubtful and isinstance(content[name], str | list):
+                    yield from _json_texts(content[name], code, name, ())
     elif content is not None:
         raise ValueError(f"{field!r} is neither a text nor a list of texts")
 

@@ -4,6 +4,7 @@ from hashlib import blake2b
 from typing import Any
 
 from mclip_kit.data.corpora import SPLIT
+from mclip_kit.data.corpora.beside import SPLIT_NAMES
 from mclip_kit.data.corpora.records import CellError
 
 NO_COLUMN = object()
@@ -34,7 +35,7 @@ def as_split(name: str, splits: dict[str, str]) -> str:
     Raises:
         CellError: it is called something else.
     """
-    split = splits.get(name, name)
+    split = splits.get(name) or SPLIT_NAMES.get(name.lower(), name)
     if not SPLIT.fullmatch(split):
         raise CellError(
             f"split {name!r} is none of train, valid and test; map it to one of them in options.splits, as in "

@@ -7,7 +7,7 @@ train, val and test, with all pictures below them, are the splits.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.beside import JSON, Beside, Texts, choose, json_texts
+from mclip_kit.data.corpora.beside import split_of as split_named
 from mclip_kit.data.corpora.metadata import Described, read_metadata
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.corpora.tree import Tree, read_tree, split_folders
@@ -51,11 +52,13 @@ class Captioned:
         tree: what the folder holds.
         described: picture -> what the tables with metadata say of it.
         language: of captions that name none.
+        known: the wanted languages.
     """
 
     tree: Tree
     described: dict[str, Described]
     language: str
+    known: Collection[str] = ()
 
     def any(self) -> bool:
         """Whether a picture has captions; files of JSON are opened, as many have none."""
@@ -85,7 +88,7 @@ class Captioned:
             lines = list(opened.lines()) or [""]  # an empty file counts as one empty text
             return [(language, line) for line in lines]
         try:
-            return json_texts(json.loads("\n".join(opened.lines())), language)
+            return json_texts(json.loads("\n".join(opened.lines())), language, self.known)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{opened}: no JSON with captions ({first_line(error)}); correct or remove it") from None
 
@@ -112,7 +115,7 @@ def read(corpus: Corpus, source: Source) -> Content:
 
 
 def _rows(tree: Tree, chosen: Options, language: str, known: list[str], obtain: str, account: Account) -> Iterator[Row]:
-    captioned = Captioned(tree, read_metadata(tree, language, account), language)
+    captioned = Captioned(tree, read_metadata(tree, language, account, known), language, known)
     has_captions = chosen.kind in ("auto", "captions") and captioned.any()
     if chosen.kind == "captions" and not has_captions:
         wanted = f"{os.path.splitext(tree.pictures[0])[0]}.txt"
@@ -121,6 +124,8 @@ def _rows(tree: Tree, chosen: Options, language: str, known: list[str], obtain: 
     split_of = {name: chosen.split or splits.get(_part(name, depth), "") for name in tree.pictures}
     if splits:
         account.note(f"splits are those of the folders {', '.join(splits)}")
+    elif not chosen.split:
+        _name_half_splits(tree.pictures, account)
     if has_captions:
         yield from _captions(captioned, split_of, known, account)
         return
@@ -128,6 +133,15 @@ def _rows(tree: Tree, chosen: Options, language: str, known: list[str], obtain: 
         for file in files:
             account.ignore(f"{file.ending} files beside a picture (kind: {chosen.kind})", f"{tree.root / picture}")
     yield from _without_captions(tree, chosen.kind, split_of, depth + 1 if splits else 0, account)
+
+
+def _name_half_splits(pictures: list[str], account: Account) -> None:
+    """Say that folders such as train and test are not taken as splits, because pictures lie in neither."""
+    tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
+    named = sorted(top for top in tops if split_named(top))
+    if len({split_named(top) for top in named}) > 1:
+        outside = next(name for name in pictures if name.partition("/")[0] not in named)
+        account.note(f"folders {', '.join(named)} are not taken as splits, as {outside} is in none of them")
 
 
 def _part(name: str, depth: int) -> str:

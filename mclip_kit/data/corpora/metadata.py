@@ -5,7 +5,7 @@ own folder and those below, with the picture's path from there in the column `fi
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from mclip_kit.data.corpora.beside import CAPTIONS, LANGUAGES, Texts, json_texts
 from mclip_kit.data.corpora.records import Form, open_table
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.corpora.tree import Tree
-from mclip_kit.data.languages import is_language, normalize_language
+from mclip_kit.data.languages import DOUBTFUL, is_language, normalize_language
 from mclip_kit.errors import DataError
 
 FILES = ("file_name", "filename", "file", "image", "image_path", "path")
@@ -44,12 +44,13 @@ class _Columns:
         return [name for name in names if name not in used]
 
 
-def read_metadata(tree: Tree, language: str, account: Account) -> dict[str, Described]:
+def read_metadata(tree: Tree, language: str, account: Account, known: Collection[str] = ()) -> dict[str, Described]:
     """Picture -> what the tables of a folder say of it.
 
     Args:
         language: of captions in a column that names no language.
         account: columns that are not read, and rows whose picture is not there, are counted as ignored.
+        known: the wanted languages; only if `id` or `no` is one of them, a column of this name holds captions.
     Raises:
         DataError: a table cannot be read, has no column with the names of files, or a caption is no text.
     """
@@ -59,7 +60,7 @@ def read_metadata(tree: Tree, language: str, account: Account) -> dict[str, Desc
         file = File(tree.root / table)
         unused: set[str] = set()
         for number, row in _rows(file):
-            columns = _columns(list(row))
+            columns = _columns(list(row), known)
             if columns.file is None:
                 raise DataError(f"{file} row {number}: no column file_name; it has {', '.join(row) or 'none'}")
             unused |= {*columns.unused(list(row))}
@@ -83,20 +84,30 @@ def _rows(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row if isinstance(row, dict) else dict(zip(names, row, strict=True))
 
 
-def _columns(names: list[str]) -> _Columns:
+def _columns(names: list[str], known: Collection[str]) -> _Columns:
     lower = {name.lower(): name for name in reversed(names)}
 
     def first(known: tuple[str, ...]) -> str | None:
         return next((lower[name] for name in known if name in lower), None)
 
-    languages = {name: code for name in names if (code := _language_column(name))}
+    found = {name: code for name in names if (code := _language_column(name))}
+    sure = any(code not in DOUBTFUL and _is_prefixed(name) for name, code in found.items())
+    languages = {
+        name: code
+        for name, code in found.items()
+        if code not in DOUBTFUL or code in known or (sure and _is_prefixed(name))
+    }
     return _Columns(first(FILES), first(CAPTIONS), languages, first(LANGUAGES), first(SPLITS))
+
+
+def _is_prefixed(name: str) -> bool:
+    """Whether a column with a language has a name such as `caption_de`."""
+    return name.lower().partition("_")[0] in CAPTIONS
 
 
 def _language_column(name: str) -> str | None:
     """The language of a column such as `de` or `caption_de`; None if it names none."""
-    prefix, _, code = name.lower().partition("_")
-    code = code if prefix in CAPTIONS else name
+    code = name.partition("_")[2] if _is_prefixed(name) else name
     return normalize_language(code) if is_language(code) else None
 
 
@@ -105,6 +116,6 @@ def _texts(row: dict[str, Any], columns: _Columns, language: str, where: str) ->
     language = normalize_language(str(own)) if own else language
     cells = [(columns.caption, language), *columns.languages.items()]
     try:
-        return [text for name, code in cells if name for text in json_texts(row[name], code)]
+        return [text for name, code in cells if name for text in json_texts({"caption": row[name]}, code)]
     except ValueError as error:
         raise DataError(f"{where}: {error}; correct it") from None

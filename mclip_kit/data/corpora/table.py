@@ -19,8 +19,6 @@ from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.languages import language_spellings, normalize_language
 from mclip_kit.errors import DataError, RecipeError
 
-SPLITS = {"val": "valid", "dev": "valid", "validation": "valid"}
-
 
 class Table(Form):
     """Files with the same columns."""
@@ -143,7 +141,7 @@ class TableRows:
         named = (chosen.text, chosen.language, chosen.image, chosen.content, chosen.split, *chosen.only)
         self.texts_in = self.wanted | ({chosen.text} if chosen.text else set())
         self.wanted |= {name for name in named if name}
-        self.splits, self.pictures = SPLITS | chosen.splits, pictures
+        self.splits, self.pictures = chosen.splits, pictures
         self.name, self.where = file.name, f"{file} {opened.unit}"  # once: there are many rows
 
     def rows(self, account: Account, unread: dict[str, File], empty: Counter[str]) -> Iterator[Row]:

@@ -5,7 +5,7 @@ Pictures are neither extracted nor copied: a row names the tar, the offset and t
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from mclip_kit.progress import tqdm
 
 BEFORE_NUMBER = re.compile(r"[-_.]?\d+$")
 NO_SPLIT = "(none)"
+ALONE = "pictures alone: --set options.kind=gallery"
 
 
 class Options(Section):
@@ -119,6 +120,8 @@ def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not glob.has_magic(name):
+        if path.is_dir():
+            raise DataError(f"{path}: a folder; name the shards in it: --webdataset '{path}/*.tar'")
         raise DataError(f"{path}: this shard of {pattern} is missing; fetch it, or name only the shards that exist")
     found = [Path(root or "", match) for match in sorted(glob.glob(name, root_dir=root, recursive=True))]
     shards = [match for match in found if {".tar", ".tgz"} & set(match.suffixes) and match.is_file()]
@@ -152,14 +155,14 @@ def _row(sample: Sample, chosen: Options, known: list[str], classes: list[str], 
     """A sample's row, or the reason why it is left out."""
     if not sample.pictures:
         return "samples without a picture"
-    used, found = _texts(sample, chosen) if chosen.kind in ("auto", "captions") else ([], [])
+    used, found = _texts(sample, chosen, known) if chosen.kind in ("auto", "captions") else ([], [])
     texts = [text for text in found if text[0] in known]
     label = None
     if "cls" in sample.members and chosen.kind in ("auto", "classes") and not found:
         used, label = [*used, "cls"], _class(sample, classes)
     if not texts and label is None and chosen.kind != "gallery":
         languages = ", ".join(dict.fromkeys(language or "no language" for language, _ in found))
-        missing = "a class" if chosen.kind == "classes" else "a caption or a class"
+        missing = "a class" if chosen.kind == "classes" else f"a caption or a class ({ALONE})"
         return (
             f"samples in {languages}, which is not one of {', '.join(known)}" if found else f"samples without {missing}"
         )
@@ -175,7 +178,7 @@ def _row(sample: Sample, chosen: Options, known: list[str], classes: list[str], 
     return Row(split="", texts=texts, image=sample.key, file=sample.picture(), stratum=label or "all")
 
 
-def _texts(sample: Sample, chosen: Options) -> tuple[list[str], Texts]:
+def _texts(sample: Sample, chosen: Options, known: list[str]) -> tuple[list[str], Texts]:
     """The extensions of the members that are read, and the captions in them."""
     language, field = str(chosen.language), chosen.text.partition(":")[2]
     used = ["json"] if field or chosen.language_field else []
@@ -190,7 +193,7 @@ def _texts(sample: Sample, chosen: Options) -> tuple[list[str], Texts]:
     for file in taken:
         code = file.language or language
         if file.ending == JSON:
-            texts = _json_texts(sample.json(file.name), code, sample, "caption", file.name)
+            texts = _json_texts(sample.json(file.name), code, sample, "caption", file.name, known)
             used += [file.name] if texts else []
         else:
             texts = [(code, text) for text in _captions(sample.text(file.name), chosen.lines)]
@@ -206,9 +209,11 @@ def _captions(text: str, lines: bool) -> list[str]:
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _json_texts(content: Any, language: str, sample: Sample, field: str, extension: str) -> Texts:
+def _json_texts(
+    content: Any, language: str, sample: Sample, field: str, extension: str, known: Collection[str] = ()
+) -> Texts:
     try:
-        return json_texts(content, language)
+        return json_texts(content, language, known)
     except ValueError:
         where = sample.where(extension)
         raise DataError(f"{where}: {field!r} is neither a text nor a list of texts; correct it") from None

@@ -14,7 +14,7 @@ from mclip_kit.data.corpora.records import OpenTable, first_text_line, open_tabl
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.corpora.table import Table
 from mclip_kit.data.images import SUFFIXES
-from mclip_kit.data.languages import ALIASES, TEACHER_LANGUAGE, normalize_language
+from mclip_kit.data.languages import ALIASES, DOUBTFUL, TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -48,7 +48,7 @@ TWO_LETTERS = frozenset(
 THREE_LETTERS = frozenset({"ast", "azb", "bcl", "ceb", "ckb", "fil", "hsb", "kab", "mai", "nds", "quz", "war", "yue"})
 """Codes of more languages that have captions somewhere, and are no words that columns are called."""
 AROUND = re.compile(
-    r"(?:captions?|texts?|titles?|descriptions?|sentences?)[_.](?P<after>.+)|(?P<before>.+)[_.](?:caption|text)s?"
+    r"(?:captions?|texts?|titles?|descriptions?|sentences?|translations?)[_.](?P<after>.+)|(?P<before>.+)[_.](?:caption|text)s?"
 )
 """A column with captions in the language after or before."""
 NUMBERED = re.compile(r"(?:captions?|texts?|comments?|sentences?|descriptions?|raw)_?\d+")
@@ -156,9 +156,12 @@ def _first(names: list[str], known: tuple[str, ...]) -> str | None:
 def _texts(names: list[str], languages: list[str], taken: set[str]) -> dict[str, list[str]]:
     """Language -> columns that are called after it, such as `de`, `caption_de` or `de.caption`."""
     found: dict[str, list[str]] = {}
+    all_around = {name: match for name in names if (match := AROUND.fullmatch(_spelled(name)))}
+    codes = {name: normalize_language(match["after"] or match["before"]) for name, match in all_around.items()}
+    sure = any(_is_language(code) and code not in DOUBTFUL for code in codes.values())
     for name in names:
-        around = AROUND.fullmatch(_spelled(name))
-        code = normalize_language((around["after"] or around["before"]) if around else name)
+        code = codes.get(name) or normalize_language(name)
+        around = name in codes and (sure or code not in DOUBTFUL)  # caption_id alone is a number
         wanted = code in languages if languages else _is_language(code) and (around or code not in NO_LANGUAGES)
         if wanted and name not in taken:
             found.setdefault(code, []).append(name)
@@ -215,7 +218,7 @@ def _parallel(
     columns = {code: several[0] for code, several in texts.items()}
     if not languages:
         codes = {normalize_language(name): name for name in names}
-        doubtful = [name for code, name in codes.items() if code in NO_LANGUAGES & TWO_LETTERS]
+        doubtful = [name for code, name in codes.items() if code in DOUBTFUL]
         if doubtful and columns:
             raise RecipeError(f"{table}: is column {doubtful[0]} a language? Name the language columns: --langs en,de")
         others = {c: n for c, n in codes.items() if CODE.fullmatch(c) and c not in NO_LANGUAGES and c not in columns}
@@ -232,9 +235,14 @@ def _parallel(
 def _refuse(table: Path, names: list[str], found: dict[str, str | None]) -> None:
     """Say what the columns are called, and how to go on."""
     if any(name.lower().endswith(tuple(SUFFIXES)) for name in names):
+        if table.suffix.lower() in (".json", ".jsonl"):
+            raise RecipeError(
+                f"{table}: its keys are names of pictures, such as {names[0]}; write a list of objects, as in "
+                '[{"image": "a.jpg", "caption": "red"}]'
+            )
         raise RecipeError(
             f"{table}: its first line is {', '.join(names)}, which are no names of columns; name them: "
-            f"--set options.tables.0.header=[{', '.join(['image', 'caption', *'cdefgh'][: len(names)])}]"
+            f"--set 'options.tables.0.header=[{', '.join(['image', 'caption', *'cdefgh'][: len(names)])}]'"
         )
     there = ", ".join(names) or "none"
     choice = " ".join(f"--set options.{what}=COLUMN" for what in ("image", "text") if not found[what])

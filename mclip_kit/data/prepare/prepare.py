@@ -126,7 +126,8 @@ def _check_not_empty(tables: TableWriter) -> None:
         return
     reasons = tables.cleaner.counts or tables.source.account.left_out
     why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-    empty = f"all of it was left out ({why}); change `cleaning`, or fix the files" if why else "the corpus is empty"
+    remedy = "change `cleaning`, or fix the files" if tables.cleaner.counts else "fix the files"
+    empty = f"all of it was left out ({why}); {remedy}" if why else "the corpus is empty"
     places = sorted(map(str, tables.source.used)) or [str(tables.source.root or tables.corpus.reader)]
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     raise DataError(f"{places[0]}{more}: {empty}; {tables.corpus.obtain}")

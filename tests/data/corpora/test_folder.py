@@ -290,3 +290,27 @@ def test_imagenet_and_its_kin_are_read_as_declared(tmp_path: Path, name: str) ->
     assert [row.stratum for row in found] == [picture.partition("/")[0] for picture in CLASSES[name]]
     assert {row.split for row in found} == {"test"}
     assert not any(row.texts for row in found)
+
+
+def test_a_number_called_id_or_no_is_no_caption(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    write(tmp_path / "a.json", {"id": "0001", "no": "7", "en": "red"})
+    write(tmp_path / "b.json", {"id": "0002", "caption": {"en": "blue", "id": "biru"}})
+    write(tmp_path / "metadata.csv", "id,no,file_name,text,caption_id\n3,8,c.jpg,green,9\n")
+    assert folder.find_languages(tmp_path) == ["en"]
+    found, account = accounted(tmp_path)
+    assert [row.texts for row in found] == [[("en", "red")], [("en", "blue")], [("en", "green")]]
+    assert account["ignored"] == {
+        "captions in id, which is not one of en, de": 1,
+        **{f"column {name} of metadata.csv": 1 for name in ("caption_id", "id", "no")},
+    }
+    tree = {"about": "folder", "reader": "folder", "languages": ["en", "id"], "licences": [], "obtain": "fetch it"}
+    wanted = folder.read(Corpus.model_validate(tree), Source(tmp_path)).rows
+    assert next(row.texts for row in wanted) == [("id", "0001"), ("en", "red")]
+
+
+def test_folders_of_splits_that_are_not_taken_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{part}/{part}.{kind}" for part in ("train", "test", "extra") for kind in ("jpg", "txt")))
+    found, account = accounted(tmp_path)
+    assert {row.split for row in found} == {""}
+    assert account["notes"] == ["folders test, train are not taken as splits, as extra/extra.jpg is in none of them"]

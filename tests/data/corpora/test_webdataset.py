@@ -142,7 +142,7 @@ def test_what_is_no_whole_sample_is_counted(tmp_path: Path) -> None:
     assert [row.image for row in found] == ["0/e"]
     assert account["left_out"] == {
         "samples without a picture": 2,
-        "samples without a caption or a class": 1,
+        f"samples without a caption or a class ({webdataset.ALONE})": 1,
         "pictures of 0 bytes": 1,
         "files with the ending of a picture that are none": 1,
     }
@@ -197,6 +197,14 @@ def test_languages_are_those_of_the_members_names(tmp_path: Path) -> None:
     found, account = accounted(tmp_path, "en")
     assert [len(row.texts) for row in found] == [1, 1, 1, 2]
     assert account["ignored"]["captions in de, which is not one of en"] == 3
+
+
+def test_a_field_id_of_a_json_is_no_caption(tmp_path: Path) -> None:
+    shard(tmp_path / "0.tar", [("0.jpg", picture(1)), ("0.json", {"id": "0001", "width": 4})])
+    assert webdataset.find_languages("0.tar", tmp_path) == ["en"]
+    found, account = accounted(tmp_path, shards="0.tar")
+    assert not found
+    assert account["left_out"] == {f"samples without a caption or a class ({webdataset.ALONE})": 1}
 
 
 def test_classes_are_those_of_cls(tmp_path: Path) -> None:
@@ -255,7 +263,7 @@ def test_a_sorted_tar_of_macos_and_keys_with_dots_are_read(tmp_path: Path) -> No
         ("0/x/img.0002", [("en", "text")]),
     ]
     assert account["ignored"] == {"hidden members and members of the system": 5}
-    assert account["left_out"] == {"samples without a caption or a class": 1}
+    assert account["left_out"] == {f"samples without a caption or a class ({webdataset.ALONE})": 1}
     found, account = accounted(tmp_path, kind="gallery")
     assert found[2].image == "0/y/a"
     assert account["ignored"]["members .seg.png"] == 1
@@ -409,3 +417,8 @@ def test_img2dataset_s_shards_of_cc3m_are_read_as_declared(tmp_path: Path) -> No
         ("train", "00000/000000000", [("en", "a very typical bus station")]),
         ("train", "00000/000000002", [("en", "x")]),
     ]
+
+
+def test_a_folder_instead_of_shards_says_how_to_name_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a folder; name the shards in it: --webdataset '.*/\*\.tar'"):
+        rows(None, shards=str(tmp_path))

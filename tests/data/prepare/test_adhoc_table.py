@@ -76,6 +76,13 @@ FORMS: dict[str, tuple[str, Any, Texts, dict[str, int]]] = {
     ),
     "the file before its number": ("t.csv", "image_id,file_name,caption\n7,a.jpg,one\n", A, {"columns": 1}),
     "the caption before the title": ("t.csv", "title,image,caption,id\nT,a.jpg,one,7\n", A, {"columns": 2}),
+    "the number of a caption": ("t.csv", "image,caption,caption_id\na.jpg,one,7\n", A, {"columns": 1}),
+    "Indonesian among languages": (
+        "t.csv",
+        "image,caption_en,caption_id\na.jpg,one,satu\n",
+        [*A, ("a.jpg", "id", "satu")],
+        {},
+    ),
     "only a title": ("t.csv", "title,image\none,a.jpg\n", A, {}),
     "numbered captions": (
         "t.csv",
@@ -149,6 +156,12 @@ FORMS: dict[str, tuple[str, Any, Texts, dict[str, int]]] = {
         [("https://x.org/a.jpg?w=9", "en", "1")],
         {},
     ),
+    "parallel texts of a hub": (
+        "t.jsonl",
+        {"translation": {"en": "1", "de": "2"}},
+        [(None, "en", "1"), (None, "de", "2")],
+        {},
+    ),
     "parallel": ("t.csv", "en,de\n1,2\n", [(None, "en", "1"), (None, "de", "2")], {}),
 }
 
@@ -206,7 +219,7 @@ REMEDIES: dict[str, tuple[str, str, str, list[str]]] = {
     "no header": (
         "a.jpg,caf\u00e9\n",
         "its first line is a.jpg, caf\u00e9, which are no names of columns",
-        "--set options.tables.0.header=[image, caption]",
+        "--set 'options.tables.0.header=[image, caption]'",
         ["options.tables.0.header=[image, caption]"],
     ),
     "other names": (
@@ -234,6 +247,14 @@ REMEDIES: dict[str, tuple[str, str, str, list[str]]] = {
         ["options.tables.0.separator=;"],
     ),
 }
+
+
+def test_splits_have_the_names_that_folders_have(tmp_path):
+    names = ["training", "TEST", "testing", "Val", "dev", "test_2017"]
+    path = put(tmp_path, "t.csv", "image,caption,split\n" + "".join(f"{name}.jpg,x,{name}\n" for name in names))
+    corpus = declared(path)
+    found = [row.split for row in find_reader(corpus)(corpus, Source(tmp_path)).rows]
+    assert found == ["train", "test", "test", "valid", "valid", "test_2017"]
 
 
 @pytest.mark.parametrize("what", REMEDIES)
