@@ -28,7 +28,8 @@ class Labelled:
     Attributes:
         captions: the corpus of the pictures.
         images_N: rows of its picture table.
-        classes: the classes of the pictures, in the order of their names; numbers by their value.
+        classes: those of the whole corpus, also classes without a picture in the split, in the order of their names;
+            numbers by their value. Of a corpus with captions: those of the split's pictures.
         split: the name of the split; `all` where there are no splits.
     """
 
@@ -45,9 +46,13 @@ def read_labelled(data: Path, split: str) -> Labelled:
         DataError: there is no such split, its pictures are not known, or there is only one class.
     """
     prepared = (data / MANIFEST).is_file()
-    captions = read_captions(data) if prepared else _class_folders(data, split)
-    images_N = _split_images(captions, split) if prepared else np.arange(len(captions.names))
-    found = sorted(set(captions.strata[images_N].tolist()))
+    if prepared:
+        captions = read_captions(data)
+        images_N = _split_images(captions, split)
+    else:
+        captions, images_N = _class_folders(data, split)
+    of_all = not len(captions.images)  # where there are captions, strata need not be classes
+    found = sorted(set((captions.strata if of_all else captions.strata[images_N]).tolist()))
     if len(found) < 2:
         raise DataError(f"{data}: one class only ({found[0]}); zero-shot classification needs a folder per class")
     if all(name.isdecimal() for name in found):
@@ -55,7 +60,8 @@ def read_labelled(data: Path, split: str) -> Labelled:
     return Labelled(captions, images_N, found, split if prepared else ALL)
 
 
-def _class_folders(data: Path, split: str) -> Captions:
+def _class_folders(data: Path, split: str) -> tuple[Captions, np.ndarray]:
+    """The pictures of all splits, and the rows of one."""
     if not data.is_dir():
         raise DataError(f"{data}: no such folder; give a prepared one, or one with a folder of pictures per class")
     _, tree = adhoc.declare([], None, None, data, [TEACHER_LANGUAGE])
@@ -66,9 +72,9 @@ def _class_folders(data: Path, split: str) -> Captions:
         raise DataError(f"{data}: no pictures in split {split!r}; there are {', '.join(splits)}: --split {splits[0]}")
     if not splits and split not in (TEST, ALL):
         raise DataError(f"{data}: has no splits, so there is no {split!r}; leave --split out")
-    rows = [row for row in rows if not splits or row.split == split]
+    images_N = np.flatnonzero([not splits or row.split == split for row in rows])
     none = np.empty(0, dtype=object)
-    return Captions(
+    captions = Captions(
         folder=data,
         pixels=None,
         names=[str(row.image) for row in rows],
@@ -80,6 +86,7 @@ def _class_folders(data: Path, split: str) -> Captions:
         texts=none,
         files=[Path(str(row.file)) for row in rows],
     )
+    return captions, images_N
 
 
 def _split_images(captions: Captions, split: str) -> np.ndarray:

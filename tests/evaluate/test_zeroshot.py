@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import overridden, parse
-from mclip_kit.data.corpora import declaration
+from mclip_kit.data.corpora import Corpus, declaration
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare import adhoc
 from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.data.transforms import to_pixels
 from mclip_kit.errors import DataError
@@ -241,6 +243,18 @@ def test_pictures_of_several_splits_without_captions_know_their_split(colours, t
     (tmp_path / "data" / "uncaptioned.tsv").unlink()  # as an earlier version prepared it
     with pytest.raises(DataError, match="it is not known which pictures are test"):
         read_labelled(tmp_path / "data", "test")
+
+
+def test_classes_are_those_of_the_corpus_not_of_the_split(tmp_path):
+    for name in ("test/cat", "test/dog", "train/cat", "train/dog", "train/eel"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "own" / name / f"{name.replace('/', '-')}.png")
+    plain = read_labelled(tmp_path / "own", "test")
+    assert (plain.classes, len(plain.images_N), len(plain.captions.names)) == (["cat", "dog", "eel"], 2, 5)
+    _, tree = adhoc.declare([], None, None, tmp_path / "own", ["en"])
+    prepare(parse(tree, Corpus, "own"), tmp_path / "data", source=Source(tmp_path / "own"))
+    prepared = read_labelled(tmp_path / "data", "test")
+    assert (prepared.classes, len(prepared.images_N)) == (["cat", "dog", "eel"], 2)
 
 
 def test_folders_in_the_order_of_numbers(tmp_path):

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from mclip_kit.config.yaml import Section, suggest
 from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
 from mclip_kit.data.corpora.account import Account
+from mclip_kit.data.corpora.beside import HEAD, is_picture
 from mclip_kit.data.corpora.cells import NO_COLUMN, NamedPictures, as_split, as_texts, missing, name_of
 from mclip_kit.data.corpora.records import CellError, Form, OpenTable, open_table
 from mclip_kit.data.corpora.source import File, Source
@@ -196,6 +197,8 @@ class TableRows:
             image, content = self.pictures.name(columns.image(row), inside, f"{self.name} {number}")
             if image is None:
                 return "rows without a picture"
+            if content is not None and not is_picture(content[:HEAD], lambda: content):
+                return "rows whose picture is none"
         split = self.table.split
         if columns.split:
             value = columns.split(row)

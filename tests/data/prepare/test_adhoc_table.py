@@ -142,7 +142,11 @@ FORMS: dict[str, tuple[str, Any, Texts, dict[str, int]]] = {
             for image, caption in (("a.jpg", ["one", None, " "]), ("b.jpg", None), (None, "x"), ("c.jpg", ""))
         ),
         A,
-        {"empty texts in en of rows that are kept": 2, "rows without a text": 2, "rows without a picture": 1},
+        {
+            "empty texts in en of rows that are kept": 2,
+            "rows without a text": 2,
+            "rows without a picture": 1,
+        },
     ),
     "parallel texts of pages": (
         "t.csv",
@@ -310,6 +314,7 @@ DOWNLOADED = [
             ("failed_to_download", "x", None),
             ("success", None, jpeg(3)),
             ("success", "x", None),
+            ("success", "x", b"no picture"),
             ("success", "90", jpeg(90)),
         ]
     )
@@ -323,8 +328,13 @@ DOWNLOADED = [
         (PLAIN, ["t.parquet 1", "t.parquet 2"], {}),
         (
             DOWNLOADED,
-            ["https://x.org/0.png", "https://x.org/4.png"],
-            {"rows whose status is not success": 1, "rows without a text": 1, "rows without a picture": 1},
+            ["https://x.org/0.png", "https://x.org/5.png"],
+            {
+                "rows whose status is not success": 1,
+                "rows without a text": 1,
+                "rows without a picture": 1,
+                "rows whose picture is none": 1,
+            },
         ),
     ],
 )
