@@ -1,6 +1,7 @@
 """Progress bars: tqdm's on a terminal; in a file or a pipe one plain line every half minute, and none of quick work."""
 
 import io
+import threading
 import time
 from typing import Any
 
@@ -45,3 +46,7 @@ class tqdm(tqdm_bar):
         if not self.disable and not self.fp.isatty():
             self.fp: Any = io.StringIO()
         super().close()
+
+
+# tqdm's own lock is one of all forked processes: a process that is killed while it holds it would stop the others
+tqdm.set_lock(threading.RLock())

@@ -62,3 +62,17 @@ def test_the_log_of_a_run_has_no_bars_and_no_warnings_of_libraries(squares: Path
     assert not done.stderr, done.stderr
     assert "\r" not in done.stdout
     assert "done; " in done.stdout
+
+
+def test_a_process_that_is_killed_while_it_draws_stops_no_other() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from mclip_kit.progress import tqdm\n"
+        "lock = tqdm.get_lock()\n"
+        "if not (child := os.fork()):\n"
+        "    lock.acquire()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.waitpid(child, 0)\n"
+        "list(tqdm(range(3), 'reading'))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
