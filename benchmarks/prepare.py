@@ -62,18 +62,8 @@ def multi30k(source: Path, folder: Path) -> Path:
 def ours(folder: Path, model: Path, out: Path) -> None:
     """mclip-kit prepare."""
     sides = [f"{language}={folder / f'train.{language}'}" for language in ("en", "de")]
-    options = [
-        "--spm",
-        str(model),
-        "--workers",
-        "2",
-        "--out",
-        str(out),
-        "--set",
-        "cleaning.control=false",
-        "--set",
-        "splits={}",
-    ]
+    options = ["--spm", str(model), "--workers", "2", "--out", str(out)]
+    options += ["--set", "cleaning.control=false", "--set", "splits={}"]  # the peers clean and split nothing
     run([sys.executable, "-m", "mclip_kit.cli", "prepare", "--bitext", *sides, *options])
 
 

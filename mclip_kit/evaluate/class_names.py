@@ -76,12 +76,11 @@ def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
             raise RecipeError(f"{path}: {code!r} is not a language code; write it in quotes")
         if not isinstance(tree, dict):
             raise RecipeError(f"{path}: {code}: give classnames and templates for it")
-        if normalize_language(code) in found:
-            raise RecipeError(f"{path}: {code} is given twice, also as {normalize_language(code)}; keep one")
+        name = normalize_language(code)
+        if name in found:
+            raise RecipeError(f"{path}: {code} is given twice, also as {name}; keep one")
         language = parse(_as_text(tree), Language, f"{path}: {code}")
-        found[normalize_language(code)] = Prompts(
-            _named(language.classnames, classes, f"{path}: {code}"), language.templates
-        )
+        found[name] = Prompts(_named(language.classnames, classes, f"{path}: {code}"), language.templates)
     if not found:
         raise RecipeError(f"{path}: it has no language; add at least one")
     return found

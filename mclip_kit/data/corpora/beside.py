@@ -27,7 +27,6 @@ SPLIT_NAMES = {
 YEAR = re.compile(r"[-_]?(19|20)\d\d")
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"))
 MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*", re.DOTALL)
-TOP = "it"  # a JSON file as a whole, in messages
 HEAD = 12  # bytes that MAGIC needs
 
 Texts = list[tuple[str, str]]
@@ -119,7 +118,7 @@ def json_texts(content: Any, language: str, known: Collection[str] = ()) -> Text
         >>> json_texts({"id": "0001", "en": "red"}, "en"), json_texts({"id": "merah"}, "en", ["en", "id"])
         ([('en', 'red')], [('id', 'merah')])
     """
-    return list(_json_texts(content, language, TOP, DOUBTFUL.difference(known)))
+    return list(_json_texts(content, language, "it", DOUBTFUL.difference(known)))
 
 
 def _json_texts(content: Any, language: str, field: str, doubtful: Collection[str]) -> Iterator[tuple[str, str]]:
