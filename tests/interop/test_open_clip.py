@@ -24,8 +24,6 @@ from mclip_kit.data.captions import read_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import CheckpointError
 from mclip_kit.evaluate.retrieval import score
-from mclip_kit.interop.open_clip import export_open_clip, notes
-from mclip_kit.interop.open_clip_text import DIRTY, SPECIAL
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.text_encoder import new_encoder
