@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mclip_kit.errors import CheckpointError
-from mclip_kit.interop import parity
 from mclip_kit.interop.card import Export, write_card
-from mclip_kit.models.multilingual_clip import MultilingualClip
+
+if TYPE_CHECKING:  # the command line lists the formats without torch
+    from mclip_kit.models.multilingual_clip import MultilingualClip
 
 MODULES = {"open-clip": "open_clip"}
 """Format -> its module here, and its file in `readers/`."""
@@ -37,23 +38,37 @@ class Format:
         write: writes the folder, which exists and is empty.
         allowed: group of samples -> the largest difference that is kept. Other groups are measured and told.
         notes: what the library does otherwise than the model; a sentence each.
-        use: lines of Python that use the folder, with its path in place of {folder}.
+        use: lines of Python that use the folder, with its path in place of {folder}; or a function that gives them.
         encode_text: the model's side of the comparison; the student by default.
     """
 
     library: str
     packages: tuple[str, ...]
-    misfit: Callable[[MultilingualClip, Options], str | None]
-    write: Callable[[MultilingualClip, Path, Options], None]
-    allowed: Callable[[MultilingualClip, Options], dict[str, float]]
-    use: str
+    misfit: Callable[["MultilingualClip", Options], str | None]
+    write: Callable[["MultilingualClip", Path, Options], None]
+    allowed: Callable[["MultilingualClip", Options], dict[str, float]]
+    use: str | Callable[["MultilingualClip", Options], str]
     extra: str = ""
-    notes: Callable[[MultilingualClip, Options], list[str]] = lambda model, options: []
-    encode_text: Callable[[MultilingualClip, Options], Callable[[list[str]], Any]] = lambda model, options: (
+    notes: Callable[["MultilingualClip", Options], list[str]] = lambda model, options: []
+    encode_text: Callable[["MultilingualClip", Options], Callable[[list[str]], Any]] = lambda model, options: (
         model.encode_text
     )
     options: Options = field(default_factory=dict)
     """The options' defaults."""
+
+    def lines(self, model: "MultilingualClip", options: Options) -> str:
+        """`use` for a model and options."""
+        return (self.use if isinstance(self.use, str) else self.use(model, options)).strip()
+
+    @property
+    def missing(self) -> str | None:
+        """What to install before this format can be written, in one sentence; None: nothing."""
+        if all(importlib.util.find_spec(package) for package in self.packages):
+            return None
+        return (
+            f"{self.library} is needed to write and compare this format: run, in mclip-kit's checkout, "
+            f"python -m pip install -e '.[{self.extra}]'"
+        )
 
 
 def find(name: str) -> Format:
@@ -62,7 +77,7 @@ def find(name: str) -> Format:
     return found
 
 
-def misfits(model: MultilingualClip) -> dict[str, str | None]:
+def misfits(model: "MultilingualClip") -> dict[str, str | None]:
     """Each format -> why the model does not fit it; None: it fits exactly."""
     found = {}
     for name in MODULES:
@@ -72,7 +87,7 @@ def misfits(model: MultilingualClip) -> dict[str, str | None]:
 
 
 def export(
-    model: MultilingualClip, name: str, folder: str | Path, source: Path | None = None, **options: Any
+    model: "MultilingualClip", name: str, folder: str | Path, source: Path | None = None, **options: Any
 ) -> dict[str, float]:
     """Write a model in a format, have its library read it, compare, and keep the folder only if it holds.
 
@@ -92,17 +107,21 @@ def export(
     Raises:
         CheckpointError: the folder exists; a package is missing; the model does not fit the format, with the reason;
             or the library's embeddings differ from the model's. Nothing is written then.
+        TypeError: the format has no such option.
     """
+    from mclip_kit.interop import parity
+
     form, folder = find(name), Path(folder)
+    unknown = set(options) - set(form.options)
+    if unknown:
+        raise TypeError(
+            f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(form.options) or 'none'}"
+        )
     chosen = {**form.options, **options}
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
-    missing = [package for package in form.packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise CheckpointError(
-            f"{form.library} is needed to write and compare this format: run, in mclip-kit's checkout, "
-            f"python -m pip install -e '.[{form.extra}]'"
-        )
+    if form.missing:
+        raise CheckpointError(form.missing)
     reason = form.misfit(model, chosen)
     if reason:
         raise CheckpointError(f"{name}: {reason}")
@@ -117,7 +136,9 @@ def export(
             (theirs,) = parity.read(MODULES[name], [moved], wanted)
             found = parity.differences(parity.own(model, wanted, form.encode_text(model, chosen)), theirs)
         parity.check(form.library, found, form.allowed(model, chosen))
-        write_card(moved, source, Export(name, form.library, form.use, form.notes(model, chosen), found))
+        write_card(
+            moved, source, Export(name, form.library, form.lines(model, chosen), form.notes(model, chosen), found)
+        )
         moved.rename(folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)

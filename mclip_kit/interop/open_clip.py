@@ -3,13 +3,19 @@
 The folder uses only open_clip's own classes, so not every student fits; `open_clip_text.py` writes the student's text
 tower. A linear clip projector is multiplied into the last map of the image tower and of the teacher's text tower.
 
+A Hugging Face text tower has a config of its own. open_clip 3.3 passes its name, `hf_model_name`, to transformers'
+`AutoConfig.from_pretrained`, which takes a hub id or a path from the current folder, and nothing looks into the folder
+of open_clip's config (its own text tower, whose sizes are in that config, is pre-norm; XLM-R is post-norm). So the name
+is `text`, which is found from inside the folder, wherever it is; or, with the option `repo`, that hub id.
+
 Shapes: E CLIP width, D embedding.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
@@ -42,7 +48,19 @@ PICTURES = {
 }
 """Key of `Pictures` -> what open_clip's `convert("RGB")` does otherwise."""
 MODES = 'Pictures: give them in RGB, by Image.open(FILE).convert("RGB"); open_clip resizes before it converts.'
-Tower = Literal["student", "teacher"]
+TEXT_LINE = (
+    'text = json.load(open("{folder}/open_clip_config.json"))["model_cfg"]["text_cfg"]\n'
+    'text["hf_model_name"] = "{folder}/text"'
+)
+BY_FOLDER = (
+    "Loading: open_clip takes the config of the text tower, `text`, from the current folder. The lines above load this "
+    "folder from anywhere; a program that takes only a name works inside it, with the name local-dir:. , such as "
+    "clip_benchmark eval --model local-dir:. --no_amp. With --repo ORG/NAME it is loaded from the hub."
+)
+BY_HUB = (
+    "Loading: push this folder to {repo} on the hub; then hf-hub:{repo} is its name in every program that uses "
+    "open_clip. Before that, open_clip cannot load it without the override of text_cfg by the folder's `text`."
+)
 
 
 def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> None:
@@ -52,7 +70,8 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
         model: on the CPU, float32.
         folder: exists and is empty.
         options: `tower`: the text tower, `student` or `teacher`; `context`: tokens to which open_clip pads and cuts
-            the student's texts, at most the encoder's positions.
+            the student's texts, at most the encoder's positions; `repo`: ORG/NAME, the hub's repository that the folder
+            will be pushed to, or None.
     Raises:
         CheckpointError: open_clip's classes cannot represent the tower.
     """
@@ -68,27 +87,55 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
         tokenizer.save_pretrained(folder)
     if encoder_config is not None:
         encoder_config.save_pretrained(folder / TEXT)
-        config["text_cfg"] |= {"hf_model_name": TEXT, "hf_model_pretrained": False}
+        config["text_cfg"] |= {"hf_model_name": options["repo"] or TEXT, "hf_model_pretrained": False}
+        if options["repo"]:  # transformers looks for it there
+            encoder_config.save_pretrained(folder)
     facts = {"text_cleaning": model.text_cleaning, "pictures": model.clip[0].pictures.model_dump()}
     content = {"model_cfg": config, "preprocess_cfg": model.clip[0].preprocess}
     write_json(folder / CONFIG, {**content, "mclip_kit": facts})  # open_clip reads the first two
 
 
-def notes(model: MultilingualClip, tower: Tower, context: int) -> list[str]:
+def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
     """What open_clip does otherwise than the model with the exported folder; a sentence each."""
     found, how = [MODES], model.clip[0].pictures
     differ = [text for key, text in PICTURES.items() if getattr(how, key) != getattr(AS_OPEN_CLIP, key)]
     if differ:
         found.append(f"Pictures: {'; '.join(differ)}. Other pictures give the model's embeddings.")
-    if tower == "student":
+    if options["tower"] == "student":
         if model.text_cleaning == "none":
             found.append(
                 "Texts: open_clip repairs mojibake, curly quotes, HTML escapes and white space in every text; this "
                 "model does not (text_cleaning: none). Other texts give the model's embeddings."
             )
-        if context < model.encoder.positions:
-            found.append(f"Texts: open_clip cuts them at {context} tokens, the model at {model.encoder.positions}.")
+        if options["context"] < model.encoder.positions:
+            found.append(
+                f"Texts: open_clip cuts them at {options['context']} tokens, the model at {model.encoder.positions}."
+            )
+    if _has_hf_text(model, options):
+        found.append(BY_HUB.format(repo=options["repo"]) if options["repo"] else BY_FOLDER)
     return found
+
+
+def _has_hf_text(model: MultilingualClip, options: Mapping[str, Any]) -> bool:
+    """Whether the exported text tower is a Hugging Face one."""
+    return options["tower"] == "student" or isinstance(model.clip[0].model.text, HFTextEncoder)
+
+
+def _use(model: MultilingualClip, options: Mapping[str, Any]) -> str:
+    """Lines that load the folder, and embed a text and a picture."""
+    name = f'"hf-hub:{options["repo"]}"' if options["repo"] else '"local-dir:{folder}"'
+    lines, override = ["import open_clip", "from PIL import Image"], ""
+    if _has_hf_text(model, options) and not options["repo"]:
+        lines, override = ["import json", *lines, TEXT_LINE], ", text_cfg=text"
+    return "\n".join(
+        [
+            *lines,
+            f"model, _, transform = open_clip.create_model_and_transforms({name}{override})",
+            f"tokenizer = open_clip.get_tokenizer({name})",
+            'text_ND = model.eval().encode_text(tokenizer(["ein Hund"]), normalize=True)',
+            'image_ND = model.encode_image(transform(Image.open("photo.jpg").convert("RGB"))[None], normalize=True)',
+        ]
+    )
 
 
 def _teacher(model: MultilingualClip, _: int) -> tuple[StateDict, dict[str, Any], Any]:
@@ -143,6 +190,8 @@ def _fold(state: StateDict, tower: str, fold_DE: Tensor) -> None:
 
 
 def _misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
+    if options["repo"] and not re.fullmatch(r"[\w.-]+/[\w.-]+", options["repo"]):
+        return f"--repo {options['repo']}: give ORG/NAME, a repository of the Hugging Face hub"
     try:
         {"student": _student, "teacher": _teacher}[options["tower"]](model, options["context"])
     except CheckpointError as error:
@@ -167,17 +216,10 @@ FORMAT = Format(
     misfit=_misfit,
     write=write,
     allowed=_allowed,
-    notes=lambda model, options: notes(model, options["tower"], options["context"]),
+    notes=notes,
     encode_text=lambda model, options: {"student": model.encode_text, "teacher": model.encode_teacher_text}[
         options["tower"]
     ],
-    options={"tower": "student", "context": CONTEXT},
-    use="""
-import open_clip
-from PIL import Image
-model, _, transform = open_clip.create_model_and_transforms("local-dir:{folder}")
-tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
-text = model.encode_text(tokenizer(["ein Hund"]), normalize=True)
-image = model.encode_image(transform(Image.open("photo.jpg").convert("RGB"))[None], normalize=True)
-""",
+    options={"tower": "student", "context": CONTEXT, "repo": None},
+    use=_use,
 )

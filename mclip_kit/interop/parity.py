@@ -1,8 +1,8 @@
 """Proof of an export: another library reads the folder in a process of its own, and gives the model's embeddings.
 
 The process cannot import this package, has no network, and works in another folder; the exported folder has been moved
-since it was written. Samples come in groups, because formats differ in what they can do: no other library than open_clip
-repairs dirty texts, for example.
+since it was written. Samples come in groups, because formats differ in what they can do: no other library than
+open_clip repairs dirty texts, for example.
 """
 
 import json

@@ -8,6 +8,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def main(reader: str, samples: str, out: str, *folders: str) -> None:
     groups = json.loads(Path(samples).read_text(encoding="utf-8"))
     for number, folder in enumerate(folders):
         encode = dict(zip(("text", "picture"), load(folder), strict=True))
-        found = {
+        found: dict[str, Any] = {
             group: np.asarray(encode[kind](items), np.float32)
             for kind, by_group in groups.items()
             if encode[kind] is not None
