@@ -12,11 +12,12 @@ Shapes: E CLIP width, D embedding.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
@@ -28,6 +29,7 @@ from mclip_kit.files import follow_umask, write_json
 from mclip_kit.interop.export import Format
 from mclip_kit.interop.open_clip_text import student_text
 from mclip_kit.models.clip import CONFIG, TEXT, WEIGHTS
+from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import StateDict
 from mclip_kit.models.special_tokens import save_as_text
@@ -85,6 +87,8 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
         save_as_text(folder)
     elif isinstance(tokenizer, HFTokenizer):
         tokenizer.save_pretrained(folder)
+    if options["repo"] and config["text_cfg"].get("hf_tokenizer_name"):  # of a local folder open_clip takes its own
+        config["text_cfg"]["hf_tokenizer_name"] = options["repo"]
     if encoder_config is not None:
         encoder_config.save_pretrained(folder / TEXT)
         config["text_cfg"] |= {"hf_model_name": options["repo"] or TEXT, "hf_model_pretrained": False}
@@ -109,7 +113,8 @@ def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
             )
         if options["context"] < model.encoder.positions:
             found.append(
-                f"Texts: open_clip cuts them at {options['context']} tokens, the model at {model.encoder.positions}."
+                f"Texts: open_clip cuts them at {options['context']} tokens, the model at {model.encoder.positions}; "
+                "the differences are those from the model's embeddings of texts that are cut alike."
             )
     if _has_hf_text(model, options):
         found.append(BY_HUB.format(repo=options["repo"]) if options["repo"] else BY_FOLDER)
@@ -200,14 +205,25 @@ def _misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
 
 
 def _allowed(model: MultilingualClip, options: Mapping[str, Any]) -> dict[str, float]:
-    same = ["texts", "pictures", "palette and CMYK", "photos"]
+    same = ["texts", "long texts", "pictures", "palette and CMYK", "photos"]
     if options["tower"] == "teacher" or model.text_cleaning != "none":
         same.append("dirty texts")
-    if options["tower"] == "teacher" or options["context"] >= model.encoder.positions:
-        same.append("long texts")
     if model.clip[0].pictures == AS_OPEN_CLIP:
         same.append("odd pictures")
     return dict.fromkeys(same, TOLERANCE)
+
+
+def _encode_text(model: MultilingualClip, options: Mapping[str, Any]) -> Callable[[list[str]], Any]:
+    """The model's embeddings of texts, the student's cut as open_clip cuts them."""
+    if options["tower"] == "teacher":
+        return model.encode_teacher_text
+
+    def encode(texts: list[str]) -> Tensor:
+        with evaluating(model):
+            ids_BT, mask_BT = model.encoder.pad(model.student_tokens(texts, options["context"]))
+            return F.normalize(model.projector(model.encoder(ids_BT, mask_BT), mask_BT), dim=-1)
+
+    return encode
 
 
 FORMAT = Format(
@@ -217,9 +233,7 @@ FORMAT = Format(
     write=write,
     allowed=_allowed,
     notes=notes,
-    encode_text=lambda model, options: {"student": model.encode_text, "teacher": model.encode_teacher_text}[
-        options["tower"]
-    ],
+    encode_text=_encode_text,
     options={"tower": "student", "context": CONTEXT, "repo": None},
     use=_use,
 )

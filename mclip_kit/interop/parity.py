@@ -113,7 +113,7 @@ def read(reader: str, folders: Sequence[Path], wanted: Samples) -> list[Embeddin
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise CheckpointError(f"{reader} cannot load what was exported: {first_line(last)}")
+            raise CheckpointError(f"{reader} cannot load what was exported: {first_line(RuntimeError(last))}")
         return [dict(np.load(elsewhere / f"{number}.npz")) for number in range(len(folders))]
 
 

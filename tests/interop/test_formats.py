@@ -42,13 +42,8 @@ def test_every_kind_of_student_is_exact_or_refused_with_the_reason(name, models,
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_command_of_a_format_has_its_options(name):
-    common = {"model", "out"}
-    command = export.commands[name]
-    assert {option.name for option in command.params} - common == set(find(name).options)
-    defaults = {option.name: option.default for option in command.params if option.name not in common}
-    assert {key: defaults[key] or None for key in defaults} == {
-        key: value or None for key, value in find(name).options.items()
-    }
+    chosen = export.commands[name].make_context(name, ["MODEL"]).params
+    assert {key: value for key, value in chosen.items() if key not in ("model", "out")} == find(name).options
     assert set(OPTIONS) <= set(MODULES)
 
 

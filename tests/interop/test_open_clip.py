@@ -130,7 +130,7 @@ def test_open_clip_finds_the_text_config_from_inside_the_folder_only(squares, tm
     model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
     written(model, tmp_path / "out")
     moved = (tmp_path / "out").rename(tmp_path / "else where")
-    with pytest.raises(OSError, match="huggingface.co"):  # `text` is taken for a name on the hub
+    with pytest.raises(OSError, match=r"huggingface\.co"):  # `text` is taken for a name on the hub
         open_clip.create_model_and_transforms(f"local-dir:{moved}")
     torch.testing.assert_close(strangers(moved)[0], model.encode_text(TEXTS), atol=1e-5, rtol=0)
     monkeypatch.chdir(moved)
