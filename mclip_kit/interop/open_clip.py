@@ -55,9 +55,10 @@ TEXT_LINE = (
     'text["hf_model_name"] = "{folder}/text"'
 )
 BY_FOLDER = (
-    "Loading: open_clip takes the config of the text tower, `text`, from the current folder. The lines above load this "
-    "folder from anywhere; a program that takes only a name works inside it, with the name local-dir:. , such as "
-    "clip_benchmark eval --model local-dir:. --no_amp. With --repo ORG/NAME it is loaded from the hub."
+    "Loading: open_clip takes the config of the text tower, `text`, from the current folder. The lines of Python load "
+    "this folder from anywhere. A program that takes only a model's name works inside the folder, with the name "
+    "`local-dir:.`, such as `clip_benchmark eval --model local-dir:. --no_amp`. With --repo ORG/NAME it is loaded from "
+    "the hub."
 )
 BY_HUB = (
     "Loading: push this folder to {repo} on the hub; then hf-hub:{repo} is its name in every program that uses "

@@ -112,7 +112,8 @@ def read(reader: str, folders: Sequence[Path], wanted: Samples) -> list[Embeddin
             check=False,
         )
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            ended = f"its process ended with {done.returncode}, without a message"  # negative: killed by that signal
+            last = (done.stderr.strip().splitlines() or [ended])[-1]
             raise CheckpointError(f"{reader} cannot load what was exported: {first_line(RuntimeError(last))}")
         return [dict(np.load(elsewhere / f"{number}.npz")) for number in range(len(folders))]
 
