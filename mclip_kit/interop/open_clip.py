@@ -130,7 +130,7 @@ def _has_hf_text(model: MultilingualClip, options: Mapping[str, Any]) -> bool:
 def _use(model: MultilingualClip, options: Mapping[str, Any]) -> str:
     """Lines that load the folder, and embed a text and a picture."""
     name = f'"hf-hub:{options["repo"]}"' if options["repo"] else '"local-dir:{folder}"'
-    lines, override = ["import open_clip", "from PIL import Image"], ""
+    lines, override = ["import open_clip", "from PIL import Image", ""], ""
     if _has_hf_text(model, options) and not options["repo"]:
         lines, override = ["import json", *lines, TEXT_LINE], ", text_cfg=text"
     return "\n".join(
