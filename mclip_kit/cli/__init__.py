@@ -9,8 +9,9 @@ from mclip_kit import __version__
 from mclip_kit.cli.about import doctor, recipes
 from mclip_kit.cli.cache import cache
 from mclip_kit.cli.common import Commands
-from mclip_kit.cli.convert import export, import_
+from mclip_kit.cli.convert import import_
 from mclip_kit.cli.evaluate import evaluate
+from mclip_kit.cli.export import export
 from mclip_kit.cli.prepare import prepare
 from mclip_kit.cli.report import report
 from mclip_kit.cli.train import extract, train

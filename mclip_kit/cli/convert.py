@@ -1,7 +1,6 @@
-"""mclip-kit import | export"""
+"""mclip-kit import"""
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -46,55 +45,3 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     if imported.temperature:
         click.echo(f"learned temperature of image-student_text: {imported.temperature:.4f}")
     click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  init_from: {out}")
-
-
-@click.group("export")
-def export() -> None:
-    """Convert model folders into formats of other programs."""
-
-
-@export.command("fairseq")
-@click.argument("encoder", type=FOLDER)
-@click.option("--out", type=FOLDER, required=True)
-def export_fairseq(encoder: Path, out: Path) -> None:
-    """The encoder of a folder (encoder, model or translator) as a fairseq XLM-R folder."""
-    from mclip_kit.doctor.places import check_encoder_within
-
-    check_encoder_within(encoder)
-    from mclip_kit.interop.fairseq import write_folder
-    from mclip_kit.models.text_encoder import encoder_within
-
-    write_folder(encoder_within(encoder), out)
-    click.echo(f"{out}: fairseq reads it by XLMRModel.from_pretrained; recipes name it as  encoder: fairseq:{out}")
-
-
-@export.command("open-clip")
-@click.argument("model", type=FOLDER)
-@click.option("--out", type=FOLDER, default=Path("models/open_clip"), show_default=True)
-@click.option(
-    "--tower",
-    type=click.Choice(["student", "teacher"]),
-    default="student",
-    show_default=True,
-    help="Text tower: the multilingual student, or the CLIP's own.",
-)
-@click.option(
-    "--context", type=click.IntRange(min=3), default=77, show_default=True, help="Tokens of a text, for the student."
-)
-def export_open_clip(model: Path, out: Path, tower: Literal["student", "teacher"], context: int) -> None:
-    """A folder that open_clip loads; its embeddings are compared with the model's first."""
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
-    from mclip_kit.doctor.places import check_model
-
-    check_model(model)
-    from mclip_kit.interop.open_clip import export_open_clip, notes
-    from mclip_kit.models.multilingual_clip import load
-
-    loaded = load(model, device="cpu")
-    export_open_clip(loaded, out, tower, context)
-    click.echo(f"{out}: open_clip.create_model_and_transforms('local-dir:{out}') gives the model's embeddings")
-    for note in notes(loaded, tower, context):
-        click.echo(note)
-    if (out / "text").is_dir():
-        click.echo(f"if you move it, run the command in {out / 'README.md'}: open_clip needs its new path")

@@ -198,6 +198,14 @@ def read_folder(path: Path) -> tuple[torch.nn.Module, XlmrTokenizer]:
     return build_encoder(state, options, pieces, tokenizer, str(checkpoint)), tokenizer
 
 
+def misfit(encoder: Encoder) -> str | None:
+    """Why an encoder cannot be written as a fairseq folder; None if it can."""
+    if type(encoder.config) is XLMRobertaConfig and isinstance(encoder.tokenizer, XlmrTokenizer):
+        return None
+    kind = encoder.config.model_type
+    return f"only an XLM-R with its own vocabulary can be written as a fairseq folder, not a {kind}"
+
+
 def write_folder(encoder: Encoder, folder: Path) -> None:
     """Write an encoder as a fairseq XLM-R folder: model.pt, dict.txt, sentencepiece.bpe.model.
 
@@ -208,12 +216,11 @@ def write_folder(encoder: Encoder, folder: Path) -> None:
     Raises:
         CheckpointError: the encoder is not an XLM-R, or the folder already has a model.pt.
     """
-    config = encoder.config
-    tokenizer = encoder.tokenizer
-    if type(config) is not XLMRobertaConfig or not isinstance(tokenizer, XlmrTokenizer):
-        raise CheckpointError(
-            f"only an XLM-R with its own vocabulary can be written as a fairseq folder, not a {config.model_type}"
-        )
+    config: Any = encoder.config
+    tokenizer: Any = encoder.tokenizer
+    reason = misfit(encoder)
+    if reason:
+        raise CheckpointError(reason)
     if (folder / "model.pt").exists():
         raise CheckpointError(f"{folder / 'model.pt'}: exists already; remove it or choose another --out")
     state = {f"encoder.sentence_encoder.{name}": t for name, t in to_fairseq(encoder.model.state_dict()).items()}

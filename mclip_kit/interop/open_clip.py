@@ -3,33 +3,35 @@
 The folder uses only open_clip's own classes, so not every student fits; `open_clip_text.py` writes the student's text
 tower. A linear clip projector is multiplied into the last map of the image tower and of the teacher's text tower.
 
+A Hugging Face text tower has a config of its own. open_clip 3.3 passes its name, `hf_model_name`, to transformers'
+`AutoConfig.from_pretrained`, which takes a hub id or a path from the current folder, and nothing looks into the folder
+of open_clip's config (its own text tower, whose sizes are in that config, is pre-norm; XLM-R is post-norm). So the name
+is `text`, which is found from inside the folder, wherever it is; or, with the option `repo`, that hub id.
+
 Shapes: E CLIP width, D embedding.
 """
 
-import os
-import shutil
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import open_clip
-import torch
+import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mclip_kit.config.model import AS_OPEN_CLIP
-from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.files import follow_umask, write_json, write_text
-from mclip_kit.interop.open_clip_text import DIRTY, SAMPLES, SPECIAL, student_text
+from mclip_kit.errors import CheckpointError
+from mclip_kit.files import follow_umask, write_json
+from mclip_kit.interop.export import Format
+from mclip_kit.interop.open_clip_text import student_text
 from mclip_kit.models.clip import CONFIG, TEXT, WEIGHTS
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.models.safe_load import UNFIT, StateDict
+from mclip_kit.models.safe_load import StateDict
 from mclip_kit.models.special_tokens import save_as_text
 
 TOLERANCE = 1e-5
@@ -47,88 +49,99 @@ PICTURES = {
     "depth": "open_clip makes values of 16-bit grey above 255 white, the model scales them",
 }
 """Key of `Pictures` -> what open_clip's `convert("RGB")` does otherwise."""
-MOVED = (
-    """python -c "import json, pathlib; file = pathlib.Path('open_clip_config.json'); config = json.loads("""
-    """file.read_text()); config['model_cfg']['text_cfg']['hf_model_name'] = str(pathlib.Path('text').resolve()); """
-    """file.write_text(json.dumps(config, indent=2))\""""
+MODES = 'Pictures: give them in RGB, by Image.open(FILE).convert("RGB"); open_clip resizes before it converts.'
+TEXT_LINE = (
+    'text = json.load(open("{folder}/open_clip_config.json"))["model_cfg"]["text_cfg"]\n'
+    'text["hf_model_name"] = "{folder}/text"'
 )
-"""A command without this package that gives a moved folder its new path."""
+BY_FOLDER = (
+    "Loading: open_clip takes the config of the text tower, `text`, from the current folder. The lines of Python load "
+    "this folder from anywhere. A program that takes only a model's name works inside the folder, with the name "
+    "`local-dir:.`, such as `clip_benchmark eval --model local-dir:. --no_amp`. With --repo ORG/NAME it is loaded from "
+    "the hub."
+)
+BY_HUB = (
+    "Loading: push this folder to {repo} on the hub; then hf-hub:{repo} is its name in every program that uses "
+    "open_clip. Before that, open_clip cannot load it without the override of text_cfg by the folder's `text`."
+)
 
-Tower = Literal["student", "teacher"]
 
-
-def export_open_clip(
-    model: MultilingualClip, folder: str | Path, tower: Tower = "student", context: int = CONTEXT
-) -> None:
-    """Write an open_clip folder that gives the model's embeddings within 1e-5. On an error, nothing is written.
-
-    What differs is in the folder's README.md, see `notes`. The config of a student's text tower is found by the
-    folder's absolute path; after the folder was moved, the command there writes its new path.
+def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> None:
+    """Write an open_clip folder: weights, config, tokenizer.
 
     Args:
-        model: the model to export; on the CPU, float32.
-        folder: the folder to write; it must not exist.
-        tower: the text tower: the multilingual student, or the CLIP's own.
-        context: tokens to which open_clip pads and cuts the student's texts, at most the encoder's positions.
+        model: on the CPU, float32.
+        folder: exists and is empty.
+        options: `tower`: the text tower, `student` or `teacher`; `context`: tokens to which open_clip pads and cuts
+            the student's texts, at most the encoder's positions; `repo`: ORG/NAME, the hub's repository that the folder
+            will be pushed to, or None.
     Raises:
-        CheckpointError: open_clip's classes cannot represent the tower; the folder exists; or open_clip's embeddings
-            differ from the model's.
+        CheckpointError: open_clip's classes cannot represent the tower.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
-    state, config, encoder_config = {"student": _student, "teacher": _teacher}[tower](model, context)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part / WEIGHTS, {"format": "pt"})
-        follow_umask(part)
-        tokenizer = model.clip[0].tokenizer
-        if tower == "student":
-            model.encoder.tokenizer.save(part)
-            save_as_text(part)
-        elif isinstance(tokenizer, HFTokenizer):
-            tokenizer.save_pretrained(part)
-        if encoder_config is not None:
-            encoder_config.save_pretrained(part / TEXT)
-        for home in (part, folder):  # the path of the text tower's config: once for the comparison, once to stay
-            if encoder_config is not None:
-                config["text_cfg"]["hf_model_name"] = str(home.resolve() / TEXT)
-            facts = {"text_cleaning": model.text_cleaning, "pictures": model.clip[0].pictures.model_dump()}
-            content = {"model_cfg": config, "preprocess_cfg": model.clip[0].preprocess}
-            write_json(part / CONFIG, {**content, "mclip_kit": facts})  # open_clip reads the first two
-            if home is part:
-                _compare(model, part, tower, context)
-        write_text(part / "README.md", _readme(notes(model, tower, context), encoder_config is not None))
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    tower = options["tower"]
+    state, config, encoder_config = {"student": _student, "teacher": _teacher}[tower](model, options["context"])
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    follow_umask(folder)
+    tokenizer = model.clip[0].tokenizer
+    if tower == "student":
+        model.encoder.tokenizer.save(folder)
+        save_as_text(folder)
+    elif isinstance(tokenizer, HFTokenizer):
+        tokenizer.save_pretrained(folder)
+    if options["repo"] and config["text_cfg"].get("hf_tokenizer_name"):  # of a local folder open_clip takes its own
+        config["text_cfg"]["hf_tokenizer_name"] = options["repo"]
+    if encoder_config is not None:
+        encoder_config.save_pretrained(folder / TEXT)
+        config["text_cfg"] |= {"hf_model_name": options["repo"] or TEXT, "hf_model_pretrained": False}
+        if options["repo"]:  # transformers looks for it there
+            encoder_config.save_pretrained(folder)
+    facts = {"text_cleaning": model.text_cleaning, "pictures": model.clip[0].pictures.model_dump()}
+    content = {"model_cfg": config, "preprocess_cfg": model.clip[0].preprocess}
+    write_json(folder / CONFIG, {**content, "mclip_kit": facts})  # open_clip reads the first two
 
 
-def notes(model: MultilingualClip, tower: Tower, context: int) -> list[str]:
+def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
     """What open_clip does otherwise than the model with the exported folder; a sentence each."""
-    found, how = [], model.clip[0].pictures
+    found, how = [MODES], model.clip[0].pictures
     differ = [text for key, text in PICTURES.items() if getattr(how, key) != getattr(AS_OPEN_CLIP, key)]
     if differ:
         found.append(f"Pictures: {'; '.join(differ)}. Other pictures give the model's embeddings.")
-    if tower == "student":
+    if options["tower"] == "student":
         if model.text_cleaning == "none":
             found.append(
                 "Texts: open_clip repairs mojibake, curly quotes, HTML escapes and white space in every text; this "
                 "model does not (text_cleaning: none). Other texts give the model's embeddings."
             )
-        if context < model.encoder.positions:
-            found.append(f"Texts: open_clip cuts them at {context} tokens, the model at {model.encoder.positions}.")
+        if options["context"] < model.encoder.positions:
+            found.append(
+                f"Texts: open_clip cuts them at {options['context']} tokens, the model at {model.encoder.positions}; "
+                "the differences are those from the model's embeddings of texts that are cut alike."
+            )
+    if _has_hf_text(model, options):
+        found.append(BY_HUB.format(repo=options["repo"]) if options["repo"] else BY_FOLDER)
     return found
 
 
-def _readme(differences: list[str], has_path: bool) -> str:
-    lines = ["A CLIP in open_clip's format, written by mclip-kit. Load it as `local-dir:THIS_FOLDER`.", ""]
-    lines += [f"- {line}" for line in differences or ["open_clip gives the model's embeddings for all inputs."]]
-    if has_path:
-        lines += ["", "open_clip_config.json has the full path of `text/`. After moving the folder, run in it:", ""]
-        lines += ["```", MOVED, "```"]
-    return "\n".join([*lines, ""])
+def _has_hf_text(model: MultilingualClip, options: Mapping[str, Any]) -> bool:
+    """Whether the exported text tower is a Hugging Face one."""
+    return options["tower"] == "student" or isinstance(model.clip[0].model.text, HFTextEncoder)
+
+
+def _use(model: MultilingualClip, options: Mapping[str, Any]) -> str:
+    """Lines that load the folder, and embed a text and a picture."""
+    name = f'"hf-hub:{options["repo"]}"' if options["repo"] else '"local-dir:{folder}"'
+    lines, override = ["import open_clip", "from PIL import Image", ""], ""
+    if _has_hf_text(model, options) and not options["repo"]:
+        lines, override = ["import json", *lines, TEXT_LINE], ", text_cfg=text"
+    return "\n".join(
+        [
+            *lines,
+            f"model, _, transform = open_clip.create_model_and_transforms({name}{override})",
+            f"tokenizer = open_clip.get_tokenizer({name})",
+            'text_ND = model.eval().encode_text(tokenizer(["ein Hund"]), normalize=True)',
+            'image_ND = model.encode_image(transform(Image.open("photo.jpg").convert("RGB"))[None], normalize=True)',
+        ]
+    )
 
 
 def _teacher(model: MultilingualClip, _: int) -> tuple[StateDict, dict[str, Any], Any]:
@@ -182,32 +195,46 @@ def _fold(state: StateDict, tower: str, fold_DE: Tensor) -> None:
     )
 
 
-def _compare(model: MultilingualClip, folder: Path, tower: Tower, context: int) -> None:
-    """Load the folder with open_clip alone, and compare its embeddings with the model's."""
-    name, cleans = f"local-dir:{folder}", model.text_cleaning != "none"
-    samples = [*SAMPLES, *(DIRTY if cleans else SPECIAL)]
-    draw = np.random.default_rng(0)
-    pictures = [Image.fromarray(draw.integers(0, 256, (*size, 3), np.uint8)) for size in ((67, 91), (90, 50))]
+def _misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
+    if options["repo"] and not re.fullmatch(r"[\w.-]+/[\w.-]+", options["repo"]):
+        return f"--repo {options['repo']}: give ORG/NAME, a repository of the Hugging Face hub"
     try:
-        loaded, _, transform = open_clip.create_model_and_transforms(name)
-        tokenizer = open_clip.get_tokenizer(name)
-        texts, encode = list(SAMPLES), model.encode_teacher_text
-        if tower == "student":
-            tokens, encode = model.student_tokens(samples), model.encode_text
-            texts = [text for text, ids in zip(samples, tokens, strict=True) if len(ids) <= context]
-        with evaluating(loaded):
-            found = {
-                "text": (loaded.encode_text(tokenizer(texts), normalize=True), encode(texts)),
-                "image": (
-                    loaded.encode_image(torch.stack([transform(picture) for picture in pictures]), normalize=True),
-                    model.encode_image(pictures),
-                ),
-            }
-            differences = {what: float((theirs - ours).abs().max()) for what, (theirs, ours) in found.items()}
-    except UNFIT as error:
-        raise CheckpointError(f"open_clip cannot load what was exported: {first_line(error)}") from None
-    for what, difference in differences.items():
-        if not difference <= TOLERANCE:
-            raise CheckpointError(
-                f"nothing exported: open_clip's {what} embeddings differ from the model's by {difference:.1e}"
-            )
+        {"student": _student, "teacher": _teacher}[options["tower"]](model, options["context"])
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _allowed(model: MultilingualClip, options: Mapping[str, Any]) -> dict[str, float]:
+    same = ["texts", "long texts", "pictures", "palette and CMYK", "photos"]
+    if options["tower"] == "teacher" or model.text_cleaning != "none":
+        same.append("dirty texts")
+    if model.clip[0].pictures == AS_OPEN_CLIP:
+        same.append("odd pictures")
+    return dict.fromkeys(same, TOLERANCE)
+
+
+def _encode_text(model: MultilingualClip, options: Mapping[str, Any]) -> Callable[[list[str]], Any]:
+    """The model's embeddings of texts, the student's cut as open_clip cuts them."""
+    if options["tower"] == "teacher":
+        return model.encode_teacher_text
+
+    def encode(texts: list[str]) -> Tensor:
+        with evaluating(model):
+            ids_BT, mask_BT = model.encoder.pad(model.student_tokens(texts, options["context"]))
+            return F.normalize(model.projector(model.encoder(ids_BT, mask_BT), mask_BT), dim=-1)
+
+    return encode
+
+
+FORMAT = Format(
+    library="open_clip",
+    packages=("open_clip",),
+    misfit=_misfit,
+    write=write,
+    allowed=_allowed,
+    notes=notes,
+    encode_text=_encode_text,
+    options={"tower": "student", "context": CONTEXT, "repo": None},
+    use=_use,
+)

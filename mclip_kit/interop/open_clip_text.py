@@ -22,11 +22,6 @@ from mclip_kit.models.projectors import NoisyStandardization
 from mclip_kit.models.safe_load import StateDict
 
 SAMPLES = ("a photo of a red apple", "two dogs", "ein roter Apfel", "une pomme rouge", "红苹果", "赤いりんご", "x")
-SPECIAL = ("a <s> b", "</s>", "<mask> [MASK] [CLS]", "<pad> <unk>")
-DIRTY = ("a woman’s “red” coat", "schÃ¶n", "salt &amp;amp; pepper", " two  dogs\n", *SPECIAL)
-"""Texts that open_clip cleans, and names of special tokens, which are text."""
-
-
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 POOLERS = {"cls": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
 
@@ -39,9 +34,9 @@ def student_text(model: MultilingualClip) -> tuple[StateDict, dict[str, Any], An
     """
     kind, pooling = model.encoder.config.model_type, model.projector.pooling
     if kind not in ENCODERS:
-        raise _cannot(f"takes {', '.join(ENCODERS)}", f"a {kind} encoder")
+        raise _cannot(f"takes {', '.join(ENCODERS)}", f"a {kind} encoder", "an XLM-R")
     if pooling not in POOLERS:
-        raise _cannot("pools the first token or the mean", f"pool: {pooling}")
+        raise _cannot("pools the first token or the mean", f"pool: {pooling}", "pool: cls or mean")
     layers = EncoderLayers(model)
     stages = _stages(layers, model.projector.head, pooling, _variance(model))
     has_bias = any(bias.any() for _, bias in stages)
@@ -53,10 +48,11 @@ def student_text(model: MultilingualClip) -> tuple[StateDict, dict[str, Any], An
     return state, {"hf_proj_type": kind, "hf_pooler_type": POOLERS[pooling]}, layers.config
 
 
-def _cannot(it: str, what: str) -> CheckpointError:
-    """The error for what open_clip's text tower lacks."""
+def _cannot(it: str, what: str, instead: str) -> CheckpointError:
+    """The error for what open_clip's text tower lacks, and what to train instead."""
     return CheckpointError(
-        f"open_clip's text tower {it}; it cannot represent {what}. The CLIP's own text can be exported: --tower teacher"
+        f"open_clip's text tower {it}; it cannot represent {what}. Train a student with {instead}, or export the "
+        "CLIP's own text tower: --tower teacher"
     )
 
 
@@ -133,7 +129,7 @@ def _stages(layers: EncoderLayers, head: nn.Module, pooling: str, variance: floa
     modules = list(head) if isinstance(head, nn.Sequential) else [head]
     if isinstance(modules[0], nn.LayerNorm):
         if pooling != "cls":
-            raise _cannot("has no LayerNorm after its pool", f"altclip with pool: {pooling}, only with cls")
+            raise _cannot("has no LayerNorm after its pool", f"altclip with pool: {pooling}", "pool: cls")
         layers.append_layer_norm(modules.pop(0), variance)  # type: ignore[arg-type]
     stages, fresh = list[tuple[Tensor, Tensor]](), True
     for module in modules:
@@ -174,7 +170,10 @@ def _without_biases(
     ((second_DF, bias_D),) = rest
     wanted = len(first) + bool(bias_D.any())
     if wanted > between:
-        raise _cannot(f"has {between} units, (H + D) / 2, between two maps", f"the mlp's {wanted}")
+        most = between - bool(bias_D.any())
+        raise _cannot(
+            f"has {between} units, (H + D) / 2, between two maps", f"the mlp's {wanted}", f"hidden: {most} or less"
+        )
     constant = 10.0  # GELU(10) is 10
     first_FH, out_DF = torch.zeros(between, first.shape[1]).double(), torch.zeros(len(second_DF), between).double()
     first_FH[: len(first)], out_DF[:, : len(first)] = first, second_DF

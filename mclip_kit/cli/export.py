@@ -1,0 +1,130 @@
+"""mclip-kit export"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mclip_kit.cli.common import FOLDER
+from mclip_kit.errors import CheckpointError
+from mclip_kit.interop.export import MODULES
+
+ABOUT = {"open-clip": "A folder that open_clip loads, and clip-benchmark scores."}
+"""Format -> its line of help."""
+OPTIONS: dict[str, tuple[Callable[[Any], Any], ...]] = {
+    "open-clip": (
+        click.option(
+            "--tower",
+            type=click.Choice(["student", "teacher"]),
+            default="student",
+            show_default=True,
+            help="Text tower: the multilingual student, or the CLIP's own.",
+        ),
+        click.option(
+            "--context",
+            type=click.IntRange(min=3),
+            default=77,
+            show_default=True,
+            help="Tokens of a text, for the student.",
+        ),
+        click.option("--repo", metavar="ORG/NAME", help="The hub's repository that the folder will be pushed to."),
+    ),
+}
+"""Format -> its own options, which are those of its `FORMAT.options`."""
+
+
+@click.group("export", invoke_without_command=True, subcommand_metavar="FORMAT MODEL --out DIR")
+@click.option("--list", "listed", type=FOLDER, metavar="MODEL", help="Say which formats this model fits, and exit.")
+@click.pass_context
+def export(ctx: click.Context, listed: Path | None) -> None:
+    """Convert model folders into formats of other programs.
+
+    The other program reads the folder in a process of its own, and its embeddings are compared with the model's. The
+    folder is kept only if they are the same; its README.md has the differences and how to load it.
+    """
+    if listed and ctx.invoked_subcommand:
+        raise click.UsageError("--list MODEL takes no FORMAT")
+    if listed:
+        _list(listed)
+    elif not ctx.invoked_subcommand:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
+
+
+def _list(folder: Path) -> None:
+    """A line a format: fits exactly, or why not."""
+    model = _load(folder)
+    from mclip_kit.interop.export import find, misfits
+    from mclip_kit.interop.fairseq import misfit
+
+    found = {**misfits(model), "fairseq": misfit(model.encoder)}
+    width = max(map(len, found))
+    for name, reason in found.items():
+        fits = "fits exactly: the encoder, without the projector" if name == "fairseq" else "fits exactly"
+        missing = find(name).missing if name in MODULES else None
+        click.echo(
+            f"{name:{width}}  {f'does not fit: {reason}' if reason else fits}{f'; {missing}' if missing else ''}"
+        )
+
+
+def _load(folder: Path) -> Any:
+    from mclip_kit.doctor.places import check_model
+
+    check_model(folder)
+    from mclip_kit.models.multilingual_clip import load
+
+    return load(folder, device="cpu")
+
+
+def _export(name: str, model: Path, out: Path, options: dict[str, Any]) -> None:
+    """Export a model folder, and print what was compared, what differs and how to load the folder."""
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    loaded = _load(model)
+    from mclip_kit.interop import export as formats
+
+    found = formats.export(loaded, name, out, model, **options)
+    form, width = formats.find(name), max(map(len, found))
+    click.echo(f"{out}: {form.library} gives the model's embeddings; largest difference, by samples:")
+    for group, value in found.items():
+        more = "" if group in form.allowed(loaded, options) else "  differs: see below"
+        click.echo(f"  {group:{width}}  {value:.1e}{more}")
+    for note in form.notes(loaded, options):
+        click.echo(note)
+    click.echo(f"\n{form.lines(loaded, options).format(folder=out)}")
+
+
+def _command(name: str) -> click.Command:
+    """The command of a format."""
+
+    def run(model: Path, out: Path, **options: Any) -> None:
+        _export(name, model, out, options)
+
+    folder = Path("models") / MODULES[name]
+    common = (
+        click.argument("model", type=FOLDER),
+        click.option("--out", type=FOLDER, default=folder, show_default=True),
+    )
+    for option in reversed((*common, *OPTIONS.get(name, ()))):
+        run = option(run)
+    return click.command(name, help=ABOUT.get(name, f"A folder in the format of {name}."))(run)
+
+
+for _name in MODULES:
+    export.add_command(_command(_name))
+
+
+@export.command("fairseq")
+@click.argument("encoder", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True)
+def export_fairseq(encoder: Path, out: Path) -> None:
+    """The encoder of a folder (encoder, model or translator) as a fairseq XLM-R folder."""
+    from mclip_kit.doctor.places import check_encoder_within
+
+    check_encoder_within(encoder)
+    from mclip_kit.interop.fairseq import write_folder
+    from mclip_kit.models.text_encoder import encoder_within
+
+    write_folder(encoder_within(encoder), out)
+    click.echo(f"{out}: fairseq reads it by XLMRModel.from_pretrained; recipes name it as  encoder: fairseq:{out}")
