@@ -24,7 +24,7 @@ from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import UNFIT, plain_values, refusal
 from mclip_kit.models.text_encoder import Encoder, _tokenizer
 
-PLACEHOLDER = {"context_length": 4, "vocab_size": 49408, "width": 2, "heads": 1, "layers": 0}
+PLACEHOLDER = {"context_length": 4, "vocab_size": 49408, "width": 2, "heads": 1, "layers": 1}
 """A text tower that is replaced before anyone sees it."""
 
 
@@ -131,6 +131,7 @@ def _with_teacher(model: MultilingualClip, teacher: Clip) -> MultilingualClip:
     towers: Any = own.model
     towers.text = teacher.model.text
     config = {**own.config, "text_cfg": teacher.config["text_cfg"]}
-    whole = MultilingualClip(Clip(towers, config, teacher.tokenizer), model.encoder, model.settings["projector"])
+    projector: Any = model.settings["projector"]
+    whole = MultilingualClip(Clip(towers, config, teacher.tokenizer), model.encoder, projector)
     whole.projector, whole.made_from = model.projector, model.made_from
     return whole.eval()

@@ -152,7 +152,7 @@ def processor_config(clip: Clip) -> dict[str, Any]:
     mode = how.get("resize_mode") or "shortest"
     if mode == "longest" or (mode == "shortest" and high != wide):
         raise CheckpointError(
-            f"transformers' CLIP image processor cannot resize as this CLIP does ({mode} side, to {high}x{wide}); {ADVICE}"
+            f"transformers' CLIP image processor cannot resize as this CLIP does ({mode}, {high}x{wide}); {ADVICE}"
         )
     squash = mode == "squash"
     return {

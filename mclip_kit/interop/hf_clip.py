@@ -82,7 +82,7 @@ def misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
     """Why no class of transformers fits, in one sentence; None: one fits."""
     pooling, encoder = model.projector.pooling, model.encoder.config
     head: Any = model.projector.head
-    kind = model.settings["projector"]["kind"]
+    kind = _kind(model)
     if pooling != "cls":
         return (
             f"transformers' dual encoders pool the first token, not {pooling}; train with projector.pool: cls, or "
@@ -124,7 +124,7 @@ def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
     ]
     if model.clip[0].preprocess.get("resize_mode") != "squash":
         found.append(
-            "Pictures: transformers crops one pixel beside the model's crop if the longer side, resized, exceeds the crop "
+            "Pictures: transformers crops one pixel beside the model's crop if the longer side, resized, exceeds it "
             "by 3, 7, 11, ... pixels (640x427 at 224 does); the row `photos` shows what that changes."
         )
     how = model.clip[0].pictures
@@ -142,7 +142,12 @@ def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
 
 
 def _is_altclip(model: MultilingualClip) -> bool:
-    return bool(model.settings["projector"]["kind"] == "altclip")
+    return _kind(model) == "altclip"
+
+
+def _kind(model: MultilingualClip) -> str:
+    projector: Any = model.settings["projector"]
+    return str(projector["kind"])
 
 
 def _altclip(model: MultilingualClip) -> Any:

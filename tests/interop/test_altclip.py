@@ -40,7 +40,7 @@ def test_the_model_gives_altclips_embeddings(checkpoint, tmp_path):
     folder, theirs = checkpoint
     processor = AltCLIPProcessor.from_pretrained(folder, backend="pil")
     draw = np.random.default_rng(0)
-    images = [Image.fromarray(draw.integers(0, 256, (h, w, 3), np.uint8)) for h, w in ((16, 16), (30, 20), (20, 24))]
+    images = [Image.fromarray(draw.integers(0, 256, (h, w, 3), np.uint8)) for h, w in ((16, 16), (30, 20), (20, 26))]
     inputs = processor(text=TEXTS, images=images, return_tensors="pt", padding=True, truncation=True, max_length=32)
     with torch.no_grad():
         out = theirs(**inputs)
@@ -57,7 +57,7 @@ def test_the_model_gives_altclips_embeddings(checkpoint, tmp_path):
 def test_what_is_no_altclip_is_refused_in_one_line(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="not an AltCLIPModel"):
         import_altclip(tmp_path)
-    folder, theirs = checkpoint
+    _, theirs = checkpoint
     theirs.text_model.save_pretrained(tmp_path / "text")
     with pytest.raises(CheckpointError, match="model_type is altclip_text_model, not altclip"):
         import_altclip(tmp_path / "text")
