@@ -18,7 +18,10 @@ from mclip_kit.interop import parity
 from mclip_kit.interop.card import Export, write_card
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
-MODULES = {"open-clip": "open_clip"}
+MODULES = {
+    "open-clip": "open_clip",
+    "sentence-transformers": "sentence_transformers",
+}
 """Format -> its module here, and its file in `readers/`."""
 
 Options = Mapping[str, Any]
