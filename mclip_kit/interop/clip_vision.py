@@ -40,7 +40,7 @@ INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}
 """open_clip's name -> PIL's number."""
 
 
-def vision_config(visual: nn.Module, layout: str = "CLIP's") -> dict[str, Any]:
+def vision_config(visual: nn.Module) -> dict[str, Any]:
     """Arguments of CLIPVisionConfig, and of AltCLIPVisionConfig, for an image tower.
 
     Raises:
@@ -50,7 +50,6 @@ def vision_config(visual: nn.Module, layout: str = "CLIP's") -> dict[str, Any]:
         kind = {"ModifiedResNet": "a ResNet", "TimmModel": "a tower of timm"}.get(type(visual).__name__, "of its own")
         raise CheckpointError(f"the image tower is {kind}, transformers' is a vision transformer; {ADVICE}")
     blocks, (high, wide), (patch, across) = visual.transformer.resblocks, visual.image_size, visual.patch_size
-    sizes = {"layers": len(blocks), "image_size": high, "patch_size": patch}
     activation = _activation(blocks[0].mlp.gelu)
     norms = [module for module in visual.modules() if isinstance(module, nn.LayerNorm)]
     fits = set(visual.state_dict()) == _names(len(blocks)) and (high, patch) == (wide, across)
@@ -60,7 +59,7 @@ def vision_config(visual: nn.Module, layout: str = "CLIP's") -> dict[str, Any]:
     return {
         "hidden_size": visual.conv1.out_channels,
         "intermediate_size": blocks[0].mlp.c_fc.out_features,
-        "num_hidden_layers": sizes["layers"],
+        "num_hidden_layers": len(blocks),
         "num_attention_heads": blocks[0].attn.num_heads,
         "image_size": high,
         "patch_size": patch,
@@ -153,8 +152,7 @@ def processor_config(clip: Clip) -> dict[str, Any]:
     mode = how.get("resize_mode") or "shortest"
     if mode == "longest" or (mode == "shortest" and high != wide):
         raise CheckpointError(
-            f"transformers' CLIP image processor cannot resize pictures as this CLIP does ({mode} side, to "
-            f"{high}x{wide}); {ADVICE}"
+            f"transformers' CLIP image processor cannot resize as this CLIP does ({mode}, {high}x{wide}); {ADVICE}"
         )
     squash = mode == "squash"
     return {

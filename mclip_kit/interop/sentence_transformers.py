@@ -195,6 +195,12 @@ def _misfit(model: MultilingualClip, options: Options) -> str | None:
             f"{getattr(config, 'hidden_act', 'its own activation')}, only to {', '.join(ENCODERS)} with gelu; train a "
             "projector of kind linear, mlp or altclip"
         )
+    own = getattr(model.encoder.tokenizer, "hf", None)
+    if own is not None and not own("")["input_ids"]:
+        return (
+            "its encoder's tokenizer gives an empty text no token, at which sentence-transformers fails; choose an "
+            "encoder whose tokenizer adds an end token, as those that were made to embed texts do"
+        )
     try:
         if not options["text_only"]:
             vision_config(model.image)
@@ -220,7 +226,9 @@ def _notes(model: MultilingualClip, options: Options) -> list[str]:
             "Texts: sentence-transformers does not repair them; this model was trained with text_cleaning: ftfy. Call "
             "ftfy.fix_text, html.unescape twice and strip on texts of the web before encode."
         )
-    if not options["text_only"]:
+    if options["text_only"]:
+        found.append("This folder has the texts alone; the lines of use about pictures need the whole export.")
+    else:
         found.append(
             "Texts: sentence-transformers reads a text that is the path of a picture, or its URL, as that picture."
         )
