@@ -55,6 +55,8 @@ DEMO = [
     ' or (platform_system == "Darwin" and platform_machine == "arm64")',
 ]
 
+SENTENCE_TRANSFORMERS = ["sentence-transformers>=6"]  # its Router and the pictures' way into it were tried with 6.2
+
 DEV = [
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -95,6 +97,7 @@ setup(
         "lora": ["peft>=0.17"],
         "wandb": ["wandb>=0.19"],
         "excel": ["openpyxl>=3.1"],  # tables in .xlsx
+        "sentence-transformers": SENTENCE_TRANSFORMERS,
         "eval": ["clip-benchmark>=1.6.2,<2"],
         "dev": DEV,
     },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages

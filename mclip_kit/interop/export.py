@@ -19,7 +19,11 @@ from mclip_kit.interop.card import Export, write_card
 if TYPE_CHECKING:  # the command line lists the formats without torch
     from mclip_kit.models.multilingual_clip import MultilingualClip
 
-MODULES = {"open-clip": "open_clip", "transformers": "hf_clip"}
+MODULES = {
+    "open-clip": "open_clip",
+    "sentence-transformers": "sentence_transformers",
+    "transformers": "hf_clip",
+}
 """Format -> its module here, and its file in `readers/`."""
 
 Options = Mapping[str, Any]

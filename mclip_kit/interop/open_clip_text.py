@@ -136,7 +136,7 @@ def _stages(layers: EncoderLayers, head: nn.Module, pooling: str, variance: floa
         if isinstance(module, nn.GELU):
             fresh = True
         elif not isinstance(module, nn.Dropout | nn.Identity):
-            weight, bias = _affine(module)
+            weight, bias = affine(module)
             if not fresh:
                 before, before_bias = stages.pop()
                 weight, bias = weight @ before, weight @ before_bias + bias
@@ -145,7 +145,7 @@ def _stages(layers: EncoderLayers, head: nn.Module, pooling: str, variance: floa
     return stages
 
 
-def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:
+def affine(module: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight (out, in) and bias (out,) of a linear map, or of a standardisation by running mean and variance."""
     if isinstance(module, NoisyStandardization):
         mean_H, variance_H = (module.norm.get_buffer(f"running_{name}").cpu().double() for name in ("mean", "var"))

@@ -43,6 +43,13 @@ TEXTS: dict[str, list[str]] = {
 }
 """Group -> texts. Dirty ones are what `text_cleaning: ftfy` changes; long ones are beyond the encoder's positions."""
 
+SIZES = {
+    "pictures": ((67, 91), (91, 67), (224, 224), (333, 222), (96, 80)),
+    "palette and CMYK": ((96, 80),),
+    "photos": ((640, 427), (427, 640), (500, 375)),
+}
+"""Group -> sizes of its pictures, width and height; the last of `pictures` is grey."""
+
 Samples = dict[str, dict[str, list[str]]]
 """Kind, `text` or `picture` -> group -> texts or paths."""
 Embeddings = dict[str, np.ndarray]
@@ -72,14 +79,14 @@ def samples(folder: Path, kinds: Sequence[str] = ("text", "picture")) -> Samples
     deep = Image.fromarray(np.asarray(picture(64, 64).convert("L"), np.uint16) * 257)
     files = {
         "pictures": [
-            *(save(f"{w}x{h}.png", picture(w, h)) for w, h in ((67, 91), (91, 67), (224, 224), (333, 222))),
+            *(save(f"{w}x{h}.png", picture(w, h)) for w, h in SIZES["pictures"][:-1]),
             save("grey.png", picture(96, 80).convert("L")),
         ],
         "palette and CMYK": [
             save("palette.png", picture(96, 80).convert("P")),
             save("cmyk.jpg", picture(96, 80).convert("CMYK"), quality=95),
         ],
-        "photos": [save(f"{w}x{h}.png", picture(w, h)) for w, h in ((640, 427), (427, 640), (500, 375))],
+        "photos": [save(f"{w}x{h}.png", picture(w, h)) for w, h in SIZES["photos"]],
         "odd pictures": [
             save("clear.png", clear),
             save("turned.jpg", picture(80, 60), exif=turned),
