@@ -10,35 +10,24 @@ Shapes: N texts or pictures, T tokens, S picture size, D embedding.
 """
 
 import json
-import logging
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from tokenizers import Tokenizer
 
 from mclip_kit.config.model import AS_OPEN_CLIP
-from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_json
 from mclip_kit.interop.export import Format
+from mclip_kit.interop.onnx_graph import ImageTower, TextTower, save, trace
 from mclip_kit.interop.parity import Embeddings
-from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.special_tokens import save_as_text
 
 TOLERANCE = 1e-5
 CONTEXT = 77
-OPSET = 18
-ONE_FILE = 1_800_000_000
-"""Bytes of weights above which they are in a file beside model.onnx; protobuf's limit is 2 GiB."""
-QUANTIZED = ["MatMul", "Gemm", "Gather"]
-"""What `int8` changes: linear maps and tables. Convolutions with int8 weights are not on onnxruntime's CPU."""
 
 IMMICH = [
     "Immich pads and cuts texts at `text_cfg.context_length` of config.json; in tokenizer.json the limit is the "
@@ -49,33 +38,6 @@ IMMICH = [
     "of the same embed_dim, such as XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k for 512.",
 ]
 """From the source that is named above."""
-
-
-class TextTower(nn.Module):
-    """Ids (N, T), int32, padded on the right, to L2-normalised student embeddings (N, D)."""
-
-    def __init__(self, model: MultilingualClip) -> None:
-        super().__init__()
-        self.encoder, self.projector = model.encoder, model.projector
-        self.pad = model.encoder.tokenizer.pad
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Embeddings (N, D)."""
-        ids_NT = text.long()
-        mask_NT = (ids_NT != self.pad).long()
-        return F.normalize(self.projector(self.encoder(ids_NT, mask_NT), mask_NT), dim=-1)
-
-
-class ImageTower(nn.Module):
-    """Pixels (N, 3, S, S) to L2-normalised embeddings (N, D)."""
-
-    def __init__(self, model: MultilingualClip) -> None:
-        super().__init__()
-        self.image, self.clip_projector = model.image, model.clip_projector
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Embeddings (N, D)."""
-        return F.normalize(self.clip_projector(self.image(image)), dim=-1)
 
 
 def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> None:
@@ -95,9 +57,9 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
         model.encoder.tokenizer.encode(["a red apple on a table", "x"], model.encoder.positions)
     )
     length = torch.export.Dim("length", max=model.encoder.positions)
-    write_graph(TextTower(model), ids_NT.int(), {1: length}, textual / "model.onnx", options["int8"])
+    save(trace(TextTower(model), "text", ids_NT.int(), {1: length}), textual / "model.onnx", options["int8"])
     pixels_NCHW = torch.zeros(2, 3, *_size(clip.preprocess))
-    write_graph(ImageTower(model), pixels_NCHW, {}, visual / "model.onnx", options["int8"])
+    save(trace(ImageTower(model), "image", pixels_NCHW, {}), visual / "model.onnx", options["int8"])
     write_tokenizer(model, textual)
     write_json(visual / "preprocess_cfg.json", clip.preprocess)
     config = {key: clip.config[key] for key in ("vision_cfg", "quick_gelu") if key in clip.config}
@@ -106,82 +68,21 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
     write_json(folder / "config.json", {"embed_dim": model.width, **config, "text_cfg": text, "mclip_kit": facts})
 
 
-def write_graph(tower: nn.Module, example: Tensor, dynamic: dict[int, Any], path: Path, int8: bool = False) -> None:
-    """Write a tower as a graph.
-
-    Args:
-        tower: one tensor in, one out; its argument's name is the input's.
-        example: an input of at least two rows; the graph takes any number.
-        dynamic: other axes of any length.
-        path: the file; weights above `ONE_FILE` bytes go into `PATH.data`.
-        int8: with 8-bit weights, by `quantize`.
-    Raises:
-        CheckpointError: torch cannot export it.
-    """
-    kind = {TextTower: "text", ImageTower: "image"}.get(type(tower), "text")
-    weights = sum(weight.nbytes for weight in tower.state_dict().values())
-    with evaluating(tower), _quiet():
-        try:
-            program = torch.onnx.export(
-                tower,
-                (example,),
-                dynamo=True,
-                input_names=[kind],
-                dynamic_shapes=({0: torch.export.Dim("batch"), **dynamic},),
-                opset_version=OPSET,
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise CheckpointError(f"onnx: torch cannot export the {kind} tower: {first_line(error)}") from None
-    assert program is not None
-    for node in program.model.graph.all_nodes():  # lines of this machine's Python files
-        node.metadata_props.clear()
-    if not int8:
-        program.save(path, external_data=weights > ONE_FILE)
-        return
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        whole = Path(temporary) / "whole.onnx"
-        program.save(whole, external_data=weights > ONE_FILE)
-        quantize(whole, path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's advice to its authors."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def quantize(whole: Path, path: Path) -> None:
-    """Write a graph again with 8-bit weights (onnxruntime's dynamic quantization)."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # the extra `onnx`
-
-    outside = whole.with_name(f"{whole.name}.data").exists()
-    options: dict[str, Any] = {"op_types_to_quantize": QUANTIZED, "weight_type": QuantType.QInt8}
-    with _quiet():
-        quantize_dynamic(whole, path, use_external_data_format=outside, **options)
-
-
 def write_tokenizer(model: MultilingualClip, folder: Path) -> None:
     """Write tokenizer.json, which cuts at the encoder's positions and pads, and tokenizer_config.json.
 
-    The special tokens are no longer listed as added ones: so the tokenizers library, which has no other setting in the
-    file, takes their names in a text as text. They stay in the vocabulary.
+    Special tokens that the vocabulary has are no longer listed as added ones: so the tokenizers library, which has no
+    setting for it in the file, takes their names in a text as text. For others a reader sets `encode_special_tokens`.
     """
     tokenizer = model.encoder.tokenizer
     tokenizer.save(folder)
     save_as_text(folder)
     path = folder / "tokenizer.json"
     rules = json.loads(path.read_text(encoding="utf-8"))
-    rules["added_tokens"] = [token for token in rules["added_tokens"] if not token["special"]]
+    listed = rules["added_tokens"]
+    bare = Tokenizer.from_str(json.dumps({**rules, "added_tokens": []}))
+    needed = [token for token in listed if not token["special"] or bare.token_to_id(token["content"]) != token["id"]]
+    rules["added_tokens"] = needed
     pad = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["pad_token"]
     sides = {"direction": "Right", "strategy": "LongestFirst"}
     rules["truncation"] = {"max_length": model.encoder.positions, "stride": 0, **sides}

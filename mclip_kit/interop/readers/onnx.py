@@ -15,6 +15,7 @@ def load(folder):  # type: ignore[no-untyped-def]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mclip_kit"]
     preprocess = json.loads((folder / "visual" / "preprocess_cfg.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.from_file(str(folder / "textual" / "tokenizer.json"))  # it cuts and pads, too
+    tokenizer.encode_special_tokens = True  # a token's name in a text is text
     textual, visual = (onnxruntime.InferenceSession(folder / name / "model.onnx") for name in ("textual", "visual"))
 
     def encode_texts(texts):  # type: ignore[no-untyped-def]
