@@ -74,6 +74,12 @@ DEV = [
     "pyright[nodejs]>=1.1.414",  # brings its own Node.js; what type checkers see of the public API is tested
 ]
 
+ONNX = [
+    "onnx>=1.18",  # numpy 2 on Python 3.12
+    "onnxscript>=0.5.4",  # what torch 2.11's exporter imports
+    "onnxruntime>=1.22",  # reads opset 18 with numpy 2
+]
+
 setup(
     name="mclip-kit",
     version=VERSION,
@@ -98,6 +104,7 @@ setup(
         "wandb": ["wandb>=0.19"],
         "excel": ["openpyxl>=3.1"],  # tables in .xlsx
         "sentence-transformers": SENTENCE_TRANSFORMERS,
+        "onnx": ONNX,
         "eval": ["clip-benchmark>=1.6.2,<2"],
         "dev": DEV,
     },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages

@@ -17,12 +17,14 @@ from mclip_kit.errors import CheckpointError
 from mclip_kit.interop.card import Export, write_card
 
 if TYPE_CHECKING:  # the command line lists the formats without torch
+    from mclip_kit.interop.parity import Embeddings
     from mclip_kit.models.multilingual_clip import MultilingualClip
 
 MODULES = {
     "open-clip": "open_clip",
     "sentence-transformers": "sentence_transformers",
     "transformers": "hf_clip",
+    "onnx": "onnx",
 }
 """Format -> its module here, and its file in `readers/`."""
 
@@ -42,6 +44,7 @@ class Format:
         write: writes the folder, which exists and is empty.
         allowed: group of samples -> the largest difference that is kept. Other groups are measured and told.
         notes: what the library does otherwise than the model; a sentence each.
+        measured: more sentences, from the options and the model's and the library's embeddings of the samples.
         use: lines of Python that use the folder, with its path in place of {folder}; or a function that gives them.
         encode_text: the model's side of the comparison; the student by default.
     """
@@ -54,6 +57,7 @@ class Format:
     use: str | Callable[["MultilingualClip", Options], str]
     extra: str = ""
     notes: Callable[["MultilingualClip", Options], list[str]] = lambda model, options: []
+    measured: Callable[[Options, "Embeddings", "Embeddings"], list[str]] = lambda options, ours, theirs: []
     encode_text: Callable[["MultilingualClip", Options], Callable[[list[str]], Any]] = lambda model, options: (
         model.encode_text
     )
@@ -138,11 +142,11 @@ def export(
         with tempfile.TemporaryDirectory() as temporary:
             wanted = parity.samples(Path(temporary))
             (theirs,) = parity.read(MODULES[name], [moved], wanted)
-            found = parity.differences(parity.own(model, wanted, form.encode_text(model, chosen)), theirs)
+            ours = parity.own(model, wanted, form.encode_text(model, chosen))
+        found = parity.differences(ours, theirs)
         parity.check(form.library, found, form.allowed(model, chosen))
-        write_card(
-            moved, source, Export(name, form.library, form.lines(model, chosen), form.notes(model, chosen), found)
-        )
+        notes = [*form.notes(model, chosen), *form.measured(chosen, ours, theirs)]
+        write_card(moved, source, Export(name, form.library, form.lines(model, chosen), notes, found))
         moved.rename(folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)

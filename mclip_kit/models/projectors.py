@@ -28,7 +28,7 @@ def pool(states_BTH: Tensor, mask_BT: Tensor, kind: Pool) -> Tensor:
         return states_BTH[:, 0]
     if kind == "eos":
         last_B = mask_BT.sum(1) - 1
-        return states_BTH[torch.arange(len(states_BTH), device=states_BTH.device), last_B]
+        return states_BTH[torch.arange(states_BTH.shape[0], device=states_BTH.device), last_B]
     weights_BT1 = mask_BT.unsqueeze(-1).to(states_BTH.dtype)
     return (states_BTH * weights_BT1).sum(1) / weights_BT1.sum(1)
 
@@ -100,7 +100,7 @@ class Blocks(nn.Module):
 def _at(layer: Any, own_BH: Tensor, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
     """The output of one XLM-R layer for one token per text, (B, H), which attends to all tokens."""
     attention = layer.attention.self
-    heads = (len(own_BH), -1, attention.num_attention_heads, attention.attention_head_size)
+    heads = (own_BH.shape[0], -1, attention.num_attention_heads, attention.attention_head_size)
     query, key, value = (
         project(states).view(heads).transpose(1, 2)
         for project, states in (
