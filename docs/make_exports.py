@@ -68,14 +68,14 @@ def section(name: str, outcomes: Mapping[Any, Any], models: Mapping[Any, Any]) -
 def main(out: Path = ROOT / "docs" / "exports.md") -> None:
     """Write the page."""
     sys.path.insert(0, str(ROOT))
-    from mclip_kit.interop.export import MODULES, find
+    from mclip_kit.interop.export import FORMATS, find
     from tests import tiny
     from tests.interop.matrix import students, tried
 
     lines = [HEAD, ""]
     with tempfile.TemporaryDirectory() as temporary:
         models = students(tiny.corpus(Path(temporary) / "data"))
-        for name in MODULES:
+        for name in FORMATS:
             if find(name).missing:
                 lines += [f"## {name}", "", "Its packages were not installed when this page was written.", ""]
             else:

@@ -8,10 +8,23 @@ import click
 
 from mclip_kit.cli.common import FOLDER
 from mclip_kit.errors import CheckpointError
-from mclip_kit.interop.export import MODULES
+from mclip_kit.interop.export import FORMATS, module
 
-ABOUT = {"open-clip": "A folder that open_clip loads, and clip-benchmark scores."}
+ABOUT = {
+    "open-clip": "A folder that open_clip loads, and clip-benchmark scores.",
+    "sentence-transformers": "A folder that SentenceTransformer loads, for texts and pictures.",
+    "transformers": "A folder of transformers' AltCLIPModel, or of its VisionTextDualEncoderModel.",
+    "onnx": "Graphs of both towers that onnxruntime runs, in the layout that Immich reads.",
+}
 """Format -> its line of help."""
+
+
+def _context(reader: str) -> Callable[[Any], Any]:
+    """The option --context."""
+    about = f"Tokens to which {reader} pads and cuts a text."
+    return click.option("--context", type=click.IntRange(min=3), default=77, show_default=True, help=about)
+
+
 OPTIONS: dict[str, tuple[Callable[[Any], Any], ...]] = {
     "open-clip": (
         click.option(
@@ -21,14 +34,17 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], ...]] = {
             show_default=True,
             help="Text tower: the multilingual student, or the CLIP's own.",
         ),
-        click.option(
-            "--context",
-            type=click.IntRange(min=3),
-            default=77,
-            show_default=True,
-            help="Tokens of a text, for the student.",
-        ),
+        _context("open_clip"),
         click.option("--repo", metavar="ORG/NAME", help="The hub's repository that the folder will be pushed to."),
+    ),
+    "sentence-transformers": (
+        click.option("--text-only", is_flag=True, help="Leave the image tower out, whatever it is."),
+    ),
+    "onnx": (
+        click.option(
+            "--int8", is_flag=True, help="Weights in 8 bits: a quarter of the size; what it costs is measured."
+        ),
+        _context("Immich"),
     ),
 }
 """Format -> its own options, which are those of its `FORMAT.options`."""
@@ -62,7 +78,7 @@ def _list(folder: Path) -> None:
     width = max(map(len, found))
     for name, reason in found.items():
         fits = "fits exactly: the encoder, without the projector" if name == "fairseq" else "fits exactly"
-        missing = find(name).missing if name in MODULES else None
+        missing = find(name).missing if name in FORMATS else None
         click.echo(
             f"{name:{width}}  {f'does not fit: {reason}' if reason else fits}{f'; {missing}' if missing else ''}"
         )
@@ -101,17 +117,17 @@ def _command(name: str) -> click.Command:
     def run(model: Path, out: Path, **options: Any) -> None:
         _export(name, model, out, options)
 
-    folder = Path("models") / MODULES[name]
+    folder = Path("models") / module(name)
     common = (
         click.argument("model", type=FOLDER),
         click.option("--out", type=FOLDER, default=folder, show_default=True),
     )
     for option in reversed((*common, *OPTIONS.get(name, ()))):
         run = option(run)
-    return click.command(name, help=ABOUT.get(name, f"A folder in the format of {name}."))(run)
+    return click.command(name, help=ABOUT[name])(run)
 
 
-for _name in MODULES:
+for _name in FORMATS:
     export.add_command(_command(_name))
 
 

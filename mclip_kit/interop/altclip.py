@@ -17,12 +17,12 @@ from transformers import AltCLIPConfig, AltCLIPModel, AutoImageProcessor, XLMRob
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.interop import open_clip
 from mclip_kit.interop.clip_vision import open_clip_vision, preprocess
-from mclip_kit.interop.hf_clip import SIZES
+from mclip_kit.interop.transformers import SIZES
 from mclip_kit.models.clip import Clip, build_clip
 from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import UNFIT, plain_values, refusal
-from mclip_kit.models.text_encoder import Encoder, _tokenizer
+from mclip_kit.models.text_encoder import Encoder, tokenizer_of
 
 PLACEHOLDER = {"context_length": 4, "vocab_size": 49408, "width": 2, "heads": 1, "layers": 1}
 """A text tower that is replaced before anyone sees it."""
@@ -82,7 +82,7 @@ def _encoder(found: Any, name: str, offline: bool) -> Encoder:
     model = XLMRobertaModel(config, add_pooling_layer=False)
     state = found.text_model.roberta.state_dict()
     model.load_state_dict({key.replace("encoder.layers.", "encoder.layer."): tensor for key, tensor in state.items()})
-    return Encoder(model.eval(), _tokenizer(name, config, offline))
+    return Encoder(model.eval(), tokenizer_of(name, config, offline))
 
 
 def _model(found: Any, processor: Any, encoder: Encoder) -> MultilingualClip:
@@ -119,7 +119,7 @@ def _head(model: MultilingualClip) -> Any:
 def _as_teacher(model: MultilingualClip) -> Clip:
     """A CLIP of the model's image tower and its student, as open_clip's own classes have them."""
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        open_clip.write(model, Path(folder), {"tower": "student", "context": model.encoder.positions})
+        open_clip.write(model, Path(folder), {**open_clip.FORMAT.options, "context": model.encoder.positions})
         return build_clip(f"local-dir:{folder}")
 
 

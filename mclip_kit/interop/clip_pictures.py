@@ -4,14 +4,28 @@ Its `pil` backend resizes as open_clip does, torchvision's does not. Both cut a 
 open_clip where the margin is 3, 7, 11, ... pixels: they round its half down, torchvision's CenterCrop rounds it up.
 """
 
+from mclip_kit.config.model import Pictures
 from mclip_kit.interop.parity import SIZES
 from mclip_kit.models.multilingual_clip import MultilingualClip
+
+AS_TRANSFORMERS = Pictures(exif="ignore", alpha="white", depth="clip")
+"""What CLIPImageProcessor does."""
+OTHERWISE = {
+    "exif": "a PIL picture is not turned by EXIF's orientation, the model turns it",
+    "alpha": 'transparent pixels are white, the model sees the hidden colours; Image.open(FILE).convert("RGB") shows '
+    "them to both",
+    "depth": "values of 16-bit grey above 255 are white, the model scales them",
+}
+"""Key of `Pictures` -> what CLIPImageProcessor does otherwise."""
 
 
 def same_pictures(model: MultilingualClip) -> list[str]:
     """Groups of `parity.SIZES` of which the `pil` image processor gives the model's pixels."""
     side = _side(model)
-    return [group for group, sizes in SIZES.items() if not any(_cut_beside(side, *size) for size in sizes)]
+    same = [group for group, sizes in SIZES.items() if not any(cut_beside(side, *size) for size in sizes)]
+    if "odd pictures" in same and model.clip[0].pictures != AS_TRANSFORMERS:
+        same.remove("odd pictures")
+    return same
 
 
 def notes(model: MultilingualClip) -> list[str]:
@@ -23,12 +37,7 @@ def notes(model: MultilingualClip) -> list[str]:
             "224, transformers cuts one pixel beside the model's cut; the cosine of both embeddings was 0.996 to 0.999 "
             "where it was tried. A picture that was cut to a square before has the model's embedding."
         )
-    otherwise = {
-        "a PIL picture is not turned by EXIF's orientation, the model turns it": how.exif == "apply",
-        "transparent pixels are white, the model sees the hidden colours": how.alpha == "drop",
-        "values of 16-bit grey above 255 are white, the model scales them": how.depth == "scale",
-    }
-    differ = [text for text, applies in otherwise.items() if applies]
+    differ = [text for key, text in OTHERWISE.items() if getattr(how, key) != getattr(AS_TRANSFORMERS, key)]
     return [*found, f"Pictures: {'; '.join(differ)}."] if differ else found
 
 
@@ -40,5 +49,10 @@ def _side(model: MultilingualClip) -> int:
     return int(size if isinstance(size, int) else size[0]) if cuts else 0
 
 
-def _cut_beside(side: int, width: int, height: int) -> bool:
-    return side > 0 and (int(side * max(width, height) / min(width, height)) - side) % 4 == 3
+def cut_beside(side: int, width: int, height: int) -> bool:
+    """Whether transformers cuts another square of `side` pixels out of a picture than torchvision.
+
+    >>> cut_beside(224, 640, 427)
+    True
+    """
+    return side > 0 and (side * max(width, height) // min(width, height) - side) % 4 == 3

@@ -20,13 +20,8 @@ if TYPE_CHECKING:  # the command line lists the formats without torch
     from mclip_kit.interop.parity import Embeddings
     from mclip_kit.models.multilingual_clip import MultilingualClip
 
-MODULES = {
-    "open-clip": "open_clip",
-    "sentence-transformers": "sentence_transformers",
-    "transformers": "hf_clip",
-    "onnx": "onnx",
-}
-"""Format -> its module here, and its file in `readers/`."""
+FORMATS = ("open-clip", "sentence-transformers", "transformers", "onnx")
+"""Names of formats; a format's module here, and its file in `readers/`, have its name with underscores."""
 
 Options = Mapping[str, Any]
 """A format's own options, such as `tower` of open-clip."""
@@ -79,16 +74,21 @@ class Format:
         )
 
 
+def module(name: str) -> str:
+    """The name of a format's module here, and of its file in `readers/`."""
+    return name.replace("-", "_")
+
+
 def find(name: str) -> Format:
-    """A format by its name in `MODULES`."""
-    found: Format = importlib.import_module(f"mclip_kit.interop.{MODULES[name]}").FORMAT
+    """A format by its name in `FORMATS`."""
+    found: Format = importlib.import_module(f"mclip_kit.interop.{module(name)}").FORMAT
     return found
 
 
 def misfits(model: "MultilingualClip") -> dict[str, str | None]:
     """Each format -> why the model does not fit it; None: it fits exactly."""
     found = {}
-    for name in MODULES:
+    for name in FORMATS:
         form = find(name)
         found[name] = form.misfit(model, form.options)
     return found
@@ -106,7 +106,7 @@ def export(
 
     Args:
         model: on the CPU, float32.
-        name: a key of `MODULES`.
+        name: one of `FORMATS`.
         folder: to write; it must not exist.
         source: the model's folder, whose card and evaluations the folder's card repeats.
         options: of the format.
@@ -141,7 +141,7 @@ def export(
         written.rename(moved)
         with tempfile.TemporaryDirectory() as temporary:
             wanted = parity.samples(Path(temporary))
-            (theirs,) = parity.read(MODULES[name], [moved], wanted)
+            (theirs,) = parity.read(module(name), [moved], wanted)
             ours = parity.own(model, wanted, form.encode_text(model, chosen))
         found = parity.differences(ours, theirs)
         parity.check(form.library, found, form.allowed(model, chosen))

@@ -44,11 +44,14 @@ TEXTS: dict[str, list[str]] = {
 """Group -> texts. Dirty ones are what `text_cleaning: ftfy` changes; long ones are beyond the encoder's positions."""
 
 SIZES = {
-    "pictures": ((67, 91), (91, 67), (224, 224), (333, 222), (96, 80)),
-    "palette and CMYK": ((96, 80),),
+    "pictures": ((62, 93), (93, 62), (91, 91), (67, 134), (333, 222), (96, 72)),
+    "palette and CMYK": ((96, 72),),
     "photos": ((640, 427), (427, 640), (500, 375)),
+    "odd pictures": ((96, 72), (72, 96), (64, 64)),
 }
-"""Group -> sizes of its pictures, width and height; the last of `pictures` is grey."""
+"""Group -> sizes of its pictures, width and height; the last of `pictures` is grey.
+
+At every usual size of a CLIP's pictures all libraries cut those of `pictures` alike; `photos` have sizes of cameras."""
 
 Samples = dict[str, dict[str, list[str]]]
 """Kind, `text` or `picture` -> group -> texts or paths."""
@@ -74,22 +77,22 @@ def samples(folder: Path, kinds: Sequence[str] = ("text", "picture")) -> Samples
 
     turned = Image.Exif()
     turned[0x0112] = 6
-    clear = picture(80, 60).convert("RGBA")
-    clear.putalpha(Image.fromarray(draw.integers(0, 256, (60, 80), np.uint8)))
+    clear = picture(96, 72).convert("RGBA")
+    clear.putalpha(Image.fromarray(draw.integers(0, 256, (72, 96), np.uint8)))
     deep = Image.fromarray(np.asarray(picture(64, 64).convert("L"), np.uint16) * 257)
     files = {
         "pictures": [
             *(save(f"{w}x{h}.png", picture(w, h)) for w, h in SIZES["pictures"][:-1]),
-            save("grey.png", picture(96, 80).convert("L")),
+            save("grey.png", picture(96, 72).convert("L")),
         ],
         "palette and CMYK": [
-            save("palette.png", picture(96, 80).convert("P")),
-            save("cmyk.jpg", picture(96, 80).convert("CMYK"), quality=95),
+            save("palette.png", picture(96, 72).convert("P")),
+            save("cmyk.jpg", picture(96, 72).convert("CMYK"), quality=95),
         ],
         "photos": [save(f"{w}x{h}.png", picture(w, h)) for w, h in SIZES["photos"]],
         "odd pictures": [
             save("clear.png", clear),
-            save("turned.jpg", picture(80, 60), exif=turned),
+            save("turned.jpg", picture(96, 72), exif=turned),
             save("deep.png", deep),
         ],
     }

@@ -156,7 +156,7 @@ def pretrained_encoder(name: str) -> Encoder:
     try:
         with plain_values(), quiet_transformers():
             model, report = _load(name, local_files_only)
-            tokenizer = _tokenizer(name, model.config, local_files_only)
+            tokenizer = tokenizer_of(name, model.config, local_files_only)
     except UNFIT as error:
         if isinstance(error, OSError) and not local:
             raise MissingWeights((f"encoder hf:{name}", "encoder: hf:DIR or fairseq:DIR")) from None
@@ -261,7 +261,7 @@ def _kind(name: str, config: Any) -> Any:
     return None
 
 
-def _tokenizer(name: str, config: Any, local_files_only: bool) -> Tokenizer:
+def tokenizer_of(name: str, config: Any, local_files_only: bool) -> Tokenizer:
     """XLM-R's from its SentencePiece model if the encoder uses that one, else the encoder's own."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     pieces = cached_file(name, MODEL_FILE, local_files_only=local_files_only, **quiet)

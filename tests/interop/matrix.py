@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mclip_kit.interop import parity
-from mclip_kit.interop.export import MODULES, find
+from mclip_kit.interop.export import find, module
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from tests import tiny
 from tests.interop.models import build
@@ -77,7 +77,7 @@ def tried(name: str, models: Mapping[Cell, MultilingualClip], folder: Path) -> d
         form.write(model, written, form.options)
         places[cell] = written.rename(folder / str(number))
     wanted = parity.samples(folder)
-    read = parity.read(MODULES[name], list(places.values()), wanted)
+    read = parity.read(module(name), list(places.values()), wanted)
     for cell, theirs in zip(places, read, strict=True):
         ours = parity.own(models[cell], wanted, form.encode_text(models[cell], form.options))
         differences = parity.differences(ours, theirs)

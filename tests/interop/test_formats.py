@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mclip_kit.cli.export import OPTIONS, export
-from mclip_kit.interop.export import MODULES, find, misfits
+from mclip_kit.interop.export import FORMATS, find, misfits
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from tests.interop.matrix import Cell, students, tried
 
@@ -16,7 +16,7 @@ EXACT: dict[str, Callable[[Cell], bool]] = {
     ),
     "sentence-transformers": lambda cell: True,
     "onnx": lambda cell: True,
-    "transformers": lambda cell: cell.head in ("altclip", "linear") and cell.pool == "cls",
+    "transformers": lambda cell: cell.head in ("altclip", "linear", "transformer") and cell.pool == "cls",
 }
 """Format -> whether it takes a kind of student."""
 
@@ -26,7 +26,7 @@ def models(squares: Path) -> dict[Cell, MultilingualClip]:
     return students(squares)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_kind_of_student_is_exact_or_refused_with_the_reason(name, models, tmp_path):
     form = find(name)
     for package in form.packages:
@@ -40,14 +40,14 @@ def test_every_kind_of_student_is_exact_or_refused_with_the_reason(name, models,
             assert "\n" not in outcome.reason
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_command_of_a_format_has_its_options(name):
     chosen = export.commands[name].make_context(name, ["MODEL"]).params
     assert {key: value for key, value in chosen.items() if key not in ("model", "out")} == find(name).options
-    assert set(OPTIONS) <= set(MODULES)
+    assert set(OPTIONS) <= set(FORMATS)
 
 
 def test_all_formats_are_asked_whether_a_model_fits(models):
     cell = Cell("linear", "eos", "none")
-    assert misfits(models[cell]) == {name: find(name).misfit(models[cell], find(name).options) for name in MODULES}
+    assert misfits(models[cell]) == {name: find(name).misfit(models[cell], find(name).options) for name in FORMATS}
     assert "pool: eos" in str(misfits(models[cell])["open-clip"])

@@ -147,7 +147,7 @@ def test_int8_is_not_held_to_the_tolerance_and_its_loss_is_told(exported, tmp_pa
     assert 1e-4 < found["pictures"] < 0.5
     card = (tmp_path / "out" / "README.md").read_text()
     assert re.search(r"int8: of 25 texts, \d+% keep their nearest neighbour", card)
-    assert re.search(r"int8: of 10 pictures, \d+% keep .* largest difference of a number is \d", card)
+    assert re.search(r"int8: of 11 pictures, \d+% keep .* largest difference of a number is \d", card)
     files = [sorted(str(path.relative_to(place)) for path in place.rglob("*")) for place in (whole, tmp_path / "out")]
     assert files[0] == files[1]
 

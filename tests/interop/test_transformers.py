@@ -11,9 +11,10 @@ from PIL import Image
 from mclip_kit.config.model import AS_SEEN
 from mclip_kit.errors import CheckpointError
 from mclip_kit.interop import parity
+from mclip_kit.interop.clip_pictures import AS_TRANSFORMERS, cut_beside
 from mclip_kit.interop.clip_vision import processor_config, vision_config
 from mclip_kit.interop.export import export
-from mclip_kit.interop.hf_clip import AS_TRANSFORMERS, FORMAT, crops_alike, misfit, write
+from mclip_kit.interop.transformers import FORMAT, misfit, write
 from tests import tiny
 from tests.interop.test_open_clip import RESNET, build
 
@@ -45,7 +46,7 @@ def proven(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tupl
         models.append(model)
     (place / "samples").mkdir()
     wanted = parity.samples(place / "samples")
-    theirs = parity.read("hf_clip", folders, wanted)
+    theirs = parity.read("transformers", folders, wanted)
     found = [parity.differences(parity.own(model, wanted), own) for model, own in zip(models, theirs, strict=True)]
     return list(zip(models, folders, found, strict=True))
 
@@ -63,11 +64,12 @@ def test_transformers_gives_the_models_embeddings(proven, number):
 def test_pictures_differ_where_the_crops_differ_and_only_there(proven):
     _, _, small = proven[6]
     _, _, large = proven[2]
-    assert small["palette and CMYK"] > 1e-3  # 96x80 becomes 19x16
-    assert large["palette and CMYK"] < 1e-5  # 38x32
+    for found in (small, large):
+        assert found["photos"] > 1e-3  # 640x427 becomes 23x16 and 47x32
+        assert max(found["pictures"], found["palette and CMYK"]) < 1e-5
     assert large["odd pictures"] > 1e-3  # of a transparent one
-    assert not crops_alike(640, 427, 224)
-    assert [crops_alike(16 + margin, 16, 16) for margin in range(8)] == [True, True, True, False] * 2
+    assert cut_beside(224, 640, 427)
+    assert [cut_beside(16, 16 + margin, 16) for margin in range(8)] == [False, False, False, True] * 2
 
 
 def test_altclips_published_snippet_runs_unchanged_but_for_the_path(proven):

@@ -8,14 +8,11 @@ Shapes: H encoder width, D embedding.
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     MODEL_MAPPING,
@@ -26,13 +23,12 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from mclip_kit.config.model import Pictures
 from mclip_kit.errors import CheckpointError
 from mclip_kit.files import follow_umask, write_json
-from mclip_kit.interop import parity
+from mclip_kit.interop import clip_pictures
 from mclip_kit.interop.clip_vision import processor_config, vision_config, vision_state
 from mclip_kit.interop.export import Format
-from mclip_kit.interop.open_clip_text import ENCODERS, SAMPLES, EncoderLayers, _affine
+from mclip_kit.interop.open_clip_text import ENCODERS, SAMPLES, EncoderLayers, affine
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -44,15 +40,6 @@ ALTCLIP_ENCODERS = ("xlm-roberta", "roberta")
 EPSILON = 1e-5  # of the LayerNorm of head altclip
 LINEAR = 2.0**-10
 """Largest input of tanh for usual texts: tanh differs from it by a third of its square, 3e-7 of it."""
-AS_TRANSFORMERS = Pictures(exif="ignore", alpha="white", depth="clip")
-"""What CLIPImageProcessor does."""
-PICTURES = {
-    "exif": "transformers does not turn them by EXIF's orientation, the model does",
-    "alpha": "of transparent pixels transformers sees white, the model sees the hidden colours; "
-    'Image.open(FILE).convert("RGB") shows them to both',
-    "depth": "transformers makes values of 16-bit grey above 255 white, the model scales them",
-}
-"""Key of `Pictures` -> what CLIPImageProcessor does otherwise."""
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
@@ -122,15 +109,7 @@ def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
         'Pictures: load the processor with backend="pil". Without it, transformers resizes with torchvision, and some '
         "colour values differ by 1 of 255; the folder cannot say which to use."
     ]
-    if model.clip[0].preprocess.get("resize_mode") != "squash":
-        found.append(
-            "Pictures: transformers crops one pixel beside the model's crop if the longer side, resized, exceeds it "
-            "by 3, 7, 11, ... pixels (640x427 at 224 does); the row `photos` shows what that changes."
-        )
-    how = model.clip[0].pictures
-    differ = [text for key, text in PICTURES.items() if getattr(how, key) != getattr(AS_TRANSFORMERS, key)]
-    if differ:
-        found.append(f"Pictures: {'; '.join(differ)}. Other pictures give the model's embeddings.")
+    found += clip_pictures.notes(model)
     if model.text_cleaning != "none":
         found.append(
             "Texts: the model repairs mojibake, curly quotes, HTML escapes and white space (text_cleaning: "
@@ -234,7 +213,7 @@ def _linear(head: nn.Module, width: int) -> tuple[Tensor, Tensor]:
     weight, bias = torch.eye(width).double(), torch.zeros(width).double()
     for module in head if isinstance(head, nn.Sequential) else [head]:
         if isinstance(module, nn.Linear | NoisyStandardization):
-            own, shift = _affine(module)
+            own, shift = affine(module)
             weight, bias = own @ weight, own @ bias + shift
     return weight, bias
 
@@ -254,26 +233,10 @@ def _settle_tokenizer(folder: Path, positions: int) -> None:
     write_json(path, settings | {"model_max_length": positions, "padding_side": "right", "truncation_side": "right"})
 
 
-def crops_alike(width: int, height: int, side: int) -> bool:
-    """Whether transformers and torchvision cut the same square of a picture whose shorter side becomes `side`.
-
-    Of an odd margin, transformers leaves the smaller half before the square, torchvision the even one.
-    """
-    margin = side * max(width, height) // min(width, height) - side
-    return margin % 4 != 3
-
-
 def _allowed(model: MultilingualClip, options: Mapping[str, Any]) -> dict[str, float]:
-    same = ["texts", "long texts", *(["dirty texts"] if model.text_cleaning == "none" else [])]
-    squash = model.clip[0].preprocess.get("resize_mode") == "squash"
-    side = int(np.max(model.clip[0].preprocess["size"]))
-    with tempfile.TemporaryDirectory() as folder:
-        for group, files in parity.samples(Path(folder), ["picture"])["picture"].items():
-            sizes = [Image.open(file).size for file in files]
-            if squash or all(crops_alike(*size, side) for size in sizes):
-                same.append(group)
-    if model.clip[0].pictures != AS_TRANSFORMERS and "odd pictures" in same:
-        same.remove("odd pictures")
+    same = ["texts", "long texts", *clip_pictures.same_pictures(model)]
+    if model.text_cleaning == "none":
+        same.append("dirty texts")
     return dict.fromkeys(same, TOLERANCE)
 
 
@@ -285,7 +248,6 @@ FORMAT = Format(
     allowed=_allowed,
     notes=notes,
     use="""
-from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 import transformers
 kind = getattr(transformers, AutoConfig.from_pretrained("{folder}").architectures[0])
