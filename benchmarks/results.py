@@ -17,6 +17,7 @@ from typing import Any
 import finetune_results
 import mte_results
 import numpy as np
+import pool_results
 from tables import Scores, at_hand, head, kept, over, row, spread
 
 from mclip_kit.config.recipe import Recipe, load
@@ -86,6 +87,7 @@ def one_seed(seed: int, root: Path, smoke: bool) -> Scores:
         recipe = load("quickstart", [*common, teacher, "teacher.weights=null", *changes, *epochs[1:2]])
         learning = recipe.model_copy(update={"stages": recipe.stages[1:2]})
         scores[name] = kept(folder / name, partial(scored_run, learning, folder / name))
+    scores["pools"] = pool_results.one_seed(seed, folder, smoke)
     scores["distilled"] = mte_results.distilled(seed, root, smoke)
     parallel = mte_results.multi30k(root, at_hand())
     if parallel:
@@ -175,6 +177,8 @@ def page(seeds: list[Scores], numbers: list[int]) -> str:
             "The projector is trained on pictures and text in three languages only.",
             "",
             *trikd_table(seeds, trained),
+            "",
+            *pool_results.section([seed["pools"] for seed in seeds], trained),
             "",
             *mte_results.section(seeds),
             *([*finetune_results.section(tuned), ""] if len(tuned) == len(seeds) else []),
