@@ -3,8 +3,8 @@
     python benchmarks/pool_results.py [--seeds 1,2,3]
 
 open_clip and transformers have no text tower that pools eos, so a model for them is trained with another pool. The
-teacher of a seed is that of runs/results/seed-N/quickstart, which `make results` trains; `make results` puts the section
-into docs/results.md. Scores are kept in runs/results/seed-N/pool_POOL and are not computed again.
+teacher of a seed is that of runs/results/seed-N/quickstart, which `make results` trains; it puts the section into
+docs/results.md, too. Scores are kept in runs/results/seed-N/pool_POOL and are not computed again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def one_seed(seed: int, folder: Path, smoke: bool = False) -> Scores:
     changes = [
         f"seed={seed}",
         f"teacher.model=local-dir:{folder / 'quickstart' / 'model' / 'clip'}",
-        f"cache.folder={folder.parent / 'features'}",  # pooled states differ by pool; pictures and teacher's texts do not
+        f"cache.folder={folder.parent / 'features'}",  # shared by the pools
         *(["stages.0.epochs=1", "stages.1.epochs=1"] if smoke else []),
     ]
     return {
