@@ -19,6 +19,9 @@ EXACT: dict[str, Callable[[Cell], bool]] = {
     "transformers": lambda cell: cell.head in ("altclip", "linear", "transformer") and cell.pool == "cls",
 }
 """Format -> whether it takes a kind of student."""
+STEP = {"onnx": 7}
+"""Format -> of how many kinds of student one is tried here, where each takes seconds: every head, pool and clip
+projector once or more. docs/make_exports.py tries all of them."""
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +34,9 @@ def test_every_kind_of_student_is_exact_or_refused_with_the_reason(name, models,
     form = find(name)
     for package in form.packages:
         pytest.importorskip(package, reason=f"the extra `{form.extra}` is not installed")
-    found = tried(name, models, tmp_path)
-    assert {cell for cell, outcome in found.items() if outcome.reason is None} == set(filter(EXACT[name], models))
+    cells = list(models)[:: STEP.get(name, 1)]
+    found = tried(name, {cell: models[cell] for cell in cells}, tmp_path)
+    assert {cell for cell, outcome in found.items() if outcome.reason is None} == set(filter(EXACT[name], cells))
     for cell, outcome in found.items():
         if outcome.reason is None:
             assert outcome.differences["texts"] <= 1e-5, cell
