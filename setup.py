@@ -57,7 +57,14 @@ DEMO = [
 
 SENTENCE_TRANSFORMERS = ["sentence-transformers>=6"]  # its Router and the pictures' way into it were tried with 6.2
 
+ONNX = [
+    "onnx>=1.18",  # numpy 2 on Python 3.12
+    "onnxscript>=0.5.4",  # what torch 2.11's exporter imports
+    "onnxruntime>=1.22",  # reads opset 18 with numpy 2
+]
+
 DEV = [
+    *ONNX,  # small, and the exports to it are tested
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
@@ -72,12 +79,6 @@ DEV = [
     "mypy>=1.11",
     "types-PyYAML",
     "pyright[nodejs]>=1.1.414",  # brings its own Node.js; what type checkers see of the public API is tested
-]
-
-ONNX = [
-    "onnx>=1.18",  # numpy 2 on Python 3.12
-    "onnxscript>=0.5.4",  # what torch 2.11's exporter imports
-    "onnxruntime>=1.22",  # reads opset 18 with numpy 2
 ]
 
 setup(
