@@ -16,6 +16,7 @@ MODEL/                          what `mclip_kit.load` reads
     clip/                       an open_clip folder: image tower, teacher's text tower, preprocessing
     encoder/                    a transformers folder with its tokenizer
     projector.safetensors       projector and CLIP projector
+    card.json, README.md        what is known of the model, and its card made from that; nothing reads them to encode
     decoder/, language_linear.safetensors, translator.json    a translator has these and encoder/, nothing else
 
 DATA/                           what `mclip-kit prepare` writes
@@ -51,6 +52,8 @@ CLIP = "clip"
 ENCODER = "encoder"
 DECODER = "decoder"
 PROJECTOR = "projector.safetensors"
+CARD = "card.json"
+README = "README.md"
 TRANSLATOR_CONFIG = "translator.json"
 LANGUAGE_LINEAR = "language_linear.safetensors"
 

@@ -1,4 +1,4 @@
-"""The command line: prepare | extract | train | eval | report | import | export | cache | recipes | doctor.
+"""The command line: prepare | extract | train | eval | report | import | export | push | cache | recipes | doctor.
 
 Wiring only; heavy imports live inside commands.
 """
@@ -11,7 +11,7 @@ from mclip_kit.cli.cache import cache
 from mclip_kit.cli.common import Commands
 from mclip_kit.cli.convert import import_
 from mclip_kit.cli.evaluate import evaluate
-from mclip_kit.cli.export import export
+from mclip_kit.cli.export import export, push
 from mclip_kit.cli.prepare import prepare
 from mclip_kit.cli.report import report
 from mclip_kit.cli.train import extract, train
@@ -23,7 +23,7 @@ def cli() -> None:
     """Give an existing CLIP many languages, cheaply."""
 
 
-for command in (prepare, extract, train, evaluate, report, import_, export, cache, recipes, doctor):
+for command in (prepare, extract, train, evaluate, report, import_, export, push, cache, recipes, doctor):
     cli.add_command(command)
 
 

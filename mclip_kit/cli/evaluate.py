@@ -46,6 +46,12 @@ def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
     multiple=True,
     metavar="NAME",
 )
+@_option(
+    "same-images",
+    "say whether image vectors are those of OLD, bit for bit, so that an index of them stays: a model folder, or a "
+    "CLIP, such as local-dir:DIR or 'ViT-B-32 openai'.",
+    metavar="OLD",
+)
 @_option("sentences", "how many sentences of each direction.  [default: all]", type=click.IntRange(1))
 @_option("beams", "width of the beam search.", type=click.IntRange(1), default=5, show_default=True)
 @_option("classes", "a YAML file of class names and templates.  [default: ImageNet's]", type=FILE)
@@ -83,11 +89,14 @@ def evaluate(
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
     from mclip_kit.evaluate.report import html
     from mclip_kit.files import write_json
+    from mclip_kit.interop import card
     from mclip_kit.train.logging import read_log
 
     found = EVALUATIONS[task].run(request)
     about = settings(request) | {"device": found.device}
     lists = {"results": found.results, "comparisons": found.comparisons, "leakage": _leaks(request)}
+    if found.same_images:
+        lists["same_images"] = [same.row(name) for name, same in found.same_images.items()]
     replaced = (request.out / RESULTS).exists()
     write_json(request.out / RESULTS, about | lists)
     reports = [html.evaluated(name, about | lists, read_log(name.resolve().parent)) for name in request.models]
@@ -95,6 +104,13 @@ def evaluate(
     files = [request.out / RESULTS, request.out / REPORT, *found.files]
     if found.device:
         click.echo(f"\ncomputed on: {found.device}")
+    for name in request.models if task == "retrieval" else ():
+        facts: card.Facts = {"evaluations": card.evaluated(card.facts_of(name), lists, str(name))}
+        if name in found.same_images:
+            facts["same_images"] = found.same_images[name].line
+        remark = card.record(name, facts)
+        if remark:
+            click.echo(remark)
     click.echo(f"written{' over earlier results' if replaced else ''}: {', '.join(map(str, files))}")
 
 

@@ -9,6 +9,7 @@ import click
 from mclip_kit.cli.common import FOLDER
 from mclip_kit.errors import CheckpointError
 from mclip_kit.interop.export import FORMATS, module
+from mclip_kit.layout import README
 
 ABOUT = {
     "open-clip": "A folder that open_clip loads, and clip-benchmark scores.",
@@ -93,8 +94,15 @@ def _load(folder: Path) -> Any:
     return load(folder, device="cpu")
 
 
-def _export(name: str, model: Path, out: Path, options: dict[str, Any]) -> None:
-    """Export a model folder, and print what was compared, what differs and how to load the folder."""
+def _export(name: str, model: Path, out: Path, hub: str | None, options: dict[str, Any]) -> None:
+    """Export a model folder, print what was compared, what differs and how to load the folder; push it if asked."""
+    if hub:
+        from mclip_kit.interop.push import check_repo
+
+        check_repo(hub)
+        if options.get("repo") not in (None, hub):
+            raise CheckpointError(f"--repo {options['repo']}: --push-to-hub sends it to {hub}; leave --repo out")
+        options |= {"repo": hub} if "repo" in options else {}
     if out.exists():
         raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
     loaded = _load(model)
@@ -109,18 +117,27 @@ def _export(name: str, model: Path, out: Path, options: dict[str, Any]) -> None:
     for note in form.notes(loaded, options):
         click.echo(note)
     click.echo(f"\n{form.lines(loaded, options).format(folder=out)}")
+    if hub:
+        _push(out, hub)
+
+
+def _push(folder: Path, repo: str) -> None:
+    from mclip_kit.interop.push import push as upload
+
+    click.echo(f"{folder}: sent to {upload(folder, repo)}")
 
 
 def _command(name: str) -> click.Command:
     """The command of a format."""
 
-    def run(model: Path, out: Path, **options: Any) -> None:
-        _export(name, model, out, options)
+    def run(model: Path, out: Path, push_to_hub: str | None, **options: Any) -> None:
+        _export(name, model, out, push_to_hub, options)
 
     folder = Path("models") / module(name)
     common = (
         click.argument("model", type=FOLDER),
         click.option("--out", type=FOLDER, default=folder, show_default=True),
+        click.option("--push-to-hub", metavar="ORG/NAME", help="Send the folder to the Hugging Face hub, too."),
     )
     for option in reversed((*common, *OPTIONS.get(name, ()))):
         run = option(run)
@@ -144,3 +161,13 @@ def export_fairseq(encoder: Path, out: Path) -> None:
 
     write_folder(encoder_within(encoder), out)
     click.echo(f"{out}: fairseq reads it by XLMRModel.from_pretrained; recipes name it as  encoder: fairseq:{out}")
+
+
+@click.command("push")
+@click.argument("folder", type=FOLDER)
+@click.argument("repo", metavar="ORG/NAME")
+def push(folder: Path, repo: str) -> None:
+    """Send a model folder or an exported folder, with its card, to the Hugging Face hub."""
+    if not (folder / README).is_file():
+        raise CheckpointError(f"{folder / README}: missing; give a model folder or an exported one, which have a card")
+    _push(folder, repo)

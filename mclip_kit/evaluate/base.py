@@ -76,6 +76,7 @@ class Request:
         out: the folder for results.
         protocol: how ranks are counted, see `retrieval.score`.
         baseline: names of what the models are compared with, see `baselines.baseline`.
+        same_images: what the models' image vectors are compared with, see `same_images`; None: nothing.
         classes: a YAML file of class names and templates.
         sentences: how many sentences of each direction; None: all.
         beams: width of the beam search.
@@ -91,6 +92,7 @@ class Request:
     out: Path
     protocol: str = "any"
     baseline: tuple[str, ...] = ()
+    same_images: str | None = None
     classes: Path | None = None
     sentences: int | None = None
     beams: int = 5
@@ -151,6 +153,7 @@ class Findings:
     Attributes:
         results: rows of results.json.
         comparisons: its rows on differences to baselines.
+        same_images: model -> what was found about its image vectors.
         files: what the evaluation itself wrote.
         gallery: for report.html.
         device: what the models ran on, see `device_name`; empty: no model ran.
@@ -161,6 +164,7 @@ class Findings:
     files: list[Path] = field(default_factory=list)
     gallery: Gallery | None = None
     device: str = ""
+    same_images: dict[Path, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,10 @@ class Evaluation:
 
 EVALUATIONS = {
     "retrieval": Evaluation(
-        "mclip_kit.evaluate.retrieval_run", "zeroshot_retrieval", ("protocol", "baseline"), "image-text retrieval"
+        "mclip_kit.evaluate.retrieval_run",
+        "zeroshot_retrieval",
+        ("protocol", "baseline", "same-images"),
+        "image-text retrieval",
     ),
     "zeroshot": Evaluation(
         "mclip_kit.evaluate.zeroshot", "zeroshot_classification", ("classes",), "zero-shot classification"

@@ -16,6 +16,7 @@ from mclip_kit.evaluate.report import tables
 from mclip_kit.evaluate.retrieval import METRICS as METRICS
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER, evaluate
 from mclip_kit.evaluate.retrieval import VALIDATION as VALIDATION
+from mclip_kit.evaluate.same_images import SameImages, same_images
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.layout import MANIFEST
 from mclip_kit.models.multilingual_clip import load
@@ -36,12 +37,15 @@ def run(request: Request) -> Findings:
     scored: list[tables.Scored] = []
     differences: list[str] = []
     comparisons: list[dict[str, Any]] = []
+    same: dict[Path, SameImages] = {}
     for name in request.models:
         model, cache = load(name), FeatureCache()
         results = evaluate(model, captions, *chosen, cache=cache, protocol=request.protocol)
         about = request.about(name, model.made_from)
         scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
         rows += tables.retrieval_rows(results, about, STUDENT, model.trained_languages)
+        if request.same_images:
+            same[name] = same_images(model, request.same_images, captions, request.split, request.data)
         for against, score in baselines.items():
             theirs = score(model, cache)
             found = compare(results, theirs)
@@ -55,10 +59,12 @@ def run(request: Request) -> Findings:
         request.show(tables.comparison(scored))
     for table in differences:
         request.show(table)
+    for name, found_same in same.items():
+        request.show(f"{name}: {found_same.line}")
     picture = request.out / PICTURE
     languages = [language for language in results if language != TEACHER]
     gallery = _drawn(qualitative.embedded(model, captions, request.split, languages, cache), languages, picture, credit)
-    return Findings(tables.distinct(rows), comparisons, [picture], gallery, device_name(model.device))
+    return Findings(tables.distinct(rows), comparisons, [picture], gallery, device_name(model.device), same)
 
 
 def _drawn(found: qualitative.EmbeddedSplit, languages: list[str], path: Path, credit: str) -> Gallery:

@@ -1,10 +1,55 @@
-"""The card of a model or an exported folder: README.md with the front matter of the Hugging Face hub."""
+"""The card of a model folder or an exported folder: README.md, with the front matter that the Hugging Face hub reads.
 
-from collections.abc import Mapping
+What is known of a model is kept in its card.json: `mclip-kit train` and `import` begin it, `eval` adds scores. The card
+is written from it, again whenever it changes, unless somebody has changed README.md.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mclip_kit.files import write_text
+from huggingface_hub import EvalResult, ModelCardData
+
+from mclip_kit import layout
+from mclip_kit.files import write_json, write_text
+
+Facts = dict[str, Any]
+"""What card.json has: `bases` (tower -> name of its weights), `recipe`, `stages` (lines), `datasets` (a manifest's name
+and licences), `leakage` (lines), `evaluations` (see `evaluated`), `same_images` (a line), `readme` (its hash)."""
+
+LIBRARY, TASK = "mclip-kit", "zero-shot-image-classification"
+TAGS = ["clip", "multilingual", "image-text-retrieval", "mclip-kit"]
+RECALLS = {
+    f"{way} R@{k}": f"{target}_retrieval_recall@{k}"
+    for way, target in (("T2I", "image"), ("I2T", "text"))
+    for k in (1, 5, 10)
+}
+"""Column -> its key in results.json."""
+USE = """
+import mclip_kit
+model = mclip_kit.load("{folder}")
+text_ND = model.encode_text(["ein Hund", "un chien"])
+image_ND = model.encode_image(["photo.jpg"])
+print(model.similarity(text_ND, image_ND))
+"""
+CITATIONS = """
+```bibtex
+@inproceedings{chen2023mclip,
+  title = {{mCLIP}: Multilingual {CLIP} via Cross-lingual Transfer},
+  author = {Chen, Guanhua and Hou, Lu and Chen, Yun and Dai, Wenliang and others},
+  booktitle = {Proceedings of ACL},
+  year = {2023}
+}
+@article{chen2022altclip,
+  title = {{AltCLIP}: Altering the Language Encoder in {CLIP} for Extended Language Capabilities},
+  author = {Chen, Zhongzhi and Liu, Guang and Zhang, Bo-Wen and Ye, Fulong and others},
+  journal = {arXiv:2211.06679},
+  year = {2022}
+}
+```"""
 
 
 @dataclass(frozen=True)
@@ -16,21 +61,228 @@ class Export:
     use: str
     notes: list[str]
     differences: Mapping[str, float]
+    hub: tuple[str, str]
+    """`library_name` and `pipeline_tag` of the front matter."""
 
 
-def write_card(folder: Path, source: Path | None, export: Export | None) -> None:
-    """Write README.md.
+def facts_of(folder: Path) -> Facts:
+    """What card.json of a model folder has; nothing if it is missing or damaged."""
+    try:
+        found = json.loads((folder / layout.CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def record(folder: Path, facts: Facts) -> str | None:
+    """Keep what is known of a model, and write its README.md.
 
     Args:
-        folder: the folder that the card is for.
-        source: the model's folder; None: nothing is known but the weights.
+        folder: the model folder.
+        facts: of its card.json; they replace those of the same names.
+    Returns:
+        Why README.md stays as it is; None: it was written.
+    """
+    known = {**facts_of(folder), **facts}
+    readme = folder / layout.README
+    edited = readme.exists() and _hash(readme.read_text(encoding="utf-8", errors="replace")) != known.get("readme")
+    text = render(folder, known, None)
+    if not edited:
+        known["readme"] = _hash(text)
+    try:
+        write_json(folder / layout.CARD, known)
+        if not edited:
+            write_text(readme, text)
+    except OSError as error:
+        return f"{readme}: cannot be written ({error.strerror}); the card stays as it was"
+    return f"{readme}: not written, since it was changed by hand; remove it to have a new one" if edited else None
+
+
+def write_card(folder: Path, source: Path | None, export: Export) -> None:
+    """Write README.md of an exported folder.
+
+    Args:
+        folder: the exported folder.
+        source: the model's folder, whose card this one repeats; None: nothing is known but the export.
+        export: what is known of it.
+    """
+    write_text(folder / layout.README, render(source, facts_of(source) if source else {}, export))
+
+
+def evaluated(facts: Facts, results: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
+    """The `evaluations` of a card with those of a results.json: rows of a data set, split and protocol, by language.
+
+    Args:
+        facts: of the card.
+        results: of an evaluation of retrieval.
+        model: the folder as `results` names it.
+    """
+    found = {_place(kept): kept for kept in facts.get("evaluations", [])}
+    rows = [row for row in results["results"] if row["model"] == model and row["tower"] in ("teacher", "student")]
+    if rows:
+        first = rows[0]
+        new = {key: first[key] for key in ("dataset", "split", "protocol", "n_images")}
+        kept = {(row["tower"], row["language"]): row for row in found.get(_place(new), {}).get("rows", [])}
+        for row in rows:
+            metrics = {name: row["metrics"][name] for name in RECALLS.values()}
+            language = {key: row[key] for key in ("tower", "language", "trained")}
+            kept[row["tower"], row["language"]] = {**language, "metrics": metrics}
+        found[_place(new)] = {**new, "rows": list(kept.values())}
+    return list(found.values())
+
+
+def _place(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(evaluation[key] for key in ("dataset", "split", "protocol"))
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def render(source: Path | None, facts: Facts, export: Export | None) -> str:
+    """The text of README.md.
+
+    Args:
+        source: the model folder; None: its configs are not known.
+        facts: of its card.json.
         export: None for the model folder itself.
     """
-    lines = []
+    config = _json(source / layout.MODEL_CONFIG) if source else {}
+    front = _front_matter(config, facts, export.hub if export else (LIBRARY, TASK))
+    title = f"in the format of {export.library}, by mclip-kit" if export else "by mclip-kit"
+    lines = ["---", front, "---", "", f"# A CLIP with a multilingual text tower, {title}", ""]
+    lines += [f"- {line}" for line in _about(source, config, facts)]
+    use = export.use if export else USE
+    lines += ["", "## Use", "", "```python", use.replace("{folder}", "THIS_FOLDER").strip(), "```", ""]
     if export:
-        lines += [f"A CLIP with a multilingual text tower, in the format of {export.library}, by mclip-kit.", ""]
-        lines += ["```python", export.use.format(folder="THIS_FOLDER").strip(), "```", ""]
-        lines += [f"- {note}" for note in export.notes] + [""]
-        lines += ["| samples | largest difference from the model |", "| --- | --- |"]
-        lines += [f"| {group} | {value:.1e} |" for group, value in export.differences.items()]
-    write_text(folder / "README.md", "\n".join([*lines, ""]))
+        lines += [f"- {note}" for note in export.notes] + [""] * bool(export.notes)
+        lines += ["## The same as the model", "", "| samples | largest difference from the model |", "| --- | --- |"]
+        lines += [f"| {group} | {value:.1e} |" for group, value in export.differences.items()] + [""]
+    lines += [*_scores(facts), *_training(facts), "## Citation", CITATIONS, ""]
+    return "\n".join(lines)
+
+
+def _front_matter(config: Mapping[str, Any], facts: Facts, hub: tuple[str, str]) -> str:
+    """YAML, as the hub reads it; scores as its model-index."""
+    results = [
+        EvalResult(
+            task_type="image-text-retrieval",
+            dataset_type=evaluation["dataset"],
+            dataset_name=evaluation["dataset"],
+            dataset_config=row["language"],
+            dataset_split=evaluation["split"],
+            metric_type="recall",
+            metric_name=f"{column}, {row['language']}",
+            metric_value=round(100 * row["metrics"][name], 2),
+        )
+        for evaluation in facts.get("evaluations", [])
+        for row in evaluation["rows"]
+        if row["tower"] == "student"
+        for column, name in RECALLS.items()
+    ]
+    bases = sorted({base for name in facts.get("bases", {}).values() if (base := hub_id(name))})
+    card = ModelCardData(
+        language=config.get("trained_languages") or None,
+        library_name=hub[0],
+        pipeline_tag=hub[1],
+        tags=TAGS,
+        base_model=bases or None,
+        datasets=[dataset["name"] for dataset in facts.get("datasets", [])] or None,
+        model_name="multilingual CLIP" if results else None,
+        eval_results=results or None,
+    )
+    return card.to_yaml()
+
+
+def hub_id(name: str) -> str | None:
+    """The hub's id in a name of weights, such as `hf:xlm-roberta-base`; None for weights that were a folder or new.
+
+    >>> hub_id("hf:xlm-roberta-base"), hub_id("local-dir:models/clip"), hub_id("hf:./xlmr")
+    ('xlm-roberta-base', None, None)
+    """
+    kind, _, place = name.partition(":")
+    if (
+        kind not in ("hf", "hf-hub")
+        or place.startswith((".", "/", "~"))
+        or place.count("/") > 1
+        or Path(place).exists()
+    ):
+        return None
+    return place
+
+
+def _about(source: Path | None, config: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+    """What the model is: towers, head, space, languages, and what it was made from."""
+    if source:
+        clip, encoder = (
+            _json(source / layout.CLIP / "open_clip_config.json"),
+            _json(source / layout.ENCODER / "config.json"),
+        )
+        vision = clip.get("model_cfg", {}).get("vision_cfg", {})
+        if vision:
+            kind = "ResNet" if isinstance(vision.get("layers"), list) else vision.get("timm_model_name", "ViT")
+            size, width = vision.get("image_size", 224), clip["model_cfg"]["embed_dim"]
+            yield f"Image tower: {kind}, {size} pixels, CLIP embeddings of width {width}."
+        if encoder:
+            sizes = f"{encoder.get('num_hidden_layers')} layers, width {encoder.get('hidden_size')}"
+            yield f"Text encoder: {encoder.get('model_type')}, {sizes}."
+        if config:
+            projector = config["projector"]
+            yield (
+                f"Projector: {projector['kind']}, pool {projector['pool']}; clip_projector {config['clip_projector']}; "
+                f"text_cleaning {config.get('text_cleaning', 'none')}."
+            )
+            languages = config.get("trained_languages", [])
+            yield f"Trained languages: {', '.join(languages)}." if languages else "Trained languages: not known."
+    bases: dict[str, str] = facts.get("bases", {})
+    for name in dict.fromkeys(bases.values()):
+        towers = ", ".join(tower for tower, base in bases.items() if base == name)
+        began = "trained from scratch" if name == "new" else f"from {name}, whose licence holds for this model, too"
+        yield f"Weights of {towers}: {began}."
+    if facts.get("same_images"):
+        yield facts["same_images"]
+
+
+def _scores(facts: Facts) -> Iterator[str]:
+    """A table for each data set."""
+    for evaluation in facts.get("evaluations", []):
+        yield f"## Retrieval on {evaluation['dataset']}, {evaluation['split']}, {evaluation['n_images']} pictures"
+        yield ""
+        yield f"Percent; ranks by protocol `{evaluation['protocol']}` of `mclip-kit eval`."
+        yield ""
+        yield "| language | " + " | ".join(RECALLS) + " |"
+        yield "| --- |" + " --- |" * len(RECALLS)
+        for row in sorted(evaluation["rows"], key=lambda row: row["tower"] != "teacher"):
+            label = f"{row['language']}, the CLIP's own text tower" if row["tower"] == "teacher" else row["language"]
+            mark = " (not trained)" if row["trained"] is False else ""
+            yield (
+                f"| {label}{mark} | "
+                + " | ".join(f"{100 * row['metrics'][name]:.1f}" for name in RECALLS.values())
+                + " |"
+            )
+        yield ""
+
+
+def _training(facts: Facts) -> Iterator[str]:
+    """Recipe, stages, data with licences, leakage."""
+    if facts.get("recipe"):
+        yield from ("## Training", "", f"Recipe: {facts['recipe']}.", "")
+    yield from (f"- {line}" for line in facts.get("stages", []))
+    for dataset in facts.get("datasets", []):
+        licences = "; ".join(f"{part['what']}: {part['licence']}, {part['by']}" for part in dataset["licences"])
+        yield f"- Data: {dataset['name']}. {licences or 'Its licence was not declared.'}"
+    if "leakage" in facts:
+        leaks: Sequence[str] = facts["leakage"]
+        yield from (f"- Leakage: {line}" for line in leaks)
+        if not leaks:
+            yield "- Leakage: no test set that was prepared beside the training data shares items with it."
+    if facts.get("recipe"):
+        yield ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -49,6 +49,8 @@ class Format:
     misfit: Callable[["MultilingualClip", Options], str | None]
     write: Callable[["MultilingualClip", Path, Options], None]
     allowed: Callable[["MultilingualClip", Options], dict[str, float]]
+    hub: tuple[str, str]
+    """The hub's `library_name` and `pipeline_tag`."""
     use: str | Callable[["MultilingualClip", Options], str]
     extra: str = ""
     notes: Callable[["MultilingualClip", Options], list[str]] = lambda model, options: []
@@ -146,7 +148,7 @@ def export(
         found = parity.differences(ours, theirs)
         parity.check(form.library, found, form.allowed(model, chosen))
         notes = [*form.notes(model, chosen), *form.measured(chosen, ours, theirs)]
-        write_card(moved, source, Export(name, form.library, form.lines(model, chosen), notes, found))
+        write_card(moved, source, Export(name, form.library, form.lines(model, chosen), notes, found, form.hub))
         moved.rename(folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)

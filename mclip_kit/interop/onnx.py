@@ -181,6 +181,7 @@ def same_nearest(before_ND: np.ndarray, after_ND: np.ndarray) -> float:
 
 FORMAT = Format(
     library="onnxruntime",
+    hub=("onnx", "zero-shot-image-classification"),
     packages=("onnx", "onnxscript", "onnxruntime"),
     extra="onnx",
     misfit=_misfit,

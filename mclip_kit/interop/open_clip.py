@@ -229,6 +229,7 @@ def _encode_text(model: MultilingualClip, options: Mapping[str, Any]) -> Callabl
 
 FORMAT = Format(
     library="open_clip",
+    hub=("open_clip", "zero-shot-image-classification"),
     packages=("open_clip",),
     misfit=_misfit,
     write=write,

@@ -242,6 +242,7 @@ def _notes(model: MultilingualClip, options: Options) -> list[str]:
 
 FORMAT = Format(
     library="sentence-transformers",
+    hub=("sentence-transformers", "sentence-similarity"),
     packages=("sentence_transformers",),
     extra="sentence-transformers",
     misfit=_misfit,

@@ -242,6 +242,7 @@ def _allowed(model: MultilingualClip, options: Mapping[str, Any]) -> dict[str, f
 
 FORMAT = Format(
     library="transformers",
+    hub=("transformers", "zero-shot-image-classification"),
     packages=("transformers",),
     misfit=misfit,
     write=write,

@@ -1,13 +1,51 @@
-"""What a run has lost: stages that ended below their start, by the score or in the teacher's language."""
+"""What comes out of a run: the facts of its model's card, and stages that ended below their start."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mclip_kit import layout
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.stages import STUDENT, Stage
 from mclip_kit.data.languages import TEACHER_LANGUAGE
+from mclip_kit.data.leakage import Leak
+from mclip_kit.interop.card import Facts, facts_of
 from mclip_kit.train.logging import read_log
+
+
+def card_facts(recipe: Recipe, leaks: Sequence[Leak]) -> Facts:
+    """What the card of a trained model says of its training; what it was tuned from is said first."""
+    before = facts_of(Path(recipe.init_from)) if recipe.init_from else {}
+    here = [Path(place) for place in (recipe.data.captions, *recipe.data.bitexts) if place]
+    datasets = [*before.get("datasets", []), *map(_dataset, here)]
+    return {
+        "bases": before.get("bases") or recipe.sources,
+        "recipe": recipe.about,
+        "stages": [*before.get("stages", []), *(_stage_line(stage) for stage in recipe.stages)],
+        "datasets": list({dataset["name"]: dataset for dataset in datasets}.values()),
+        "leakage": [leak.line() for leak in leaks],
+    }
+
+
+def _dataset(folder: Path) -> dict[str, Any]:
+    """Name and licences of a prepared folder, or of the prepared folder that a folder of bitext is in."""
+    for place in (folder, folder.parent):
+        try:
+            manifest = json.loads((place / layout.MANIFEST).read_text(encoding="utf-8"))
+            return {"name": str(manifest["corpus"]["name"]), "licences": list(manifest["licences"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {"name": folder.resolve().name, "licences": []}
+
+
+def _stage_line(stage: Stage) -> str:
+    losses = "; ".join(f"{edge.loss} on {name}" for name, edge in getattr(stage, "edges", {}).items()) or getattr(
+        stage, "kind", ""
+    )
+    languages = getattr(stage, "languages", "all")
+    spoken = languages if isinstance(languages, str) else ", ".join(map(str, languages))
+    return f"Stage {stage.name}: trains {', '.join(stage.train)}; {losses}; languages: {spoken}; lr {stage.lr:g}."
 
 
 def losses(folder: Path, recipe: Recipe) -> Iterator[str]:

@@ -15,6 +15,7 @@ from mclip_kit.data.leakage import as_json, without_fingerprints
 from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
+from mclip_kit.interop.card import record
 from mclip_kit.models.lora import merge
 from mclip_kit.progress import tqdm
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
@@ -32,6 +33,7 @@ from mclip_kit.train.optim import (
     set_activation_checkpointing,
     trainable,
 )
+from mclip_kit.train.outcome import card_facts
 from mclip_kit.train.parameter_table import table
 from mclip_kit.train.processes import on_main
 
@@ -269,6 +271,7 @@ class Run:
                 model.trained_languages = self.model.trained_languages
             merge(model.encoder)
             model.save(folder)
+            record(folder, card_facts(self.recipe, self.leaks))
 
         on_main(write)
 

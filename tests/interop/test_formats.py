@@ -47,7 +47,9 @@ def test_every_kind_of_student_is_exact_or_refused_with_the_reason(name, models,
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_command_of_a_format_has_its_options(name):
     chosen = export.commands[name].make_context(name, ["MODEL"]).params
-    assert {key: value for key, value in chosen.items() if key not in ("model", "out")} == find(name).options
+    assert {key: value for key, value in chosen.items() if key not in ("model", "out", "push_to_hub")} == find(
+        name
+    ).options
     assert set(OPTIONS) <= set(FORMATS)
 
 
