@@ -36,7 +36,7 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     for path in filter(None, (checkpoint, xlmr, clip)):
         if not path.exists():
             raise CheckpointError(f"{path}: missing")
-    from mclip_kit.interop.mclip import import_mclip
+    from mclip_kit.interop.imports.mclip import import_mclip
 
     imported = import_mclip(checkpoint, xlmr, clip)
     imported.model.save(out)

@@ -8,7 +8,7 @@ from transformers import AltCLIPConfig, AltCLIPModel, AltCLIPProcessor, CLIPImag
 
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import CheckpointError
-from mclip_kit.interop.altclip import import_altclip
+from mclip_kit.interop.imports.altclip import import_altclip
 from mclip_kit.models.multilingual_clip import load
 
 TEXTS = ["red square left", "Quadrat grün links", "carré bleu haut", "", "x " * 60]

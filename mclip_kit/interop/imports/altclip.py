@@ -31,7 +31,7 @@ PLACEHOLDER = {"context_length": 4, "vocab_size": 49408, "width": 2, "heads": 1,
 def import_altclip(place: str | Path, clip: str | None = None) -> MultilingualClip:
     """Turn an AltCLIPModel into a model with head altclip and pool cls.
 
-    >>> from mclip_kit.interop.altclip import import_altclip
+    >>> from mclip_kit.interop.imports.altclip import import_altclip
     >>> model = import_altclip("models/altclip")
     >>> model.save("models/imported")
 
