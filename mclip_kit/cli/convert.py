@@ -30,15 +30,19 @@ def _check(out: Path) -> None:
         raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
 
 
-def _write(model: Any, out: Path) -> None:
-    """Write a model folder whole, and say what can be done with it."""
+def _save(model: Any, out: Path) -> None:
+    """Write a model folder, whole or not at all."""
     part = out.with_name(f".{out.name}.part")
     try:
         model.save(part)
         part.rename(out)
     finally:
-        if part.exists():
-            rmtree(part)
+        rmtree(part, ignore_errors=True)
+
+
+def _write(model: Any, out: Path) -> None:
+    """Write a model folder, and print what was set and what can be done with it."""
+    _save(model, out)
     if model.trained_languages:
         click.echo(f"languages, as its card says: {' '.join(model.trained_languages)}")
     click.echo(f"texts: cut at {model.encoder.positions} tokens; text_cleaning: {model.text_cleaning}")
@@ -74,7 +78,7 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     from mclip_kit.interop.imports.mclip import import_mclip
 
     imported = import_mclip(checkpoint, xlmr, clip)
-    imported.model.save(out)
+    _save(imported.model, out)
     for remark in imported.remarks:
         click.echo(remark)
     if imported.temperature:

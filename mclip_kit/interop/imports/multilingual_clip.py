@@ -46,6 +46,10 @@ def import_multilingual_clip(
 ) -> MultilingualClip:
     """Turn a Multilingual-CLIP checkpoint and the CLIP that it was trained for into a model.
 
+    >>> from mclip_kit.interop.imports.multilingual_clip import import_multilingual_clip
+    >>> model = import_multilingual_clip("models/XLM-Roberta-Large-Vit-L-14", "local-dir:models/ViT-L-14")
+    >>> model.save("models/imported")
+
     Args:
         place: its folder, or its id on the hub.
         clip: the CLIP, as `teacher.model` of a recipe.

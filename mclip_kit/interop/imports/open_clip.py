@@ -41,9 +41,8 @@ def import_open_clip(place: str | Path, pretrained: str | None = None) -> Multil
     """Turn a model of open_clip into a model whose student is its text tower.
 
     >>> from mclip_kit.interop.imports.open_clip import import_open_clip
-    >>> import_open_clip("models/imported/clip")
-    Traceback (most recent call last):
-    mclip_kit.errors.CheckpointError: models/imported/clip: ...
+    >>> model = import_open_clip("models/xlm-roberta-base-ViT-B-32")
+    >>> model.save("models/imported")
 
     Args:
         place: a folder in open_clip's format, `local-dir:DIR`, `hf-hub:ID`, or a name of open_clip.
@@ -104,11 +103,11 @@ def _check(clip: Clip) -> None:
 
 def _tokenizer(clip: Clip, name: str) -> Any:
     """The student's tokenizer, from where open_clip takes its own."""
-    local = name.startswith("local-dir:")
-    place = name.partition(":")[2] if name.startswith(BRING_WEIGHTS) else clip.config["text_cfg"]["hf_tokenizer_name"]
+    kind, _, rest = name.partition(":")
+    place = rest if kind == "local-dir" else clip.config["text_cfg"].get("hf_tokenizer_name") or rest
     text: Any = clip.model.text
     try:
-        return tokenizer_of(place, text.config, local or not hub_answers())
+        return tokenizer_of(place, text.config, Path(place).is_dir() or not hub_answers())
     except UNFIT as error:
         raise CheckpointError(f"{place}: no tokenizer that can be read: {first_line(error)}") from None
 

@@ -60,6 +60,10 @@ def import_sentence_transformers(
 ) -> MultilingualClip:
     """Turn a folder of sentence-transformers and the CLIP that it was trained for into a model.
 
+    >>> from mclip_kit.interop.imports.sentence_transformers import import_sentence_transformers
+    >>> model = import_sentence_transformers("models/multilingual-v1", "local-dir:models/ViT-B-32")
+    >>> model.save("models/imported")
+
     Args:
         place: the folder, or its id on the hub.
         clip: the CLIP, as `teacher.model` of a recipe. A folder with an image tower keeps that one, and takes the

@@ -20,7 +20,6 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from transformers import MODEL_MAPPING, AutoModel
 
-from mclip_kit.config.model import Pictures
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.interop import open_clip
 from mclip_kit.interop.clip_pictures import AS_TRANSFORMERS
@@ -242,12 +241,12 @@ def with_teacher(model: MultilingualClip, given: Clip | None) -> MultilingualCli
     """
     teacher = given or _as_teacher(model)
     same_width(model.width, teacher, model.made_from)
-    own, pictures = model.clip[0], model.clip[0].pictures
+    own = model.clip[0]
     towers: Any = own.model
     towers.text = teacher.model.text
     config = {**own.config, "text_cfg": teacher.config["text_cfg"]}
     clip = Clip(towers, config, teacher.tokenizer)
-    clip.pictures = Pictures(**pictures.model_dump())
+    clip.pictures = own.pictures
     projector: Any = model.settings["projector"]
     whole = MultilingualClip(clip, model.encoder, projector, text_cleaning=model.text_cleaning)
     whole.projector, whole.made_from, whole.trained_languages = (
