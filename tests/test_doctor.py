@@ -311,7 +311,7 @@ def test_an_encoder_is_checked_as_a_run_does(type_: Type, squares: Path, tmp_pat
 HEAVY = (
     "train.run.Run",
     "evaluate.validation.evaluator",
-    "interop.mclip.import_mclip",
+    "interop.imports.mclip.import_mclip",
     "models.multilingual_clip.load",
     "models.text_encoder.encoder_within",
 )

@@ -1,16 +1,56 @@
 """mclip-kit import"""
 
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
+from typing import Any
 
 import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
 from mclip_kit.errors import CheckpointError
 
+CLIP = click.option(
+    "--clip",
+    metavar="CLIP",
+    help="The CLIP that it was trained for: local-dir:DIR, hf-hub:ID, openai:FILE or a name of open_clip.",
+)
+CLIP_WEIGHTS = click.option("--clip-weights", metavar="TAG", help="Of a name of open_clip: a pretrained tag or a file.")
+
+OUT = partial(click.option, "--out", type=FOLDER, show_default=True, help="The model folder.")
+
 
 @click.group("import")
 def import_() -> None:
     """Convert weights of other programs into folders for recipes."""
+
+
+def _check(out: Path) -> None:
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+
+
+def _save(model: Any, out: Path) -> None:
+    """Write a model folder, whole or not at all."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        model.save(part)
+        part.rename(out)
+    finally:
+        rmtree(part, ignore_errors=True)
+
+
+def _write(model: Any, out: Path) -> None:
+    """Write a model folder, and print what was set and what can be done with it."""
+    _save(model, out)
+    if model.trained_languages:
+        click.echo(f"languages, as its card says: {' '.join(model.trained_languages)}")
+    click.echo(f"texts: cut at {model.encoder.positions} tokens; text_cleaning: {model.text_cleaning}")
+    _next(out)
+
+
+def _next(out: Path) -> None:
+    click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  init_from: {out}")
 
 
 @import_.command("e5")
@@ -28,20 +68,73 @@ def import_e5(out: Path) -> None:
     "--xlmr", type=ANY, required=True, help="fairseq XLM-R folder: model.pt, dict.txt, sentencepiece.bpe.model."
 )
 @click.option("--clip", type=FILE, help="CLIP weights in OpenAI's naming; needed if the checkpoint has none.")
-@click.option("--out", type=FOLDER, default=Path("models/mclip"), show_default=True)
+@OUT(default=Path("models/mclip"))
 def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> None:
     """A checkpoint of the official mCLIP code, as a model folder; each file may be an .xz."""
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    _check(out)
     for path in filter(None, (checkpoint, xlmr, clip)):
         if not path.exists():
             raise CheckpointError(f"{path}: missing")
-    from mclip_kit.interop.mclip import import_mclip
+    from mclip_kit.interop.imports.mclip import import_mclip
 
     imported = import_mclip(checkpoint, xlmr, clip)
-    imported.model.save(out)
+    _save(imported.model, out)
     for remark in imported.remarks:
         click.echo(remark)
     if imported.temperature:
         click.echo(f"learned temperature of image-student_text: {imported.temperature:.4f}")
-    click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  init_from: {out}")
+    _next(out)
+
+
+@import_.command("altclip")
+@click.argument("place", metavar="DIR_OR_ID")
+@CLIP
+@CLIP_WEIGHTS
+@OUT(default=Path("models/altclip"))
+def import_altclip(place: str, clip: str | None, clip_weights: str | None, out: Path) -> None:
+    """AltCLIP, M9 or M18, as transformers has it. --clip: a CLIP whose text tower is to be the teacher."""
+    _check(out)
+    from mclip_kit.interop.imports.altclip import import_altclip
+
+    _write(import_altclip(place, clip, clip_weights), out)
+
+
+@import_.command("multilingual-clip")
+@click.argument("place", metavar="DIR_OR_ID")
+@CLIP
+@CLIP_WEIGHTS
+@click.option("--base", type=FOLDER, help="Encoder's transformers folder, for its config; else from the hub.")
+@OUT(default=Path("models/multilingual-clip"))
+def import_multilingual_clip(
+    place: str, clip: str | None, clip_weights: str | None, base: Path | None, out: Path
+) -> None:
+    """Multilingual-CLIP (M-CLIP/...): encoder, mean pool, LinearTransformation; with the image tower of --clip."""
+    _check(out)
+    from mclip_kit.interop.imports.multilingual_clip import import_multilingual_clip
+
+    _write(import_multilingual_clip(place, clip, clip_weights, base), out)
+
+
+@import_.command("open-clip")
+@click.argument("place", metavar="DIR_OR_NAME")
+@click.option("--pretrained", metavar="TAG", help="Of a name of open_clip: a pretrained tag or a file.")
+@OUT(default=Path("models/open-clip"))
+def import_open_clip(place: str, pretrained: str | None, out: Path) -> None:
+    """An open_clip model with a multilingual text tower, such as xlm-roberta-base-ViT-B-32; it is its own teacher."""
+    _check(out)
+    from mclip_kit.interop.imports.open_clip import import_open_clip
+
+    _write(import_open_clip(place, pretrained), out)
+
+
+@import_.command("sentence-transformers")
+@click.argument("place", metavar="DIR_OR_ID")
+@CLIP
+@CLIP_WEIGHTS
+@OUT(default=Path("models/sentence-transformers"))
+def import_sentence_transformers(place: str, clip: str | None, clip_weights: str | None, out: Path) -> None:
+    """A multilingual text tower of a CLIP, such as clip-ViT-B-32-multilingual-v1; with the image tower of --clip."""
+    _check(out)
+    from mclip_kit.interop.imports.sentence_transformers import import_sentence_transformers
+
+    _write(import_sentence_transformers(place, clip, clip_weights), out)

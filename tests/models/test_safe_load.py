@@ -23,7 +23,7 @@ from mclip_kit.data import fairseq_io
 from mclip_kit.data.tokenizer import MODEL_FILE, train_sentencepiece
 from mclip_kit.errors import CheckpointError
 from mclip_kit.interop.encoders import named_encoder
-from mclip_kit.interop.mclip import PROJECTOR, import_mclip
+from mclip_kit.interop.imports.mclip import PROJECTOR, import_mclip
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.safe_load import read_pickle
 

@@ -18,7 +18,7 @@ from mclip_kit.config.stages import Edge
 from mclip_kit.data.batching import pad
 from mclip_kit.errors import CheckpointError
 from mclip_kit.interop import fairseq
-from mclip_kit.interop.mclip import Imported, import_mclip
+from mclip_kit.interop.imports.mclip import Imported, import_mclip
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
 from tests.shared import MCLIP_TINY as FIXTURE
