@@ -84,7 +84,7 @@ def translations(seed: int, root: Path, data: Path, smoke: bool) -> Scores:
 def distilled(seed: int, root: Path, smoke: bool) -> Scores:
     """Recalls of triangle distillation in English alone: encoder -> language -> scores."""
     folder = root / f"seed-{seed}" / "mte_trikd"
-    languages = load("quickstart").triangles[-1].languages  # the ten of the parallel text
+    languages = load("quickstart").stages[-1].languages  # the ten of the parallel text
     teacher = root / f"seed-{seed}" / "quickstart" / "model" / "clip"
     learning = load("mte", [f"seed={seed}", *SMALL, *stages_of((500, 1000), 1500, smoke), "evaluation=null"])
     changes = [f"seed={seed}", f"teacher.model=local-dir:{teacher}", "evaluation=null"]

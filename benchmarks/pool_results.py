@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     asked = parser.parse_args()
-    trained = [str(language) for language in load("quickstart_trikd").triangles[0].languages]
+    trained = [str(language) for language in load("quickstart_trikd").stages[0].languages]
     root = Path("runs", "results")
     numbers = [int(seed) for seed in asked.seeds.split(",")]
     seeds = [one_seed(seed, root / f"seed-{seed}") for seed in numbers]

@@ -150,7 +150,7 @@ def ablation_table(seeds: list[Scores]) -> list[str]:
 def page(seeds: list[Scores], numbers: list[int]) -> str:
     """docs/results.md."""
     some = seeds[0]["quickstart"]["contrast"]["end"]
-    trained = [str(language) for language in load("quickstart_trikd").triangles[0].languages]
+    trained = [str(language) for language in load("quickstart_trikd").stages[0].languages]
     tuned = [seed[finetune_results.NAME] for seed in seeds if finetune_results.NAME in seed]
     return "\n".join(
         [

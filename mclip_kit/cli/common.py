@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from mclip_kit.config.yaml import RenamedKey
-from mclip_kit.errors import MclipError, PeerError
+from mclip_kit.data.languages import normalize_language
+from mclip_kit.errors import MclipError, PeerError, RecipeError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -21,6 +22,16 @@ ANY = click.Path(path_type=Path)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota or a file-size limit is full
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
+
+
+def languages_of(langs: str | None) -> list[str] | str:
+    """The codes of the option --langs; without it, `all`."""
+    if langs is None:
+        return "all"
+    languages = [normalize_language(language) for language in langs.split(",") if language.strip()]
+    if not languages:
+        raise RecipeError("--langs names no language; write codes with commas between them, or leave it out")
+    return languages
 
 
 class Commands(click.Group):

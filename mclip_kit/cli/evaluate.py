@@ -8,9 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mclip_kit.cli.common import FILE, FOLDER
-from mclip_kit.data.languages import normalize_language
-from mclip_kit.errors import RecipeError
+from mclip_kit.cli.common import FILE, FOLDER, languages_of
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, REPORT, RESULTS
 
@@ -81,7 +79,7 @@ def evaluate(
     request = Request(
         task=task,
         models=tuple(dict.fromkeys(models)),
-        languages=_languages(langs),
+        languages=languages_of(langs),
         out=out or Path(),
         show=lambda table: click.echo(f"\n{table}"),
         **options,
@@ -112,15 +110,6 @@ def evaluate(
         if remark:
             click.echo(remark)
     click.echo(f"written{' over earlier results' if replaced else ''}: {', '.join(map(str, files))}")
-
-
-def _languages(langs: str | None) -> list[str] | str:
-    if langs is None:
-        return "all"
-    languages = [normalize_language(language) for language in langs.split(",") if language.strip()]
-    if not languages:
-        raise RecipeError("--langs names no language; write codes with commas between them, or leave it out")
-    return languages
 
 
 def _leaks(request: Request) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mclip_kit.cli.common import FOLDER
+from mclip_kit.cli.common import FOLDER, languages_of
 from mclip_kit.errors import CheckpointError
 from mclip_kit.interop.export import FORMATS, module
 from mclip_kit.layout import README
@@ -161,6 +161,36 @@ def export_fairseq(encoder: Path, out: Path) -> None:
 
     write_folder(encoder_within(encoder), out)
     click.echo(f"{out}: fairseq reads it by XLMRModel.from_pretrained; recipes name it as  encoder: fairseq:{out}")
+
+
+@export.command("clip-retrieval")
+@click.argument("model", type=FOLDER)
+@click.option("--data", type=FOLDER, required=True, help="A prepared folder, whose pictures and captions are embedded.")
+@click.option("--split", default="test", show_default=True)
+@click.option("--langs", help="Languages, separated by commas.  [default: all]")
+@click.option("--rows", type=click.IntRange(1), default=1_000_000, show_default=True, help="Most rows of a file.")
+@click.option("--out", type=FOLDER, required=True)
+def export_clip_retrieval(model: Path, data: Path, split: str, langs: str | None, rows: int, out: Path) -> None:
+    """Embeddings of pictures and captions, from which `clip-retrieval index` makes a searchable index.
+
+    A row is a picture and one of its captions. Embeddings are L2-normalised and float16, as clip-retrieval's own.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    languages = languages_of(langs)
+    from mclip_kit.data.captions import read_captions
+
+    captions = read_captions(data)
+    captions.select(split, languages)
+    loaded = _load(model)
+    from mclip_kit.interop import clip_retrieval
+
+    found = clip_retrieval.export(loaded, captions, out, split, languages, rows, model)
+    files = f"{found.files} file{'s' * (found.files > 1)}"
+    click.echo(f"{out}: {found.rows:,} rows of {found.pictures:,} pictures, in {files} of each kind")
+    for note in found.notes():
+        click.echo(note)
+    click.echo(f"\nclip-retrieval index --embeddings_folder {out} --index_folder INDEX")
 
 
 @click.command("push")

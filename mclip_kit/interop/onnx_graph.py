@@ -22,7 +22,7 @@ from mclip_kit.models.multilingual_clip import MultilingualClip
 OPSET = 18
 ONE_FILE = 1_800_000_000
 """Bytes of weights above which they are in a file beside model.onnx; protobuf's limit is 2 GiB."""
-QUANTIZED = ["MatMul", "Gemm", "Gather"]
+OPTIONS: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm", "Gather"]}
 """What `int8` changes: linear maps and tables. Convolutions with int8 weights are not on onnxruntime's CPU."""
 
 
@@ -91,11 +91,10 @@ def save(program: Any, path: Path, int8: bool) -> None:
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic  # the extra `onnx`
 
-    options: dict[str, Any] = {"op_types_to_quantize": QUANTIZED, "weight_type": QuantType.QInt8}
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary, _quiet():
         whole = Path(temporary) / "whole.onnx"
         program.save(whole, external_data=outside)
-        quantize_dynamic(whole, path, use_external_data_format=outside, **options)
+        quantize_dynamic(whole, path, use_external_data_format=outside, weight_type=QuantType.QInt8, **OPTIONS)
 
 
 @contextmanager
