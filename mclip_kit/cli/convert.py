@@ -32,9 +32,12 @@ def _check(out: Path) -> None:
 
 def _save(model: Any, out: Path) -> None:
     """Write a model folder, whole or not at all."""
+    from mclip_kit.interop.card import record
+
     part = out.with_name(f".{out.name}.part")
     try:
         model.save(part)
+        record(part, {"bases": {"all towers": model.made_from}} if model.made_from else {})
         part.rename(out)
     finally:
         rmtree(part, ignore_errors=True)
