@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from mclip_kit import layout
 from mclip_kit.data.captions import Captions
@@ -21,6 +20,7 @@ from mclip_kit.errors import DataError
 from mclip_kit.models.clip import Clip, build_clip
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
+from mclip_kit.progress import tqdm
 
 BATCH = 64
 

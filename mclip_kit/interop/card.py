@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from open_clip.pretrained import get_pretrained_cfg
 
 from mclip_kit import layout
 from mclip_kit.files import write_json, write_text
@@ -204,6 +203,8 @@ def hub_id(name: str) -> str | None:
     kind, _, place = name.partition(":")
     model, _, tag = name.partition(" ")
     if tag and ":" not in model:
+        from open_clip.pretrained import get_pretrained_cfg  # the command line lists the formats without open_clip
+
         return str(get_pretrained_cfg(model.replace("/", "-"), tag).get("hf_hub") or "").strip("/") or None
     if (
         kind not in ("hf", "hf-hub")

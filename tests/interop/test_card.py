@@ -136,7 +136,7 @@ def test_names_of_the_hub_become_base_models(tmp_path: Path, monkeypatch: pytest
     assert [hub_id(name) for name in names] == ["xlm-roberta-base", "timm/vit", None, None, None, None, None]
     record(tmp_path, {"bases": {"encoder": "hf:xlm-roberta-base", "image": "ViT-B-32 openai"}})
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.base_model == ["xlm-roberta-base"]
+    assert card.data.base_model == ["timm/vit_base_patch32_clip_224.openai", "xlm-roberta-base"]
     assert "Weights of encoder: from hf:xlm-roberta-base, whose licence holds for this model, too." in card.content
 
 
