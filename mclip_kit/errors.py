@@ -5,6 +5,7 @@ prints it and exits with code 2; code that uses the library catches `MclipError`
 """
 
 import re
+from pathlib import Path
 
 TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 """ECMA-48: control sequences (colours), operating-system commands (links) and other escapes of a terminal."""
@@ -34,6 +35,12 @@ class CheckpointError(MclipError):
 
 class PeerError(MclipError):
     """Another process of the same run stopped; that one prints why."""
+
+
+def check_new(folder: Path) -> None:
+    """CheckpointError if a folder exists that is to be written."""
+    if folder.exists():
+        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
 
 
 def first_line(error: Exception) -> str:

