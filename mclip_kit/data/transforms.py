@@ -1,6 +1,6 @@
 """Pictures as tensors: the teacher's own transform, and augmentation for training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,17 @@ from mclip_kit.data.captions import Captions
 from mclip_kit.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]
+
+
+def picture_size(preprocess: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of a transform's pixels; `size` of its config is one number or two.
+
+    >>> picture_size({"size": 224})
+    (224, 224)
+    """
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
 
 
 def read_pixels(
@@ -30,9 +41,7 @@ def read_pixels(
     """
     if captions.pixels is not None:
         return to_pixels(captions.pixels[images], transform, preprocess), []
-    size = preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    pixels_NCHW, unreadable = torch.zeros(len(images), 3, height, width), []
+    pixels_NCHW, unreadable = torch.zeros(len(images), 3, *picture_size(preprocess)), []
     for row, image in enumerate(images):
         try:
             pixels_NCHW[row] = transform(captions.open(int(image)))
@@ -46,9 +55,7 @@ def to_pixels(pictures_NSSC: np.ndarray, transform: Transform, preprocess: dict[
 
     Pictures that already have the teacher's size are only normalised, all at once.
     """
-    size = preprocess["size"]
-    wanted = (size, size) if isinstance(size, int) else tuple(size)
-    if pictures_NSSC.shape[1:3] == wanted:
+    if pictures_NSSC.shape[1:3] == picture_size(preprocess):
         scaled_NCHW = torch.from_numpy(np.ascontiguousarray(pictures_NSSC)).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
         return (scaled_NCHW - mean) / std

@@ -16,7 +16,7 @@ from mclip_kit.evaluate.report import tables
 from mclip_kit.evaluate.retrieval import METRICS as METRICS
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER, evaluate
 from mclip_kit.evaluate.retrieval import VALIDATION as VALIDATION
-from mclip_kit.evaluate.same_images import SameImages, same_images
+from mclip_kit.evaluate.same_images import SameImages, open_older, same_images
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.layout import MANIFEST
 from mclip_kit.models.multilingual_clip import load
@@ -33,6 +33,7 @@ def run(request: Request) -> Findings:
     captions, chosen = request.opened or open_data(request), (request.split, request.languages)
     credit = _credit(request.data)
     baselines = {name: baseline(name, captions, *chosen, request.protocol) for name in request.baseline}
+    older = open_older(request.same_images) if request.same_images else None
     rows: ResultRows = []
     scored: list[tables.Scored] = []
     differences: list[str] = []
@@ -44,8 +45,8 @@ def run(request: Request) -> Findings:
         about = request.about(name, model.made_from)
         scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
         rows += tables.retrieval_rows(results, about, STUDENT, model.trained_languages)
-        if request.same_images:
-            same[name] = same_images(model, request.same_images, captions, request.split, request.data)
+        if request.same_images and older:
+            same[name] = same_images(model, request.same_images, older, captions, request.split, request.data)
         for against, score in baselines.items():
             theirs = score(model, cache)
             found = compare(results, theirs)

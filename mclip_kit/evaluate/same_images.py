@@ -17,6 +17,7 @@ from mclip_kit import layout
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.errors import DataError
+from mclip_kit.evaluate.embedder import auto_device
 from mclip_kit.models.clip import Clip, build_clip
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
@@ -66,19 +67,20 @@ class SameImages:
         return {"model": str(model), **asdict(self), "largest": largest}
 
 
-def same_images(model: MultilingualClip, old: str, captions: Captions, split: str, data: Path) -> SameImages:
+def same_images(
+    model: MultilingualClip, old: str, older: MultilingualClip | Clip, captions: Captions, split: str, data: Path
+) -> SameImages:
     """Compare the image vectors of a model with those of an older one, on the pictures of a split.
 
     Args:
         model: the model.
-        old: a model folder, or a CLIP as `build_clip` takes it: `local-dir:DIR`, or a name and a tag with a space
-            between them.
+        old: the older model's name, for the sentence.
+        older: the older model, as `open_older` gives it.
         data: the corpus, for the sentence.
     Raises:
-        CheckpointError, RecipeError, MissingWeights: the older model cannot be loaded.
         DataError: no picture of the split can be read.
     """
-    sides = [_image_side(model), _image_side(_older(old, model.device))]
+    sides = [_image_side(model), _image_side(older)]
     pictures, differ, largest, unreadable = 0, 0, 0.0, 0
     rows = captions.gallery(split)
     for start in tqdm(range(0, len(rows), BATCH), desc="image vectors", unit="batch", leave=False, disable=None):
@@ -98,11 +100,19 @@ def same_images(model: MultilingualClip, old: str, captions: Captions, split: st
     return SameImages(old, f"{data}, {split}", pictures, differ, largest, unreadable)
 
 
-def _older(old: str, device: torch.device) -> MultilingualClip | Clip:
+def open_older(old: str) -> MultilingualClip | Clip:
+    """The model that others are compared with, where those run.
+
+    Args:
+        old: a model folder, or a CLIP as `build_clip` takes it: `local-dir:DIR`, or a name and a tag with a space
+            between them.
+    Raises:
+        CheckpointError, RecipeError, MissingWeights: it cannot be loaded.
+    """
     if (Path(old) / layout.MODEL_CONFIG).is_file():
-        return load(old, device)
+        return load(old)
     name, _, weights = old.partition(" ")
-    return build_clip(name, weights or None).to(device).eval()
+    return build_clip(name, weights or None).to(auto_device()).eval()
 
 
 def _image_side(model: MultilingualClip | Clip) -> tuple[Clip, nn.Module, nn.Module]:

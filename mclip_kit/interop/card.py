@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
-
 from mclip_kit import layout
 from mclip_kit.files import write_json, write_text
 
@@ -67,11 +65,7 @@ class Export:
 
 def facts_of(folder: Path) -> Facts:
     """What card.json of a model folder has; nothing if it is missing or damaged."""
-    try:
-        found = json.loads((folder / layout.CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return _json(folder / layout.CARD)
 
 
 def record(folder: Path, facts: Facts) -> str | None:
@@ -164,6 +158,8 @@ def render(source: Path | None, facts: Facts, export: Export | None) -> str:
 
 def _front_matter(config: Mapping[str, Any], facts: Facts, hub: tuple[str, str]) -> str:
     """YAML, as the hub reads it; scores as its model-index."""
+    from huggingface_hub import EvalResult, ModelCardData  # the command line starts faster
+
     results = [
         EvalResult(
             task_type="image-text-retrieval",
@@ -286,6 +282,7 @@ def _training(facts: Facts) -> Iterator[str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """A JSON file with a dict; empty if it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -5,6 +5,7 @@ open_clip where the margin is 3, 7, 11, ... pixels: they round its half down, to
 """
 
 from mclip_kit.config.model import Pictures
+from mclip_kit.data.transforms import picture_size
 from mclip_kit.interop.parity import SIZES
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
@@ -44,9 +45,8 @@ def notes(model: MultilingualClip) -> list[str]:
 def _side(model: MultilingualClip) -> int:
     """The side of the square that is cut out of a picture; 0: nothing is cut."""
     how = model.clip[0].preprocess
-    size = how["size"]
     cuts = (how.get("resize_mode") or "shortest") == "shortest"
-    return int(size if isinstance(size, int) else size[0]) if cuts else 0
+    return picture_size(how)[0] if cuts else 0
 
 
 def cut_beside(side: int, width: int, height: int) -> bool:

@@ -10,6 +10,7 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
+from mclip_kit.data.transforms import picture_size
 from mclip_kit.errors import CheckpointError
 from mclip_kit.models.clip import Clip
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -147,8 +148,7 @@ def processor_config(clip: Clip) -> dict[str, Any]:
         CheckpointError: it cannot prepare pictures in this way.
     """
     how = clip.preprocess
-    size = how["size"]
-    high, wide = size if isinstance(size, list | tuple) else (size, size)
+    high, wide = picture_size(how)
     mode = how.get("resize_mode") or "shortest"
     if mode == "longest" or (mode == "shortest" and high != wide):
         raise CheckpointError(

@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer
 
 from mclip_kit.config.model import AS_OPEN_CLIP
+from mclip_kit.data.transforms import picture_size
 from mclip_kit.files import write_json
 from mclip_kit.interop.export import Format
 from mclip_kit.interop.onnx_graph import ImageTower, TextTower, save, trace
@@ -58,7 +59,7 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
     )
     length = torch.export.Dim("length", max=model.encoder.positions)
     save(trace(TextTower(model), "text", ids_NT.int(), {1: length}), textual / "model.onnx", options["int8"])
-    pixels_NCHW = torch.zeros(2, 3, *_size(clip.preprocess))
+    pixels_NCHW = torch.zeros(2, 3, *picture_size(clip.preprocess))
     save(trace(ImageTower(model), "image", pixels_NCHW, {}), visual / "model.onnx", options["int8"])
     write_tokenizer(model, textual)
     write_json(visual / "preprocess_cfg.json", clip.preprocess)
@@ -97,12 +98,6 @@ def write_tokenizer(model: MultilingualClip, folder: Path) -> None:
     write_json(path, rules)
 
 
-def _size(preprocess: Mapping[str, Any]) -> tuple[int, int]:
-    size = preprocess["size"]
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return int(height), int(width)
-
-
 def _misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
     tokenizer, how = model.encoder.tokenizer, model.clip[0].preprocess
     hf = getattr(tokenizer, "hf", None)
@@ -115,7 +110,7 @@ def _misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
             "the graph tells padding by its id, and this encoder's tokenizer also ends texts with that token; train "
             "from an encoder whose padding has a token of its own, such as XLM-R"
         )
-    height, width = _size(how)
+    height, width = picture_size(how)
     if how["resize_mode"] == "longest" or (how["resize_mode"] == "shortest" and height != width):
         return (
             f"its pictures are resized to {height}x{width} by resize_mode: {how['resize_mode']}, which the readers of "

@@ -11,7 +11,6 @@ is `text`, which is found from inside the folder, wherever it is; or, with the o
 Shapes: E CLIP width, D embedding.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -28,6 +27,7 @@ from mclip_kit.errors import CheckpointError
 from mclip_kit.files import follow_umask, write_json
 from mclip_kit.interop.export import Format
 from mclip_kit.interop.open_clip_text import student_text
+from mclip_kit.interop.push import is_repo
 from mclip_kit.models.clip import CONFIG, TEXT, WEIGHTS
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -196,7 +196,7 @@ def _fold(state: StateDict, tower: str, fold_DE: Tensor) -> None:
 
 
 def _misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
-    if options["repo"] and not re.fullmatch(r"[\w.-]+/[\w.-]+", options["repo"]):
+    if options["repo"] and not is_repo(options["repo"]):
         return f"--repo {options['repo']}: give ORG/NAME, a repository of the Hugging Face hub"
     try:
         {"student": _student, "teacher": _teacher}[options["tower"]](model, options["context"])

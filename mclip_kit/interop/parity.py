@@ -83,11 +83,11 @@ def samples(folder: Path, kinds: Sequence[str] = ("text", "picture")) -> Samples
     files = {
         "pictures": [
             *(save(f"{w}x{h}.png", picture(w, h)) for w, h in SIZES["pictures"][:-1]),
-            save("grey.png", picture(96, 72).convert("L")),
+            save("grey.png", picture(*SIZES["pictures"][-1]).convert("L")),
         ],
         "palette and CMYK": [
-            save("palette.png", picture(96, 72).convert("P")),
-            save("cmyk.jpg", picture(96, 72).convert("CMYK"), quality=95),
+            save("palette.png", picture(*SIZES["palette and CMYK"][0]).convert("P")),
+            save("cmyk.jpg", picture(*SIZES["palette and CMYK"][0]).convert("CMYK"), quality=95),
         ],
         "photos": [save(f"{w}x{h}.png", picture(w, h)) for w, h in SIZES["photos"]],
         "odd pictures": [

@@ -9,9 +9,14 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from mclip_kit.errors import CheckpointError, first_line
 
 
+def is_repo(name: str) -> bool:
+    """Whether a name is ORG/NAME, as the hub's repositories are."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
 def check_repo(repo: str) -> None:
     """CheckpointError if a name is not ORG/NAME, or the hub is switched off; before anything is computed."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not is_repo(repo):
         raise CheckpointError(f"{repo}: give ORG/NAME, a repository of the Hugging Face hub")
     if constants.HF_HUB_OFFLINE:
         raise CheckpointError(f"{repo}: the hub is switched off; unset HF_HUB_OFFLINE to push")

@@ -40,9 +40,8 @@ def _dataset(folder: Path) -> dict[str, Any]:
 
 
 def _stage_line(stage: Stage) -> str:
-    losses = "; ".join(f"{edge.loss} on {name}" for name, edge in getattr(stage, "edges", {}).items()) or getattr(
-        stage, "kind", ""
-    )
+    edges = getattr(stage, "edges", {})
+    losses = "; ".join(f"{edge.loss} on {name}" for name, edge in edges.items()) or getattr(stage, "kind", "")
     languages = getattr(stage, "languages", "all")
     spoken = languages if isinstance(languages, str) else ", ".join(map(str, languages))
     return f"Stage {stage.name}: trains {', '.join(stage.train)}; {losses}; languages: {spoken}; lr {stage.lr:g}."

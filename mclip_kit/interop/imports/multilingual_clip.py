@@ -15,29 +15,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
 from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.interop.imports.source import (
-    assemble,
-    folder_of,
-    given_clip,
-    languages,
-    linear_head,
-    new_encoder,
-    read_json,
-)
+from mclip_kit.interop.imports.folders import folder_of, languages, read_json, read_weights
+from mclip_kit.interop.imports.source import assemble, given_clip, linear_head, new_encoder
 from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.models.safe_load import UNFIT, named_tensors, read_pickle
+from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder, tokenizer_of
 
 ENCODER, HEAD = "transformer.", "LinearTransformation."
 UNUSED = ("embeddings.position_ids", "pooler.")
 KINDS = ("bert", "distilbert", "roberta", "xlm-roberta")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
 
 
@@ -67,24 +58,15 @@ def import_multilingual_clip(
     state = _weights(folder)
     image_and_text = given_clip(clip, clip_weights, name)
     encoder = _encoder(folder, base or settings.get("modelBase"), state)
-    head = linear_head("mean", state[f"{HEAD}weight"].float(), state[f"{HEAD}bias"].float())
+    head = linear_head("mean", state[f"{HEAD}weight"], state[f"{HEAD}bias"])
     model = assemble(image_and_text, encoder, head, name)
     model.trained_languages = languages(folder)
     return model
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of a checkpoint, checked to be the encoder's and the linear map's."""
-    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if path is None:
-        raise CheckpointError(f"{folder}: has no weights, neither {' nor '.join(WEIGHTS)}")
-    if path.suffix == ".bin":
-        state = named_tensors(read_pickle(path), path)
-    else:
-        try:
-            state = load_file(path)
-        except UNFIT as error:
-            raise CheckpointError(f"{path}: damaged: {first_line(error)}") from None
+    """All weights of a checkpoint, in float32, checked to be the encoder's and the linear map's."""
+    path, state = read_weights(folder)
     for name in (f"{HEAD}weight", f"{HEAD}bias"):
         if name not in state:
             raise CheckpointError(f"{path}: not a Multilingual-CLIP checkpoint: it has no {name}")
@@ -108,7 +90,7 @@ def _encoder(folder: Path, base: Any, state: Mapping[str, Tensor]) -> Encoder:
     if config.model_type not in KINDS:
         raise CheckpointError(f"{base}: a {config.model_type}; Multilingual-CLIP's are {', '.join(KINDS)}")
     own = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name.startswith(ENCODER)}
-    own = {name: tensor.float() for name, tensor in own.items() if not name.startswith(UNUSED)}
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(UNUSED)}
     model = new_encoder(config)
     try:
         model.load_state_dict(own)

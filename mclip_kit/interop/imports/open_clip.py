@@ -15,26 +15,24 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from mclip_kit.config.model import Pictures, TextCleaning
-from mclip_kit.errors import CheckpointError, RecipeError, first_line
+from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.interop.imports.folders import languages, read_json
 from mclip_kit.interop.imports.source import (
-    BRING_WEIGHTS,
     Head,
     assemble,
-    languages,
     limited,
     linear_head,
     mlp_head,
-    read_json,
+    trained_clip,
     without_pooler,
 )
-from mclip_kit.models.clip import CONFIG, Clip, build_clip
+from mclip_kit.interop.open_clip_text import ENCODERS
+from mclip_kit.models.clip import CONFIG, Clip
 from mclip_kit.models.encoding import CLEANERS
 from mclip_kit.models.hub import hub_answers, quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder, tokenizer_of
-
-KINDS = ("bert", "roberta", "xlm-roberta")
 
 
 def import_open_clip(place: str | Path, pretrained: str | None = None) -> MultilingualClip:
@@ -53,13 +51,8 @@ def import_open_clip(place: str | Path, pretrained: str | None = None) -> Multil
         RecipeError: open_clip does not know the name, or the weights are missing.
     """
     name = f"local-dir:{place}" if Path(place).is_dir() else str(place)
-    brings = name.startswith(BRING_WEIGHTS)
-    if brings and pretrained:
-        raise RecipeError("leave --pretrained out: local-dir:, hf-hub: and openai: models bring their own weights")
-    if not brings and pretrained in (None, "random", "train"):
-        raise RecipeError(f"{name}: give its trained weights, a pretrained tag or a file: --pretrained TAG")
     with quiet_transformers():
-        clip = build_clip(name, pretrained)
+        clip = trained_clip(name, pretrained, name, "--pretrained")
     source = str(place)
     try:
         _check(clip)
@@ -86,8 +79,8 @@ def _check(clip: Clip) -> None:
             "a student for it"
         )
     kind = text.config.model_type
-    if kind not in KINDS:
-        raise CheckpointError(f"its text tower is a {kind}; only {', '.join(KINDS)} can be imported")
+    if kind not in ENCODERS:
+        raise CheckpointError(f"its text tower is a {kind}; only {', '.join(ENCODERS)} can be imported")
     pools_last = isinstance(text.pooler, ClsLastHiddenStatePooler | MeanPooler)
     if not pools_last and not (isinstance(text.pooler, ClsPooler) and text.transformer.pooler is None):
         what = type(text.pooler).__name__

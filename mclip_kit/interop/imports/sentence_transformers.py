@@ -17,31 +17,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoImageProcessor, CLIPVisionModel
 
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.interop import sentence_transformers as export
+from mclip_kit.interop.imports.folders import folder_of, languages, read_json, read_weights
 from mclip_kit.interop.imports.source import (
     Head,
     assemble,
-    folder_of,
     given_clip,
-    languages,
     limited,
     linear_head,
     mlp_head,
-    read_json,
     transformers_clip,
     with_teacher,
 )
 from mclip_kit.models.clip import Clip
 from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.models.safe_load import UNFIT, StateDict, named_tensors, plain_values, read_pickle, refusal
+from mclip_kit.models.safe_load import UNFIT, StateDict, plain_values, refusal
 from mclip_kit.models.text_encoder import pretrained_encoder
 
-POOLS = {"cls": "cls", "mean": "mean", "lasttoken": "eos"}
+POOLS = {theirs: ours for ours, theirs in export.POOLS.items()}
 OLD_POOL = "pooling_mode_"  # pooling_mode_mean_tokens, pooling_mode_cls_token, pooling_mode_lasttoken, ...
 HEAD_MODULES = ("LayerNorm", "Dense")
 MOST_LENGTH = 2**31  # a larger model_max_length is none
@@ -184,9 +182,12 @@ def _head(pool: str, modules: Sequence[Module], pooling: Module) -> Head | None:
         if module.kind == "LayerNorm":
             if number:
                 raise CheckpointError(f"{module.folder}: a LayerNorm after a Dense cannot be imported")
-            norm = _weights(module)
+            _, norm = read_weights(module.folder)
             continue
-        state, activation = _weights(module), str(module.config.get("activation_function", "torch.nn.Tanh"))
+        state, activation = (
+            read_weights(module.folder)[1],
+            str(module.config.get("activation_function", "torch.nn.Tanh")),
+        )
         if "linear.weight" not in state:
             raise CheckpointError(f"{module.folder}: its weights lack linear.weight")
         groups[-1].append((state["linear.weight"], state.get("linear.bias")))
@@ -231,19 +232,6 @@ def _product(maps: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tens
     return weight, bias
 
 
-def _weights(module: Module) -> StateDict:
-    """The weights of a module, in float32."""
-    safe, pickled = module.folder / "model.safetensors", module.folder / "pytorch_model.bin"
-    if not safe.is_file():
-        state = named_tensors(read_pickle(pickled), pickled)
-    else:
-        try:
-            state = load_file(safe)
-        except UNFIT as error:
-            raise CheckpointError(f"{safe}: damaged: {first_line(error)}") from None
-    return {name: tensor.float() for name, tensor in state.items()}
-
-
 def _image_tower(modules: Sequence[Module], source: str) -> Clip:
     """A CLIP of the route `image`: a CLIPVisionModel and its projection."""
     kinds = [module.kind for module in modules]
@@ -252,7 +240,7 @@ def _image_tower(modules: Sequence[Module], source: str) -> Clip:
         raise CheckpointError(
             f"{source}: its modules for pictures are {', '.join(kinds)}; a CLIPVisionModel and a Dense can be imported"
         )
-    state = _weights(dense)
+    _, state = read_weights(dense.folder)
     if set(state) != {"linear.weight"}:
         raise CheckpointError(f"{dense.folder}: the projection of pictures has more than linear.weight")
     folder = modules[0].folder

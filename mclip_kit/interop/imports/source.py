@@ -1,9 +1,8 @@
-"""What the imports share: a source's folder and languages, the given CLIP, the text's length, a head of linear maps.
+"""What the imports share: the given CLIP, the text's length, a head of linear maps, the model of all of them.
 
 Shapes: H encoder width, D embedding, E CLIP width, F width between two maps.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
-from huggingface_hub import snapshot_download
 from open_clip import CustomTextCLIP
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.tokenizer import SimpleTokenizer
@@ -25,14 +22,11 @@ from mclip_kit.interop import open_clip
 from mclip_kit.interop.clip_pictures import AS_TRANSFORMERS
 from mclip_kit.interop.clip_vision import open_clip_vision, preprocess
 from mclip_kit.models.clip import Clip, build_clip
-from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
+from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder
 
-FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "README.md"]
 BRING_WEIGHTS = ("local-dir:", "hf-hub:", "openai:")
-NOT_CODES = ("multilingual", "multi", "mul")
 PLACEHOLDER = {"context_length": 4, "vocab_size": 49408, "width": 2, "heads": 1, "layers": 1}
 """A text tower that is replaced before anyone sees it."""
 
@@ -42,56 +36,6 @@ class Head(NamedTuple):
 
     projector: dict[str, Any]
     state: dict[str, Tensor]
-
-
-def folder_of(place: str | Path, what: str) -> Path:
-    """A source's folder: the place itself, or the hub's copy on this machine.
-
-    Args:
-        place: a folder, or an id on the hub, ORG/NAME.
-        what: the kind of source, for messages.
-    Raises:
-        MissingWeights: it is neither on disk nor on the hub.
-    """
-    if Path(place).is_dir():
-        return Path(place)
-    try:
-        return Path(snapshot_download(str(place), local_files_only=not hub_answers(), allow_patterns=FILES))
-    except UNFIT:  # an id with wrong letters, no answer, no such repository
-        raise MissingWeights((f"{what} {place}", "a folder that has it")) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file with a dict; CheckpointError if it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise CheckpointError(f"{path}: missing") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged: {first_line(error)}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: contains a {type(found).__name__}, not settings by name")
-    return found
-
-
-def languages(folder: Path) -> list[str]:
-    """The codes that a source's card lists under `language`; empty without a card or a list.
-
-    >>> languages(Path("models/without-a-card"))
-    []
-    """
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    if not text.startswith("---"):
-        return []
-    try:
-        facts = yaml.safe_load(text.split("---", 2)[1])
-    except (yaml.YAMLError, IndexError):
-        return []
-    found = facts.get("language") if isinstance(facts, dict) else None
-    listed = found if isinstance(found, list) else [found] if found else []
-    codes = ("no" if code is False else str(code) for code in listed)  # YAML reads a bare `no` as false
-    return sorted({code for code in codes if code not in NOT_CODES})
 
 
 def given_clip(clip: str | None, weights: str | None, needed_by: str) -> Clip:
@@ -109,12 +53,26 @@ def given_clip(clip: str | None, weights: str | None, needed_by: str) -> Clip:
             f"{needed_by} has no image tower; name the CLIP that it was trained for: --clip local-dir:DIR, hf-hub:ID, "
             "openai:FILE, or a name of open_clip with --clip-weights TAG"
         )
-    brings = clip.startswith(BRING_WEIGHTS)
+    return trained_clip(clip, weights, f"--clip {clip}", "--clip-weights")
+
+
+def trained_clip(name: str, weights: str | None, what: str, option: str) -> Clip:
+    """A CLIP with trained weights.
+
+    Args:
+        name: as `teacher.model` of a recipe.
+        weights: as `teacher.weights`; for a name of open_clip only, which needs them.
+        what: the name, and
+        option: the option of the weights, for messages.
+    Raises:
+        RecipeError: the weights are missing, or the name brings its own.
+    """
+    brings = name.startswith(BRING_WEIGHTS)
     if brings and weights:
-        raise RecipeError("leave --clip-weights out: local-dir:, hf-hub: and openai: models bring their own")
+        raise RecipeError(f"leave {option} out: local-dir:, hf-hub: and openai: models bring their own weights")
     if not brings and weights in (None, "random", "train"):
-        raise RecipeError(f"--clip {clip}: give its trained weights, a pretrained tag or a file: --clip-weights TAG")
-    return build_clip(clip, weights)
+        raise RecipeError(f"{what}: give its trained weights, a pretrained tag or a file: {option} TAG")
+    return build_clip(name, weights)
 
 
 def same_width(width: int, clip: Clip, source: str) -> None:
