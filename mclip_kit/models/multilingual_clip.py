@@ -109,7 +109,7 @@ class MultilingualClip(nn.Module):
         clean = CLEANERS[self.text_cleaning]
         return self.encoder.tokenizer.encode([clean(text) for text in texts] if clean else texts, room)
 
-    def encode_text(self, texts: Texts, batch_size: int = 256) -> Tensor:
+    def encode_text(self, texts: Texts, batch_size: int | None = None) -> Tensor:
         """Student embeddings of texts in any language.
 
         >>> text_ND = model.encode_text(["red apple", "pomme rouge", "红苹果"])
@@ -120,7 +120,8 @@ class MultilingualClip(nn.Module):
 
         Args:
             texts: one text or a sequence of N texts; a text beyond the encoder's positions loses its last tokens.
-            batch_size: texts per batch; texts of similar length share a batch.
+            batch_size: texts per batch; texts of similar length share a batch. None: 32 on the CPU, where larger
+                batches are slower (benchmarks/embed.py), else 256.
         Returns:
             (N, D), L2-normalised, float32 on the CPU, in the order of `texts`.
         Raises:
@@ -128,6 +129,8 @@ class MultilingualClip(nn.Module):
         """
         tokens = self.student_tokens(as_texts(texts))
         lengths = [len(ids) for ids in tokens]
+        if batch_size is None:
+            batch_size = 32 if self.device.type == "cpu" else 256
         with evaluating(self):
             return embed_by_length(tokens, lengths, self._embed_tokens, self.width, batch_size)
 

@@ -9,16 +9,21 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 from transformers import XLMRobertaModel, XLMRobertaXLModel
 
+from mclip_kit.cli import cli
 from mclip_kit.data import fairseq_io
 from mclip_kit.data.batching import pad
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, UNK, train_sentencepiece
 from mclip_kit.errors import MclipError
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.interop.fairseq import write_folder
-from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
+from mclip_kit.models.text_encoder import Encoder, encoder_within, pretrained_encoder
+from tests import tiny
+from tests.interop.models import build
+from tests.models.test_translator import translator
 
 # isort: split
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
@@ -434,6 +439,20 @@ def test_a_folder_that_we_write_is_read_by_fairseq_with_the_same_states(files: F
     same(our_states(named_encoder(f"fairseq:{tmp_path / 'out'}"), tokens), our_states(encoder, tokens))
     with pytest.raises(MclipError, match="exists already"):
         write_folder(encoder, tmp_path / "out")
+
+
+def test_the_command_exports_the_encoder_of_models_and_translators(squares: Path, tmp_path: Path) -> None:
+    model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
+    model.save(tmp_path / "model")
+    translator(squares).save(tmp_path / "translator")
+    model.encoder.save(tmp_path / "encoder")
+    for name in ("model", "translator", "encoder"):
+        out = tmp_path / f"{name}.fairseq"
+        done = CliRunner().invoke(cli, ["export", "fairseq", str(tmp_path / name), "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        hub = XLMRModel.from_pretrained(str(out)).eval()
+        tokens = [hub.encode(text) for text in ("red", "grün links", "")]
+        same(our_states(encoder_within(tmp_path / name), tokens), states(hub, tokens))
 
 
 def test_only_an_xlmr_becomes_a_fairseq_folder(copy: Path, tmp_path: Path) -> None:
