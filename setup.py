@@ -63,8 +63,11 @@ ONNX = [
     "onnxruntime>=1.22",  # reads opset 18 with numpy 2
 ]
 
+DIFFUSERS = ["diffusers>=0.42"]  # older ones were not tried with transformers 5
+
 DEV = [
     *ONNX,  # small, and the exports to it are tested
+    *DIFFUSERS,
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
@@ -106,6 +109,7 @@ setup(
         "excel": ["openpyxl>=3.1"],  # tables in .xlsx
         "sentence-transformers": SENTENCE_TRANSFORMERS,
         "onnx": ONNX,
+        "diffusers": DIFFUSERS,
         "eval": ["clip-benchmark>=1.6.2,<2"],
         "dev": DEV,
     },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages

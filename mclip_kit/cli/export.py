@@ -15,6 +15,7 @@ ABOUT = {
     "open-clip": "A folder that open_clip loads, and clip-benchmark scores.",
     "sentence-transformers": "A folder that SentenceTransformer loads, for texts and pictures.",
     "transformers": "A folder of transformers' AltCLIPModel, or of its VisionTextDualEncoderModel.",
+    "diffusers": "The text encoder and tokenizer of a Stable Diffusion pipeline, as AltDiffusion has them.",
     "onnx": "Graphs of both towers that onnxruntime runs, in the layout that Immich reads.",
 }
 """Format -> its line of help."""
@@ -47,6 +48,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], ...]] = {
         ),
         _context("Immich"),
     ),
+    "diffusers": (_context("diffusers"),),
 }
 """Format -> its own options, which are those of its `FORMAT.options`."""
 

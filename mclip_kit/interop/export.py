@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the command line lists the formats without torch
     from mclip_kit.interop.parity import Embeddings
     from mclip_kit.models.multilingual_clip import MultilingualClip
 
-FORMATS = ("open-clip", "sentence-transformers", "transformers", "onnx")
+FORMATS = ("open-clip", "sentence-transformers", "transformers", "onnx", "diffusers")
 """Names of formats; a format's module here, and its file in `readers/`, have its name with underscores."""
 
 Options = Mapping[str, Any]

@@ -7,7 +7,6 @@ identity in float32, and the projection scales it up again. The layers of an X-p
 Shapes: H encoder width, D embedding.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from transformers import (
 
 from mclip_kit.errors import CheckpointError
 from mclip_kit.files import follow_umask, write_json
-from mclip_kit.interop import clip_pictures
+from mclip_kit.interop import altclip_text, clip_pictures
+from mclip_kit.interop.altclip_text import kind_of, load, load_text, settle_tokenizer, sizes
 from mclip_kit.interop.clip_vision import processor_config, vision_config, vision_state
 from mclip_kit.interop.export import Format
 from mclip_kit.interop.open_clip_text import ENCODERS, SAMPLES, EncoderLayers, affine
@@ -33,18 +33,10 @@ from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.projectors import NoisyStandardization
-from mclip_kit.models.special_tokens import save_as_text
 
 TOLERANCE = 1e-5
-ALTCLIP_ENCODERS = ("xlm-roberta", "roberta")
-EPSILON = 1e-5  # of the LayerNorm of head altclip
 LINEAR = 2.0**-10
 """Largest input of tanh for usual texts: tanh differs from it by a third of its square, 3e-7 of it."""
-SIZES = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
-    *("layer_norm_eps", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id"),
-)
 
 
 def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> None:
@@ -60,7 +52,7 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
         built.save_pretrained(folder)
         follow_umask(folder)
         model.encoder.tokenizer.save(folder)
-        _settle_tokenizer(folder, model.encoder.positions)
+        settle_tokenizer(folder, model.encoder.positions)
     kind = "AltCLIPProcessor" if _is_altclip(model) else "VisionTextDualEncoderProcessor"
     write_json(folder / "preprocessor_config.json", {**processor_config(model.clip[0]), "processor_class": kind})
 
@@ -68,8 +60,7 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
 def misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
     """Why no class of transformers fits, in one sentence; None: one fits."""
     pooling, encoder = model.projector.pooling, model.encoder.config
-    head: Any = model.projector.head
-    kind = _kind(model)
+    kind = kind_of(model)
     if pooling != "cls":
         return (
             f"transformers' dual encoders pool the first token, not {pooling}; train with projector.pool: cls, or "
@@ -80,16 +71,14 @@ def misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
             "AltCLIPModel has no GELU in its head, VisionTextDualEncoderModel neither; train with projector.kind: "
             "altclip or linear, or export to sentence-transformers"
         )
-    known = ALTCLIP_ENCODERS if kind == "altclip" else ENCODERS
-    if encoder.model_type not in known:
+    if kind == "altclip":
+        reason = altclip_text.misfit(model)
+        if reason:
+            return reason
+    elif encoder.model_type not in ENCODERS:
         return (
-            f"for head {kind} transformers takes {', '.join(known)} encoders, not {encoder.model_type}; export to "
+            f"for head {kind} transformers takes {', '.join(ENCODERS)} encoders, not {encoder.model_type}; export to "
             "sentence-transformers"
-        )
-    if _is_altclip(model) and encoder.layer_norm_eps != head[0].eps:
-        return (
-            f"AltCLIPModel has one layer_norm_eps, this encoder has {encoder.layer_norm_eps} and its head "
-            f"{head[0].eps}; train with projector.kind: linear"
         )
     if model.projector.blocks is not None and encoder.hidden_act != "gelu":
         return (
@@ -121,26 +110,17 @@ def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
 
 
 def _is_altclip(model: MultilingualClip) -> bool:
-    return _kind(model) == "altclip"
-
-
-def _kind(model: MultilingualClip) -> str:
-    projector: Any = model.settings["projector"]
-    return str(projector["kind"])
+    return kind_of(model) == "altclip"
 
 
 def _altclip(model: MultilingualClip) -> Any:
     """The model as AltCLIPModel."""
-    head: Any = model.projector.head
-    norm, linear, projection = head
-    encoder = model.encoder.config
-    text = {name: getattr(encoder, name) for name in SIZES} | {"project_dim": linear.out_features}
     vision = vision_config(model.image) | {"projection_dim": model.width}
-    built = AltCLIPModel(AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=model.width))
-    _load(built.text_model.roberta, _states(model.encoder.model))
-    _load(built.text_model.pre_LN, _states(norm))
-    _load(built.text_model.transformation, _states(linear))
-    return _finish(built, model, projection.weight)
+    config = AltCLIPConfig(text_config=sizes(model), vision_config=vision, projection_dim=model.width)
+    built = AltCLIPModel(config)
+    load_text(built.text_model, model)
+    head: Any = model.projector.head
+    return _finish(built, model, head[2].weight)
 
 
 def _dual(model: MultilingualClip) -> Any:
@@ -154,29 +134,18 @@ def _dual(model: MultilingualClip) -> Any:
     )
     built = VisionTextDualEncoderModel(config, text_model=text)
     pooler, projection_DH = _through_tanh(model, layers)
-    _load(built.text_model, layers.state | {f"pooler.dense.{name}": tensor for name, tensor in pooler.items()})
+    load(built.text_model, layers.state | {f"pooler.dense.{name}": tensor for name, tensor in pooler.items()})
     return _finish(built, model, projection_DH)
 
 
 def _finish(built: Any, model: MultilingualClip, projection: Tensor) -> Any:
     state, visual_projection = vision_state(model)
-    _load(built.vision_model, state)
+    load(built.vision_model, state)
     with torch.no_grad():
         built.visual_projection.weight.copy_(visual_projection)
         built.text_projection.weight.copy_(projection)
         built.logit_scale.copy_(model.teacher_scale.reshape(()))
     return built.eval()
-
-
-def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load every weight; AltCLIP's encoder calls its list of layers `layers`, XLM-R `layer`."""
-    names = module.state_dict()
-    renamed = {name.replace("encoder.layer.", "encoder.layers."): tensor for name, tensor in state.items()}
-    module.load_state_dict(renamed if names.keys() == renamed.keys() else dict(state))
-
-
-def _states(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
 
 
 def _through_tanh(model: MultilingualClip, layers: EncoderLayers) -> tuple[dict[str, Tensor], Tensor]:
@@ -223,14 +192,6 @@ def _plane(layers: EncoderLayers) -> tuple[Tensor, Tensor]:
     weight_H, bias_H = (layers.state[f"{layers.last}output.LayerNorm.{name}"].double() for name in ("weight", "bias"))
     across_H = 1 / torch.where(weight_H == 0, 1e-30, weight_H)
     return across_H / across_H.norm(), bias_H
-
-
-def _settle_tokenizer(folder: Path, positions: int) -> None:
-    """Names of special tokens in a text are text; `truncation=True` cuts at the encoder's positions."""
-    save_as_text(folder)
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, settings | {"model_max_length": positions, "padding_side": "right", "truncation_side": "right"})
 
 
 def _allowed(model: MultilingualClip, options: Mapping[str, Any]) -> dict[str, float]:

@@ -16,6 +16,7 @@ EXACT: dict[str, Callable[[Cell], bool]] = {
     ),
     "sentence-transformers": lambda cell: True,
     "onnx": lambda cell: True,
+    "diffusers": lambda cell: cell.head == "altclip",
     "transformers": lambda cell: cell.head in ("altclip", "linear", "transformer") and cell.pool == "cls",
 }
 """Format -> whether it takes a kind of student."""

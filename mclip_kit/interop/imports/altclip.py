@@ -11,9 +11,9 @@ import torch
 from transformers import AltCLIPConfig, AltCLIPModel, AutoImageProcessor, XLMRobertaConfig, XLMRobertaModel
 
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.interop.altclip_text import EPSILON, SIZES
 from mclip_kit.interop.imports.folders import folder_of, languages
 from mclip_kit.interop.imports.source import Head, assemble, given_clip, transformers_clip, with_teacher
-from mclip_kit.interop.transformers import EPSILON, SIZES
 from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import UNFIT, plain_values, refusal
