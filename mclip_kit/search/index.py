@@ -1,0 +1,323 @@
+"""An index of vectors, by faiss: exact, or faster and approximate; vectors that come later are appended.
+
+INDEX/
+    index.json      kind, counts, the embeddings it was made from; written last, so a folder that has it is whole
+    index.faiss     vectors, inner product
+    rows.arrow      metadata of each vector, in the same order
+
+A vector is known by the hash of its picture: two files with one content are one vector, a file that was moved keeps its
+vector, and the vector of a deleted file is not found any more.
+
+Shapes: N vectors, D embedding, Q queries, K nearest.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mclip_kit import __version__
+from mclip_kit.errors import CheckpointError, DataError, first_line
+from mclip_kit.features.hashing import hash_bytes
+from mclip_kit.files import locked, write_json, write_whole
+from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS
+from mclip_kit.progress import tqdm
+from mclip_kit.search.embed import FACTS as EMBEDDINGS
+
+Kind = Literal["flat", "hnsw", "ivfpq"]
+FACTS, VECTORS, ROWS = "index.json", "index.faiss", "rows.arrow"
+LINKS, BUILD_BREADTH, BREADTH = 32, 128, 128
+"""hnsw: neighbours of a vector, and how many vectors are looked at when it is added, and in a search."""
+PQ_BYTES, PROBES = 64, 32
+"""ivfpq: bytes of a stored vector, and lists that are searched."""
+FEWEST = 39 * 256  # ivfpq: vectors that faiss wants to train its codes
+TRAINED = 64  # ivfpq: vectors a list that the lists are trained on
+ADDED = 65_536  # vectors at once
+QUERIES, NEAREST = 1000, 10
+"""How many queries measure recall, among how many nearest."""
+GONE = 0.2  # share of deleted vectors from which on an approximate index is built anew
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of an index.
+
+    Attributes:
+        kind: of the index.
+        count: vectors that are found.
+        added, gone, same: vectors that came, that went, and files whose content another file has, too.
+        recall: share of the exact 10 nearest that are found; None: exact.
+        queries: what it was measured with.
+    """
+
+    kind: Kind
+    count: int
+    added: int
+    gone: int
+    same: int
+    recall: float | None = None
+    queries: str = ""
+
+
+def build(embeddings: str | Path, out: str | Path, kind: Kind | None = None) -> Built:
+    """Build an index, or bring it up to date.
+
+    >>> from mclip_kit.search.index import build
+    >>> build("embeddings", "index").recall is None  # exact
+    True
+
+    Args:
+        embeddings: a folder in clip-retrieval's layout, `img_emb/*.npy` and `metadata/*.parquet`, such as
+            `embed_pictures` writes; from other programs, too.
+        out: the folder.
+        kind: `flat`: exact; `hnsw`: faster, more memory; `ivfpq`: 64 bytes a vector. None: that of the index which is
+            there, else flat.
+    Raises:
+        DataError: the embeddings are missing, damaged or do not fit together.
+        CheckpointError: another process writes to the index.
+    """
+    embeddings, out = Path(embeddings), Path(out)
+    arrays, rows = read_embeddings(embeddings)
+    with locked(out / FACTS) as mine:
+        if not mine:
+            raise CheckpointError(f"{out}: another process writes this index; wait for it, or choose another --out")
+        old = _open_old(out, kind, arrays[0].shape[1], embeddings)
+        kind = kind or (old[0]["kind"] if old else "flat")
+        first = _first_of_each(rows["key"])
+        known = {} if old is None else {key: row for row, key in enumerate(old[2]["key"].to_pylist())}
+        new = [row for row in first if rows["key"][row].as_py() not in known]
+        kept = {rows["key"][row].as_py(): row for row in first}
+        gone = sum(key not in kept for key in known)
+        if old is not None and kind != "flat" and gone <= GONE * len(known):
+            index, order = old[1], [kept.get(key, -1) for key in known] + new
+            table = pa.concat_tables([_moved(old[2], rows, order[: len(known)]), _flagged(rows.take(new), False)])
+            added: Sequence[int] = new
+        else:
+            index, added = _new_index(kind, arrays, first), first
+            table = _flagged(rows.take(first), False)
+        for vectors_ND in _batches(arrays, added):
+            index.add(vectors_ND)
+        recall, queries = (None, "") if kind == "flat" else _recall(index, arrays, kept, table, embeddings)
+        found = Built(kind, len(first), len(new), gone, len(rows) - len(first), recall, queries)
+        _write(out, index, table, found, embeddings)
+    return found
+
+
+def read_embeddings(folder: Path) -> tuple[list[np.ndarray], pa.Table]:
+    """Vectors, memory-mapped float (N, D) each, and metadata with at least the columns image_path and key.
+
+    Raises:
+        DataError: they are missing, damaged or do not fit together.
+    """
+    files = sorted((folder / IMAGES).glob("*.npy"))
+    if not files:
+        what = "vectors of texts only; an index has those of pictures" if (folder / TEXTS).is_dir() else "no vectors"
+        raise DataError(f"{folder}: {what} ({IMAGES}/*.npy is missing); run mclip-kit embed MODEL --images ...")
+    try:
+        arrays = [np.load(file, mmap_mode="r") for file in files]
+        tables = [pq.read_table(file) for file in sorted((folder / METADATA).glob("*.parquet"))]
+    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
+        raise DataError(f"{folder}: damaged: {first_line(error)}; embed again") from None
+    shapes = {array.shape[1:] for array in arrays if array.ndim == 2 and array.dtype.kind == "f"}
+    if len(shapes) != 1 or any(array.ndim != 2 or array.dtype.kind != "f" for array in arrays):
+        raise DataError(f"{folder / IMAGES}: its files are not all float (N, D) of one width; embed again")
+    rows = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+    count = sum(map(len, arrays))
+    if tables and len(rows) != count:
+        raise DataError(f"{folder}: {count:,} vectors, but {len(rows):,} rows of metadata; embed again")
+    if "image_path" not in rows.column_names:
+        names = [f"{file.name}#{row}" for file, array in zip(files, arrays, strict=True) for row in range(len(array))]
+        rows = rows.append_column("image_path", pa.array(names))
+    if "key" not in rows.column_names:  # of another program
+        keys = [hash_bytes([row.tobytes()]).tobytes().hex() for array in arrays for row in array]
+        rows = rows.append_column("key", pa.array(keys))
+    return arrays, rows
+
+
+def _first_of_each(keys: pa.ChunkedArray) -> list[int]:
+    """The first row of each key."""
+    first: dict[str, int] = {}
+    for row, key in enumerate(keys.to_pylist()):
+        first.setdefault(key, row)
+    return list(first.values())
+
+
+def _open_old(out: Path, kind: Kind | None, width: int, embeddings: Path) -> Any:
+    """Facts, index and rows of the index that is there, if new vectors can be added to it."""
+    if not (out / FACTS).is_file():
+        return None
+    facts, index, rows = open_index(out)
+    space = _facts(embeddings).get("space", "")
+    if facts["width"] != width or (facts["space"] and space and facts["space"] != space):
+        raise CheckpointError(
+            f"{out}: its vectors are of another image tower ({facts['model'] or facts['embeddings']}); choose another "
+            "--out"
+        )
+    return (facts, index, rows) if kind in (None, facts["kind"]) else None
+
+
+def open_index(folder: Path) -> tuple[dict[str, Any], Any, pa.Table]:
+    """Facts, faiss index and rows of an index; the rows are memory-mapped.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        index = faiss.read_index(str(folder / VECTORS))
+        rows = pa.ipc.open_file(pa.memory_map(str(folder / ROWS))).read_all()
+        if not (len(rows) == index.ntotal == facts["rows"] and index.d == facts["width"]):
+            raise ValueError("its files do not belong together")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no index ({error.filename} is missing); run mclip-kit index") from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException) as error:
+        raise CheckpointError(f"{folder}: damaged: {first_line(error)}; run mclip-kit index again") from None
+    return facts, index, rows
+
+
+def _moved(old: pa.Table, rows: pa.Table, order: Sequence[int]) -> pa.Table:
+    """The rows of an index with what is known of their pictures now; those of -1 are gone."""
+    here = np.array(order)
+    at = pa.array(np.where(here < 0, len(rows), here))
+    now = pa.concat_tables([rows, _none_like(rows)]).take(at)
+    gone = here < 0
+    columns = {}
+    for name in rows.column_names:
+        before = old[name].to_pylist() if name in old.column_names else [None] * len(old)
+        columns[name] = pa.array(
+            [was if lost else is_ for was, is_, lost in zip(before, now[name].to_pylist(), gone, strict=True)],
+            rows.schema.field(name).type,
+        )
+    return pa.table(columns, schema=rows.schema).append_column("gone", pa.array(gone))
+
+
+def _none_like(rows: pa.Table) -> pa.Table:
+    return pa.table({name: pa.nulls(1, rows.schema.field(name).type) for name in rows.column_names})
+
+
+def _flagged(rows: pa.Table, gone: bool) -> pa.Table:
+    return rows.append_column("gone", pa.array(np.full(len(rows), gone)))
+
+
+def _new_index(kind: Kind, arrays: Sequence[np.ndarray], rows: Sequence[int]) -> Any:
+    """An empty index; that of ivfpq is trained."""
+    width = arrays[0].shape[1]
+    if kind == "flat":
+        return faiss.IndexFlatIP(width)
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = BUILD_BREADTH, BREADTH
+        return index
+    if len(rows) < FEWEST:
+        raise DataError(f"ivfpq needs {FEWEST:,} vectors or more, there are {len(rows):,}; take --kind flat or hnsw")
+    lists = min(int(4 * len(rows) ** 0.5), len(rows) // 39)
+    parts = max(part for part in range(1, PQ_BYTES + 1) if width % part == 0)
+    index = faiss.index_factory(width, f"IVF{lists},PQ{parts}", faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = PROBES
+    drawn = np.random.default_rng(0).permutation(len(rows))[: max(TRAINED * lists, FEWEST)]
+    index.train(np.concatenate(list(_batches(arrays, np.array(rows)[np.sort(drawn)].tolist(), "train"))))
+    return index
+
+
+def _batches(arrays: Sequence[np.ndarray], rows: Sequence[int], what: str = "index") -> Iterator[np.ndarray]:
+    """The vectors of ascending rows, float32 (at most `ADDED`, D)."""
+    starts = np.concatenate([[0], np.cumsum([len(array) for array in arrays])])
+    rows_N = np.asarray(rows, np.int64)
+    with tqdm(total=len(rows_N), desc=what, unit="vector", unit_scale=True, leave=False) as bar:
+        for start in range(0, len(rows_N), ADDED):
+            part_B = rows_N[start : start + ADDED]
+            number_B = np.searchsorted(starts, part_B, side="right") - 1
+            found = [arrays[n][part_B[number_B == n] - starts[n]] for n in np.unique(number_B)]
+            yield np.ascontiguousarray(np.concatenate(found), np.float32)
+            bar.update(len(part_B))
+
+
+def _recall(
+    index: Any, arrays: Sequence[np.ndarray], kept: dict[str, int], table: pa.Table, embeddings: Path
+) -> tuple[float, str]:
+    """The share of the exact `NEAREST` that an index finds, and what the queries were."""
+    texts = sorted((embeddings / TEXTS).glob("*.npy"))
+    drawn = np.random.default_rng(1)
+    if texts:
+        given = np.load(texts[0], mmap_mode="r")
+        queries_QD = np.asarray(given[np.sort(drawn.permutation(len(given))[:QUERIES])], np.float32)
+        named = f"{len(queries_QD):,} of its captions"
+    else:
+        rows = np.sort(drawn.permutation(list(kept.values()))[:QUERIES])
+        queries_QD = np.concatenate(list(_batches(arrays, rows.tolist(), "queries")))
+        named = f"{len(queries_QD):,} of its own vectors"
+    place = {key: row for row, key in enumerate(table["key"].to_pylist())}
+    rows_N = sorted(kept.values())
+    key_of = {row: key for key, row in kept.items()}
+    ids_N = np.array([place[key_of[row]] for row in rows_N])
+    best: Any = None
+    for number, vectors_ND in enumerate(_batches(arrays, rows_N, "exact")):
+        scores_QN = queries_QD @ vectors_ND.T
+        ids_QN = np.broadcast_to(ids_N[number * ADDED : number * ADDED + len(vectors_ND)], scores_QN.shape)
+        if best is not None:
+            scores_QN, ids_QN = np.concatenate([best[0], scores_QN], 1), np.concatenate([best[1], ids_QN], 1)
+        top = np.argpartition(-scores_QN, min(NEAREST, scores_QN.shape[1] - 1), axis=1)[:, :NEAREST]
+        best = np.take_along_axis(scores_QN, top, 1), np.take_along_axis(ids_QN, top, 1)
+    _, found_QK = nearest(index, queries_QD, NEAREST, gone_of(table))
+    hits = sum(len(set(exact) & set(ids)) for exact, ids in zip(best[1].tolist(), found_QK.tolist(), strict=True))
+    return hits / best[1].size, named
+
+
+def gone_of(rows: pa.Table) -> np.ndarray:
+    """Numbers of the vectors that are not found any more, int64."""
+    return np.flatnonzero(rows["gone"].to_numpy())
+
+
+def nearest(index: Any, queries_QD: np.ndarray, top: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and numbers (Q, K) of the nearest vectors, best first; -1 where an approximate index finds fewer."""
+    options: dict[str, Any] = {}
+    if len(gone):
+        selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(gone))
+        if isinstance(index, faiss.IndexHNSW):
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(BREADTH, top))
+        elif isinstance(index, faiss.IndexIVF):
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBES)
+        else:
+            parameters = faiss.SearchParameters(sel=selector)
+        options["params"] = parameters
+    elif isinstance(index, faiss.IndexHNSW) and top > BREADTH:
+        options["params"] = faiss.SearchParametersHNSW(efSearch=top)
+    scores_QK, ids_QK = index.search(np.ascontiguousarray(queries_QD, np.float32), top, **options)
+    return scores_QK, ids_QK
+
+
+def _facts(embeddings: Path) -> dict[str, Any]:
+    """What `embed` wrote of its vectors; nothing for those of another program."""
+    try:
+        found: dict[str, Any] = json.loads((embeddings / EMBEDDINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _write(out: Path, index: Any, table: pa.Table, built: Built, embeddings: Path) -> None:
+    (out / FACTS).unlink(missing_ok=True)
+    with write_whole(out / VECTORS) as temporary:
+        faiss.write_index(index, str(temporary))
+    with write_whole(out / ROWS) as temporary, pa.ipc.new_file(str(temporary), table.schema) as file:
+        file.write_table(table)
+    known = _facts(embeddings)
+    facts = {
+        "tool": f"mclip_kit {__version__}",
+        "kind": built.kind,
+        "width": index.d,
+        "rows": index.ntotal,
+        "found": built.count,
+        "same": built.same,
+        "recall": built.recall,
+        "embeddings": str(embeddings),
+        "model": known.get("model", ""),
+        "space": known.get("space", ""),
+    }
+    write_json(out / FACTS, facts)
