@@ -12,8 +12,11 @@ from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.corpora import Corpus, Row, find_reader
 from mclip_kit.data.corpora.account import Account
+from mclip_kit.data.corpora.folder import Captioned
+from mclip_kit.data.corpora.metadata import read_metadata
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.images import array_row
+from mclip_kit.data.corpora.tree import read_tree
+from mclip_kit.data.images import SUFFIXES, array_row
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.prepare import adhoc
 from mclip_kit.data.prepare.prepare import prepare
@@ -58,9 +61,7 @@ def blocks(source: str | Path, prepared: Path, account: Account) -> Iterator[Blo
     if (path / MANIFEST).is_file():
         yield from _of_prepared(read_captions(path))
     elif path.is_dir():
-        name, tree = adhoc.declare([], None, None, path, [])
-        tree["options"] |= {"check": False}
-        yield from _of_rows(path, parse(tree, Corpus, name), Source(path), account)
+        yield from _of_rows(path, _of_folder(path, account))
     elif path.suffix.lower() in TABLES:
         if not prepared.is_dir():
             name, tree = adhoc.declare([], path, None, None, [])
@@ -69,8 +70,9 @@ def blocks(source: str | Path, prepared: Path, account: Account) -> Iterator[Blo
         yield from _of_prepared(read_captions(prepared))
     elif ".tar" in str(source):
         name, tree = adhoc.declare([], None, str(source), None, [])
-        tree["options"] |= {"kind": "auto"}
-        yield from _of_rows(path, parse(tree, Corpus, name), Source(None), account)
+        corpus, found = parse(tree, Corpus, name), Source(None)
+        found.account = account
+        yield from _of_rows(path, find_reader(corpus)(corpus, found).rows)
     else:
         raise DataError(
             f"{source}: no folder of pictures, prepared folder, shards (.tar) or table ({', '.join(TABLES)}); give one "
@@ -78,8 +80,17 @@ def blocks(source: str | Path, prepared: Path, account: Account) -> Iterator[Blo
         )
 
 
-def _of_rows(path: Path, corpus: Corpus, source: Source, account: Account) -> Iterator[Block]:
-    rows: Iterable[Row] = iter(find_reader(corpus)(corpus, source).rows)
+def _of_folder(root: Path, account: Account) -> Iterator[Row]:
+    """Every picture, whatever the folders mean; pictures are opened when they are embedded."""
+    tree = read_tree(root, account, check=False)
+    if not tree.pictures:
+        raise DataError(f"{root}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+    captioned = Captioned(tree, read_metadata(tree, TEACHER_LANGUAGE, account), TEACHER_LANGUAGE)
+    for picture in tree.pictures:
+        yield Row("", captioned.texts(picture, account), picture, str(root / picture))
+
+
+def _of_rows(path: Path, rows: Iterable[Row]) -> Iterator[Block]:
     with_files = (row for row in rows if row.file is not None)
     while taken := list(islice(with_files, BLOCK)):
         files = [Path(str(row.file)) for row in taken]
@@ -100,10 +111,6 @@ def _of_rows(path: Path, corpus: Corpus, source: Source, account: Account) -> It
             [os.path.abspath(file) for file in files],
             [_caption(row.texts) for row in taken],
         )
-    for reason, count in source.account.left_out.items():
-        account.leave_out(reason, source.account.examples[reason], count)
-    for what, count in source.account.ignored.items():
-        account.ignore(what, source.account.examples[what], count)
 
 
 def _of_prepared(captions: Captions) -> Iterator[Block]:
