@@ -219,7 +219,7 @@ def _new_index(kind: Kind, arrays: Sequence[np.ndarray], rows: Sequence[int]) ->
     lists = min(int(4 * len(rows) ** 0.5), len(rows) // 39)
     parts = max(part for part in range(1, PQ_BYTES + 1) if width % part == 0)
     index = faiss.index_factory(width, f"IVF{lists},PQ{parts}", faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = PROBES
+    index.nprobe, index.do_polysemous_training = PROBES, False  # it takes minutes, for a filter that is not used
     drawn = np.random.default_rng(0).permutation(len(rows))[: max(TRAINED * lists, FEWEST)]
     index.train(np.concatenate(list(_batches(arrays, np.array(rows)[np.sort(drawn)].tolist(), "train"))))
     return index
