@@ -65,9 +65,12 @@ ONNX = [
 
 DIFFUSERS = ["diffusers>=0.42"]  # older ones were not tried with transformers 5
 
+SEARCH = ["faiss-cpu>=1.11"]  # numpy 2; its selectors of vectors in a search of every kind of index
+
 DEV = [
     *ONNX,  # small, and the exports to it are tested
     *DIFFUSERS,
+    *SEARCH,
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
@@ -110,6 +113,7 @@ setup(
         "sentence-transformers": SENTENCE_TRANSFORMERS,
         "onnx": ONNX,
         "diffusers": DIFFUSERS,
+        "search": SEARCH,
         "eval": ["clip-benchmark>=1.6.2,<2"],
         "dev": DEV,
     },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages

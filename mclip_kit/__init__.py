@@ -17,6 +17,7 @@ The packages, from the bottom to the top; each imports only from those above it 
     features, interop         outputs of frozen towers on disk; other programs' formats
     tasks                     one kind of training stage per file
     train, evaluate, demo     the training loop; metrics and reports; what the embedded demo needs
+    search                    vectors of pictures, an index of them, search, the page
     doctor, cli               checks of a machine; one file per command
 """
 

@@ -1,5 +1,6 @@
 """`mclip-kit embed`, `index` and `search`."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
-from mclip_kit.errors import DataError
+from mclip_kit.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from mclip_kit.search.search import Hit, Search
@@ -75,6 +76,7 @@ def _has_gpus() -> bool:
 )
 def index(embeddings: Path, out: Path, kind: Any) -> None:
     """Build an index of vectors, or bring it up to date; new pictures are appended, deleted ones are not found."""
+    _check_faiss()
     from mclip_kit.search.index import build
 
     built = build(embeddings, out, kind)
@@ -107,6 +109,7 @@ def search(
         raise click.UsageError("give --image or texts, not both")
     if not image and not queries and sys.stdin.isatty():
         raise click.UsageError('give a query, as in: mclip-kit search INDEX "ein Hund im Schnee"')
+    _check_faiss()
     from mclip_kit.search.search import Search
 
     searcher = Search(index, model)
@@ -126,6 +129,13 @@ def search(
         sheet = write_sheet(found)
         click.echo(f"opening {sheet}", err=True)
         click.launch(str(sheet))
+
+
+def _check_faiss() -> None:
+    if not importlib.util.find_spec("faiss"):
+        raise CheckpointError(
+            "faiss is needed to search: run, in mclip-kit's checkout, python -m pip install -e '.[search]'"
+        )
 
 
 def _show(query: str, hits: Sequence["Hit"], as_json: bool) -> None:

@@ -20,15 +20,13 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mclip_kit import __version__
 from mclip_kit.errors import CheckpointError, DataError, first_line
-from mclip_kit.features.hashing import hash_bytes
 from mclip_kit.files import locked, write_json, write_whole
-from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS
+from mclip_kit.interop.vector_files import TEXTS
 from mclip_kit.progress import tqdm
-from mclip_kit.search.embed import FACTS as EMBEDDINGS
+from mclip_kit.search.vectors import facts_of, read_embeddings
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
 FACTS, VECTORS, ROWS = "index.json", "index.faiss", "rows.arrow"
@@ -109,37 +107,6 @@ def build(embeddings: str | Path, out: str | Path, kind: Kind | None = None) -> 
     return found
 
 
-def read_embeddings(folder: Path) -> tuple[list[np.ndarray], pa.Table]:
-    """Vectors, memory-mapped float (N, D) each, and metadata with at least the columns image_path and key.
-
-    Raises:
-        DataError: they are missing, damaged or do not fit together.
-    """
-    files = sorted((folder / IMAGES).glob("*.npy"))
-    if not files:
-        what = "vectors of texts only; an index has those of pictures" if (folder / TEXTS).is_dir() else "no vectors"
-        raise DataError(f"{folder}: {what} ({IMAGES}/*.npy is missing); run mclip-kit embed MODEL --images ...")
-    try:
-        arrays = [np.load(file, mmap_mode="r") for file in files]
-        tables = [pq.read_table(file) for file in sorted((folder / METADATA).glob("*.parquet"))]
-    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-        raise DataError(f"{folder}: damaged: {first_line(error)}; embed again") from None
-    shapes = {array.shape[1:] for array in arrays if array.ndim == 2 and array.dtype.kind == "f"}
-    if len(shapes) != 1 or any(array.ndim != 2 or array.dtype.kind != "f" for array in arrays):
-        raise DataError(f"{folder / IMAGES}: its files are not all float (N, D) of one width; embed again")
-    rows = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
-    count = sum(map(len, arrays))
-    if tables and len(rows) != count:
-        raise DataError(f"{folder}: {count:,} vectors, but {len(rows):,} rows of metadata; embed again")
-    if "image_path" not in rows.column_names:
-        names = [f"{file.name}#{row}" for file, array in zip(files, arrays, strict=True) for row in range(len(array))]
-        rows = rows.append_column("image_path", pa.array(names))
-    if "key" not in rows.column_names:  # of another program
-        keys = [hash_bytes([row.tobytes()]).tobytes().hex() for array in arrays for row in array]
-        rows = rows.append_column("key", pa.array(keys))
-    return arrays, rows
-
-
 def _first_of_each(keys: pa.ChunkedArray) -> list[int]:
     """The first row of each key."""
     first: dict[str, int] = {}
@@ -153,7 +120,7 @@ def _open_old(out: Path, kind: Kind | None, width: int, embeddings: Path) -> Any
     if not (out / FACTS).is_file():
         return None
     facts, index, rows = open_index(out)
-    space = _facts(embeddings).get("space", "")
+    space = facts_of(embeddings).get("space", "")
     if facts["width"] != width or (facts["space"] and space and facts["space"] != space):
         raise CheckpointError(
             f"{out}: its vectors are of another image tower ({facts['model'] or facts['embeddings']}); choose another "
@@ -292,22 +259,13 @@ def nearest(index: Any, queries_QD: np.ndarray, top: int, gone: np.ndarray) -> t
     return scores_QK, ids_QK
 
 
-def _facts(embeddings: Path) -> dict[str, Any]:
-    """What `embed` wrote of its vectors; nothing for those of another program."""
-    try:
-        found: dict[str, Any] = json.loads((embeddings / EMBEDDINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
 def _write(out: Path, index: Any, table: pa.Table, built: Built, embeddings: Path) -> None:
     (out / FACTS).unlink(missing_ok=True)
     with write_whole(out / VECTORS) as temporary:
         faiss.write_index(index, str(temporary))
     with write_whole(out / ROWS) as temporary, pa.ipc.new_file(str(temporary), table.schema) as file:
         file.write_table(table)
-    known = _facts(embeddings)
+    known = facts_of(embeddings)
     facts = {
         "tool": f"mclip_kit {__version__}",
         "kind": built.kind,
