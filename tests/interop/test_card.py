@@ -10,8 +10,9 @@ from huggingface_hub import HfApi, ModelCard, constants
 
 from mclip_kit.cli import cli
 from mclip_kit.interop import parity
-from mclip_kit.interop.card import evaluated, facts_of, hub_id, record
+from mclip_kit.interop.card import record
 from mclip_kit.interop.export import export
+from mclip_kit.interop.facts import evaluated, facts_of, hub_id
 from mclip_kit.models.multilingual_clip import load
 from tests.train.runs import recipe_of, train
 
@@ -38,9 +39,10 @@ def test_the_card_says_how_the_model_was_trained(trained: Path, squares: Path) -
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     assert card.data.datasets == [squares.name] or len(card.data.datasets) == 1
     for line in (
-        "- Image tower: ViT, 16 pixels, CLIP embeddings of width 16.",
-        "- Text encoder: xlm-roberta, 1 layers, width 16.",
-        "- Projector: altclip, pool cls; clip_projector none; text_cleaning ftfy.",
+        "- Image tower: ViT, 16 pixels, CLIP embeddings of width 16; ",
+        "- Text encoder: xlm-roberta, 1 layers, width 16; ",
+        "- Projector: altclip, pool cls; ",
+        " parameters; clip_projector none; text_cleaning ftfy.",
         "- Weights of image, teacher_text, encoder: trained from scratch.",
         "- Stage distill: trains student; mse on teacher_text-student_text; languages: all; lr 0.002.",
         "all: none needed, these tests",
@@ -137,7 +139,8 @@ def test_names_of_the_hub_become_base_models(tmp_path: Path, monkeypatch: pytest
     record(tmp_path, {"bases": {"encoder": "hf:xlm-roberta-base", "image": "ViT-B-32 openai"}})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == ["timm/vit_base_patch32_clip_224.openai", "xlm-roberta-base"]
-    assert "Weights of encoder: from hf:xlm-roberta-base, whose licence holds for this model, too." in card.content
+    assert "Weights of encoder: from hf:xlm-roberta-base; its licence was not declared, and holds for" in card.content
+    assert card.data.license is None
 
 
 @pytest.fixture
