@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mclip_kit.errors import CheckpointError, check_new
 from mclip_kit.files import new_folder
@@ -24,6 +24,18 @@ FORMATS = ("open-clip", "sentence-transformers", "transformers", "onnx", "diffus
 
 Options = Mapping[str, Any]
 """A format's own options, such as `tower` of open-clip."""
+
+
+class Exported(NamedTuple):
+    """What an export found.
+
+    Attributes:
+        differences: group of samples -> the largest difference between the library's embeddings and the model's.
+        notes: what the library does otherwise than the model, and what options such as int8 cost; a sentence each.
+    """
+
+    differences: dict[str, float]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -97,12 +109,12 @@ def misfits(model: "MultilingualClip") -> dict[str, str | None]:
 
 def export(
     model: "MultilingualClip", name: str, folder: str | Path, source: Path | None = None, **options: Any
-) -> dict[str, float]:
+) -> Exported:
     """Write a model in a format, have its library read it, compare, and keep the folder only if it holds.
 
     >>> from mclip_kit.interop.export import export
     >>> found = export(model, "open-clip", "models/open_clip")
-    >>> found["texts"] < 1e-5
+    >>> found.differences["texts"] < 1e-5
     True
 
     Args:
@@ -112,7 +124,7 @@ def export(
         source: the model's folder, whose card and evaluations the folder's card repeats.
         options: of the format.
     Returns:
-        Group of samples -> the largest difference between the library's embeddings and the model's.
+        The differences, and the sentences of the card.
     Raises:
         CheckpointError: the folder exists; a package is missing; the model does not fit the format, with the reason;
             or the library's embeddings differ from the model's. Nothing is written then.
@@ -148,4 +160,4 @@ def export(
         parity.check(form.library, found, form.allowed(model, chosen))
         notes = [*form.notes(model, chosen), *form.measured(chosen, ours, theirs)]
         write_card(moved, source, Export(name, form.library, form.lines(model, chosen), notes, found, form.hub))
-    return found
+    return Exported(found, notes)
