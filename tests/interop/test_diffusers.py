@@ -27,7 +27,7 @@ def student(squares):
 @pytest.fixture(scope="module")
 def folder(student, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("diffusers") / "out"
-    found = export(student, "diffusers", place, context=20)
+    found = export(student, "diffusers", place, context=20).differences
     assert max(found[group] for group in ("texts", "long texts", "dirty texts")) < 1e-5
     assert not {"pictures", "photos"} & found.keys()
     return place
