@@ -57,10 +57,9 @@ TOLD += ("autofaiss", "faiss-cpu", "torch", "torchvision", "pillow", "numpy")
 LOOK_UP = """
 import sys
 from pathlib import Path
-import faiss, numpy as np, pyarrow as pa
+import faiss, numpy as np, pyarrow.parquet as pq
 folder, queries = Path(sys.argv[1]), np.load(sys.argv[2])
-tables = [pa.ipc.open_file(file).read_all() for file in sorted((folder / "metadata").glob("*.arrow"))]
-names = [name for table in tables for name in table["image_path"].to_pylist()]
+names = [name for file in sorted((folder / "metadata").iterdir()) for name in pq.read_table(file)["image"].to_pylist()]
 print("\\n".join(names[row] for row in faiss.read_index(str(folder / "image.index")).search(queries, 1)[1][:, 0]))
 """
 
