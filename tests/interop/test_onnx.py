@@ -72,7 +72,7 @@ def test_onnxruntime_gives_the_models_embeddings_of_every_group(exported):
 def test_the_lines_of_the_card_give_the_models_embeddings(exported):
     model, folder, _ = exported
     card = (folder / "README.md").read_text()
-    assert "Without mclip-kit: `python -m pip install onnxruntime tokenizers numpy`" in card
+    assert "Without mclip-kit: `python -m pip install onnxruntime tokenizers pillow numpy`" in card
     found: dict[str, Any] = {}
     exec(card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(folder)), found)
     np.testing.assert_allclose(found["text"], model.encode_text(["ein Hund", "a cat"]), atol=1e-5, rtol=0)
