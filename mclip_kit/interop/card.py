@@ -51,10 +51,14 @@ CITATIONS = """
 
 @dataclass(frozen=True)
 class Export:
-    """What a card says of an export: its format and library, lines of use, what differs, and figures of parity."""
+    """What a card says of an export.
+
+    Its format and library, what `use` needs as pip takes it, lines of use, what differs, and figures of parity.
+    """
 
     name: str
     library: str
+    install: str
     use: str
     notes: list[str]
     differences: Mapping[str, float]
@@ -122,7 +126,10 @@ def render(source: Path | None, facts: Facts, export: Export | None) -> str:
     lines = ["---", front, "---", "", f"# {what}, {title}", ""]
     lines += [f"- {line}" for line in _about(source, config, facts, alone)]
     use = export.use if export else USE
-    lines += ["", "## Use", "", "```python", use.replace("{folder}", "THIS_FOLDER").strip(), "```", ""]
+    lines += ["", "## Use", ""]
+    if export:
+        lines += [f"Without mclip-kit: `python -m pip install {export.install}`", ""]
+    lines += ["```python", use.replace("{folder}", "THIS_FOLDER").strip(), "```", ""]
     if export:
         lines += [f"- {note}" for note in export.notes] + [""] * bool(export.notes)
     if export and export.differences:

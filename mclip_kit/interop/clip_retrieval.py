@@ -26,7 +26,8 @@ from mclip_kit.interop.card import Export, write_card
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.progress import tqdm
 
-HUB = "clip-retrieval", "zero-shot-image-classification"
+NAME = "clip-retrieval"
+HUB = NAME, "zero-shot-image-classification"
 ROWS = 1_000_000
 """Rows of a file, as clip-retrieval's own `write_batch_size`."""
 BLOCK, BATCH = 512, 64
@@ -123,7 +124,7 @@ def export(
         write_card(
             part,
             source,
-            Export("clip-retrieval", "clip-retrieval", USE.strip(), written.notes(), written.rounding, HUB),
+            Export(NAME, NAME, NAME, USE.strip(), written.notes(), written.rounding, HUB),
         )
     return written
 

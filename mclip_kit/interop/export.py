@@ -51,6 +51,7 @@ class Format:
         allowed: group of samples -> the largest difference that is kept. Other groups are measured and told.
         notes: what the library does otherwise than the model; a sentence each.
         measured: more sentences, from the options and the model's and the library's embeddings of the samples.
+        install: what the lines of use need, as pip takes it; `library` if empty.
         use: lines of Python that use the folder, with its path in place of {folder}; or a function that gives them.
         encode_text: the model's side of the comparison; the student by default.
     """
@@ -64,6 +65,7 @@ class Format:
     """The hub's `library_name` and `pipeline_tag`."""
     use: str | Callable[["MultilingualClip", Options], str]
     extra: str = ""
+    install: str = ""
     notes: Callable[["MultilingualClip", Options], list[str]] = lambda model, options: []
     measured: Callable[[Options, "Embeddings", "Embeddings"], list[str]] = lambda options, ours, theirs: []
     encode_text: Callable[["MultilingualClip", Options], Callable[[list[str]], Any]] = lambda model, options: (
@@ -159,5 +161,6 @@ def export(
         found = parity.differences(ours, theirs)
         parity.check(form.library, found, form.allowed(model, chosen))
         notes = [*form.notes(model, chosen), *form.measured(chosen, ours, theirs)]
-        write_card(moved, source, Export(name, form.library, form.lines(model, chosen), notes, found, form.hub))
+        install, lines = form.install or form.library, form.lines(model, chosen)
+        write_card(moved, source, Export(name, form.library, install, lines, notes, found, form.hub))
     return Exported(found, notes)

@@ -36,8 +36,7 @@ PRE_NORM = {**SHARED, "self_attn_layer_norm": "attention.self_attn_layer_norm", 
 """Parts of a layer: fairseq -> transformers. XLM-R base and large are post-norm, XL and XXL pre-norm."""
 
 CARD = Export(
-    "fairseq",
-    "fairseq",
+    *("fairseq", "fairseq", "ve-fairseq"),
     """
 from fairseq.models.roberta import XLMRModel
 encoder = XLMRModel.from_pretrained("{folder}").eval()

@@ -69,6 +69,15 @@ def test_onnxruntime_gives_the_models_embeddings_of_every_group(exported):
     assert "int8" not in (folder / "README.md").read_text()
 
 
+def test_the_lines_of_the_card_give_the_models_embeddings(exported):
+    model, folder, _ = exported
+    card = (folder / "README.md").read_text()
+    assert "Without mclip-kit: `python -m pip install onnxruntime tokenizers pillow numpy`" in card
+    found: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(folder)), found)
+    np.testing.assert_allclose(found["text"], model.encode_text(["ein Hund", "a cat"]), atol=1e-5, rtol=0)
+
+
 def test_the_layout_is_immichs(exported):
     model, folder, _ = exported
     import onnxruntime
