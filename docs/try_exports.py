@@ -47,12 +47,13 @@ TRIED: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "sentence-transformers": [("altclip", {}), ("altclip", {"text_only": True})],
     "transformers": [("altclip", {}), ("linear", {})],
     "onnx": [("altclip", {}), ("altclip", {"int8": True})],
+    "diffusers": [("altclip", {})],
     "clip-retrieval": [("altclip", {})],
 }
 """Format -> heads of tiny models, with options of the export."""
 WITHOUT_TORCH = ("onnx",)
 TOLD = ("open_clip_torch", "sentence-transformers", "transformers", "onnxruntime", "tokenizers", "clip_retrieval")
-TOLD += ("autofaiss", "faiss-cpu", "torch", "torchvision", "pillow", "numpy")
+TOLD += ("diffusers", "autofaiss", "faiss-cpu", "torch", "torchvision", "pillow", "numpy")
 """Packages whose versions are told."""
 LOOK_UP = """
 import sys
@@ -165,6 +166,11 @@ def tried(model: Any, name: str, options: Mapping[str, Any], label: str, folder:
     install, lines = lines_of_use(folder)
     python = envs.made(name, install, torch=name not in WITHOUT_TORCH)
     Image.linear_gradient("L").resize((640, 480)).convert("RGB").save(elsewhere / "photo.jpg")
+    if name == "diffusers":
+        from tests.interop.models import stable_diffusion
+
+        width = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))["project_dim"]
+        stable_diffusion(elsewhere / "ALT_DIFFUSION", width)
     (elsewhere / "use.py").write_text(lines, encoding="utf-8")
     done = run([python, "use.py"], elsewhere)
     row = Row(name, label, envs.version, versions(python, elsewhere), last(done), failed=bool(done.returncode))
