@@ -62,7 +62,8 @@ def section(name: str, outcomes: Mapping[Any, Any], models: Mapping[Any, Any]) -
         largest = max(outcomes[cell].differences[group] for cell in fitting)
         lines.append(f"| {group} | {largest:.0e} | {'checked' if group in allowed else 'differs: see below'} |")
     lines += ["", *(f"- {note}" for note in form.notes(model, options)), ""]
-    return [*lines, "```python", form.lines(model, options).format(folder="DIR"), "```", ""]
+    install = f"Without mclip-kit: `python -m pip install {form.install or form.library}`"
+    return [*lines, install, "", "```python", form.lines(model, options).format(folder="DIR"), "```", ""]
 
 
 def main(out: Path = ROOT / "docs" / "exports.md") -> None:

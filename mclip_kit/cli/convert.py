@@ -25,18 +25,30 @@ def import_() -> None:
     """Convert weights of other programs into folders for recipes."""
 
 
-def _save(model: Any, out: Path) -> None:
-    """Write a model folder, whole or not at all."""
+def _save(model: Any, out: Path, bases: dict[str, str]) -> None:
+    """Write a model folder, whole or not at all; `bases`: tower -> name of its weights."""
     from mclip_kit.interop.card import record
+    from mclip_kit.interop.facts import licences_of
+    from mclip_kit.interop.origin import images
 
     with new_folder(out) as part:
         model.save(part)
-        record(part, {"bases": {"all towers": model.made_from}} if model.made_from else {})
+        record(part, {"bases": bases, "licences": licences_of(bases.values()), **images(model.clip[0], part)})
 
 
-def _write(model: Any, out: Path) -> None:
-    """Write a model folder, and print what was set and what can be done with it."""
-    _save(model, out)
+def _write(model: Any, out: Path, place: str, clip: str | None = None, weights: str | None = None) -> None:
+    """Write a model folder, and print what was set and what can be done with it.
+
+    Args:
+        place: folder, id on the hub or name that the model was imported from.
+        clip: the CLIP that was given beside it, with
+        weights: its weights.
+    """
+    source = place if ":" in place or " " in place or Path(place).exists() else f"hf-hub:{place}"
+    given = f"{clip} {weights or ''}".strip() if clip else source
+    origin = model.clip[0].origin
+    image = given if origin and origin.name == given else source
+    _save(model, out, {"image": image, "teacher_text": given, "encoder": source, "projector": source})
     if model.trained_languages:
         click.echo(f"languages, as its card says: {' '.join(model.trained_languages)}")
     click.echo(f"texts: cut at {model.encoder.positions} tokens; text_cleaning: {model.text_cleaning}")
@@ -72,7 +84,7 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     from mclip_kit.interop.imports.mclip import import_mclip
 
     imported = import_mclip(checkpoint, xlmr, clip)
-    _save(imported.model, out)
+    _save(imported.model, out, {"all towers": imported.model.made_from})
     for remark in imported.remarks:
         click.echo(remark)
     if imported.temperature:
@@ -90,7 +102,7 @@ def import_altclip(place: str, clip: str | None, clip_weights: str | None, out: 
     check_new(out)
     from mclip_kit.interop.imports.altclip import import_altclip
 
-    _write(import_altclip(place, clip, clip_weights), out)
+    _write(import_altclip(place, clip, clip_weights), out, place, clip, clip_weights)
 
 
 @import_.command("multilingual-clip")
@@ -106,7 +118,7 @@ def import_multilingual_clip(
     check_new(out)
     from mclip_kit.interop.imports.multilingual_clip import import_multilingual_clip
 
-    _write(import_multilingual_clip(place, clip, clip_weights, base), out)
+    _write(import_multilingual_clip(place, clip, clip_weights, base), out, place, clip, clip_weights)
 
 
 @import_.command("open-clip")
@@ -118,7 +130,9 @@ def import_open_clip(place: str, pretrained: str | None, out: Path) -> None:
     check_new(out)
     from mclip_kit.interop.imports.open_clip import import_open_clip
 
-    _write(import_open_clip(place, pretrained), out)
+    model = import_open_clip(place, pretrained)
+    origin = model.clip[0].origin
+    _write(model, out, origin.name if origin else place)
 
 
 @import_.command("sentence-transformers")
@@ -131,4 +145,4 @@ def import_sentence_transformers(place: str, clip: str | None, clip_weights: str
     check_new(out)
     from mclip_kit.interop.imports.sentence_transformers import import_sentence_transformers
 
-    _write(import_sentence_transformers(place, clip, clip_weights), out)
+    _write(import_sentence_transformers(place, clip, clip_weights), out, place, clip, clip_weights)

@@ -87,7 +87,8 @@ def evaluate(
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
     from mclip_kit.evaluate.report import html
     from mclip_kit.files import write_json
-    from mclip_kit.interop import card
+    from mclip_kit.interop.card import record
+    from mclip_kit.interop.facts import Facts, evaluated, facts_of
     from mclip_kit.train.logging import read_log
 
     found = EVALUATIONS[task].run(request)
@@ -103,10 +104,10 @@ def evaluate(
     if found.device:
         click.echo(f"\ncomputed on: {found.device}")
     for name in request.models if task == "retrieval" else ():
-        facts: card.Facts = {"evaluations": card.evaluated(card.facts_of(name), lists, str(name))}
+        facts: Facts = {"evaluations": evaluated(facts_of(name), lists, str(name))}
         if name in found.same_images:
             facts["same_images"] = found.same_images[name].line
-        remark = card.record(name, facts)
+        remark = record(name, facts)
         if remark:
             click.echo(remark)
     click.echo(f"written{' over earlier results' if replaced else ''}: {', '.join(map(str, files))}")

@@ -11,6 +11,7 @@ from mclip_kit.errors import CheckpointError, check_new
 from mclip_kit.interop.export import FORMATS, module
 from mclip_kit.layout import README
 
+PUSH = click.option("--push-to-hub", metavar="ORG/NAME", help="Send the folder to the Hugging Face hub, too.")
 ABOUT = {
     "open-clip": "A folder that open_clip loads, and clip-benchmark scores.",
     "sentence-transformers": "A folder that SentenceTransformer loads, for texts and pictures.",
@@ -98,10 +99,8 @@ def _load(folder: Path) -> Any:
 
 def _export(name: str, model: Path, out: Path, hub: str | None, options: dict[str, Any]) -> None:
     """Export a model folder, print what was compared, what differs and how to load the folder; push it if asked."""
+    _check_hub(hub)
     if hub:
-        from mclip_kit.interop.push import check_repo
-
-        check_repo(hub)
         if options.get("repo") not in (None, hub):
             raise CheckpointError(f"--repo {options['repo']}: --push-to-hub sends it to {hub}; leave --repo out")
         options |= {"repo": hub} if "repo" in options else {}
@@ -110,23 +109,32 @@ def _export(name: str, model: Path, out: Path, hub: str | None, options: dict[st
     from mclip_kit.interop import export as formats
 
     found = formats.export(loaded, name, out, model, **options)
-    form, width = formats.find(name), max(map(len, found))
+    form, width = formats.find(name), max(map(len, found.differences))
     allowed = form.allowed(loaded, options)
     click.echo(f"{out}: {form.library} gives the model's embeddings; largest difference, by samples:")
-    for group, value in found.items():
+    for group, value in found.differences.items():
         more = "" if group in allowed else "  differs: see below"
         click.echo(f"  {group:{width}}  {value:.1e}{more}")
-    for note in form.notes(loaded, options):
+    for note in found.notes:
         click.echo(note)
     click.echo(f"\n{form.lines(loaded, options).format(folder=out)}")
-    if hub:
-        _push(out, hub)
+    _push(out, hub)
 
 
-def _push(folder: Path, repo: str) -> None:
-    from mclip_kit.interop.push import push as upload
+def _check_hub(repo: str | None) -> None:
+    """CheckpointError if a folder cannot be sent to a repository, before anything is computed; None: it is not."""
+    if repo:
+        from mclip_kit.interop.push import check_repo
 
-    click.echo(f"{folder}: sent to {upload(folder, repo)}")
+        check_repo(repo)
+
+
+def _push(folder: Path, repo: str | None) -> None:
+    """Send a folder to a repository; None: nowhere."""
+    if repo:
+        from mclip_kit.interop.push import push as upload
+
+        click.echo(f"{folder}: sent to {upload(folder, repo)}")
 
 
 def _command(name: str) -> click.Command:
@@ -139,7 +147,7 @@ def _command(name: str) -> click.Command:
     common = (
         click.argument("model", type=FOLDER),
         click.option("--out", type=FOLDER, default=folder, show_default=True),
-        click.option("--push-to-hub", metavar="ORG/NAME", help="Send the folder to the Hugging Face hub, too."),
+        PUSH,
     )
     for option in reversed((*common, *OPTIONS.get(name, ()))):
         run = option(run)
@@ -153,16 +161,24 @@ for _name in FORMATS:
 @export.command("fairseq")
 @click.argument("encoder", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True)
-def export_fairseq(encoder: Path, out: Path) -> None:
+@PUSH
+def export_fairseq(encoder: Path, out: Path, push_to_hub: str | None) -> None:
     """The encoder of a folder (encoder, model or translator) as a fairseq XLM-R folder."""
+    _check_hub(push_to_hub)
     from mclip_kit.doctor.places import check_encoder_within
 
     check_encoder_within(encoder)
-    from mclip_kit.interop.fairseq import write_folder
+    check_new(out)
+    from mclip_kit.files import new_folder
+    from mclip_kit.interop.card import write_card
+    from mclip_kit.interop.fairseq import CARD, write_folder
     from mclip_kit.models.text_encoder import encoder_within
 
-    write_folder(encoder_within(encoder), out)
+    with new_folder(out) as part:
+        write_folder(encoder_within(encoder), part)
+        write_card(part, encoder, CARD)
     click.echo(f"{out}: fairseq reads it by XLMRModel.from_pretrained; recipes name it as  encoder: fairseq:{out}")
+    _push(out, push_to_hub)
 
 
 @export.command("clip-retrieval")

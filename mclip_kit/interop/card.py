@@ -5,7 +5,6 @@ is written from it, again whenever it changes, unless somebody has changed READM
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,19 @@ from typing import Any
 
 from mclip_kit import layout
 from mclip_kit.files import write_json, write_text
-
-Facts = dict[str, Any]
-"""What card.json has: `bases` (tower -> name of its weights), `recipe`, `stages` (lines), `datasets` (a manifest's name
-and licences), `leakage` (lines), `evaluations` (see `evaluated`), `same_images` (a line), `readme` (its hash)."""
+from mclip_kit.interop.facts import (
+    RECALLS,
+    Facts,
+    facts_of,
+    hub_id,
+    is_new,
+    one_licence,
+    parameters,
+    read_json,
+)
 
 LIBRARY, TASK = "mclip-kit", "zero-shot-image-classification"
 TAGS = ["clip", "multilingual", "image-text-retrieval", "mclip-kit"]
-RECALLS = {
-    f"{way} R@{k}": f"{target}_retrieval_recall@{k}"
-    for way, target in (("T2I", "image"), ("I2T", "text"))
-    for k in (1, 5, 10)
-}
-"""Column -> its key in results.json."""
 USE = """
 import mclip_kit
 model = mclip_kit.load("{folder}")
@@ -52,20 +51,21 @@ CITATIONS = """
 
 @dataclass(frozen=True)
 class Export:
-    """What a card says of an export: its format and library, lines of use, what differs, and figures of parity."""
+    """What a card says of an export.
+
+    Its format and library, what `use` needs as pip takes it, lines of use, what differs, and figures of parity.
+    """
 
     name: str
     library: str
+    install: str
     use: str
     notes: list[str]
     differences: Mapping[str, float]
     hub: tuple[str, str]
     """`library_name` and `pipeline_tag` of the front matter."""
-
-
-def facts_of(folder: Path) -> Facts:
-    """What card.json of a model folder has; nothing if it is missing or damaged."""
-    return _json(folder / layout.CARD)
+    encoder_only: bool = False
+    """Whether it has nothing but the text encoder: the model's scores and image vectors are not its own."""
 
 
 def record(folder: Path, facts: Facts) -> str | None:
@@ -103,32 +103,6 @@ def write_card(folder: Path, source: Path | None, export: Export) -> None:
     write_text(folder / layout.README, render(source, facts_of(source) if source else {}, export))
 
 
-def evaluated(facts: Facts, results: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
-    """The `evaluations` of a card with those of a results.json: rows of a data set, split and protocol, by language.
-
-    Args:
-        facts: of the card.
-        results: of an evaluation of retrieval.
-        model: the folder as `results` names it.
-    """
-    found = {_place(kept): kept for kept in facts.get("evaluations", [])}
-    rows = [row for row in results["results"] if row["model"] == model and row["tower"] in ("teacher", "student")]
-    if rows:
-        first = rows[0]
-        new = {key: first[key] for key in ("dataset", "split", "protocol", "n_images")}
-        kept = {(row["tower"], row["language"]): row for row in found.get(_place(new), {}).get("rows", [])}
-        for row in rows:
-            metrics = {name: row["metrics"][name] for name in RECALLS.values()}
-            language = {key: row[key] for key in ("tower", "language", "trained")}
-            kept[row["tower"], row["language"]] = {**language, "metrics": metrics}
-        found[_place(new)] = {**new, "rows": list(kept.values())}
-    return list(found.values())
-
-
-def _place(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(evaluation[key] for key in ("dataset", "split", "protocol"))
-
-
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -141,15 +115,24 @@ def render(source: Path | None, facts: Facts, export: Export | None) -> str:
         facts: of its card.json.
         export: None for the model folder itself.
     """
-    config = _json(source / layout.MODEL_CONFIG) if source else {}
+    config = read_json(source / layout.MODEL_CONFIG) if source else {}
+    alone = export is not None and export.encoder_only
+    if alone:
+        kept = {tower: base for tower, base in facts.get("bases", {}).items() if tower in ("encoder", "all towers")}
+        facts = {**facts, "bases": kept, "evaluations": [], "images": None, "same_images": None}
     front = _front_matter(config, facts, export.hub if export else (LIBRARY, TASK))
     title = f"in the format of {export.library}, by mclip-kit" if export else "by mclip-kit"
-    lines = ["---", front, "---", "", f"# A CLIP with a multilingual text tower, {title}", ""]
-    lines += [f"- {line}" for line in _about(source, config, facts)]
+    what = "The text encoder of a multilingual CLIP" if alone else "A CLIP with a multilingual text tower"
+    lines = ["---", front, "---", "", f"# {what}, {title}", ""]
+    lines += [f"- {line}" for line in _about(source, config, facts, alone)]
     use = export.use if export else USE
-    lines += ["", "## Use", "", "```python", use.replace("{folder}", "THIS_FOLDER").strip(), "```", ""]
+    lines += ["", "## Use", ""]
+    if export:
+        lines += [f"Without mclip-kit: `python -m pip install {export.install}`", ""]
+    lines += ["```python", use.replace("{folder}", "THIS_FOLDER").strip(), "```", ""]
     if export:
         lines += [f"- {note}" for note in export.notes] + [""] * bool(export.notes)
+    if export and export.differences:
         lines += ["## The same as the model", "", "| samples | largest difference from the model |", "| --- | --- |"]
         lines += [f"| {group} | {value:.1e} |" for group, value in export.differences.items()] + [""]
     lines += [*_scores(facts), *_training(facts), "## Citation", CITATIONS, ""]
@@ -183,6 +166,7 @@ def _front_matter(config: Mapping[str, Any], facts: Facts, hub: tuple[str, str])
         pipeline_tag=hub[1],
         tags=TAGS,
         base_model=bases or None,
+        license=one_licence(facts),
         datasets=[dataset["name"] for dataset in facts.get("datasets", [])] or None,
         model_name="multilingual CLIP" if results else None,
         eval_results=results or None,
@@ -190,58 +174,86 @@ def _front_matter(config: Mapping[str, Any], facts: Facts, hub: tuple[str, str])
     return card.to_yaml()
 
 
-def hub_id(name: str) -> str | None:
-    """The hub's id in a name of weights, such as `hf:xlm-roberta-base`; None for weights that were a folder or new.
-
-    >>> hub_id("hf:xlm-roberta-base"), hub_id("local-dir:models/clip"), hub_id("hf:./xlmr")
-    ('xlm-roberta-base', None, None)
-    """
-    kind, _, place = name.partition(":")
-    model, _, tag = name.partition(" ")
-    if tag and ":" not in model:
-        from open_clip.pretrained import get_pretrained_cfg  # the command line lists the formats without open_clip
-
-        return str(get_pretrained_cfg(model.replace("/", "-"), tag).get("hf_hub") or "").strip("/") or None
-    if (
-        kind not in ("hf", "hf-hub")
-        or place.startswith((".", "/", "~"))
-        or place.count("/") > 1
-        or Path(place).exists()
-    ):
-        return None
-    return place
-
-
-def _about(source: Path | None, config: Mapping[str, Any], facts: Facts) -> Iterator[str]:
-    """What the model is: towers, head, space, languages, and what it was made from."""
+def _about(source: Path | None, config: Mapping[str, Any], facts: Facts, alone: bool) -> Iterator[str]:
+    """What the model is: towers, head, space, languages, and what it was made from; `alone`: of the encoder only."""
     if source:
+        counts = {tower: f"; {count:,} parameters" for tower, count in parameters(source).items()}
         clip, encoder = (
-            _json(source / layout.CLIP / "open_clip_config.json"),
-            _json(source / layout.ENCODER / "config.json"),
+            read_json(source / layout.CLIP / "open_clip_config.json"),
+            read_json(source / layout.ENCODER / "config.json"),
         )
         vision = clip.get("model_cfg", {}).get("vision_cfg", {})
-        if vision:
+        if vision and not alone:
             kind = "ResNet" if isinstance(vision.get("layers"), list) else vision.get("timm_model_name", "ViT")
             size, width = vision.get("image_size", 224), clip["model_cfg"]["embed_dim"]
-            yield f"Image tower: {kind}, {size} pixels, CLIP embeddings of width {width}."
+            yield f"Image tower: {kind}, {size} pixels, CLIP embeddings of width {width}{counts.get('image', '')}."
         if encoder:
             sizes = f"{encoder.get('num_hidden_layers')} layers, width {encoder.get('hidden_size')}"
-            yield f"Text encoder: {encoder.get('model_type')}, {sizes}."
-        if config:
+            yield f"Text encoder: {encoder.get('model_type')}, {sizes}{counts.get('encoder', '')}."
+        if "projector" in config and not alone:
             projector = config["projector"]
             yield (
-                f"Projector: {projector['kind']}, pool {projector['pool']}; clip_projector {config['clip_projector']}; "
+                f"Projector: {projector['kind']}, pool {projector['pool']}{counts.get('projector', '')}; "
+                f"clip_projector {config['clip_projector']}{counts.get('clip_projector', '')}; "
                 f"text_cleaning {config.get('text_cleaning', 'none')}."
             )
-            languages = config.get("trained_languages", [])
+        if "trained_languages" in config:
+            languages = config["trained_languages"]
             yield f"Trained languages: {', '.join(languages)}." if languages else "Trained languages: not known."
-    bases: dict[str, str] = facts.get("bases", {})
-    for name in dict.fromkeys(bases.values()):
-        towers = ", ".join(tower for tower, base in bases.items() if base == name)
-        began = "trained from scratch" if name == "new" else f"from {name}, whose licence holds for this model, too"
-        yield f"Weights of {towers}: {began}."
+    yield from _bases(facts)
+    yield from _images(config, facts)
     if facts.get("same_images"):
         yield facts["same_images"]
+
+
+def _bases(facts: Facts) -> Iterator[str]:
+    """What the weights were before, and under which licence."""
+    bases: dict[str, str] = facts.get("bases", {})
+    licences: dict[str, str] = facts.get("licences", {})
+    for name in dict.fromkeys(bases.values()):
+        towers = ", ".join(tower for tower, base in bases.items() if base == name)
+        if is_new(name):
+            yield f"Weights of {towers}: trained from scratch."
+        elif licences.get(name):
+            yield f"Weights of {towers}: from {name}, licence {licences[name]}, which holds for this model, too."
+        else:
+            yield f"Weights of {towers}: from {name}; its licence was not declared, and holds for this model, too."
+    licence = one_licence(facts)
+    if licence:
+        yield f"Licence: {licence}, as all that it was made from declares; what its data asks is said with the data."
+    elif any(not is_new(name) for name in bases.values()):
+        yield "Licence: none is declared here, since those of what it was made from are not all known and the same."
+
+
+OTHER_PICTURES = {
+    "exif": "pictures that EXIF turns",
+    "alpha": "transparent pictures",
+    "depth": "grey pictures of 16 bits",
+}
+"""Key of `pictures` -> the picture files for which it matters."""
+
+
+def _images(config: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+    """Whether vectors of pictures are those of the CLIP that the image tower came from; nothing if it was not checked.
+
+    It says so only of the weights that were compared, of the picture files that both make RGB alike.
+    """
+    found: dict[str, Any] | None = facts.get("images")
+    if not found:
+        return
+    name, ours, theirs = found["of"], config.get("pictures", {}), found["pictures"]
+    if config.get("clip_projector") != "none":
+        yield f"Image vectors: not those of {name}, since the CLIP projector maps them; embed pictures again."
+    elif not found["same"]:
+        yield f"Image vectors: not those of {name}, since the image tower was trained; embed pictures again."
+    else:
+        kinds = [kind for key, kind in OTHER_PICTURES.items() if ours.get(key) != theirs.get(key)]
+        settings = ", ".join(f"{key}: {value}" for key, value in theirs.items())
+        but = f" Not of {', '.join(kinds)}: train with `pictures: {{{settings}}}` for these." if kinds else ""
+        yield (
+            f"Image vectors: those of {name}, bit for bit on one machine, since the image tower's weights were "
+            f"compared and are the same; an index that was made with it is searched as it is.{but}"
+        )
 
 
 def _scores(facts: Facts) -> Iterator[str]:
@@ -279,12 +291,3 @@ def _training(facts: Facts) -> Iterator[str]:
             yield "- Leakage: no test set that was prepared beside the training data shares items with it."
     if facts.get("recipe"):
         yield ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON file with a dict; empty if it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -25,7 +25,8 @@ from mclip_kit.interop.vector_files import IMAGES, ROWS, TEXTS, VectorFiles, dig
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.progress import tqdm
 
-HUB = "clip-retrieval", "zero-shot-image-classification"
+NAME = "clip-retrieval"
+HUB = NAME, "zero-shot-image-classification"
 BLOCK, BATCH = 512, 64
 """Pictures whose embeddings are in memory together, and those that are decoded together."""
 LEFT_OUT = "left_out.tsv"
@@ -120,7 +121,7 @@ def export(
         write_card(
             part,
             source,
-            Export("clip-retrieval", "clip-retrieval", USE.strip(), written.notes(), written.rounding, HUB),
+            Export(NAME, NAME, NAME, USE.strip(), written.notes(), written.rounding, HUB),
         )
     return written
 

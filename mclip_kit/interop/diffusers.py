@@ -120,6 +120,7 @@ FORMAT = Format(
     hub=("diffusers", "feature-extraction"),
     packages=("diffusers",),
     extra="diffusers",
+    install="diffusers 'transformers>=5' torch",
     misfit=misfit,
     write=write,
     allowed=_allowed,

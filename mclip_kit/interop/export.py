@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mclip_kit.errors import CheckpointError, check_new
 from mclip_kit.files import new_folder
@@ -26,6 +26,18 @@ Options = Mapping[str, Any]
 """A format's own options, such as `tower` of open-clip."""
 
 
+class Exported(NamedTuple):
+    """What an export found.
+
+    Attributes:
+        differences: group of samples -> the largest difference between the library's embeddings and the model's.
+        notes: what the library does otherwise than the model, and what options such as int8 cost; a sentence each.
+    """
+
+    differences: dict[str, float]
+    notes: list[str]
+
+
 @dataclass(frozen=True)
 class Format:
     """What is known of a format.
@@ -39,6 +51,7 @@ class Format:
         allowed: group of samples -> the largest difference that is kept. Other groups are measured and told.
         notes: what the library does otherwise than the model; a sentence each.
         measured: more sentences, from the options and the model's and the library's embeddings of the samples.
+        install: what the lines of use need, as pip takes it; `library` if empty.
         use: lines of Python that use the folder, with its path in place of {folder}; or a function that gives them.
         encode_text: the model's side of the comparison; the student by default.
     """
@@ -52,6 +65,7 @@ class Format:
     """The hub's `library_name` and `pipeline_tag`."""
     use: str | Callable[["MultilingualClip", Options], str]
     extra: str = ""
+    install: str = ""
     notes: Callable[["MultilingualClip", Options], list[str]] = lambda model, options: []
     measured: Callable[[Options, "Embeddings", "Embeddings"], list[str]] = lambda options, ours, theirs: []
     encode_text: Callable[["MultilingualClip", Options], Callable[[list[str]], Any]] = lambda model, options: (
@@ -97,12 +111,12 @@ def misfits(model: "MultilingualClip") -> dict[str, str | None]:
 
 def export(
     model: "MultilingualClip", name: str, folder: str | Path, source: Path | None = None, **options: Any
-) -> dict[str, float]:
+) -> Exported:
     """Write a model in a format, have its library read it, compare, and keep the folder only if it holds.
 
     >>> from mclip_kit.interop.export import export
     >>> found = export(model, "open-clip", "models/open_clip")
-    >>> found["texts"] < 1e-5
+    >>> found.differences["texts"] < 1e-5
     True
 
     Args:
@@ -112,7 +126,7 @@ def export(
         source: the model's folder, whose card and evaluations the folder's card repeats.
         options: of the format.
     Returns:
-        Group of samples -> the largest difference between the library's embeddings and the model's.
+        The differences, and the sentences of the card.
     Raises:
         CheckpointError: the folder exists; a package is missing; the model does not fit the format, with the reason;
             or the library's embeddings differ from the model's. Nothing is written then.
@@ -147,5 +161,6 @@ def export(
         found = parity.differences(ours, theirs)
         parity.check(form.library, found, form.allowed(model, chosen))
         notes = [*form.notes(model, chosen), *form.measured(chosen, ours, theirs)]
-        write_card(moved, source, Export(name, form.library, form.lines(model, chosen), notes, found, form.hub))
-    return found
+        install, lines = form.install or form.library, form.lines(model, chosen)
+        write_card(moved, source, Export(name, form.library, install, lines, notes, found, form.hub))
+    return Exported(found, notes)

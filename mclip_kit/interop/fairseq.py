@@ -19,6 +19,7 @@ from mclip_kit.data.fairseq_io import read_dictionary, write_dictionary
 from mclip_kit.data.tokenizer import BOS, EOS, MODEL_FILE, PAD, UNK, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
+from mclip_kit.interop.card import Export
 from mclip_kit.models.safe_load import UNFIT, StateDict, named_tensors, read_pickle
 from mclip_kit.models.text_encoder import Encoder, xlmr_config
 
@@ -33,6 +34,20 @@ SHARED = {
 POST_NORM = {**SHARED, "self_attn_layer_norm": "attention.output.LayerNorm", "final_layer_norm": "output.LayerNorm"}
 PRE_NORM = {**SHARED, "self_attn_layer_norm": "attention.self_attn_layer_norm", "final_layer_norm": "LayerNorm"}
 """Parts of a layer: fairseq -> transformers. XLM-R base and large are post-norm, XL and XXL pre-norm."""
+
+CARD = Export(
+    *("fairseq", "fairseq", "ve-fairseq"),
+    """
+from fairseq.models.roberta import XLMRModel
+encoder = XLMRModel.from_pretrained("{folder}").eval()
+states = encoder.extract_features(encoder.encode("ein Hund"))
+""",
+    ["It has the encoder, without the projector: its states are no CLIP embeddings. The masked-word head is made up."],
+    {},
+    ("fairseq", "feature-extraction"),
+    encoder_only=True,
+)
+"""What the card of an exported folder says."""
 
 
 def read_fairseq(path: Path) -> tuple[Path, dict[str, Any], StateDict]:

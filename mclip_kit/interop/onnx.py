@@ -178,6 +178,7 @@ FORMAT = Format(
     library="onnxruntime",
     hub=("onnx", "zero-shot-image-classification"),
     packages=("onnx", "onnxscript", "onnxruntime"),
+    install="onnxruntime tokenizers pillow numpy",
     extra="onnx",
     misfit=_misfit,
     write=write,

@@ -231,6 +231,7 @@ FORMAT = Format(
     library="open_clip",
     hub=("open_clip", "zero-shot-image-classification"),
     packages=("open_clip",),
+    install="'open_clip_torch>=3.3' transformers",
     misfit=_misfit,
     write=write,
     allowed=_allowed,

@@ -100,9 +100,11 @@ def samples(folder: Path, kinds: Sequence[str] = ("text", "picture")) -> Samples
     return {kind: every[kind] for kind in kinds}
 
 
-def read(reader: str, folders: Sequence[Path], wanted: Samples) -> list[Embeddings]:
+def read(reader: str, folders: Sequence[Path], wanted: Samples, python: str = sys.executable) -> list[Embeddings]:
     """What another library gives for the samples, by a file in `readers/`, with each of the folders.
 
+    Args:
+        python: the interpreter of the environment that has the library.
     Raises:
         CheckpointError: the library cannot read a folder.
     """
@@ -110,7 +112,7 @@ def read(reader: str, folders: Sequence[Path], wanted: Samples) -> list[Embeddin
         elsewhere = Path(temporary)
         (elsewhere / "samples.json").write_text(json.dumps(wanted), encoding="utf-8")
         places = [str(folder.resolve()) for folder in folders]
-        command = [sys.executable, "-P", "-W", "ignore", str(READERS / "read.py"), str(READERS / f"{reader}.py")]
+        command = [python, "-P", "-W", "ignore", str(READERS / "read.py"), str(READERS / f"{reader}.py")]
         offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
         done = subprocess.run(
             [*command, "samples.json", ".", *places],

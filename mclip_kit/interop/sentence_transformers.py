@@ -41,6 +41,20 @@ TYPES = {
     "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
     "LayerNorm": "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm",
 }
+USE = """
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("{folder}")
+text = model.encode(["ein Hund", "un chien"])
+image = model.encode(Image.open("photo.jpg"))
+print(model.similarity(text, image))
+"""
+TEXT_USE = """
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("{folder}")
+text = model.encode(["ein Hund", "un chien"])
+print(model.similarity(text[0], text[1]))
+"""
 Module = tuple[str, dict[str, Any], dict[str, Tensor]]
 """Kind, config, weights."""
 
@@ -227,7 +241,7 @@ def _notes(model: MultilingualClip, options: Options) -> list[str]:
             "ftfy.fix_text, html.unescape twice and strip on texts of the web before encode."
         )
     if options["text_only"]:
-        found.append("This folder has the texts alone; the lines of use about pictures need the whole export.")
+        found.append("This folder has the texts alone, no pictures.")
     else:
         found.append(
             "Texts: sentence-transformers reads a text that is the path of a picture, or its URL, as that picture."
@@ -244,18 +258,12 @@ FORMAT = Format(
     library="sentence-transformers",
     hub=("sentence-transformers", "sentence-similarity"),
     packages=("sentence_transformers",),
+    install="'sentence-transformers>=6' pillow",
     extra="sentence-transformers",
     misfit=_misfit,
     write=write,
     allowed=_allowed,
     notes=_notes,
     options={"text_only": False},
-    use="""
-from PIL import Image
-from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("{folder}")
-text = model.encode(["ein Hund", "un chien"])
-image = model.encode(Image.open("photo.jpg"))
-print(model.similarity(text, image))
-""",
+    use=lambda model, options: TEXT_USE if options["text_only"] else USE,
 )

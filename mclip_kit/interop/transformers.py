@@ -205,16 +205,19 @@ FORMAT = Format(
     library="transformers",
     hub=("transformers", "zero-shot-image-classification"),
     packages=("transformers",),
+    install="'transformers>=5' torch pillow",
     misfit=misfit,
     write=write,
     allowed=_allowed,
     notes=notes,
     use="""
-from transformers import AutoConfig, AutoProcessor
 import transformers
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor
 kind = getattr(transformers, AutoConfig.from_pretrained("{folder}").architectures[0])
 model, processor = kind.from_pretrained("{folder}"), AutoProcessor.from_pretrained("{folder}", backend="pil")
-inputs = processor(text=["ein Hund"], images=Image.open("photo.jpg"), return_tensors="pt", padding=True)
+texts = ["ein Hund", "ein Baum"]
+inputs = processor(text=texts, images=Image.open("photo.jpg"), return_tensors="pt", padding=True)
 print(model(**inputs).logits_per_image.softmax(dim=1))
 """,
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mclip_kit.config.model import AS_OPEN_CLIP
+from mclip_kit.config.model import AS_OPEN_CLIP, Pictures
 from mclip_kit.config.yaml import suggest
 from mclip_kit.data.pictures import to_rgb
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
@@ -39,6 +39,14 @@ READ_NAMES, OTHER_NAMES = (".safetensors", ".bin", ".pth"), (".pt", ".ckpt")  # 
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 
 
+class Origin(NamedTuple):
+    """The CLIP that an image tower came from: its name, a digest of the tower, and how it makes pictures RGB."""
+
+    name: str
+    digest: str
+    pictures: Pictures
+
+
 class Clip(nn.Module):
     """Image tower and text tower of a CLIP, with their tokenizer and image transform.
 
@@ -50,6 +58,7 @@ class Clip(nn.Module):
         preprocess: open_clip's preprocess config (size, mean, std, interpolation, resize_mode).
         tokenizer: open_clip's; list of texts -> ids (B, context length).
         pictures: how `transform` makes pictures RGB; open_clip's own way unless a model says otherwise.
+        origin: kept by `interop.origin` for the card.
         trims: whether `trim` shortens ids; it does if that does not change embeddings.
     """
 
@@ -59,6 +68,7 @@ class Clip(nn.Module):
         self.config = config
         self.preprocess = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
         self.pictures = AS_OPEN_CLIP
+        self.origin: Origin | None = None
         self._transform = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
         self.tokenizer = tokenizer
         text: Any = model.text

@@ -20,6 +20,7 @@ from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
 from mclip_kit.interop.encoders import named_encoder
+from mclip_kit.interop.origin import mark
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.finite import check_finite
 from mclip_kit.models.hub import MissingWeights
@@ -70,6 +71,7 @@ def build_model(recipe: Recipe) -> MultilingualClip | Translator:
         model.made_from = _made_from(recipe, encoder)
     check_finite(_named(model, recipe))
     if isinstance(model, MultilingualClip):
+        mark(model.clip[0], recipe.sources["image"])
         model.clip[0].pictures = recipe.pictures or model.clip[0].pictures
         model.text_cleaning = recipe.text_cleaning or model.text_cleaning
     if recipe.lora:

@@ -10,17 +10,30 @@ from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.stages import STUDENT, Stage
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.leakage import Leak
-from mclip_kit.interop.card import Facts, facts_of
+from mclip_kit.interop.facts import Facts, facts_of, licences_of
 from mclip_kit.train.logging import read_log
 
 
-def card_facts(recipe: Recipe, leaks: Sequence[Leak]) -> Facts:
-    """What the card of a trained model says of its training; what it was tuned from is said first."""
+def card_facts(recipe: Recipe, leaks: Sequence[Leak], images: Facts) -> Facts:
+    """What the card of a trained model says of its training; what it was tuned from is said first.
+
+    Args:
+        recipe: of the run.
+        leaks: of test sets.
+        images: of `interop.origin.images`. If the model that this one was tuned from had the image tower of a CLIP,
+            that CLIP is named.
+    """
     before = facts_of(Path(recipe.init_from)) if recipe.init_from else {}
     here = [Path(place) for place in (recipe.data.captions, *recipe.data.bitexts) if place]
+    bases = before.get("bases") or recipe.sources
+    first = before.get("images")
+    if images and first and first["same"]:
+        images = {"images": {**first, "same": images["images"]["same"]}}
     datasets = [*before.get("datasets", []), *map(_dataset, here)]
     return {
-        "bases": before.get("bases") or recipe.sources,
+        "bases": bases,
+        "licences": {**licences_of(bases.values()), **before.get("licences", {})},
+        **images,
         "recipe": recipe.about,
         "stages": [*before.get("stages", []), *(_stage_line(stage) for stage in recipe.stages)],
         "datasets": list({dataset["name"]: dataset for dataset in datasets}.values()),

@@ -16,6 +16,7 @@ from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
 from mclip_kit.interop.card import record
+from mclip_kit.interop.origin import images
 from mclip_kit.models.lora import merge
 from mclip_kit.progress import tqdm
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
@@ -271,7 +272,8 @@ class Run:
                 model.trained_languages = self.model.trained_languages
             merge(model.encoder)
             model.save(folder)
-            record(folder, card_facts(self.recipe, self.leaks))
+            found = images(model.clip[0], folder) if hasattr(model, "clip") else {}
+            record(folder, card_facts(self.recipe, self.leaks, found))
 
         on_main(write)
 

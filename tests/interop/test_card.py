@@ -5,14 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from huggingface_hub import HfApi, ModelCard, constants
 
 from mclip_kit.cli import cli
 from mclip_kit.interop import parity
-from mclip_kit.interop.card import evaluated, facts_of, hub_id, record
+from mclip_kit.interop.card import record
 from mclip_kit.interop.export import export
+from mclip_kit.interop.facts import evaluated, facts_of, hub_id, licences_of, parameters
+from mclip_kit.interop.imports import multilingual_clip
+from mclip_kit.interop.imports.source import given_clip
+from mclip_kit.interop.origin import images, mark
 from mclip_kit.models.multilingual_clip import load
+from tests import tiny
+from tests.interop.imports import published
+from tests.interop.models import build
 from tests.train.runs import recipe_of, train
 
 
@@ -38,9 +46,10 @@ def test_the_card_says_how_the_model_was_trained(trained: Path, squares: Path) -
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     assert card.data.datasets == [squares.name] or len(card.data.datasets) == 1
     for line in (
-        "- Image tower: ViT, 16 pixels, CLIP embeddings of width 16.",
-        "- Text encoder: xlm-roberta, 1 layers, width 16.",
-        "- Projector: altclip, pool cls; clip_projector none; text_cleaning ftfy.",
+        "- Image tower: ViT, 16 pixels, CLIP embeddings of width 16; ",
+        "- Text encoder: xlm-roberta, 1 layers, width 16; ",
+        "- Projector: altclip, pool cls; ",
+        " parameters; clip_projector none; text_cleaning ftfy.",
         "- Weights of image, teacher_text, encoder: trained from scratch.",
         "- Stage distill: trains student; mse on teacher_text-student_text; languages: all; lr 0.002.",
         "all: none needed, these tests",
@@ -137,7 +146,131 @@ def test_names_of_the_hub_become_base_models(tmp_path: Path, monkeypatch: pytest
     record(tmp_path, {"bases": {"encoder": "hf:xlm-roberta-base", "image": "ViT-B-32 openai"}})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == ["timm/vit_base_patch32_clip_224.openai", "xlm-roberta-base"]
-    assert "Weights of encoder: from hf:xlm-roberta-base, whose licence holds for this model, too." in card.content
+    assert "Weights of encoder: from hf:xlm-roberta-base; its licence was not declared, and holds for" in card.content
+    assert card.data.license is None
+
+
+def test_the_card_counts_the_parameters_of_each_tower(trained: Path) -> None:
+    model, card = load(trained, "cpu"), (trained / "README.md").read_text()
+    counts = parameters(trained)
+    towers = ("image", "teacher_text", "encoder", "projector")
+    assert [counts[t] for t in towers] == [sum(p.numel() for p in getattr(model, t).parameters()) for t in towers]
+    assert f"CLIP embeddings of width 16; {counts['image']:,} parameters." in card
+    assert f"width 16; {counts['encoder']:,} parameters." in card
+    assert f"pool cls; {counts['projector']:,} parameters; clip_projector none;" in card
+
+
+@pytest.mark.parametrize(
+    ("front", "found"),
+    [
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense: other\nlicense_name: mine\n---\n", "other (mine)"),
+        ("---\nlanguage: de\n---\n", ""),
+        ("---\n: [\n---\n", ""),
+        ("license: mit\n", ""),
+        (None, ""),
+    ],
+)
+def test_a_licence_is_what_the_front_matter_declares(tmp_path: Path, front: str | None, found: str) -> None:
+    if front is not None:
+        (tmp_path / "README.md").write_text(front)
+    for name in (f"hf:{tmp_path}", f"local-dir:{tmp_path}", str(tmp_path)):
+        assert licences_of([name, "new", "ViT-B-32 random"]) == {name: found}
+
+
+@pytest.mark.parametrize(
+    ("image", "encoder", "licence"),
+    [("mit", "mit", "mit"), ("mit", "apache-2.0", None), ("mit", "", None), ("other (mine)", "other (mine)", None)],
+)
+def test_a_model_has_a_licence_if_its_bases_have_one(
+    tmp_path: Path, image: str, encoder: str, licence: str | None
+) -> None:
+    bases = {"image": "local-dir:a", "encoder": "hf:./b", "projector": "new"}
+    record(tmp_path, {"bases": bases, "licences": {"local-dir:a": image, "hf:./b": encoder}})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == licence
+    assert f"- Weights of image: from local-dir:a, licence {image}, which holds" in card.content
+    assert ("hf:./b; its licence was not declared" in card.content) == (encoder == "")
+    assert (f"- Licence: {licence}, as all" in card.content) == (licence is not None)
+    assert ("- Licence: none is declared here" in card.content) == (licence is None)
+
+
+def test_an_image_tower_is_said_to_be_anothers_while_nothing_changes_it(squares: Path, tmp_path: Path) -> None:
+    clip = published.clip(tmp_path / "clip")
+    (tmp_path / "clip" / "README.md").write_text("---\nlicense: mit\n---\n")
+    stages = tiny.recipe(squares)["stages"]
+    for stage in stages:
+        stage["epochs"] = 1
+    recipe = recipe_of(squares, tmp_path, teacher={"model": clip}, stages=stages[1:2])
+    train(recipe, tmp_path / "a")
+    assert facts_of(tmp_path / "a" / "model")["licences"] == {clip: "mit"}
+    card = (tmp_path / "a" / "model" / "README.md").read_text()
+    assert f"- Image vectors: those of {clip}, bit for bit" in card
+    assert "Not of pictures that EXIF turns, transparent pictures, grey pictures of 16 bits: train with" in card
+    assert "`pictures: {exif: ignore, alpha: drop, depth: clip}`" in card
+    tuned: dict[str, Any] = {"teacher": None, "encoder": None, "projector": None}
+    tuned["init_from"] = str(tmp_path / "a" / "model")
+    as_open_clip = {"exif": "ignore", "alpha": "drop", "depth": "clip"}
+    train(recipe_of(squares, tmp_path, **tuned, stages=stages[1:2], pictures=as_open_clip), tmp_path / "b")
+    card = (tmp_path / "b" / "model" / "README.md").read_text()
+    assert f"- Image vectors: those of {clip}, bit for bit" in card
+    assert "Not of" not in card
+    assert "- Licence: mit, as all" in card
+    train(recipe_of(squares, tmp_path, "evaluation.keep=last", **tuned, stages=stages[:1]), tmp_path / "c")
+    card = (tmp_path / "c" / "model" / "README.md").read_text()
+    assert f"- Image vectors: not those of {clip}, since the image tower was trained; embed pictures again." in card
+
+
+def test_any_bit_of_the_saved_image_tower_counts(squares: Path, tmp_path: Path) -> None:
+    model = build(squares, {"kind": "linear", "pool": "cls"}, "linear", 24, tiny.TEACHER)
+    mark(model.clip[0], "new")
+    model.save(tmp_path)
+    assert images(model.clip[0], tmp_path) == {}
+    mark(model.clip[0], "local-dir:a")
+    found = images(model.clip[0], tmp_path)
+    assert found["images"]["same"] is True
+    record(tmp_path, found)
+    assert "not those of local-dir:a, since the CLIP projector maps them" in (tmp_path / "README.md").read_text()
+    bias = next(weight for weight in model.image.parameters() if weight.dim() == 1)
+    with torch.no_grad():
+        bias[0] = torch.nextafter(bias[0], bias[0] + 1)
+    model.save(tmp_path)
+    assert images(model.clip[0], tmp_path)["images"]["same"] is False
+
+
+def test_an_import_names_its_source_and_whose_image_tower_it_has(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = published.clip(tmp_path / "clip")
+
+    def imported(place: str, given: str, weights: str | None, base: Path | None) -> Any:
+        model = build(squares, {"kind": "linear", "pool": "mean"}, "none", 24, tiny.TEACHER)
+        model.clip[0] = given_clip(given, weights, place)
+        return model
+
+    monkeypatch.setattr(multilingual_clip, "import_multilingual_clip", imported)  # the hub is not asked
+    done = typed("import", "multilingual-clip", "M-CLIP/XLM-R", "--clip", clip, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == ["M-CLIP/XLM-R"]
+    assert f"- Weights of image, teacher_text: from {clip}; its licence was not declared" in card.content
+    assert "- Weights of encoder, projector: from hf-hub:M-CLIP/XLM-R; its licence was not declared" in card.content
+    assert f"- Image vectors: those of {clip}, bit for bit" in card.content
+
+
+def test_a_fairseq_folder_has_the_card_of_the_encoder_and_is_sent(trained: Path, tmp_path: Path, sent) -> None:
+    words = ("export", "fairseq", trained, "--out", tmp_path / "out")
+    done = typed(*words, "--push-to-hub", "me/encoder")
+    assert done.exit_code == 0, done.output
+    assert sent[1] == ("me/encoder", sorted(path.name for path in (tmp_path / "out").iterdir()))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "fairseq"
+    assert card.data.eval_results is None
+    for words_ in ("# The text encoder of a multilingual CLIP", "- Weights of encoder: trained", "XLMRModel.from_pre"):
+        assert words_ in card.content
+    for words_ in ("- Image", "Image vectors", "## Retrieval on", "## The same as"):
+        assert words_ not in card.content
+    assert typed(*words).output.endswith("exists already; remove it or choose another --out\n")
 
 
 @pytest.fixture

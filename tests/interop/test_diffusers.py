@@ -12,6 +12,7 @@ from mclip_kit.interop.diffusers import CONTEXT, FORMAT, token_states
 from mclip_kit.interop.export import export
 from tests import tiny
 from tests.interop.models import build
+from tests.interop.models import stable_diffusion as stable_diffusion_of
 
 diffusers = pytest.importorskip("diffusers", reason="the extra `diffusers` is not installed")
 
@@ -27,7 +28,7 @@ def student(squares):
 @pytest.fixture(scope="module")
 def folder(student, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("diffusers") / "out"
-    found = export(student, "diffusers", place, context=20)
+    found = export(student, "diffusers", place, context=20).differences
     assert max(found[group] for group in ("texts", "long texts", "dirty texts")) < 1e-5
     assert not {"pictures", "photos"} & found.keys()
     return place
@@ -36,31 +37,7 @@ def folder(student, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory) -> Path:
     """A Stable Diffusion of random weights, whose own text encoder is CLIP's."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("pipeline") / "stable_diffusion"
-    pipe = diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2),
-        text_encoder=CLIPTextModel(CLIPTextConfig(hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2)),
-        tokenizer=None,
-        unet=diffusers.UNet2DConditionModel(
-            sample_size=16,
-            down_block_types=("CrossAttnDownBlock2D",),
-            up_block_types=("CrossAttnUpBlock2D",),
-            block_out_channels=(8,),
-            norm_num_groups=2,
-            attention_head_dim=4,
-            cross_attention_dim=HIDDEN,
-        ),
-        scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    pipe.save_pretrained(place)
-    return place
+    return stable_diffusion_of(tmp_path_factory.mktemp("pipeline") / "stable_diffusion", HIDDEN)
 
 
 def pipeline(stable_diffusion: Path, folder: Path):

@@ -48,7 +48,7 @@ def exported(
     folder = tmp_path_factory.mktemp("onnx") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx, "trace", remembered)
-        found = export(model, "onnx", folder)
+        found = export(model, "onnx", folder).differences
     return model, folder, found
 
 
@@ -67,6 +67,15 @@ def test_onnxruntime_gives_the_models_embeddings_of_every_group(exported):
     assert set(found) == {*parity.TEXTS, "pictures", "palette and CMYK", "photos", "odd pictures"}
     assert max(found.values()) < 1e-6
     assert "int8" not in (folder / "README.md").read_text()
+
+
+def test_the_lines_of_the_card_give_the_models_embeddings(exported):
+    model, folder, _ = exported
+    card = (folder / "README.md").read_text()
+    assert "Without mclip-kit: `python -m pip install onnxruntime tokenizers pillow numpy`" in card
+    found: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(folder)), found)
+    np.testing.assert_allclose(found["text"], model.encode_text(["ein Hund", "a cat"]), atol=1e-5, rtol=0)
 
 
 def test_the_layout_is_immichs(exported):
@@ -143,8 +152,9 @@ def test_int8_is_not_held_to_the_tolerance_and_its_loss_is_told(exported, tmp_pa
     model, whole, _ = exported
     monkeypatch.setattr(onnx, "trace", remembered)
     found = export(model, "onnx", tmp_path / "out", int8=True)
-    assert 1e-4 < found["texts"] < 0.5
-    assert 1e-4 < found["pictures"] < 0.5
+    assert 1e-4 < found.differences["texts"] < 0.5
+    assert 1e-4 < found.differences["pictures"] < 0.5
+    assert any(note.startswith("int8: of 25 texts") for note in found.notes)
     card = (tmp_path / "out" / "README.md").read_text()
     assert re.search(r"int8: of 25 texts, \d+% keep their nearest neighbour", card)
     assert re.search(r"int8: of 11 pictures, \d+% keep .* largest difference of a number is \d", card)

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.interop.facts import front_matter
+from mclip_kit.layout import README
 from mclip_kit.models.hub import MissingWeights, hub_answers
 from mclip_kit.models.safe_load import UNFIT, StateDict, named_tensors, read_pickle
 
@@ -72,15 +73,7 @@ def languages(folder: Path) -> list[str]:
     >>> languages(Path("models/without-a-card"))
     []
     """
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    if not text.startswith("---"):
-        return []
-    try:
-        facts = yaml.safe_load(text.split("---", 2)[1])
-    except (yaml.YAMLError, IndexError):
-        return []
-    found = facts.get("language") if isinstance(facts, dict) else None
+    found = front_matter(folder / README).get("language")
     listed = found if isinstance(found, list) else [found] if found else []
     codes = ("no" if code is False else str(code) for code in listed)  # YAML reads a bare `no` as false
     return sorted({code for code in codes if code not in NOT_CODES})

@@ -21,6 +21,7 @@ from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.interop import open_clip
 from mclip_kit.interop.clip_pictures import AS_TRANSFORMERS
 from mclip_kit.interop.clip_vision import open_clip_vision, preprocess
+from mclip_kit.interop.origin import mark
 from mclip_kit.models.clip import Clip, build_clip
 from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -72,7 +73,9 @@ def trained_clip(name: str, weights: str | None, what: str, option: str) -> Clip
         raise RecipeError(f"leave {option} out: local-dir:, hf-hub: and openai: models bring their own weights")
     if not brings and weights in (None, "random", "train"):
         raise RecipeError(f"{what}: give its trained weights, a pretrained tag or a file: {option} TAG")
-    return build_clip(name, weights)
+    clip = build_clip(name, weights)
+    mark(clip, f"{name} {weights or ''}".strip())
+    return clip
 
 
 def same_width(width: int, clip: Clip, source: str) -> None:
