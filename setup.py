@@ -65,7 +65,11 @@ ONNX = [
 
 DIFFUSERS = ["diffusers>=0.42"]  # older ones were not tried with transformers 5
 
-SEARCH = ["faiss-cpu>=1.11"]  # numpy 2; its selectors of vectors in a search of every kind of index
+SEARCH = [
+    "faiss-cpu>=1.11",  # numpy 2; its selectors of vectors in a search of every kind of index
+    "fastapi>=0.110",
+    "uvicorn>=0.29",
+]
 
 DEV = [
     *ONNX,  # small, and the exports to it are tested
@@ -99,7 +103,7 @@ setup(
     packages=[*find_packages(include=["mclip_kit", "mclip_kit.*"]), "mclip_kit.recipes", "mclip_kit.data_prep"],
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
     package_data={
-        "mclip_kit": ["py.typed", "evaluate/report/page.html"],
+        "mclip_kit": ["py.typed", "evaluate/report/page.html", "search/page.html", "search/page.js", "search/page.css"],
         "mclip_kit.recipes": ["*.yaml"],
         "mclip_kit.data_prep": ["*.yaml"],
     },

@@ -1,4 +1,4 @@
-"""`mclip-kit embed`, `index` and `search`."""
+"""`mclip-kit embed`, `index`, `search` and `demo`."""
 
 import importlib.util
 import json
@@ -12,6 +12,7 @@ import click
 
 from mclip_kit.cli.common import FILE, FOLDER
 from mclip_kit.errors import CheckpointError, DataError
+from mclip_kit.layout import MODEL_CONFIG
 
 if TYPE_CHECKING:
     from mclip_kit.search.search import Hit, Search
@@ -76,7 +77,7 @@ def _has_gpus() -> bool:
 )
 def index(embeddings: Path, out: Path, kind: Any) -> None:
     """Build an index of vectors, or bring it up to date; new pictures are appended, deleted ones are not found."""
-    _check_faiss()
+    _check_packages("faiss")
     from mclip_kit.search.index import build
 
     built = build(embeddings, out, kind)
@@ -109,7 +110,7 @@ def search(
         raise click.UsageError("give --image or texts, not both")
     if not image and not queries and sys.stdin.isatty():
         raise click.UsageError('give a query, as in: mclip-kit search INDEX "ein Hund im Schnee"')
-    _check_faiss()
+    _check_packages("faiss")
     from mclip_kit.search.search import Search
 
     searcher = Search(index, model)
@@ -131,10 +132,11 @@ def search(
         click.launch(str(sheet))
 
 
-def _check_faiss() -> None:
-    if not importlib.util.find_spec("faiss"):
+def _check_packages(*packages: str) -> None:
+    missing = [package for package in packages if not importlib.util.find_spec(package)]
+    if missing:
         raise CheckpointError(
-            "faiss is needed to search: run, in mclip-kit's checkout, python -m pip install -e '.[search]'"
+            f"{' and '.join(missing)} is needed: run, in mclip-kit's checkout, python -m pip install -e '.[search]'"
         )
 
 
@@ -157,3 +159,48 @@ def _tell_script(searcher: "Search", text: str) -> None:
         click.echo(
             f"note: this query is in {script} letters; the model was trained on {', '.join(languages)}", err=True
         )
+
+
+@click.command()
+@click.argument("place", metavar="INDEX|MODEL", type=FOLDER)
+@click.option("--images", metavar="SOURCE", help="Of a MODEL: the pictures; a folder, shards, a table, or prepared.")
+@MODEL
+@click.option(
+    "--work", type=FOLDER, help="Where their vectors and index are kept.  [default: search/NAME by the model]"
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: everyone in the network can search.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
+@click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
+def demo(
+    place: Path, images: str | None, model: Path | None, work: Path | None, host: str, port: int, opened: bool
+) -> None:
+    """A page to search in, on this machine."""
+    _check_packages("faiss", "fastapi", "uvicorn")
+    if images is None and (work or (place / MODEL_CONFIG).is_file()):
+        raise click.UsageError(f"{place}: name the pictures, as in: mclip-kit demo {place} --images DIR")
+    if images is not None and model is not None:
+        raise click.UsageError("--images goes with a MODEL in the place of INDEX; leave --model out")
+    from mclip_kit.search.page import serve
+    from mclip_kit.search.search import Search
+
+    if images is None:
+        search = Search(place, model)
+    else:
+        from mclip_kit.doctor.places import check_model
+
+        check_model(place)
+        from mclip_kit.models.multilingual_clip import load
+        from mclip_kit.search.embed import embed_pictures
+        from mclip_kit.search.index import build
+
+        loaded, own = load(place), work or place.parent / "search" / (Path(images).stem or "pictures")
+        embedded = embed_pictures(loaded, images, own, workers=len(os.sched_getaffinity(0)), made_with=str(place))
+        for line in embedded.lines():
+            click.echo(line)
+        build(own, own / "index")
+        search = Search(own / "index", loaded)
+    address = f"http://{host}:{port}/"
+    click.echo(f"{search.count:,} pictures; open {address} in a browser; Ctrl-C ends it")
+    if opened:
+        click.launch(address)
+    serve(search, host, port)

@@ -93,11 +93,7 @@ class Search:
         Raises:
             TypeError: a query is not a string.
         """
-        listed = as_texts(queries)
-        encode = {"student": self.model.encode_text, "teacher": self.model.encode_teacher_text}[tower]
-        with self._lock:
-            query_QD = encode(listed)
-        return self.vectors(query_QD, top)
+        return self.vectors(self.encode(queries, tower), top)
 
     def pictures(self, queries: Pictures, top: int = 10) -> list[list[Hit]]:
         """The pictures that are nearest to each picture, best first.
@@ -105,9 +101,18 @@ class Search:
         Raises:
             DataError: a file cannot be read as a picture.
         """
+        return self.vectors(self.encode_pictures(queries), top)
+
+    def encode(self, queries: Texts, tower: str = "student") -> Tensor:
+        """Vectors (Q, D) of texts, by one thread at a time; arguments as for `texts`."""
+        encode = {"student": self.model.encode_text, "teacher": self.model.encode_teacher_text}[tower]
         with self._lock:
-            query_QD = self.model.encode_image(queries)
-        return self.vectors(query_QD, top)
+            return encode(as_texts(queries))
+
+    def encode_pictures(self, queries: Pictures) -> Tensor:
+        """Vectors (Q, D) of pictures, by one thread at a time."""
+        with self._lock:
+            return self.model.encode_image(queries)
 
     def vectors(self, query_QD: Tensor, top: int = 10) -> list[list[Hit]]:
         """The pictures that are nearest to each vector (Q, D), best first."""
