@@ -69,15 +69,19 @@ async function load() {
   }
 }
 
-function begin(asked) {
-  number += 1;
-  current = { ...asked, start: 0, busy: false };
-  const both = asked.towers.length > 1;
+function clear(both) {
   towers.teacher.hidden = !both;
   $("student-title").hidden = !both;
   $("more").hidden = true;
   for (const section of Object.values(towers)) section.querySelector(".grid").replaceChildren();
   say("Searching ...");
+}
+
+function begin(asked) {
+  number += 1;
+  current = { ...asked, start: 0, busy: false };
+  const both = asked.towers.length > 1;
+  clear(both);
   return load();
 }
 
@@ -107,11 +111,8 @@ async function like(file) {
   const own = number;
   current = null;
   given(null);
-  $("more").hidden = true;
-  towers.teacher.hidden = true;
-  $("student-title").hidden = true;
+  clear(false);
   if (file.size > limits.upload) { say(`This file is larger than ${limits.upload / 1e6} MB.`, true); return; }
-  say("Searching ...");
   try {
     const found = await answer(await fetch("like", { method: "POST", body: file }));
     if (own !== number) return;

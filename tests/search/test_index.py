@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+
 from mclip_kit.data.captions import read_captions
 from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.files import locked

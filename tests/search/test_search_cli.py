@@ -7,6 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+
 from mclip_kit.cli import cli
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search.search import Search
