@@ -43,15 +43,16 @@ def embed(model: Path, images: str | None, texts: Path | None, out: Path, dtype:
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     device = f"cuda:{os.environ['LOCAL_RANK']}" if world_size > 1 and _has_gpus() else "auto"
     from mclip_kit.models.multilingual_clip import load
+    from mclip_kit.progress import tqdm
     from mclip_kit.search.embed import embed_pictures, embed_texts
 
     loaded = load(model, device)
     made_with = str(model)
     if texts is not None:
-        found = embed_texts(loaded, texts, out, dtype, made_with)
+        found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write)
     else:
         cores = len(os.sched_getaffinity(0)) if workers is None else workers
-        found = embed_pictures(loaded, str(images), out, dtype, cores, rank, world_size, made_with)
+        found = embed_pictures(loaded, str(images), out, dtype, cores, rank, world_size, made_with, tqdm.write)
     if rank:
         return
     for line in found.lines():
@@ -180,8 +181,8 @@ def demo(
         raise click.UsageError(f"{place}: name the pictures, as in: mclip-kit demo {place} --images DIR")
     if images is not None and model is not None:
         raise click.UsageError("--images goes with a MODEL in the place of INDEX; leave --model out")
-    from mclip_kit.search.page import serve
     from mclip_kit.search.search import Search
+    from mclip_kit.search.web import serve
 
     if images is None:
         search = Search(place, model)
@@ -194,13 +195,17 @@ def demo(
         from mclip_kit.search.index import build
 
         loaded, own = load(place), work or place.parent / "search" / (Path(images).stem or "pictures")
-        embedded = embed_pictures(loaded, images, own, workers=len(os.sched_getaffinity(0)), made_with=str(place))
+        embedded = embed_pictures(
+            loaded, images, own, workers=len(os.sched_getaffinity(0)), made_with=str(place), log=click.echo
+        )
         for line in embedded.lines():
             click.echo(line)
         build(own, own / "index")
         search = Search(own / "index", loaded)
-    address = f"http://{host}:{port}/"
-    click.echo(f"{search.count:,} pictures; open {address} in a browser; Ctrl-C ends it")
-    if opened:
-        click.launch(address)
-    serve(search, host, port)
+
+    def ready(address: str) -> None:
+        click.echo(f"{search.count:,} pictures; open {address} in a browser; Ctrl-C ends it")
+        if opened:
+            click.launch(address)
+
+    serve(search, host, port, ready)

@@ -13,7 +13,7 @@ Shapes: N pictures or texts, D embedding.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -38,6 +38,7 @@ from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles,
 from mclip_kit.layout import FEATURES
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search.pictures import BLOCK, Block, blocks
+from mclip_kit.search.pictures import TABLES as TABLE_ENDINGS
 
 FACTS = "embeddings.json"
 UNREADABLE = "unreadable.tsv"
@@ -104,6 +105,7 @@ def embed_pictures(
     rank: int = 0,
     world_size: int = 1,
     made_with: str = "",
+    log: Callable[[str], None] = lambda line: None,
 ) -> Embedded:
     """Embed pictures. What is interrupted goes on where it stopped; pictures that were embedded before are not again.
 
@@ -120,13 +122,18 @@ def embed_pictures(
         rank: this process's number, and
         world_size: processes that embed into one folder together; the first one writes the vectors.
         made_with: the model's name, for people.
+        log: takes a line about what is computed, and about what is damaged.
     Raises:
         DataError: the source is missing or has no picture that can be read; the disk is full.
         CheckpointError: another process writes to the folder, or an embedding is non-finite.
     """
     out = Path(out)
+    if world_size > 1 and Path(source).suffix.lower() in TABLE_ENDINGS:
+        raise DataError(
+            f"{source}: several processes cannot prepare a table; run mclip-kit prepare --pairs {source} first"
+        )
     found = Embedded(IMAGES)
-    cache = FeatureCache(out / FEATURES, dtype, rank=rank, world_size=world_size, workers=workers)
+    cache = FeatureCache(out / FEATURES, dtype, rank=rank, world_size=world_size, workers=workers, log=log)
     towers, embedder = FrozenTowers(model, cache), Embedder(model, cache)
     source_blocks = blocks(source, out / TABLES, found.account)
     if rank:
@@ -146,7 +153,12 @@ def embed_pictures(
 
 
 def embed_texts(
-    model: MultilingualClip, file: str | Path, out: str | Path, dtype: Dtype = "fp32", made_with: str = ""
+    model: MultilingualClip,
+    file: str | Path,
+    out: str | Path,
+    dtype: Dtype = "fp32",
+    made_with: str = "",
+    log: Callable[[str], None] = lambda line: None,
 ) -> Embedded:
     """Embed the lines of a text file by the student; a text that was embedded before is not again.
 
@@ -157,7 +169,7 @@ def embed_texts(
         CheckpointError: another process writes to the folder, or an embedding is non-finite.
     """
     out, found = Path(out), Embedded(TEXTS)
-    embedder = Embedder(model, FeatureCache(out / FEATURES, dtype))
+    embedder = Embedder(model, FeatureCache(out / FEATURES, dtype, log=log))
     weights = [hashing.hash_weights(module) for module in (model.encoder, model.projector)]
     facts = {"model": made_with, "source": str(file), "space": hashing.hash_tower({"weights": weights}), "dtype": dtype}
 

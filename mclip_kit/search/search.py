@@ -38,8 +38,8 @@ class Hit:
 class Search:
     """An index and the model that reads its queries. Any number of threads may call it at once.
 
-    >>> from mclip_kit.search.search import Search
-    >>> search = Search("index", model)
+    >>> import mclip_kit
+    >>> search = mclip_kit.Search("index", model)
     >>> [hit.score <= 1 for hit in search.texts("ein roter Apfel", top=2)[0]]
     [True, True]
 

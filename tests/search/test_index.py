@@ -1,5 +1,6 @@
 """Indexes are exact or measured; pictures come, move and go; queries of many threads get what one thread gets."""
 
+import doctest
 import json
 import shutil
 import threading
@@ -188,6 +189,21 @@ def test_what_does_not_fit_is_told_in_one_line(model, squares, embedded, tmp_pat
     np.save(folder / "img_emb" / "img_emb_0.npy", np.zeros((3, WIDTH), np.float32))
     with pytest.raises(DataError, match="3 vectors, but 5 rows"):
         build(folder, tmp_path / "index3")
+
+
+def test_the_examples_of_docstrings_run(model, colours, tmp_path, monkeypatch):
+    from mclip_kit.search import web
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for file in sorted(colours.rglob("*.png"))[::40]:
+        shutil.copy(file, tmp_path / "photos")
+    for documented in (embed_pictures, build, Search, web.build_page, untrained_script):
+        names = {**vars(web), **globals(), "model": model}
+        examples = doctest.DocTestParser().get_doctest(documented.__doc__, names, documented.__name__, None, None)
+        assert examples.examples
+        output: list[str] = []
+        assert doctest.DocTestRunner().run(examples, out=output.append).failed == 0, "".join(output)
 
 
 @pytest.mark.parametrize(

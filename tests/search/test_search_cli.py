@@ -1,6 +1,7 @@
 """`mclip-kit embed`, `index` and `search`, as they are typed."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,24 @@ def test_mistakes_are_one_line(folder, tmp_path, words, message):
     assert done.exit_code == 2
     assert message in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out" / "embeddings.json").exists()
+
+
+def test_the_page_is_served_for_a_model_and_its_pictures(folder, colours, monkeypatch):
+    served = []
+    monkeypatch.setattr("mclip_kit.search.web.serve", lambda *given: served.append(given))
+    done = typed("demo", folder / "model", "--images", colours, "--port", "0")
+    assert done.exit_code == 0, done.output
+    assert (folder / "search" / "colours" / "index" / "index.json").is_file()
+    search, host, port, ready = served[0]
+    assert (search.count, host, port) == (96, "127.0.0.1", 0)
+    ready("http://127.0.0.1:1/")
+    done = typed("demo", folder / "model")
+    assert "name the pictures, as in: mclip-kit demo" in done.stderr
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = typed("demo", folder / "index", "--port", str(taken.getsockname()[1]))
+    assert done.exit_code == 2
+    assert "in use" in done.stderr.splitlines()[-1]
+    assert done.stderr.rstrip().endswith("choose others")

@@ -6,6 +6,8 @@ elsewhere, and keeps nothing of what it is given.
 
 import io
 import json
+import os
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from html import escape
@@ -13,14 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
 from mclip_kit.data.languages import TEACHER_LANGUAGE
-from mclip_kit.errors import DataError, first_line
+from mclip_kit.errors import CheckpointError, DataError, first_line
 from mclip_kit.search.search import Hit, Search, untrained_script
 from mclip_kit.search.sheet import open_hit
 
@@ -262,17 +263,26 @@ def _html(search: Search) -> str:
     return text
 
 
-def serve(search: Search, host: str, port: int) -> None:
+def serve(search: Search, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Answer until Ctrl-C.
 
     Args:
         host: 127.0.0.1, or an address of this machine; 0.0.0.0: all of them, for everyone in the network.
         port: 0: a free one.
+        ready: takes the page's address as soon as a browser can open it.
+    Raises:
+        CheckpointError: another program has the port, or the host is not an address of this machine.
     """
     import uvicorn
 
-    everyone = host not in ("127.0.0.1", "localhost", "::1")
+    everyone = host not in LOOPBACK
     page = build_page(search, ("*",) if everyone else LOOPBACK)
     search.texts("dog")  # whatever is loaded at first use
-    search.pictures(Image.fromarray(np.zeros((8, 8, 3), np.uint8)))
-    uvicorn.run(page, host=host, port=port, log_level="warning")
+    search.pictures(Image.new("RGB", (8, 8)))
+    try:
+        listening = socket.create_server((host, port))
+    except OSError as error:
+        raise CheckpointError(f"--host {host} --port {port}: {os.strerror(error.errno or 0)}; choose others") from None
+    with listening:
+        ready(f"http://{host}:{listening.getsockname()[1]}/")
+        uvicorn.Server(uvicorn.Config(page, log_level="warning")).run([listening])

@@ -18,11 +18,11 @@ pytest.importorskip("faiss", reason="the extra `search` is not installed")
 pytest.importorskip("fastapi", reason="the extra `search` is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `search` is not installed")
 
-from mclip_kit.search import page as page_module
+from mclip_kit.search import web
 from mclip_kit.search.embed import embed_pictures
 from mclip_kit.search.index import build
-from mclip_kit.search.page import build_page
 from mclip_kit.search.search import Search
+from mclip_kit.search.web import build_page
 from tests import tiny
 from tests.interop.models import build as build_model
 
@@ -93,7 +93,7 @@ def names(tab: Any, tower: str = "student") -> list[str]:
     return tab.eval_on_selector_all(grid, "all => all.map(i => i.alt)")
 
 
-def wanted(search: Search, query: str, tower: str = "student", top: int = page_module.PAGE) -> list[str]:
+def wanted(search: Search, query: str, tower: str = "student", top: int = web.PAGE) -> list[str]:
     return [hit.caption for hit in search.texts(query, top, tower)[0]]
 
 
@@ -103,7 +103,7 @@ def test_a_query_of_any_language_by_keyboard(browser: Any, address: str, search:
         assert tab.evaluate("document.activeElement.id") == "query"
         tab.keyboard.type("rotes Quadrat links")
         tab.keyboard.press("Enter")
-        assert names(tab)[: page_module.PAGE] == wanted(search, "rotes Quadrat links")
+        assert names(tab)[: web.PAGE] == wanted(search, "rotes Quadrat links")
         assert tab.get_by_label("What do you look for?").input_value() == "rotes Quadrat links"
         assert "pictures for: rotes Quadrat links" in tab.inner_text("[role=status]")
         assert tab.evaluate(
@@ -118,10 +118,10 @@ def test_a_query_of_any_language_by_keyboard(browser: Any, address: str, search:
 def test_an_example_and_the_old_clip_beside_it(browser: Any, address: str, search: Search) -> None:
     with opened(browser, address) as tab:
         tab.click("button[lang=ar]")
-        assert names(tab)[: page_module.PAGE] == wanted(search, "كلب")
+        assert names(tab)[: web.PAGE] == wanted(search, "كلب")
         assert tab.is_hidden("#teacher")
         tab.check("#compare")
-        assert names(tab, "teacher")[: page_module.PAGE] == wanted(search, "كلب", "teacher")
+        assert names(tab, "teacher")[: web.PAGE] == wanted(search, "كلب", "teacher")
         tab.fill("#query", "красное")
         tab.press("#query", "Enter")
         until(tab, "document.querySelector('#status').innerText.includes('Cyrillic')")
@@ -155,7 +155,7 @@ def test_a_dropped_picture_finds_its_like_and_its_captions(
         query = query.replace("BYTES", str(list(file.read_bytes())))
         tab.fill("#query", "blau")
         tab.press("#query", "Enter")
-        assert names(tab)[: page_module.PAGE] == wanted(search, "blau")
+        assert names(tab)[: web.PAGE] == wanted(search, "blau")
         tab.evaluate(f"{query} d.items.add(f); document.dispatchEvent(new DragEvent('drop', {{dataTransfer: d}}))")
         until(tab, "document.querySelector('#status').innerText.includes('pictures like yours')")
         assert names(tab)[0] == f"a {file.stem}"
@@ -212,7 +212,7 @@ def test_the_server_keeps_its_limits_whatever_the_page_does(search: Search, monk
     assert client.post("/like", content=chunks).status_code == 413
     held = io.BytesIO()
     Image.new("RGBA", (9, 9)).save(held, "PNG")
-    assert len(client.post("/like", content=held.getvalue()).json()["hits"]) == page_module.PAGE
+    assert len(client.post("/like", content=held.getvalue()).json()["hits"]) == web.PAGE
 
 
 def test_a_picture_that_was_deleted_is_told(search: Search, squares: Path, colours: Path, tmp_path: Path) -> None:
