@@ -4,14 +4,14 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
-from mclip_kit.errors import CheckpointError, DataError
+from mclip_kit.errors import CheckpointError, DataError, one_line
 from mclip_kit.layout import MODEL_CONFIG
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def embed(model: Path, images: str | None, texts: Path | None, out: Path, dtype:
     from mclip_kit.search.embed import embed_pictures, embed_texts
 
     loaded = load(model, device)
-    made_with = str(model)
+    made_with = os.path.abspath(model)
     if texts is not None:
         found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write)
     else:
@@ -119,18 +119,34 @@ def search(
         found = [(image.name, searcher.pictures(image, top)[0])]
         _show(*found[0], as_json)
     else:
-        texts = queries or (line.rstrip("\n") for line in sys.stdin)
-        found = []
-        for text in filter(str.strip, texts):
-            found.append((text, searcher.texts(text, top)[0]))
-            _show(*found[-1], as_json)
-            _tell_script(searcher, text)
+        found, empty = [], 0
+        typed = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
+        given: Iterable[str] = queries or typed
+        for text in (_utf8(line) for line in given):
+            if text.strip():
+                found.append((text, searcher.texts(text, top)[0]))
+                _show(*found[-1], as_json)
+                _tell_script(searcher, text)
+            else:
+                empty += 1
+        if empty or not found:
+            click.echo(f"{empty} empty queries were left out" if empty else "standard input had no query", err=True)
     if opened and found:
         from mclip_kit.search.sheet import write_sheet
 
         sheet = write_sheet(found)
         click.echo(f"opening {sheet}", err=True)
         click.launch(str(sheet))
+
+
+def _utf8(query: str) -> str:
+    """A query without its line's end; DataError if its bytes were not UTF-8."""
+    line = query.rstrip("\r\n")
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"query {line!a}: it is not UTF-8; write it in UTF-8") from None
+    return line
 
 
 def _check_packages(*packages: str) -> None:
@@ -146,9 +162,11 @@ def _show(query: str, hits: Sequence["Hit"], as_json: bool) -> None:
         rows = [{"file": hit.file, "score": round(hit.score, 6), "caption": hit.caption} for hit in hits]
         click.echo(json.dumps({"query": query, "hits": rows}, ensure_ascii=False))
         return
-    click.echo(query)
+    click.echo(one_line(query))
     for rank, hit in enumerate(hits, 1):
-        click.echo(f"{rank:3}  {hit.score:.3f}  {hit.file}{f'  {hit.caption}' if hit.caption else ''}")
+        click.echo(
+            f"{rank:3}  {hit.score:.3f}  {one_line(hit.file)}{f'  {one_line(hit.caption)}' if hit.caption else ''}"
+        )
 
 
 def _tell_script(searcher: "Search", text: str) -> None:
@@ -196,7 +214,7 @@ def demo(
 
         loaded, own = load(place), work or place.parent / "search" / (Path(images).stem or "pictures")
         embedded = embed_pictures(
-            loaded, images, own, workers=len(os.sched_getaffinity(0)), made_with=str(place), log=click.echo
+            loaded, images, own, workers=len(os.sched_getaffinity(0)), made_with=os.path.abspath(place), log=click.echo
         )
         for line in embedded.lines():
             click.echo(line)

@@ -1,7 +1,7 @@
 """Vectors of pictures or of texts, with metadata, in a folder that can be added to.
 
 EMBEDDINGS/
-    embeddings.json     counts, what was left out, the model; written last, so a folder that has it is whole
+    embeddings.json     counts, what was left out, the model; or that the vectors are not finished
     img_emb/*.npy       vectors of pictures, float32 or float16 (N, D), L2-normalised: the layout of clip-retrieval
     text_emb/*.npy      or vectors of texts
     metadata/*.parquet  a row for each vector: see `COLUMNS`
@@ -28,7 +28,7 @@ from mclip_kit import __version__
 from mclip_kit.data import images
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.source import File
-from mclip_kit.errors import CheckpointError, DataError
+from mclip_kit.errors import CheckpointError, DataError, one_line
 from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
@@ -39,8 +39,8 @@ from mclip_kit.layout import FEATURES
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search.pictures import BLOCK, Block, blocks
 from mclip_kit.search.pictures import TABLES as TABLE_ENDINGS
+from mclip_kit.search.vectors import FACTS
 
-FACTS = "embeddings.json"
 UNREADABLE = "unreadable.tsv"
 TABLES = "tables"
 COLUMNS = {
@@ -82,11 +82,7 @@ class Embedded:
 
     def lines(self) -> list[str]:
         """What was left out, a line each."""
-        found = Account.lines(self.account.as_json())
-        if self.unreadable:
-            name, why = next(iter(self.unreadable.items()))
-            found.append(f"left out: {len(self.unreadable):,} pictures that cannot be read, such as {name}: {why}")
-        return found
+        return Account.lines(self.account.as_json())
 
 
 def image_space(model: MultilingualClip) -> str:
@@ -128,6 +124,7 @@ def embed_pictures(
         CheckpointError: another process writes to the folder, or an embedding is non-finite.
     """
     out = Path(out)
+    _check_place(out, IMAGES)
     if world_size > 1 and Path(source).suffix.lower() in TABLE_ENDINGS:
         raise DataError(
             f"{source}: several processes cannot prepare a table; run mclip-kit prepare --pairs {source} first"
@@ -169,6 +166,7 @@ def embed_texts(
         CheckpointError: another process writes to the folder, or an embedding is non-finite.
     """
     out, found = Path(out), Embedded(TEXTS)
+    _check_place(out, TEXTS)
     embedder = Embedder(model, FeatureCache(out / FEATURES, dtype, log=log))
     weights = [hashing.hash_weights(module) for module in (model.encoder, model.projector)]
     facts = {"model": made_with, "source": str(file), "space": hashing.hash_tower({"weights": weights}), "dtype": dtype}
@@ -201,22 +199,38 @@ def _write(
                 for vectors_ND, table in vectors:
                     files.append({kind: vectors_ND}, table)
                     found.count += len(table)
+            found.account.kept = found.count
+            for name, why in found.unreadable.items():
+                found.account.leave_out("pictures that cannot be read", f"{name}: {why}")
             if not found.count:
                 raise DataError(f"{facts['source']}: nothing to embed{'; '.join(['', *found.lines()])}")
-            (out / FACTS).unlink(missing_ok=True)
-            for name in (IMAGES, TEXTS, METADATA):
+            write_json(out / FACTS, {"kind": kind, "unfinished": True})
+            for name in (kind, METADATA):
                 shutil.rmtree(out / name, ignore_errors=True)
             (out / UNREADABLE).unlink(missing_ok=True)
             for name in (kind, METADATA):
                 (part / name).rename(out / name)
         shutil.rmtree(out / "new", ignore_errors=True)
         if found.unreadable:
-            lines = ["image\treason", *(f"{name}\t{why}" for name, why in found.unreadable.items()), ""]
+            lines = ["image\treason", *(f"{one_line(name)}\t{why}" for name, why in found.unreadable.items()), ""]
             write_text(out / UNREADABLE, printable("\n".join(lines)))
         counts = {"vectors": found.count, "width": model.width, "unreadable": len(found.unreadable)}
         tool = {"tool": f"mclip_kit {__version__}", "kind": kind}
         write_json(out / FACTS, {**tool, **facts, **counts, "rows": found.account.as_json()})
     return found
+
+
+def _check_place(out: Path, kind: str) -> None:
+    """CheckpointError if a folder has what is not its own, and what writing vectors of a kind would replace."""
+    facts = out / FACTS
+    there = [name for name in (IMAGES, TEXTS, METADATA, UNREADABLE) if (out / name).exists()]
+    if there and not facts.is_file():
+        raise CheckpointError(
+            f"{out / there[0]}: not written by mclip-kit embed, which would replace it; choose another --out"
+        )
+    other = TEXTS if kind == IMAGES else IMAGES
+    if (out / other).exists():
+        raise CheckpointError(f"{out / other}: these vectors would lose their metadata; choose another --out")
 
 
 def _why(block: Block, bad_N: np.ndarray) -> dict[str, str]:
@@ -227,7 +241,8 @@ def _why(block: Block, bad_N: np.ndarray) -> dict[str, str]:
             block.captions.picture(int(block.images[place]))
             found[block.files[place]] = "it could not be read when it was embedded; embed again"
         except DataError as error:
-            found[block.files[place]] = str(error).removeprefix(f"{block.files[place]}: ")
+            _, start, rest = str(error).partition("not a readable picture")
+            found[block.files[place]] = f"{start}{rest}" or str(error)
     return found
 
 

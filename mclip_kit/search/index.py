@@ -12,10 +12,10 @@ Shapes: N vectors, D embedding, Q queries, K nearest.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import faiss
 import numpy as np
@@ -26,7 +26,8 @@ from mclip_kit.errors import CheckpointError, DataError, first_line
 from mclip_kit.files import locked, write_json, write_whole
 from mclip_kit.interop.vector_files import TEXTS
 from mclip_kit.progress import tqdm
-from mclip_kit.search.vectors import facts_of, read_embeddings
+from mclip_kit.search.vectors import ROWS as ROWS_SCHEMA
+from mclip_kit.search.vectors import facts_of, read_embeddings, read_vectors
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
 FACTS, VECTORS, ROWS = "index.json", "index.faiss", "rows.arrow"
@@ -39,6 +40,7 @@ TRAINED = 64  # ivfpq: vectors a list that the lists are trained on
 ADDED = 65_536  # vectors at once
 QUERIES, NEAREST = 1000, 10
 """How many queries measure recall, among how many nearest."""
+UNIT = 1e-5  # by which a length may differ from 1
 GONE = 0.2  # share of deleted vectors from which on an approximate index is built anew
 
 
@@ -86,90 +88,97 @@ def build(embeddings: str | Path, out: str | Path, kind: Kind | None = None) -> 
         if not mine:
             raise CheckpointError(f"{out}: another process writes this index; wait for it, or choose another --out")
         old = _open_old(out, kind, arrays[0].shape[1], embeddings)
-        kind = kind or (old[0]["kind"] if old else "flat")
-        first = _first_of_each(rows["key"])
-        known = {} if old is None else {key: row for row, key in enumerate(old[2]["key"].to_pylist())}
-        new = [row for row in first if rows["key"][row].as_py() not in known]
-        kept = {rows["key"][row].as_py(): row for row in first}
-        gone = sum(key not in kept for key in known)
-        if old is not None and kind != "flat" and gone <= GONE * len(known):
-            index, order = old[1], [kept.get(key, -1) for key in known] + new
-            table = pa.concat_tables([_moved(old[2], rows, order[: len(known)]), _flagged(rows.take(new), False)])
-            added: Sequence[int] = new
+        kind = kind or (old.facts["kind"] if old else "flat")
+        first = {key: row for row, key in reversed([*enumerate(rows["content"].to_pylist())])}
+        kept = dict(sorted(first.items(), key=lambda item: item[1]))  # content -> its first row, in the rows' order
+        known = old.rows["content"].to_pylist() if old else []
+        was_gone = set(gone_of(old.rows).tolist()) if old else set()
+        here_N = np.array([kept.get(key, -1) for key in known], np.int64)
+        lost_N = here_N < 0
+        gone = sum(bool(lost) and row not in was_gone for row, lost in enumerate(lost_N))
+        back = sum(not lost and row in was_gone for row, lost in enumerate(lost_N))
+        new = _without(kept, known)
+        if old and kind != "flat" and lost_N.sum() <= GONE * len(known):
+            index, added = old.index, new
+            moved = pa.concat_tables([rows, old.rows.select(ROWS_SCHEMA.names)])
+            at_N = np.concatenate(
+                [np.where(lost_N, len(rows) + np.arange(len(known)), here_N), np.array(new, np.int64)]
+            )
+            gone_N = np.concatenate([lost_N, np.zeros(len(new), bool)])
         else:
-            index, added = _new_index(kind, arrays, first), first
-            table = _flagged(rows.take(first), False)
+            added = list(kept.values())
+            index, moved, at_N = _new_index(kind, arrays, added), rows, np.array(added, np.int64)
+            gone_N = np.zeros(len(added), bool)
+        table = moved.take(pa.array(at_N, pa.int64())).append_column("gone", pa.array(gone_N, pa.bool_()))
         for vectors_ND in _batches(arrays, added):
             index.add(vectors_ND)
         recall, queries = (None, "") if kind == "flat" else _recall(index, arrays, kept, table, embeddings)
-        found = Built(kind, len(first), len(new), gone, len(rows) - len(first), recall, queries)
+        found = Built(kind, len(kept), len(new) + back, gone, len(rows) - len(kept), recall, queries)
         _write(out, index, table, found, embeddings)
     return found
 
 
-def _first_of_each(keys: pa.ChunkedArray) -> list[int]:
-    """The first row of each key."""
-    first: dict[str, int] = {}
-    for row, key in enumerate(keys.to_pylist()):
-        first.setdefault(key, row)
-    return list(first.values())
+def _without(kept: Mapping[str, int], known: Sequence[str]) -> list[int]:
+    """The rows of contents that are not known."""
+    before = set(known)
+    return [row for key, row in kept.items() if key not in before]
 
 
-def _open_old(out: Path, kind: Kind | None, width: int, embeddings: Path) -> Any:
-    """Facts, index and rows of the index that is there, if new vectors can be added to it."""
-    if not (out / FACTS).is_file():
+def _open_old(out: Path, kind: Kind | None, width: int, embeddings: Path) -> "Opened | None":
+    """The index that is there, if new vectors can be added to it; a damaged one is built anew."""
+    try:
+        old = open_index(out)
+    except CheckpointError:
         return None
-    facts, index, rows = open_index(out)
     space = facts_of(embeddings).get("space", "")
-    if facts["width"] != width or (facts["space"] and space and facts["space"] != space):
-        raise CheckpointError(
-            f"{out}: its vectors are of another image tower ({facts['model'] or facts['embeddings']}); choose another "
-            "--out"
-        )
-    return (facts, index, rows) if kind in (None, facts["kind"]) else None
+    if old.facts["width"] != width or (old.facts["space"] and space and old.facts["space"] != space):
+        made_by = old.facts["model"] or old.facts["embeddings"]
+        raise CheckpointError(f"{out}: its vectors are of another image tower ({made_by}); choose another folder")
+    return old if kind in (None, old.facts["kind"]) else None
 
 
-def open_index(folder: Path) -> tuple[dict[str, Any], Any, pa.Table]:
-    """Facts, faiss index and rows of an index; the rows are memory-mapped.
+class Opened(NamedTuple):
+    """An index in memory: what is known of it, faiss's index, and a row for each vector, memory-mapped."""
+
+    facts: dict[str, Any]
+    index: Any
+    rows: pa.Table
+
+
+def open_index(folder: Path) -> Opened:
+    """Open an index.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is missing or damaged; the file is named.
     """
+    file = folder / FACTS
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        index = faiss.read_index(str(folder / VECTORS))
-        rows = pa.ipc.open_file(pa.memory_map(str(folder / ROWS))).read_all()
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        for name, kind in {
+            "kind": str,
+            "model": str,
+            "space": str,
+            "embeddings": str,
+            "width": int,
+            "rows": int,
+        }.items():
+            if not isinstance(facts[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+        file = folder / VECTORS
+        index = faiss.read_index(str(file)) if file.is_file() else None
+        file = folder / ROWS
+        rows = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        if rows.schema.names != [*ROWS_SCHEMA.names, "gone"] or index is None:
+            raise ValueError("its columns are not those of an index")
         if not (len(rows) == index.ntotal == facts["rows"] and index.d == facts["width"]):
-            raise ValueError("its files do not belong together")
+            raise ValueError("it does not belong to the other files")
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no index ({error.filename} is missing); run mclip-kit index") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException) as error:
-        raise CheckpointError(f"{folder}: damaged: {first_line(error)}; run mclip-kit index again") from None
-    return facts, index, rows
-
-
-def _moved(old: pa.Table, rows: pa.Table, order: Sequence[int]) -> pa.Table:
-    """The rows of an index with what is known of their pictures now; those of -1 are gone."""
-    here = np.array(order)
-    at = pa.array(np.where(here < 0, len(rows), here))
-    now = pa.concat_tables([rows, _none_like(rows)]).take(at)
-    gone = here < 0
-    columns = {}
-    for name in rows.column_names:
-        before = old[name].to_pylist() if name in old.column_names else [None] * len(old)
-        columns[name] = pa.array(
-            [was if lost else is_ for was, is_, lost in zip(before, now[name].to_pylist(), gone, strict=True)],
-            rows.schema.field(name).type,
-        )
-    return pa.table(columns, schema=rows.schema).append_column("gone", pa.array(gone))
-
-
-def _none_like(rows: pa.Table) -> pa.Table:
-    return pa.table({name: pa.nulls(1, rows.schema.field(name).type) for name in rows.column_names})
-
-
-def _flagged(rows: pa.Table, gone: bool) -> pa.Table:
-    return rows.append_column("gone", pa.array(np.full(len(rows), gone)))
+    except RuntimeError:  # faiss's words are of its source code
+        raise CheckpointError(f"{file}: damaged; run mclip-kit index again") from None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise CheckpointError(f"{file}: damaged: {first_line(error)}; run mclip-kit index again") from None
+    return Opened(facts, index, rows)
 
 
 def _new_index(kind: Kind, arrays: Sequence[np.ndarray], rows: Sequence[int]) -> Any:
@@ -201,25 +210,35 @@ def _batches(arrays: Sequence[np.ndarray], rows: Sequence[int], what: str = "ind
             part_B = rows_N[start : start + ADDED]
             number_B = np.searchsorted(starts, part_B, side="right") - 1
             found = [arrays[n][part_B[number_B == n] - starts[n]] for n in np.unique(number_B)]
-            yield np.ascontiguousarray(np.concatenate(found), np.float32)
+            yield _unit(np.ascontiguousarray(np.concatenate(found), np.float32))
             bar.update(len(part_B))
+
+
+def _unit(vectors_ND: np.ndarray) -> np.ndarray:
+    """Vectors of length 1; those that have it already stay as they are. DataError if a number is NaN or infinite."""
+    if not np.isfinite(vectors_ND).all():
+        raise DataError("a vector is non-finite (NaN or inf); check the model that made it, and embed again")
+    norm_N = np.linalg.norm(vectors_ND, axis=1)
+    other_N = (np.abs(norm_N - 1) > UNIT) & (norm_N > 0)
+    vectors_ND[other_N] /= norm_N[other_N, None]
+    return vectors_ND
 
 
 def _recall(
     index: Any, arrays: Sequence[np.ndarray], kept: dict[str, int], table: pa.Table, embeddings: Path
 ) -> tuple[float, str]:
     """The share of the exact `NEAREST` that an index finds, and what the queries were."""
-    texts = sorted((embeddings / TEXTS).glob("*.npy"))
+    texts = [array for array in read_vectors(embeddings, TEXTS) if array.shape[1] == arrays[0].shape[1]]
     drawn = np.random.default_rng(1)
     if texts:
-        given = np.load(texts[0], mmap_mode="r")
-        queries_QD = np.asarray(given[np.sort(drawn.permutation(len(given))[:QUERIES])], np.float32)
+        given = texts[0]
+        queries_QD = _unit(np.array(given[np.sort(drawn.permutation(len(given))[:QUERIES])], np.float32))
         named = f"{len(queries_QD):,} of its captions"
     else:
         rows = np.sort(drawn.permutation(list(kept.values()))[:QUERIES])
         queries_QD = np.concatenate(list(_batches(arrays, rows.tolist(), "queries")))
         named = f"{len(queries_QD):,} of its own vectors"
-    place = {key: row for row, key in enumerate(table["key"].to_pylist())}
+    place = {key: row for row, key in enumerate(table["content"].to_pylist())}
     rows_N = sorted(kept.values())
     key_of = {row: key for key, row in kept.items()}
     ids_N = np.array([place[key_of[row]] for row in rows_N])

@@ -1,5 +1,6 @@
 """The pictures that are embedded, block by block: of a folder, of shards, of a table, or of a prepared folder."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -51,18 +52,24 @@ def blocks(source: str | Path, prepared: Path, account: Account) -> Iterator[Blo
     Args:
         source: a folder of pictures at any depth, a pattern of shards ('shards-{000..099}.tar'), a table with a column
             of pictures, or a folder that `mclip-kit prepare` wrote.
-        prepared: the folder to which a table is prepared; its pictures are found and, if they are inside the table,
-            copied there.
+        prepared: the folder in which tables are prepared, by their content; their pictures are found and, if they are
+            inside the table, copied there.
         account: takes what is left out.
     Raises:
         DataError: there is no such source, or no picture in it.
     """
     path = Path(source)
+    if not str(source).strip():
+        raise DataError("the source of the pictures is empty; name a folder, shards, a table or a prepared folder")
     if (path / MANIFEST).is_file():
         yield from _of_prepared(read_captions(path))
     elif path.is_dir():
         yield from _of_rows(path, _of_folder(path, account))
     elif path.suffix.lower() in TABLES:
+        if not path.is_file():
+            raise DataError(f"{path}: no such table; correct its path")
+        with path.open("rb") as file:
+            prepared = prepared / hashlib.file_digest(file, "blake2b").hexdigest()[:16]
         if not prepared.is_dir():
             name, tree = adhoc.declare([], path, None, None, [])
             tree |= {"splits": {}, "cleaning": {"leaks": "report"}}
@@ -73,6 +80,8 @@ def blocks(source: str | Path, prepared: Path, account: Account) -> Iterator[Blo
         corpus, found = parse(tree, Corpus, name), Source(None)
         found.account = account
         yield from _of_rows(path, find_reader(corpus)(corpus, found).rows)
+    elif path.suffix.lower() in SUFFIXES and path.is_file():
+        raise DataError(f"{source}: a single picture; name its folder")
     else:
         raise DataError(
             f"{source}: no folder of pictures, prepared folder, shards (.tar) or table ({', '.join(TABLES)}); give one "

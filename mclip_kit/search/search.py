@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mclip_kit.errors import CheckpointError
+from mclip_kit.layout import MODEL_CONFIG
 from mclip_kit.models.encoding import Pictures, Texts, as_texts
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.search.embed import image_space
@@ -62,9 +63,14 @@ class Search:
         device: str | torch.device = "auto",
     ) -> None:
         self.facts, self._index, self.rows = open_index(Path(index))
-        model = model or self.facts["model"]
-        if not model:
-            raise CheckpointError(f"{index}: it does not say which model made its vectors; name it: --model MODEL")
+        if model is None:
+            model = named = str(self.facts["model"])
+            if not named:
+                raise CheckpointError(f"{index}: it does not say which model made its vectors; name it: --model MODEL")
+            if not (Path(named) / MODEL_CONFIG).is_file():
+                raise CheckpointError(
+                    f"{index}: the model of its vectors is not in {named} any more; name it: --model MODEL"
+                )
         self.model = model if isinstance(model, MultilingualClip) else load(model, device)
         if self.model.width != self.facts["width"]:
             raise CheckpointError(
@@ -77,9 +83,7 @@ class Search:
                 "with this one, or embed the pictures again"
             )
         self._gone = gone_of(self.rows)
-        self._files, self._captions = self.rows["image_path"], None
-        if "caption" in self.rows.column_names:
-            self._captions = self.rows["caption"]
+        self._files, self._captions = self.rows["image_path"], self.rows["caption"]
         self.count = len(self.rows) - len(self._gone)
         self._lock = threading.Lock()  # of the tokenizer and of the towers, which are busy with one batch anyway
 
@@ -127,12 +131,11 @@ class Search:
         ]
 
     def _hit(self, row: int, score: float) -> Hit:
-        caption = self._captions[row].as_py() if self._captions is not None else None
-        return Hit(self._files[row].as_py(), float(score), caption or "", row)
+        return Hit(self._files[row].as_py(), float(score), self._captions[row].as_py(), row)
 
 
 def untrained_script(text: str, languages: Sequence[str]) -> str | None:
-    """The script of a text that none of the languages is written in; None if there is no such script.
+    """The script of most of a text's letters, if none of the languages is written in it; else None.
 
     >>> untrained_script("תפוח אדום", ["en", "ar"])
     'Hebrew'
@@ -142,5 +145,5 @@ def untrained_script(text: str, languages: Sequence[str]) -> str | None:
     from mclip_kit.data.scripts import scripts_of, written_in
 
     known = {script for language in languages for script in written_in(language)}
-    unknown = [script for script in scripts_of(text) if script not in known]
-    return unknown[0] if known and unknown else None
+    most = scripts_of(text)[:1]
+    return most[0] if known and most and most[0] not in known else None

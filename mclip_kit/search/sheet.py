@@ -12,6 +12,7 @@ from mclip_kit.data.pictures import to_rgb
 from mclip_kit.search.search import Hit
 
 SIDE, MARGIN, TITLE = 160, 8, 22  # pixels
+MOST = 50  # rows and columns
 
 
 def open_hit(file: str) -> Image.Image:
@@ -21,19 +22,26 @@ def open_hit(file: str) -> Image.Image:
         DataError: it is no picture any more.
         OSError: it cannot be read.
     """
+    return to_rgb(open_raw(file), AS_SEEN)
+
+
+def open_raw(file: str) -> Image.Image:
+    """A found picture as its file has it; OSError if it cannot be read."""
     with open_file(Path(file)) as handle, Image.open(handle) as picture:
-        return to_rgb(picture, AS_SEEN)
+        picture.load()
+        return picture
 
 
 def write_sheet(found: Sequence[tuple[str, Sequence[Hit]]], path: Path | None = None) -> Path:
     """Write a sheet.
 
     Args:
-        found: query and its hits, a row each.
+        found: query and its hits, a row each; the first 50 of both are shown.
         path: a .png; None: a new file in the folder for temporary files.
     Returns:
         The path.
     """
+    found = [(query, hits[:MOST]) for query, hits in found[:MOST]]
     columns = max((len(hits) for _, hits in found), default=1)
     step = SIDE + MARGIN
     sheet = Image.new("RGB", (MARGIN + step * columns, (step + TITLE) * len(found)), "white")

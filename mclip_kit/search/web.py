@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -19,11 +20,12 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
+from starlette.concurrency import run_in_threadpool
 
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.errors import CheckpointError, DataError, first_line
 from mclip_kit.search.search import Hit, Search, untrained_script
-from mclip_kit.search.sheet import open_hit
+from mclip_kit.search.sheet import open_hit, open_raw
 
 PAGE = 24
 """Pictures that are loaded at once."""
@@ -68,6 +70,7 @@ HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -101,8 +104,9 @@ def build_page(search: Search, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         host = request.headers.get("host", "")
         if "*" not in hosts and host.rsplit(":", 1)[0] not in hosts and host not in hosts:
-            return Response("This page answers only on the machine that it runs on.", 421)
-        response = await answer(request)
+            response = Response("This page answers only to the names that it was started with.", 421)
+        else:
+            response = await answer(request)
         response.headers.update(HEADERS)
         return response
 
@@ -129,8 +133,9 @@ def build_page(search: Search, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
             raise Refused(422, "Write what you look for.")
         if len(query) > LONGEST:
             raise Refused(422, f"The query has {len(query):,} characters; at most {LONGEST:,} are read.")
-        if tower not in ("student", "teacher") or not 0 <= start < DEEPEST:
-            raise Refused(422, f"There is nothing beyond the first {DEEPEST:,} pictures.")
+        if tower not in ("student", "teacher"):
+            raise Refused(422, "The text towers are student and teacher.")
+        _check_start(start)
         hits = search.texts(query, start + PAGE, tower)[0]
         script = untrained_script(query, search.model.trained_languages) if tower == "student" else None
         note = f"This model was not trained on {script} script." if script else ""
@@ -138,15 +143,17 @@ def build_page(search: Search, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
 
     @page.get("/like/{row}")
     def like(row: int, start: int = 0) -> dict[str, Any]:
-        if not 0 <= start < DEEPEST:
-            raise Refused(422, f"There is nothing beyond the first {DEEPEST:,} pictures.")
-        hits = search.pictures(_open(search, row), start + PAGE)[0]
+        _check_start(start)
+        try:
+            hits = search.pictures(_open(search, row, open_raw), start + PAGE)[0]
+        except DataError as error:
+            raise Refused(404, f"This picture cannot be read any more: {error}.") from None
         return {**_answer(search, hits, start), "note": ""}
 
     @page.post("/like")
     async def dropped(request: Request) -> dict[str, Any]:
-        picture = _picture(await _body(request))
-        return await _in_thread(lambda: _of_picture(search, near, picture))
+        content = await _body(request)
+        return await run_in_threadpool(lambda: _of_picture(search, near, _picture(content)))
 
     @page.get("/picture/{row}")
     def picture(row: int) -> Response:
@@ -160,14 +167,16 @@ def build_page(search: Search, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
 
 
 def _of_picture(search: Search, near: "_Captions", picture: Image.Image) -> dict[str, Any]:
-    hits = search.pictures(picture, PAGE)[0]
+    try:
+        hits = search.pictures(picture, PAGE)[0]
+    except DataError as error:
+        raise Refused(415, f"This picture cannot be used: {str(error).removeprefix('a PIL picture: ')}.") from None
     return {**_answer(search, hits, 0), "note": "", "captions": near.of(picture), "more": False}
 
 
-async def _in_thread(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    from starlette.concurrency import run_in_threadpool
-
-    return await run_in_threadpool(work)
+def _check_start(start: int) -> None:
+    if not 0 <= start < DEEPEST:
+        raise Refused(422, f"A search shows its first {DEEPEST:,} pictures.")
 
 
 def _answer(search: Search, hits: list[Hit], start: int) -> dict[str, Any]:
@@ -178,12 +187,12 @@ def _answer(search: Search, hits: list[Hit], start: int) -> dict[str, Any]:
     return {"hits": listed, "more": start + PAGE < min(search.count, DEEPEST)}
 
 
-def _open(search: Search, row: int) -> Image.Image:
+def _open(search: Search, row: int, read: Callable[[str], Image.Image] = open_hit) -> Image.Image:
     """A picture of the index; `Refused` if it cannot be shown."""
     if not 0 <= row < len(search.rows):
         raise Refused(404, "There is no such picture.")
     try:
-        return open_hit(search.rows["image_path"][row].as_py())
+        return read(search.rows["image_path"][row].as_py())
     except (OSError, DataError, Image.DecompressionBombError):
         raise Refused(404, "This picture has been moved or deleted since it was indexed.") from None
 
@@ -230,7 +239,7 @@ class _Captions:
     def of(self, picture: Image.Image, top: int = 5) -> list[dict[str, Any]]:
         """The nearest captions and their scores; none if the index has no captions."""
         with self._lock:
-            if not self._texts and "caption" in self._search.rows.column_names:
+            if not self._texts:
                 distinct = dict.fromkeys(filter(None, self._search.rows["caption"].to_pylist()))
                 self._texts = list(distinct)[:CAPTIONS]
                 self._text_ND = self._search.encode(self._texts) if self._texts else self._text_ND
@@ -248,7 +257,7 @@ def _html(search: Search) -> str:
     codes = [code for code in EXAMPLES if code in languages] or list(EXAMPLES)
     shown = {
         "count": f"{search.count:,}",
-        "languages": ", ".join(languages) or "not known",
+        "languages": escape(", ".join(languages)) or "not known",
         "teacher": TEACHER_LANGUAGE,
         "examples": "\n".join(
             f'<li><button type="button" class="example" lang="{code}" dir="auto" data-query="{escape(query)}">'
@@ -275,14 +284,16 @@ def serve(search: Search, host: str, port: int, ready: Callable[[str], None]) ->
     """
     import uvicorn
 
-    everyone = host not in LOOPBACK
-    page = build_page(search, ("*",) if everyone else LOOPBACK)
+    shown = f"[{host}]" if ":" in host else host
+    page = build_page(search, ("*",) if host in ("0.0.0.0", "::") else (*LOOPBACK, shown))
     search.texts("dog")  # whatever is loaded at first use
     search.pictures(Image.new("RGB", (8, 8)))
     try:
-        listening = socket.create_server((host, port))
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise CheckpointError(f"--host {host} --port {port}: {os.strerror(error.errno or 0)}; choose others") from None
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else first_line(error)
+        raise CheckpointError(f"--host {host} --port {port}: {why}; choose others") from None
     with listening:
-        ready(f"http://{host}:{listening.getsockname()[1]}/")
-        uvicorn.Server(uvicorn.Config(page, log_level="warning")).run([listening])
+        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(page, log_level="warning")).run([listening])

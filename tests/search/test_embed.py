@@ -143,6 +143,44 @@ def test_killed_while_it_embeds_and_started_again_it_writes_the_same_files(model
     assert not list((tmp_path / "cut").glob(".*part*"))
 
 
+def test_what_is_not_its_own_stays(model, colours, tmp_path):
+    (tmp_path / "mine" / "metadata").mkdir(parents=True)
+    (tmp_path / "mine" / "metadata" / "thesis.txt").write_text("years")
+    with pytest.raises(CheckpointError, match="metadata: not written by mclip-kit embed"):
+        embed_pictures(model, colours, tmp_path / "mine")
+    assert (tmp_path / "mine" / "metadata" / "thesis.txt").read_text() == "years"
+    embed_pictures(model, colours, tmp_path / "out")
+    (tmp_path / "texts.txt").write_text("a\n")
+    with pytest.raises(CheckpointError, match="img_emb: these vectors would lose their metadata"):
+        embed_texts(model, tmp_path / "texts.txt", tmp_path / "out")
+    assert len(read(tmp_path / "out")[0]) == 96
+
+
+def test_another_table_is_read_and_not_the_one_before(model, colours, tmp_path):
+    files = sorted(colours.rglob("*.png"))
+    for number in range(2):
+        rows = "".join(f"{file},no. {number}\n" for file in files[number * 5 : number * 5 + 4])
+        (tmp_path / "table.csv").write_text(f"image,caption\n{rows}")
+        embed_pictures(model, tmp_path / "table.csv", tmp_path / "out")
+        found = read(tmp_path / "out")[1]
+        assert [Path(name).stem for name in found["image"]] == [
+            file.stem for file in files[number * 5 : number * 5 + 4]
+        ]
+        assert set(found["caption"]) == {f"no. {number}"}
+
+
+def test_names_that_are_not_utf8_and_pictures_that_are_too_long(model, colours, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shutil.copy(next(colours.rglob("*.png")), folder / "a\udcff.png")
+    Image.new("L", (1, 60_000)).save(folder / "strip.png")
+    found = embed_pictures(model, folder, tmp_path / "out")
+    assert found.count == 1
+    assert [Path(name).name for name in found.unreadable] == ["strip.png"]
+    assert "1 x 60000, more than 250 times as long as wide" in (tmp_path / "out" / "unreadable.tsv").read_text()
+    assert embed_pictures(model, folder, tmp_path / "out").count == 1
+
+
 def test_texts_are_embedded_by_the_student(model, tmp_path):
     lines = ["ein Quadrat", "", "a red square, left", "ein Quadrat"]
     (tmp_path / "texts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

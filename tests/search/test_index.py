@@ -126,8 +126,57 @@ def test_vectors_are_appended_moved_and_dropped(kind, tmp_path, monkeypatch):
     if kind == "hnsw":
         assert built.recall > 0.95
         third = build(foreign(tmp_path / "vectors", drawn(300, 5)), tmp_path / "index")  # most are deleted: built anew
-        assert (third.count, third.gone) == (300, 1050)
+        assert (third.count, third.gone) == (300, 950)
         assert index.open_index(tmp_path / "index")[1].ntotal == 300
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_an_update_with_nothing_new_or_only_deletions_and_a_return(kind, tmp_path):
+    vectors_ND, paths = drawn(60), [f"{row}.jpg" for row in range(60)]
+    build(foreign(tmp_path / "vectors", vectors_ND), tmp_path / "index", kind)
+    built = build(tmp_path / "vectors", tmp_path / "index")
+    assert (built.count, built.added, built.gone) == (60, 0, 0)
+    for _ in range(2):
+        built = build(foreign(tmp_path / "vectors", vectors_ND[:-1], paths[:-1]), tmp_path / "index")
+        assert built.count == 59
+    assert (built.added, built.gone) == (0, 0)  # of the second time
+    opened = index.open_index(tmp_path / "index")
+    _, ids_QK = index.nearest(opened.index, vectors_ND[-1:], 5, index.gone_of(opened.rows))
+    assert "59.jpg" not in [opened.rows["image_path"][row].as_py() for row in ids_QK[0].tolist()]
+    built = build(foreign(tmp_path / "vectors", vectors_ND, paths), tmp_path / "index")
+    assert (built.count, built.added, built.gone) == (60, 1, 0)
+    opened = index.open_index(tmp_path / "index")
+    _, ids_QK = index.nearest(opened.index, vectors_ND[-1:], 1, index.gone_of(opened.rows))
+    assert opened.rows["image_path"][int(ids_QK[0, 0])].as_py() == "59.jpg"
+
+
+def test_keys_of_other_programs_are_not_taken_for_contents(tmp_path):
+    vectors_ND = drawn(40)
+    folder = foreign(tmp_path / "vectors", 7 * vectors_ND)  # not of length 1
+    file = folder / "metadata" / "metadata_0.parquet"
+    pq.write_table(pq.read_table(file).append_column("key", pa.array(["0", None] * 20)), file)
+    built = build(folder, tmp_path / "index")
+    assert (built.count, built.same) == (40, 0)
+    opened = index.open_index(tmp_path / "index")
+    scores_QK, ids_QK = index.nearest(opened.index, vectors_ND, 1, index.gone_of(opened.rows))
+    assert ids_QK[:, 0].tolist() == list(range(40))
+    np.testing.assert_allclose(scores_QK, 1, atol=1e-5)
+    shutil.rmtree(folder / "metadata")
+    assert build(folder, tmp_path / "other").count == 40
+    assert index.open_index(tmp_path / "other").rows["image_path"][7].as_py() == "vector 7"
+    vectors_ND[3, 3] = np.nan
+    with pytest.raises(DataError, match="a vector is non-finite"):
+        build(foreign(tmp_path / "nan", vectors_ND), tmp_path / "nan.index")
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "rows.arrow", "index.json"])
+def test_a_damaged_index_is_named_and_built_anew(name, model, embedded, tmp_path):
+    build(embedded, tmp_path / "index", "hnsw")
+    (tmp_path / "index" / name).write_bytes(b"[]")
+    with pytest.raises(CheckpointError, match=rf"{name}: damaged.*; run mclip-kit index again"):
+        Search(tmp_path / "index", model)
+    assert build(embedded, tmp_path / "index").count == 96
+    assert Search(tmp_path / "index", model).count == 96
 
 
 def test_recall_is_measured_with_captions_where_there_are_some(tmp_path):

@@ -83,9 +83,21 @@ def test_a_sheet_shows_a_row_a_query(folder, model, tmp_path, monkeypatch):
     assert max(abs(a - b) for a, b in zip(sheet.getpixel((8 + 80, middle)), own, strict=True)) < 40
 
 
+def test_queries_that_are_empty_or_not_utf8_are_told(folder):
+    done = typed("search", folder / "index", "rot", " ", "--top", "1")
+    assert done.exit_code == 0
+    assert "1 empty queries were left out" in done.stderr
+    assert "standard input had no query" in typed("search", folder / "index", given="").stderr
+    done = typed("search", folder / "index", "caf\udce9")
+    assert done.exit_code == 2
+    assert "it is not UTF-8" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["embed", "MODEL", "--images", "", "--out", "OUT"], "the source of the pictures is empty"),
+        (["embed", "MODEL", "--images", "nowhere.csv", "--out", "OUT"], "nowhere.csv: no such table"),
         (["embed", "MODEL", "--out", "x"], "give one of --images and --texts"),
         (["embed", "MODEL", "--images", "nowhere", "--out", "OUT"], "nowhere: no folder of pictures"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "OUT"], "nowhere.txt: no such file"),

@@ -215,6 +215,27 @@ def test_the_server_keeps_its_limits_whatever_the_page_does(search: Search, monk
     assert len(client.post("/like", content=held.getvalue()).json()["hits"]) == web.PAGE
 
 
+def test_a_turned_picture_is_like_itself_and_a_strip_is_refused(search: Search, colours: Path, tmp_path: Path) -> None:
+    testclient = pytest.importorskip("starlette.testclient", exc_type=Exception, reason="httpx is not installed")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    gradient = Image.linear_gradient("L").convert("RGB").resize((40, 20))
+    gradient.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    Image.open(next(colours.rglob("*.png"))).save(tmp_path / "other.png")
+    embed_pictures(search.model, tmp_path, tmp_path / "embeddings")
+    build(tmp_path / "embeddings", tmp_path / "index")
+    own = Search(tmp_path / "index", search.model)
+    client = testclient.TestClient(build_page(own), base_url="http://localhost")
+    row = [Path(file.as_py()).name for file in own.rows["image_path"]].index("turned.jpg")
+    first = client.get(f"/like/{row}").json()["hits"][0]
+    assert (first["row"], first["score"]) == (row, 1.0)
+    held = io.BytesIO()
+    Image.new("L", (1, 60_000)).save(held, "PNG")
+    answer = client.post("/like", content=held.getvalue())
+    assert answer.status_code == 415
+    assert "more than 250 times as long as wide" in answer.json()["sentence"]
+
+
 def test_a_picture_that_was_deleted_is_told(search: Search, squares: Path, colours: Path, tmp_path: Path) -> None:
     testclient = pytest.importorskip("starlette.testclient", exc_type=Exception, reason="httpx is not installed")
     shutil.copytree(colours, tmp_path / "pictures")
