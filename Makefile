@@ -22,6 +22,7 @@ demo: install  ## prepare, train both quickstarts and score them, offline
 	@if [ -e encoders/e5-small ]; then encoder=hf:encoders/e5-small; else encoder=hf:runs/quickstart/model/encoder; fi; \
 	  $(KIT) train recipes/quickstart_trikd.yaml --resume --set encoder=$$encoder
 	$(KIT) eval runs/quickstart/model runs/quickstart_trikd/model --out runs/demo
+	@echo; echo "Search the pictures in a browser:  $(KIT) demo runs/quickstart_trikd/model --images data/emoji --open"
 
 test: install  ## every test; one worker for each core, one thread for each worker
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

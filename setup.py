@@ -65,9 +65,16 @@ ONNX = [
 
 DIFFUSERS = ["diffusers>=0.42"]  # older ones were not tried with transformers 5
 
+SEARCH = [
+    "faiss-cpu>=1.11",  # numpy 2; its selectors of vectors in a search of every kind of index
+    "fastapi>=0.110",
+    "uvicorn>=0.29",
+]
+
 DEV = [
     *ONNX,  # small, and the exports to it are tested
     *DIFFUSERS,
+    *SEARCH,
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
@@ -96,7 +103,7 @@ setup(
     packages=[*find_packages(include=["mclip_kit", "mclip_kit.*"]), "mclip_kit.recipes", "mclip_kit.data_prep"],
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
     package_data={
-        "mclip_kit": ["py.typed", "evaluate/report/page.html"],
+        "mclip_kit": ["py.typed", "evaluate/report/page.html", "search/page.html", "search/page.js", "search/page.css"],
         "mclip_kit.recipes": ["*.yaml"],
         "mclip_kit.data_prep": ["*.yaml"],
     },
@@ -110,6 +117,7 @@ setup(
         "sentence-transformers": SENTENCE_TRANSFORMERS,
         "onnx": ONNX,
         "diffusers": DIFFUSERS,
+        "search": SEARCH,
         "eval": ["clip-benchmark>=1.6.2,<2"],
         "dev": DEV,
     },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages

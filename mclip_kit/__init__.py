@@ -17,6 +17,7 @@ The packages, from the bottom to the top; each imports only from those above it 
     features, interop         outputs of frozen towers on disk; other programs' formats
     tasks                     one kind of training stage per file
     train, evaluate, demo     the training loop; metrics and reports; what the embedded demo needs
+    search                    vectors of pictures, an index of them, search, the page
     doctor, cli               checks of a machine; one file per command
 """
 
@@ -25,19 +26,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mclip_kit.models.multilingual_clip import MultilingualClip as MultilingualClip
     from mclip_kit.models.multilingual_clip import load as load
+    from mclip_kit.search.search import Search as Search
 
 __version__ = "0.1.0"
-__all__ = ["MultilingualClip", "__version__", "load"]
+__all__ = ["MultilingualClip", "Search", "__version__", "load"]
 
 if not TYPE_CHECKING:  # a visible __getattr__ would make every unknown attribute valid to type checkers
 
     def __getattr__(name):
-        """Import torch on the first use of `load` or `MultilingualClip`, not when the package is imported."""
-        if name not in ("MultilingualClip", "load"):
+        """Import torch on the first use of a name, not when the package is imported."""
+        if name in ("MultilingualClip", "load"):
+            from mclip_kit.models import multilingual_clip as home
+        elif name == "Search":
+            from mclip_kit.search import search as home
+        else:
             raise AttributeError(f"module 'mclip_kit' has no attribute {name!r}")
-        from mclip_kit.models import multilingual_clip
-
-        return getattr(multilingual_clip, name)
+        return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -17,8 +17,7 @@ class MclipError(Exception):
 
     def __str__(self) -> str:
         """The message as one printable line, even if a file name or a cell in it is not printable."""
-        line = " ".join(TERMINAL_CODES.sub("", super().__str__()).split())
-        return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        return one_line(" ".join(TERMINAL_CODES.sub("", super().__str__()).split()))
 
 
 class RecipeError(MclipError):
@@ -35,6 +34,16 @@ class CheckpointError(MclipError):
 
 class PeerError(MclipError):
     """Another process of the same run stopped; that one prints why."""
+
+
+def one_line(text: str) -> str:
+    """A text that a terminal prints as one line: a terminal's codes are removed, other control characters are escaped.
+
+    >>> one_line("a\\nb")
+    'a\\\\nb'
+    """
+    line = TERMINAL_CODES.sub("", text)
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def check_new(folder: Path) -> None:

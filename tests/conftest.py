@@ -1,7 +1,10 @@
 """Fixtures that many tests share."""
 
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +33,22 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("emoji") / "data"
     prepare(declaration("emoji"), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        words = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+        words += ["--disable-component-update", "--disable-sync"]
+        opened = play.chromium.launch(executable_path=chromium, args=words)
+        yield opened
+        opened.close()
 
 
 SLOW = ("train", "tasks", "test_benchmarks.py", "test_golden_record.py", "test_types.py", "features", "prepare")

@@ -27,6 +27,7 @@ RANK = {
     "evaluate": 6,
     "demo": 6,
     "doctor": 7,
+    "search": 7,
     "cli": 8,
 }
 """Part of the package -> its rung; a part imports from lower rungs only."""

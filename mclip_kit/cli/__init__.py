@@ -1,4 +1,5 @@
-"""The command line: prepare | extract | train | eval | report | import | export | push | cache | recipes | doctor.
+"""The command line: prepare | extract | train | eval | report | import | export | push |
+embed | index | search | demo | cache | recipes | doctor.
 
 Wiring only; heavy imports live inside commands.
 """
@@ -14,6 +15,7 @@ from mclip_kit.cli.evaluate import evaluate
 from mclip_kit.cli.export import export, push
 from mclip_kit.cli.prepare import prepare
 from mclip_kit.cli.report import report
+from mclip_kit.cli.search import demo, embed, index, search
 from mclip_kit.cli.train import extract, train
 
 
@@ -23,7 +25,9 @@ def cli() -> None:
     """Give an existing CLIP many languages, cheaply."""
 
 
-for command in (prepare, extract, train, evaluate, report, import_, export, push, cache, recipes, doctor):
+SEARCHING = (embed, index, search, demo)
+COMMANDS = (prepare, extract, train, evaluate, report, import_, export, push, *SEARCHING, cache, recipes, doctor)
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -1,16 +1,24 @@
 """Names and bytes of picture files; `pictures` makes them RGB, `transforms` makes tensors of them.
 
 A picture is a file, or a member of an uncompressed tar that is read in place. A tar member is named
-`shard.tar@OFFSET+SIZE`, both in bytes.
+`shard.tar@OFFSET+SIZE`, both in bytes. A row of an array of pictures is named `images.npy@ROW`.
 """
 
+import io
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 TAR_MEMBER = re.compile(r"(.+\.tar)@(\d+)\+(\d+)", re.DOTALL)
 CAPTION_NUMBER = re.compile(r"(#\w+)?#\d+$")
+ARRAY_ROW = re.compile(r"(.+\.npy)@(\d+)", re.DOTALL)
 COCO = re.compile(r"coco_[a-z]+20\d\d_0*(\d+)")
 
 
@@ -25,18 +33,26 @@ def tar_member(tar: Path, offset: int, size: int) -> str:
     return f"{tar}@{offset}+{size}"
 
 
+def array_row(array: Path, row: int) -> str:
+    """The name of a picture in an array of pictures, uint8 (N, S, S, 3)."""
+    return f"{array}@{row}"
+
+
 def container(path: Path) -> Path:
-    """The file on disk that holds a picture: its tar, or the path itself."""
-    match = TAR_MEMBER.fullmatch(str(path))
+    """The file on disk that holds a picture: its tar, its array, or the path itself."""
+    match = TAR_MEMBER.fullmatch(str(path)) or ARRAY_ROW.fullmatch(str(path))
     return Path(match[1]) if match else path
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file or tar member.
+    """The content of a file, of a tar member, or, as a PNG, of a row of an array.
 
     Raises:
-        OSError: it cannot be read, or the tar is shorter than the member's name says.
+        OSError: it cannot be read, or the tar or the array is shorter than the name says.
     """
+    row = ARRAY_ROW.fullmatch(str(path))
+    if row and not path.exists():
+        return _png(Path(row[1]), int(row[2]))
     match = TAR_MEMBER.fullmatch(str(path))
     if not match:
         return path.read_bytes()
@@ -46,6 +62,26 @@ def read_bytes(path: Path) -> bytes:
     if len(content) < int(match[3]):
         raise OSError(f"{path}: the tar ends before")
     return content
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[IO[bytes]]:
+    """A picture's file, tar member or row of an array, open for reading; errors as of `read_bytes`."""
+    if container(path) == path or path.exists():
+        with open(path, "rb") as handle:
+            yield handle
+    else:
+        yield io.BytesIO(read_bytes(path))
+
+
+def _png(array: Path, row: int) -> bytes:
+    try:
+        pixels = np.load(array, mmap_mode="r")[row]
+    except (ValueError, IndexError, EOFError) as error:
+        raise OSError(f"{array}: row {row} cannot be read: {error}") from None
+    held = io.BytesIO()
+    Image.fromarray(np.asarray(pixels)).save(held, "PNG")
+    return held.getvalue()
 
 
 def picture_id(name: str, source: str | None) -> str:

@@ -17,6 +17,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF's orientation -> what makes the picture upright."""
+LONGEST = 250
+"""How many times as long as wide a picture can be; resizing a longer one would need gigabytes."""
 STEP = 257  # 16 bits to 8: 65535 becomes 255
 
 
@@ -45,7 +47,16 @@ def to_rgb(picture: Image.Image, how: Pictures) -> Image.Image:
         raise DataError(f"not a readable picture: {first_line(error)}") from None
     if 0 in rgb.size:
         raise DataError("not a readable picture: it has no pixels")
-    return rgb if turn is None else rgb.transpose(turn)
+    if max(rgb.size) > LONGEST * min(rgb.size):  # the shorter side is resized to the model's pixels
+        raise DataError(
+            f"not a readable picture: {rgb.width} x {rgb.height}, more than {LONGEST} times as long as wide"
+        )
+    if turn is None:
+        return rgb
+    upright = rgb.transpose(turn)
+    for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # it would be turned again
+        upright.info.pop(name, None)
+    return upright
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -76,9 +76,10 @@ class FrozenTowers:
             batch_items=PICTURES,
             workers=self.cache.workers if captions.pixels is None else 0,
         )
-        return self._fill("image", table, self._picture_keys(captions, images), job)
+        return self._fill("image", table, self.picture_keys(captions, images), job)
 
-    def _picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
+    def picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
+        """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`."""
         distinct, inverse = np.unique(images, return_inverse=True)
         if captions.pixels is not None:
             keys_N2 = hashing.hash_bytes(captions.pixels[image].tobytes() for image in distinct)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -63,7 +64,7 @@ def _hash_files(paths: Sequence[Path], database: Path) -> np.ndarray:
     with closing(sqlite3.connect(database, timeout=60)) as base, ThreadPoolExecutor(READERS) as readers:
         base.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, changed INT, key BLOB)")
         find = "SELECT key FROM files WHERE path = ? AND size = ? AND changed = ?"
-        stamps = [(str(path.absolute()), *_stamp(path)) for path in paths]
+        stamps = [(_name(path), *_stamp(path)) for path in paths]
         known = [base.execute(find, stamp).fetchone() for stamp in stamps]
         unknown = [number for number, row in enumerate(known) if row is None]
         found = readers.map(lambda number: _digest(paths[number]), unknown)
@@ -74,6 +75,11 @@ def _hash_files(paths: Sequence[Path], database: Path) -> np.ndarray:
         base.commit()
     content = b"".join(digests[number][0] if row is None else row[0] for number, row in enumerate(known))
     return np.frombuffer(content, "<u8").reshape(-1, 2)
+
+
+def _name(path: Path) -> str:
+    """An absolute path; bytes that are not UTF-8 are escaped, as SQLite holds none."""
+    return os.fsencode(path.absolute()).decode(errors="backslashreplace")
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -90,7 +96,7 @@ def _digest(path: Path) -> tuple[bytes, bool]:
     try:
         content, read = images.read_bytes(path), True
     except OSError:
-        content, read = f"unreadable {path}".encode(), False
+        content, read = b"unreadable " + os.fsencode(path), False
     return hashlib.blake2b(content, digest_size=16).digest(), read
 
 

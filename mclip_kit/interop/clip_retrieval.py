@@ -11,25 +11,22 @@ Shapes: R rows, M pictures, D embedding.
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.pictures import to_rgb
-from mclip_kit.errors import CheckpointError, DataError, check_new, first_line
+from mclip_kit.errors import DataError, check_new, first_line
 from mclip_kit.files import new_folder, write_text
 from mclip_kit.interop.card import Export, write_card
+from mclip_kit.interop.vector_files import IMAGES, ROWS, TEXTS, VectorFiles, digits_of, printable
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.progress import tqdm
 
 NAME = "clip-retrieval"
 HUB = NAME, "zero-shot-image-classification"
-ROWS = 1_000_000
-"""Rows of a file, as clip-retrieval's own `write_batch_size`."""
 BLOCK, BATCH = 512, 64
 """Pictures whose embeddings are in memory together, and those that are decoded together."""
 LEFT_OUT = "left_out.tsv"
@@ -120,7 +117,7 @@ def export(
             raise DataError(f"{captions.folder}: none of the {with_rows} {split} pictures can be read; {first}")
         if written.unreadable:
             lines = ["image\treason", *(f"{name}\t{why}" for name, why in written.unreadable.items()), ""]
-            write_text(part / LEFT_OUT, "\n".join(map(_utf8, lines)))
+            write_text(part / LEFT_OUT, "\n".join(map(printable, lines)))
         write_card(
             part,
             source,
@@ -134,8 +131,11 @@ def _write(model: MultilingualClip, captions: Captions, chosen_R: np.ndarray, fo
     written = Written()
     images_R = captions.images[chosen_R]
     distinct_M = np.unique(images_R)
-    digits = len(str(max(1, -(-len(chosen_R) // most))))  # as clip-retrieval pads numbers
-    with _Files(folder, most, digits, model.width) as files, tqdm(total=len(chosen_R), desc="rows", unit="row") as bar:
+    kinds, digits = {IMAGES: "image_path", TEXTS: "caption"}, digits_of(len(chosen_R), most)
+    with (
+        VectorFiles(folder, kinds, COLUMNS, model.width, most=most, digits=digits) as files,
+        tqdm(total=len(chosen_R), desc="rows", unit="row") as bar,
+    ):
         for start in range(0, len(distinct_M), BLOCK):
             block_M = distinct_M[start : start + BLOCK]
             first, last = np.searchsorted(images_R, [block_M[0], block_M[-1] + 1])
@@ -146,7 +146,7 @@ def _write(model: MultilingualClip, captions: Captions, chosen_R: np.ndarray, fo
             if len(rows):
                 text_RD = model.encode_text(captions.texts[rows].tolist()).numpy()
                 table = _metadata(captions, rows)
-                files.append(image_MD[place_R[kept_R]], text_RD, table)
+                files.append({IMAGES: image_MD[place_R[kept_R]], TEXTS: text_RD}, table)
                 written.rows += len(rows)
                 written.pictures += int(readable_M.sum())
                 for name, values in (("texts", text_RD), ("pictures", image_MD)):
@@ -180,70 +180,7 @@ def _embed_pictures(
 def _metadata(captions: Captions, rows: np.ndarray) -> pa.Table:
     """The columns of clip-retrieval, and `language` and `image`, the picture's name in the prepared folder."""
     images = captions.images[rows].tolist()
-    names = [_utf8(captions.names[image]) for image in images]
-    paths = [_utf8(os.path.abspath(captions.files[image])) for image in images] if captions.files else names
+    names = [printable(captions.names[image]) for image in images]
+    paths = [printable(os.path.abspath(captions.files[image])) for image in images] if captions.files else names
     columns = (paths, captions.texts[rows].tolist(), captions.languages[rows].tolist(), names)
     return pa.table(dict(zip(COLUMNS.names, columns, strict=True)), schema=COLUMNS)
-
-
-def _utf8(text: str) -> str:
-    """Bytes of file names that are not UTF-8 become escapes."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-class _Files:
-    """Three files at a time, to which rows are appended; the next three start when they are full."""
-
-    def __init__(self, folder: Path, most: int, digits: int, width: int) -> None:
-        self.folder, self.most, self.digits, self.width = folder, most, digits, width
-        self.number, self.rows = 0, 0
-
-    def __enter__(self) -> "_Files":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.rows:
-            self._close()
-
-    def append(self, image_RD: np.ndarray, text_RD: np.ndarray, table: pa.Table) -> None:
-        """Write rows; CheckpointError if an embedding is non-finite."""
-        for name, values_RD in (("image", image_RD), ("text", text_RD)):
-            wrong_R = np.flatnonzero(~np.isfinite(values_RD).all(1))
-            if len(wrong_R):
-                what = table["image_path" if name == "image" else "caption"][int(wrong_R[0])].as_py()
-                raise CheckpointError(f"the embedding of {name} {what!r} is non-finite (NaN or inf); check the model")
-        start = 0
-        while start < len(image_RD):
-            if not self.rows:
-                self._open()
-            stop = min(len(image_RD), start + self.most - self.rows)
-            for file, values_RD in zip(self._arrays, (image_RD, text_RD), strict=True):
-                file.write(values_RD[start:stop].astype("<f2").tobytes())
-            self._parquet.write_table(table.slice(start, stop - start))
-            self.rows += stop - start
-            start = stop
-            if self.rows == self.most:
-                self._close()
-
-    def _open(self) -> None:
-        number = str(self.number).zfill(self.digits)
-        for kind in ("img_emb", "text_emb", "metadata"):
-            (self.folder / kind).mkdir(exist_ok=True)
-        self._arrays = [
-            open(self.folder / kind / f"{kind}_{number}.npy", "wb")  # noqa: SIM115
-            for kind in ("img_emb", "text_emb")
-        ]
-        for file in self._arrays:
-            np.lib.format.write_array_header_1_0(file, self._header())
-        self._parquet = pq.ParquetWriter(self.folder / "metadata" / f"metadata_{number}.parquet", COLUMNS)
-
-    def _header(self) -> dict[str, object]:
-        return {"descr": "<f2", "fortran_order": False, "shape": (self.rows, self.width)}
-
-    def _close(self) -> None:
-        for file in self._arrays:
-            file.seek(0)  # NumPy keeps room in the header for any number of rows
-            np.lib.format.write_array_header_1_0(file, self._header())
-            file.close()
-        self._parquet.close()
-        self.number, self.rows = self.number + 1, 0

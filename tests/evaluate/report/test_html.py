@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +39,6 @@ def run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.exit_code == 0, done.output
     assert str(folder / "eval" / "data.test" / "report.html") in done.output
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        words = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-        words += ["--disable-component-update", "--disable-sync"]
-        opened = play.chromium.launch(executable_path=chromium, args=words)
-        yield opened
-        opened.close()
 
 
 def opened(browser: Any, path: Path, width: int) -> tuple[Any, list[str]]:

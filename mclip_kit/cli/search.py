@@ -1,0 +1,229 @@
+"""`mclip-kit embed`, `index`, `search` and `demo`."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mclip_kit.cli.common import FILE, FOLDER
+from mclip_kit.errors import CheckpointError, DataError, one_line
+from mclip_kit.layout import MODEL_CONFIG
+
+if TYPE_CHECKING:
+    from mclip_kit.search.search import Hit, Search
+
+MODEL = click.option("--model", type=FOLDER, help="The model folder.  [default: the one that embedded the pictures]")
+
+
+@click.command()
+@click.argument("model", type=FOLDER)
+@click.option("--images", metavar="SOURCE", help="A folder, shards ('00{0..9}.tar'), a table, or a prepared folder.")
+@click.option("--texts", type=FILE, help="A text a line.")
+@click.option("--out", type=FOLDER, required=True, help="The folder of the vectors; it may have earlier ones.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option("--workers", type=click.IntRange(0), help="Processes that decode.  [default: as many as CPU cores]")
+def embed(model: Path, images: str | None, texts: Path | None, out: Path, dtype: Any, workers: int | None) -> None:
+    """Embed any number of pictures, or texts, into files of vectors.
+
+    What was interrupted goes on where it stopped, and pictures that were embedded before are not computed again. The
+    folder is in clip-retrieval's layout. Several GPUs: torchrun --nproc-per-node N -m mclip_kit.cli embed ...
+    """
+    if (images is None) == (texts is None):
+        raise click.UsageError("give one of --images and --texts")
+    from mclip_kit.doctor.places import check_model
+
+    check_model(model)
+    if texts is not None and not texts.is_file():
+        raise DataError(f"{texts}: no such file")
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if world_size > 1 and _has_gpus() else "auto"
+    from mclip_kit.models.multilingual_clip import load
+    from mclip_kit.progress import tqdm
+    from mclip_kit.search.embed import embed_pictures, embed_texts
+
+    loaded = load(model, device)
+    made_with = os.path.abspath(model)
+    if texts is not None:
+        found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write)
+    else:
+        cores = len(os.sched_getaffinity(0)) if workers is None else workers
+        found = embed_pictures(loaded, str(images), out, dtype, cores, rank, world_size, made_with, tqdm.write)
+    if rank:
+        return
+    for line in found.lines():
+        click.echo(line)
+    what = "pictures" if texts is None else "texts"
+    then = f"; then: mclip-kit index {out} --out INDEX" if texts is None else ""
+    click.echo(f"{out}: vectors of {found.count:,} {what}, {loaded.width} numbers each{then}")
+
+
+def _has_gpus() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@click.command("index")
+@click.argument("embeddings", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True)
+@click.option(
+    "--kind",
+    type=click.Choice(["flat", "hnsw", "ivfpq"]),
+    help="flat: exact; hnsw: faster; ivfpq: 64 bytes a picture.  [default: as it is, at first flat]",
+)
+def index(embeddings: Path, out: Path, kind: Any) -> None:
+    """Build an index of vectors, or bring it up to date; new pictures are appended, deleted ones are not found."""
+    _check_packages("faiss")
+    from mclip_kit.search.index import build
+
+    built = build(embeddings, out, kind)
+    changes = ", ".join(
+        f"{count:,} {name}"
+        for name, count in (("new", built.added), ("deleted", built.gone), ("more with the same content", built.same))
+        if count
+    )
+    click.echo(f"{out}: {built.kind}, {built.count:,} pictures ({changes or 'nothing new'})")
+    if built.recall is None:
+        click.echo("exact: every picture is compared")
+    else:
+        click.echo(f"recall of the exact 10 nearest: {100 * built.recall:.1f}%, queries: {built.queries}")
+    click.echo(f'then: mclip-kit search {out} "ein Hund im Schnee"')
+
+
+@click.command()
+@click.argument("index", type=FOLDER)
+@click.argument("queries", nargs=-1)
+@MODEL
+@click.option("--image", type=FILE, help="Find pictures like this one.")
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON a query.")
+@click.option("--open", "opened", is_flag=True, help="Show a sheet of the pictures.")
+def search(
+    index: Path, queries: tuple[str, ...], model: Path | None, image: Path | None, top: int, as_json: bool, opened: bool
+) -> None:
+    """Find pictures by texts in any language; without QUERIES, a query a line from standard input."""
+    if image and queries:
+        raise click.UsageError("give --image or texts, not both")
+    if not image and not queries and sys.stdin.isatty():
+        raise click.UsageError('give a query, as in: mclip-kit search INDEX "ein Hund im Schnee"')
+    _check_packages("faiss")
+    from mclip_kit.search.search import Search
+
+    searcher = Search(index, model)
+    if image:
+        found = [(image.name, searcher.pictures(image, top)[0])]
+        _show(*found[0], as_json)
+    else:
+        found, empty = [], 0
+        typed = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
+        given: Iterable[str] = queries or typed
+        for text in (_utf8(line) for line in given):
+            if text.strip():
+                found.append((text, searcher.texts(text, top)[0]))
+                _show(*found[-1], as_json)
+                _tell_script(searcher, text)
+            else:
+                empty += 1
+        if empty or not found:
+            click.echo(f"{empty} empty queries were left out" if empty else "standard input had no query", err=True)
+    if opened and found:
+        from mclip_kit.search.sheet import write_sheet
+
+        sheet = write_sheet(found)
+        click.echo(f"opening {sheet}", err=True)
+        click.launch(str(sheet))
+
+
+def _utf8(query: str) -> str:
+    """A query without its line's end; DataError if its bytes were not UTF-8."""
+    line = query.rstrip("\r\n")
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"query {line!a}: it is not UTF-8; write it in UTF-8") from None
+    return line
+
+
+def _check_packages(*packages: str) -> None:
+    missing = [package for package in packages if not importlib.util.find_spec(package)]
+    if missing:
+        raise CheckpointError(
+            f"{' and '.join(missing)} is needed: run, in mclip-kit's checkout, python -m pip install -e '.[search]'"
+        )
+
+
+def _show(query: str, hits: Sequence["Hit"], as_json: bool) -> None:
+    if as_json:
+        rows = [{"file": hit.file, "score": round(hit.score, 6), "caption": hit.caption} for hit in hits]
+        click.echo(json.dumps({"query": query, "hits": rows}, ensure_ascii=False))
+        return
+    click.echo(one_line(query))
+    for rank, hit in enumerate(hits, 1):
+        click.echo(
+            f"{rank:3}  {hit.score:.3f}  {one_line(hit.file)}{f'  {one_line(hit.caption)}' if hit.caption else ''}"
+        )
+
+
+def _tell_script(searcher: "Search", text: str) -> None:
+    from mclip_kit.search.search import untrained_script
+
+    languages = searcher.model.trained_languages
+    script = untrained_script(text, languages)
+    if script:
+        click.echo(
+            f"note: this query is in {script} letters; the model was trained on {', '.join(languages)}", err=True
+        )
+
+
+@click.command()
+@click.argument("place", metavar="INDEX|MODEL", type=FOLDER)
+@click.option("--images", metavar="SOURCE", help="Of a MODEL: the pictures; a folder, shards, a table, or prepared.")
+@MODEL
+@click.option(
+    "--work", type=FOLDER, help="Where their vectors and index are kept.  [default: search/NAME by the model]"
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: everyone in the network can search.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
+@click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
+def demo(
+    place: Path, images: str | None, model: Path | None, work: Path | None, host: str, port: int, opened: bool
+) -> None:
+    """A page to search in, on this machine."""
+    _check_packages("faiss", "fastapi", "uvicorn")
+    if images is None and (work or (place / MODEL_CONFIG).is_file()):
+        raise click.UsageError(f"{place}: name the pictures, as in: mclip-kit demo {place} --images DIR")
+    if images is not None and model is not None:
+        raise click.UsageError("--images goes with a MODEL in the place of INDEX; leave --model out")
+    from mclip_kit.search.search import Search
+    from mclip_kit.search.web import serve
+
+    if images is None:
+        search = Search(place, model)
+    else:
+        from mclip_kit.doctor.places import check_model
+
+        check_model(place)
+        from mclip_kit.models.multilingual_clip import load
+        from mclip_kit.search.embed import embed_pictures
+        from mclip_kit.search.index import build
+
+        loaded, own = load(place), work or place.parent / "search" / (Path(images).stem or "pictures")
+        embedded = embed_pictures(
+            loaded, images, own, workers=len(os.sched_getaffinity(0)), made_with=os.path.abspath(place), log=click.echo
+        )
+        for line in embedded.lines():
+            click.echo(line)
+        build(own, own / "index")
+        search = Search(own / "index", loaded)
+
+    def ready(address: str) -> None:
+        click.echo(f"{search.count:,} pictures; open {address} in a browser; Ctrl-C ends it")
+        if opened:
+            click.launch(address)
+
+    serve(search, host, port, ready)

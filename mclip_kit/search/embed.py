@@ -1,0 +1,275 @@
+"""Vectors of pictures or of texts, with metadata, in a folder that can be added to.
+
+EMBEDDINGS/
+    embeddings.json     counts, what was left out, the model; or that the vectors are not finished
+    img_emb/*.npy       vectors of pictures, float32 or float16 (N, D), L2-normalised: the layout of clip-retrieval
+    text_emb/*.npy      or vectors of texts
+    metadata/*.parquet  a row for each vector: see `COLUMNS`
+    unreadable.tsv      pictures that could not be read, with the reason; only if there are some
+    features/           what the towers gave, by content: whoever embeds again computes only what is new
+    tables/             the prepared form of a table, only if the pictures were named by one
+
+Shapes: N pictures or texts, D embedding.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from mclip_kit import __version__
+from mclip_kit.data import images
+from mclip_kit.data.corpora.account import Account
+from mclip_kit.data.corpora.source import File
+from mclip_kit.errors import CheckpointError, DataError, one_line
+from mclip_kit.evaluate.embedder import Embedder
+from mclip_kit.features import hashing
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.files import locked, new_folder, write_json, write_text
+from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles, printable
+from mclip_kit.layout import FEATURES
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.search.pictures import BLOCK, Block, blocks
+from mclip_kit.search.pictures import TABLES as TABLE_ENDINGS
+from mclip_kit.search.vectors import FACTS
+
+UNREADABLE = "unreadable.tsv"
+TABLES = "tables"
+COLUMNS = {
+    IMAGES: pa.schema(
+        [
+            ("image_path", pa.string()),  # a file, a tar member or a row of an array, see `data.images`
+            ("caption", pa.string()),
+            ("image", pa.string()),  # its name in its source
+            ("key", pa.string()),  # hash of the content
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+        ]
+    ),
+    TEXTS: pa.schema([("caption", pa.string()), ("key", pa.string())]),
+}
+"""Kind of vectors -> columns of their metadata."""
+NAMES = {IMAGES: "image_path", TEXTS: "caption"}
+READERS = 8  # threads that look at the sizes of pictures
+DIGITS = 4  # of a file's number: the rows of a stream are not known before
+
+Dtype = Literal["fp32", "fp16"]
+
+
+@dataclass
+class Embedded:
+    """What is in a folder of vectors.
+
+    Attributes:
+        kind: `img_emb` or `text_emb`.
+        count: vectors.
+        account: what the source has that is not embedded.
+        unreadable: file -> why.
+    """
+
+    kind: str
+    count: int = 0
+    account: Account = field(default_factory=Account)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What was left out, a line each."""
+        return Account.lines(self.account.as_json())
+
+
+def image_space(model: MultilingualClip) -> str:
+    """A hash of everything that decides a picture's vector: image tower, CLIP projector, preprocessing."""
+    clip = model.clip[0]
+    weights = [hashing.hash_weights(module) for module in (model.image, model.clip_projector)]
+    return hashing.hash_tower({"weights": weights, "config": model.tower_config("image"), **clip.image_facts()})
+
+
+def embed_pictures(
+    model: MultilingualClip,
+    source: str | Path,
+    out: str | Path,
+    dtype: Dtype = "fp32",
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    made_with: str = "",
+    log: Callable[[str], None] = lambda line: None,
+) -> Embedded:
+    """Embed pictures. What is interrupted goes on where it stopped; pictures that were embedded before are not again.
+
+    >>> from mclip_kit.search.embed import embed_pictures
+    >>> embed_pictures(model, "photos", "embeddings").count
+    3
+
+    Args:
+        model: `encode_image` gives the same vectors.
+        source: as `pictures.blocks` takes it.
+        out: the folder.
+        dtype: of stored numbers.
+        workers: processes that decode pictures.
+        rank: this process's number, and
+        world_size: processes that embed into one folder together; the first one writes the vectors.
+        made_with: the model's name, for people.
+        log: takes a line about what is computed, and about what is damaged.
+    Raises:
+        DataError: the source is missing or has no picture that can be read; the disk is full.
+        CheckpointError: another process writes to the folder, or an embedding is non-finite.
+    """
+    out = Path(out)
+    _check_place(out, IMAGES)
+    if world_size > 1 and Path(source).suffix.lower() in TABLE_ENDINGS:
+        raise DataError(
+            f"{source}: several processes cannot prepare a table; run mclip-kit prepare --pairs {source} first"
+        )
+    found = Embedded(IMAGES)
+    cache = FeatureCache(out / FEATURES, dtype, rank=rank, world_size=world_size, workers=workers, log=log)
+    towers, embedder = FrozenTowers(model, cache), Embedder(model, cache)
+    source_blocks = blocks(source, out / TABLES, found.account)
+    if rank:
+        for block in source_blocks:
+            towers.images(block.captions, block.images)
+        return found
+    facts = {"model": made_with, "source": str(source), "space": image_space(model), "dtype": dtype}
+
+    def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
+        for block in source_blocks:
+            image_ND, bad_N = embedder.images(block.captions, block.images)
+            found.unreadable |= _why(block, bad_N)
+            keys_N2 = towers.picture_keys(block.captions, block.images)
+            yield image_ND[~bad_N], _rows(block, keys_N2, np.flatnonzero(~bad_N))
+
+    return _write(model, out, found, vectors(), facts)
+
+
+def embed_texts(
+    model: MultilingualClip,
+    file: str | Path,
+    out: str | Path,
+    dtype: Dtype = "fp32",
+    made_with: str = "",
+    log: Callable[[str], None] = lambda line: None,
+) -> Embedded:
+    """Embed the lines of a text file by the student; a text that was embedded before is not again.
+
+    Args:
+        file: a text a line; .gz, .xz and .bz2 are read, too.
+    Raises:
+        DataError: the file is missing or empty.
+        CheckpointError: another process writes to the folder, or an embedding is non-finite.
+    """
+    out, found = Path(out), Embedded(TEXTS)
+    _check_place(out, TEXTS)
+    embedder = Embedder(model, FeatureCache(out / FEATURES, dtype, log=log))
+    weights = [hashing.hash_weights(module) for module in (model.encoder, model.projector)]
+    facts = {"model": made_with, "source": str(file), "space": hashing.hash_tower({"weights": weights}), "dtype": dtype}
+
+    def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
+        lines = File(Path(file)).lines()
+        while texts := list(islice(lines, BLOCK)):
+            keys = [key.tobytes().hex() for key in hashing.hash_texts(texts)]
+            yield embedder.student(texts), pa.table({"caption": texts, "key": keys}, schema=COLUMNS[TEXTS])
+
+    return _write(model, out, found, vectors(), facts)
+
+
+def _write(
+    model: MultilingualClip,
+    out: Path,
+    found: Embedded,
+    vectors: Iterator[tuple[np.ndarray, pa.Table]],
+    facts: dict[str, Any],
+) -> Embedded:
+    """Write all vectors beside the old ones, then put them in their place."""
+    kind, numbers = found.kind, "<f2" if facts["dtype"] == "fp16" else "<f4"
+    with locked(out / FACTS) as mine:
+        if not mine:
+            raise CheckpointError(f"{out}: another process embeds into it; wait for it, or choose another --out")
+        for stale in out.glob(".new.*.part"):  # of processes that were killed
+            shutil.rmtree(stale, ignore_errors=True)
+        with new_folder(out / "new") as part:
+            with VectorFiles(part, {kind: NAMES[kind]}, COLUMNS[kind], model.width, numbers, digits=DIGITS) as files:
+                for vectors_ND, table in vectors:
+                    files.append({kind: vectors_ND}, table)
+                    found.count += len(table)
+            found.account.kept = found.count
+            for name, why in found.unreadable.items():
+                found.account.leave_out("pictures that cannot be read", f"{name}: {why}")
+            if not found.count:
+                raise DataError(f"{facts['source']}: nothing to embed{'; '.join(['', *found.lines()])}")
+            write_json(out / FACTS, {"kind": kind, "unfinished": True})
+            for name in (kind, METADATA):
+                shutil.rmtree(out / name, ignore_errors=True)
+            (out / UNREADABLE).unlink(missing_ok=True)
+            for name in (kind, METADATA):
+                (part / name).rename(out / name)
+        shutil.rmtree(out / "new", ignore_errors=True)
+        if found.unreadable:
+            lines = ["image\treason", *(f"{one_line(name)}\t{why}" for name, why in found.unreadable.items()), ""]
+            write_text(out / UNREADABLE, printable("\n".join(lines)))
+        counts = {"vectors": found.count, "width": model.width, "unreadable": len(found.unreadable)}
+        tool = {"tool": f"mclip_kit {__version__}", "kind": kind}
+        write_json(out / FACTS, {**tool, **facts, **counts, "rows": found.account.as_json()})
+    return found
+
+
+def _check_place(out: Path, kind: str) -> None:
+    """CheckpointError if a folder has what is not its own, and what writing vectors of a kind would replace."""
+    facts = out / FACTS
+    there = [name for name in (IMAGES, TEXTS, METADATA, UNREADABLE) if (out / name).exists()]
+    if there and not facts.is_file():
+        raise CheckpointError(
+            f"{out / there[0]}: not written by mclip-kit embed, which would replace it; choose another --out"
+        )
+    other = TEXTS if kind == IMAGES else IMAGES
+    if (out / other).exists():
+        raise CheckpointError(f"{out / other}: these vectors would lose their metadata; choose another --out")
+
+
+def _why(block: Block, bad_N: np.ndarray) -> dict[str, str]:
+    """File -> why it is no picture, for those without a vector."""
+    found = {}
+    for place in np.flatnonzero(bad_N).tolist():
+        try:
+            block.captions.picture(int(block.images[place]))
+            found[block.files[place]] = "it could not be read when it was embedded; embed again"
+        except DataError as error:
+            _, start, rest = str(error).partition("not a readable picture")
+            found[block.files[place]] = f"{start}{rest}" or str(error)
+    return found
+
+
+def _rows(block: Block, keys_N2: np.ndarray, places: np.ndarray) -> pa.Table:
+    """The metadata of some pictures of a block."""
+    files = [block.files[place] for place in places]
+    if block.captions.pixels is not None:
+        height, width = block.captions.pixels.shape[1:3]
+        sizes = [(width, height)] * len(files)
+    else:
+        with ThreadPoolExecutor(READERS) as readers:
+            sizes = list(readers.map(_size, files))
+    columns = {
+        "image_path": [printable(file) for file in files],
+        "caption": [block.texts[place] for place in places],
+        "image": [printable(block.captions.names[block.images[place]]) for place in places],
+        "key": [keys_N2[place].tobytes().hex() for place in places],
+        "width": [width for width, _ in sizes],
+        "height": [height for _, height in sizes],
+    }
+    return pa.table(columns, schema=COLUMNS[IMAGES])
+
+
+def _size(file: str) -> tuple[int, int]:
+    """Width and height of a picture that was read before; 0, 0 if it has vanished."""
+    try:
+        with images.open_file(Path(file)) as handle, Image.open(handle) as picture:
+            return picture.size
+    except Exception:  # PIL's decoders raise many classes
+        return 0, 0
