@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from distill_vs_sentence_transformers import BASE, SMALL, SMALL_TEACHER
 from prepare import made_up
-from side_by_side import alternate, last_line, ratio, seconds, spread
+from side_by_side import alternate, compare, last_line, ratio, seconds
 from tables import at_hand
 
 from mclip_kit.data.corpora.source import File
@@ -184,8 +184,7 @@ def main() -> None:
         rates = alternate(
             {name: timed(encode) for name, encode in encoders.items()}, 1 if asked.smoke else asked.rounds
         )
-    for name, values in rates.items():
-        print(f"{name}: {spread(values)} captions/s; ours is {spread(ratio(rates, 'ours', name))} times as fast")
+    compare(rates, "captions")
     last_line("embed_padded", median(ratio(rates, "ours", "padded")), PADDED_GOAL)
     last_line("embed", median(ratio(rates, "ours", "sentence-transformers")), GOAL)
 

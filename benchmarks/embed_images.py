@@ -25,7 +25,7 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
-from side_by_side import alternate, last_line, ratio, seconds, spread
+from side_by_side import alternate, compare, last_line, ratio, seconds
 from torch.utils.data import DataLoader, Dataset
 
 from mclip_kit.data.tokenizer import XlmrTokenizer
@@ -118,8 +118,7 @@ def main() -> None:
             for name, work in (("ours", ours), ("loop", loop), ("tower", tower))
         }
         rates = alternate(timed, 1 if asked.smoke else asked.rounds)
-    for name, values in rates.items():
-        print(f"{name}: {spread(values)} pictures/s; ours is {spread(ratio(rates, 'ours', name))} times as fast")
+    compare(rates, "pictures")
     last_line("embed_images_tower", median(ratio(rates, "ours", "tower")), TOWER_GOAL)
     last_line("embed_images", median(ratio(rates, "ours", "loop")), GOAL)
 

@@ -40,6 +40,12 @@ def spread(values: list[float]) -> str:
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
+def compare(rates: dict[str, list[float]], what: str) -> None:
+    """Print how many of something each variant does in a second, and how many times as fast `ours` is."""
+    for name, values in rates.items():
+        print(f"{name}: {spread(values)} {what}/s; ours is {spread(ratio(rates, 'ours', name))} times as fast")
+
+
 def last_line(name: str, value: float, goal: float) -> None:
     """Print the line that programs read."""
     print(f"{name} ratio={value:.2f} goal={goal:g}")

@@ -133,6 +133,23 @@ class Captions:
             raise DataError(f"{self.names[image]}: {error}") from None
 
 
+def uncaptioned(folder: Path, names: Sequence[str], strata: Sequence[str], files: Sequence[Path]) -> Captions:
+    """Picture files of a folder that is not prepared, without captions; no two of them count as the same."""
+    none = np.empty(0, dtype=object)
+    return Captions(
+        folder=folder,
+        pixels=None,
+        names=list(names),
+        groups=np.arange(len(names)),
+        strata=np.array(strata),
+        images=np.empty(0, np.int64),
+        languages=none,
+        splits=none,
+        texts=none,
+        files=list(files),
+    )
+
+
 def check_prepared(folder: str | Path) -> None:
     """DataError if a folder is not a prepared one; its tables are not read."""
     if not Path(folder, MANIFEST).is_file():

@@ -36,13 +36,16 @@ class Embedder:
                 f"{tower}: {count} of {len(embedding_ND)} embeddings are non-finite (NaN or inf); they count as misses"
             )
 
-    def images(self, captions: Captions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def images(
+        self, captions: Captions, images: np.ndarray, keys_N2: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of pictures, float32 (N, D), and which of them could not be read, bool (N,).
 
         Args:
             images: rows of the picture table.
+            keys_N2: their `FrozenTowers.picture_keys`, if they are known.
         """
-        features = self._frozen.images(captions, images)
+        features = self._frozen.images(captions, images, keys_N2)
         return self._project("clip_projector", features.take()), features.unreadable()
 
     def teacher(self, texts: list[str]) -> np.ndarray:

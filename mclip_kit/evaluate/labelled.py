@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mclip_kit.config.yaml import parse
-from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.captions import Captions, read_captions, uncaptioned
 from mclip_kit.data.corpora import Corpus, folder
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.languages import TEACHER_LANGUAGE
@@ -73,20 +73,8 @@ def _class_folders(data: Path, split: str) -> tuple[Captions, np.ndarray]:
     if not splits and split not in (TEST, ALL):
         raise DataError(f"{data}: has no splits, so there is no {split!r}; leave --split out")
     images_N = np.flatnonzero([not splits or row.split == split for row in rows])
-    none = np.empty(0, dtype=object)
-    captions = Captions(
-        folder=data,
-        pixels=None,
-        names=[str(row.image) for row in rows],
-        groups=np.arange(len(rows)),
-        strata=np.array([row.stratum for row in rows]),
-        images=np.empty(0, np.int64),
-        languages=none,
-        splits=none,
-        texts=none,
-        files=[Path(str(row.file)) for row in rows],
-    )
-    return captions, images_N
+    files = [Path(str(row.file)) for row in rows]
+    return uncaptioned(data, [str(row.image) for row in rows], [row.stratum for row in rows], files), images_N
 
 
 def _split_images(captions: Captions, split: str) -> np.ndarray:

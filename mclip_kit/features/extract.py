@@ -61,12 +61,13 @@ class FrozenTowers:
     def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
         self.model, self.cache = model, cache
 
-    def images(self, captions: Captions, images: np.ndarray) -> Features:
+    def images(self, captions: Captions, images: np.ndarray, keys_N2: np.ndarray | None = None) -> Features:
         """CLIP's image embeddings (N, E), before the CLIP projector.
 
         Args:
             captions: where the pictures are.
             images: numbers of pictures in `captions`, int64 (N,).
+            keys_N2: their `picture_keys`, if they are known.
         """
         clip = self.model.clip[0]
         table = self._table("image", "image", clip.width, clip.image_facts)
@@ -76,7 +77,8 @@ class FrozenTowers:
             batch_items=PICTURES,
             workers=self.cache.workers if captions.pixels is None else 0,
         )
-        return self._fill("image", table, self.picture_keys(captions, images), job)
+        keys_N2 = self.picture_keys(captions, images) if keys_N2 is None else keys_N2
+        return self._fill("image", table, keys_N2, job)
 
     def picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
         """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`."""

@@ -58,6 +58,16 @@ def load_text(text: Any, model: MultilingualClip) -> None:
         load(module, {name: tensor.detach().cpu() for name, tensor in own.state_dict().items()})
 
 
+def cleaning(model: MultilingualClip, library: str) -> list[str]:
+    """What a library that does not repair texts does otherwise than the model, as a note of a format; or nothing."""
+    if model.text_cleaning == "none":
+        return []
+    return [
+        "Texts: the model repairs mojibake, curly quotes, HTML escapes and white space (text_cleaning: "
+        f"{model.text_cleaning}), {library} does not."
+    ]
+
+
 def _head(model: MultilingualClip) -> Any:
     """LayerNorm, linear map to F, projection without a bias."""
     return model.projector.head

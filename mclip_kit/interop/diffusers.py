@@ -94,11 +94,7 @@ def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
         "must have been trained on these states, as AltDiffusion's was; another one does not understand them.",
         "The differences are those of token states, each scaled to length 1.",
     ]
-    if model.text_cleaning != "none":
-        found.append(
-            "Texts: the model repairs mojibake, curly quotes, HTML escapes and white space (text_cleaning: "
-            f"{model.text_cleaning}), diffusers does not."
-        )
+    found += altclip_text.cleaning(model, "diffusers")
     return found
 
 

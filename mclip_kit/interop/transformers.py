@@ -99,11 +99,7 @@ def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:
         "colour values differ by 1 of 255; the folder cannot say which to use."
     ]
     found += clip_pictures.notes(model)
-    if model.text_cleaning != "none":
-        found.append(
-            "Texts: the model repairs mojibake, curly quotes, HTML escapes and white space (text_cleaning: "
-            f"{model.text_cleaning}), transformers does not."
-        )
+    found += altclip_text.cleaning(model, "transformers")
     most = model.encoder.positions
     found.append(f"Texts: call the processor with truncation=True if a text may have more than {most} tokens.")
     return found

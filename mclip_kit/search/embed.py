@@ -141,9 +141,9 @@ def embed_pictures(
 
     def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
         for block in source_blocks:
-            image_ND, bad_N = embedder.images(block.captions, block.images)
-            found.unreadable |= _why(block, bad_N)
             keys_N2 = towers.picture_keys(block.captions, block.images)
+            image_ND, bad_N = embedder.images(block.captions, block.images, keys_N2)
+            found.unreadable |= _why(block, bad_N)
             yield image_ND[~bad_N], _rows(block, keys_N2, np.flatnonzero(~bad_N))
 
     return _write(model, out, found, vectors(), facts)

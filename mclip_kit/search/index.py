@@ -12,7 +12,7 @@ Shapes: N vectors, D embedding, Q queries, K nearest.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -89,15 +89,16 @@ def build(embeddings: str | Path, out: str | Path, kind: Kind | None = None) -> 
             raise CheckpointError(f"{out}: another process writes this index; wait for it, or choose another --out")
         old = _open_old(out, kind, arrays[0].shape[1], embeddings)
         kind = kind or (old.facts["kind"] if old else "flat")
-        first = {key: row for row, key in reversed([*enumerate(rows["content"].to_pylist())])}
-        kept = dict(sorted(first.items(), key=lambda item: item[1]))  # content -> its first row, in the rows' order
+        kept: dict[str, int] = {}  # content -> its first row, in the rows' order
+        for row, key in enumerate(rows["content"].to_pylist()):
+            kept.setdefault(key, row)
         known = old.rows["content"].to_pylist() if old else []
-        was_gone = set(gone_of(old.rows).tolist()) if old else set()
+        was_gone_N = old.rows["gone"].to_numpy() if old else np.zeros(0, bool)
         here_N = np.array([kept.get(key, -1) for key in known], np.int64)
         lost_N = here_N < 0
-        gone = sum(bool(lost) and row not in was_gone for row, lost in enumerate(lost_N))
-        back = sum(not lost and row in was_gone for row, lost in enumerate(lost_N))
-        new = _without(kept, known)
+        gone, back = int((lost_N & ~was_gone_N).sum()), int((~lost_N & was_gone_N).sum())
+        before = set(known)
+        new = [row for key, row in kept.items() if key not in before]
         if old and kind != "flat" and lost_N.sum() <= GONE * len(known):
             index, added = old.index, new
             moved = pa.concat_tables([rows, old.rows.select(ROWS_SCHEMA.names)])
@@ -116,12 +117,6 @@ def build(embeddings: str | Path, out: str | Path, kind: Kind | None = None) -> 
         found = Built(kind, len(kept), len(new) + back, gone, len(rows) - len(kept), recall, queries)
         _write(out, index, table, found, embeddings)
     return found
-
-
-def _without(kept: Mapping[str, int], known: Sequence[str]) -> list[int]:
-    """The rows of contents that are not known."""
-    before = set(known)
-    return [row for key, row in kept.items() if key not in before]
 
 
 def _open_old(out: Path, kind: Kind | None, width: int, embeddings: Path) -> "Opened | None":
@@ -239,11 +234,9 @@ def _recall(
         queries_QD = np.concatenate(list(_batches(arrays, rows.tolist(), "queries")))
         named = f"{len(queries_QD):,} of its own vectors"
     place = {key: row for row, key in enumerate(table["content"].to_pylist())}
-    rows_N = sorted(kept.values())
-    key_of = {row: key for key, row in kept.items()}
-    ids_N = np.array([place[key_of[row]] for row in rows_N])
+    ids_N = np.array([place[key] for key in kept])
     best: Any = None
-    for number, vectors_ND in enumerate(_batches(arrays, rows_N, "exact")):
+    for number, vectors_ND in enumerate(_batches(arrays, list(kept.values()), "exact")):
         scores_QN = queries_QD @ vectors_ND.T
         ids_QN = np.broadcast_to(ids_N[number * ADDED : number * ADDED + len(vectors_ND)], scores_QN.shape)
         if best is not None:

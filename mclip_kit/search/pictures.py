@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mclip_kit.config.yaml import parse
-from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.captions import Captions, read_captions, uncaptioned
 from mclip_kit.data.corpora import Corpus, Row, find_reader
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.folder import Captioned
@@ -104,18 +104,7 @@ def _of_rows(path: Path, rows: Iterable[Row]) -> Iterator[Block]:
     while taken := list(islice(with_files, BLOCK)):
         files = [Path(str(row.file)) for row in taken]
         yield Block(
-            Captions(
-                folder=path,
-                pixels=None,
-                names=[str(row.image) for row in taken],
-                groups=np.arange(len(taken)),
-                strata=np.array([row.stratum for row in taken]),
-                images=np.empty(0, np.int64),
-                languages=np.empty(0, np.str_),
-                splits=np.empty(0, np.str_),
-                texts=np.empty(0, object),
-                files=files,
-            ),
+            uncaptioned(path, [str(row.image) for row in taken], [row.stratum for row in taken], files),
             np.arange(len(taken)),
             [os.path.abspath(file) for file in files],
             [_caption(row.texts) for row in taken],

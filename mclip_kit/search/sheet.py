@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageOps
 from mclip_kit.config.model import AS_SEEN
 from mclip_kit.data.images import open_file
 from mclip_kit.data.pictures import to_rgb
+from mclip_kit.evaluate.report import fonts
 from mclip_kit.search.search import Hit
 
 SIDE, MARGIN, TITLE = 160, 8, 22  # pixels
@@ -48,7 +49,8 @@ def write_sheet(found: Sequence[tuple[str, Sequence[Hit]]], path: Path | None = 
     draw = ImageDraw.Draw(sheet)
     for row, (query, hits) in enumerate(found):
         top = row * (step + TITLE)
-        draw.text((MARGIN, top + 4), query, fill="black", font_size=14)
+        font, title = fonts.pick_some(" ".join(query.split()), 14)
+        draw.text((MARGIN, top + 4), fonts.visible(title), "black", font)
         for column, hit in enumerate(hits):
             place = (MARGIN + column * step, top + TITLE)
             try:

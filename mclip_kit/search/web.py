@@ -5,7 +5,6 @@ elsewhere, and keeps nothing of what it is given.
 """
 
 import io
-import json
 import os
 import socket
 import threading
@@ -21,6 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
+from torch import Tensor
 
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.errors import CheckpointError, DataError, first_line
@@ -168,10 +168,11 @@ def build_page(search: Search, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
 
 def _of_picture(search: Search, near: "_Captions", picture: Image.Image) -> dict[str, Any]:
     try:
-        hits = search.pictures(picture, PAGE)[0]
+        picture_1D = search.encode_pictures(picture)
     except DataError as error:
         raise Refused(415, f"This picture cannot be used: {str(error).removeprefix('a PIL picture: ')}.") from None
-    return {**_answer(search, hits, 0), "note": "", "captions": near.of(picture), "more": False}
+    hits = search.vectors(picture_1D, PAGE)[0]
+    return {**_answer(search, hits, 0), "note": "", "captions": near.of(picture_1D), "more": False}
 
 
 def _check_start(start: int) -> None:
@@ -236,8 +237,8 @@ class _Captions:
         self._texts: list[str] = []
         self._text_ND = torch.empty(0)
 
-    def of(self, picture: Image.Image, top: int = 5) -> list[dict[str, Any]]:
-        """The nearest captions and their scores; none if the index has no captions."""
+    def of(self, picture_1D: Tensor, top: int = 5) -> list[dict[str, Any]]:
+        """The captions nearest to a picture's vector, and their scores; none if the index has no captions."""
         with self._lock:
             if not self._texts:
                 distinct = dict.fromkeys(filter(None, self._search.rows["caption"].to_pylist()))
@@ -245,7 +246,7 @@ class _Captions:
                 self._text_ND = self._search.encode(self._texts) if self._texts else self._text_ND
         if not self._texts:
             return []
-        scores_N = self._search.encode_pictures(picture)[0] @ self._text_ND.T
+        scores_N = picture_1D[0] @ self._text_ND.T
         best = torch.topk(scores_N, min(top, len(self._texts)))
         found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [{"text": self._texts[row], "score": round(score, 3)} for row, score in found]
@@ -264,7 +265,7 @@ def _html(search: Search) -> str:
             f"<small>{escape(name)}</small> {escape(query)}</button></li>"
             for code, (name, query) in ((code, EXAMPLES[code]) for code in codes[:12])
         ),
-        "limits": escape(json.dumps({"upload": UPLOAD, "longest": LONGEST})),
+        "upload": str(UPLOAD),
     }
     text = files("mclip_kit.search").joinpath("page.html").read_text("utf-8")
     for name, value in shown.items():
