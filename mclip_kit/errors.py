@@ -32,6 +32,10 @@ class CheckpointError(MclipError):
     """Weights, a run folder or a model folder are missing, are damaged or do not fit together."""
 
 
+class BusyError(MclipError):
+    """Another process writes to the same folder."""
+
+
 class PeerError(MclipError):
     """Another process of the same run stopped; that one prints why."""
 

@@ -1,9 +1,13 @@
 """Locks: one process has a lock at a time; it ends with the process, and leaves nothing that counts. Permissions."""
 
+import fcntl
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -12,7 +16,8 @@ import pytest
 import torch
 
 from mclip_kit.config.recipe import load
-from mclip_kit.files import locked, write_text
+from mclip_kit.errors import BusyError
+from mclip_kit.files import NO_LOCKS, hold, locked, write_text
 from mclip_kit.train import checkpoint
 from mclip_kit.train.build import build_model
 from tests import tiny
@@ -80,6 +85,76 @@ def test_who_waits_gets_the_lock_even_if_the_path_is_renamed_and_removed(tmp_pat
         assert process.exitcode == 0
     assert number.read_text() == "100"
     assert [path.name for path in tmp_path.iterdir()] == ["number"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mclip_kit.files import hold
+with hold(Path(sys.argv[1]), sys.argv[2], "trains there", "wait for it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["run", ""], ids=["a lock in the folder", "a lock beside it"])
+def test_the_second_is_told_who_holds_a_folder(name: str, tmp_path: Path) -> None:
+    """The first is another program; when it is killed, what it left of itself does not count."""
+    folder = tmp_path / "runs" / "mine"
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder, name], stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout
+            assert first.stdout.readline() == "held\n"
+            with pytest.raises(BusyError) as told, hold(folder, name, "trains there", "wait for it"):
+                pass
+        finally:
+            first.kill()
+    host, year = platform.node(), time.strftime("%Y-")
+    start = f"{folder}: another process trains there (process {first.pid} on {host} since {year}"
+    assert str(told.value).startswith(start)
+    assert str(told.value).endswith("); wait for it")
+    assert f"-c {folder}" in str(told.value)
+    left = sorted(path.name for path in (tmp_path / "runs").rglob(".*"))
+    assert left == [f".{name or 'mine'}.holder", f".{name or 'mine'}.lock"]
+    with (
+        locked(folder / name),
+        pytest.raises(BusyError, match="another process writes to it; wait for it"),
+        hold(folder, name),
+    ):
+        pass  # a program that does not say who it is; the killed one is not named
+    with hold(folder, name):
+        pass
+    assert not list((tmp_path / "runs").rglob(".*"))
+
+
+@pytest.mark.parametrize("code", sorted(NO_LOCKS))
+def test_a_file_is_the_lock_where_the_system_refuses_locks(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "folder") as mine:
+        assert mine
+        process = FORK.Process(target=lambda: os._exit(enter(tmp_path / "folder")))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 3
+    assert enter(tmp_path / "folder") == 4
+    killed = holder(tmp_path / "folder", tmp_path / "ready")
+    killed.kill()
+    killed.join()
+    os.kill(int((tmp_path / "ready").read_text()), signal.SIGKILL)
+    assert list(tmp_path.glob(".folder.*lock"))
+    assert enter(tmp_path / "folder") == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["ready"]
+
+
+def enter(path: Path) -> int:
+    """4 if a process gets a lock, else 3."""
+    with locked(path) as mine:
+        return 3 + mine
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
