@@ -3,23 +3,29 @@
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
+from mclip_kit.cli.crash import write_report
 from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.data.languages import normalize_language
-from mclip_kit.errors import MclipError, PeerError, RecipeError
+from mclip_kit.errors import MclipError, PeerError, RecipeError, first_line
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ANY = click.Path(path_type=Path)
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota or a file-size limit is full
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}  # of files without a name
+FAULT = 70  # EX_SOFTWARE of sysexits.h
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 
@@ -34,29 +40,84 @@ def languages_of(langs: str | None) -> list[str] | str:
     return languages
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which clusters send before they kill: it is handled as Ctrl-C is."""
+
+
 class Commands(click.Group):
-    """A group of commands: errors that the user can fix are one line with exit code 2; Ctrl-C exits with 130."""
+    """A group of commands, and how they end.
+
+    Errors that the user can fix are one line with exit code 2. Ctrl-C exits with 130, SIGTERM with 143. An internal
+    fault writes a report and exits with 70. --debug shows the traceback of each.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         quiet()
+        if ctx.params["offline"]:
+            _go_offline()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _terminable():
                 if not sys.warnoptions:  # -W or PYTHONWARNINGS shows those of libraries
                     warnings.simplefilter("ignore")
                 warnings.simplefilter("always", RenamedKey)
                 warnings.showwarning = partial(_show, warnings.showwarning)
                 return super().invoke(ctx)
-        except PeerError:
-            sys.exit(Mistake.exit_code)
-        except MclipError as error:
-            raise Mistake(str(error)) from None
-        except OSError as error:
-            if error.filename is None and error.errno not in FULL:
-                raise
-            raise Mistake(f"{error.filename or 'a file that was being written'}: {error.strerror}") from None
-        except KeyboardInterrupt:
-            click.echo("\nstopped; finished files are kept (resume a training run with --resume)", err=True)
-            sys.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # click ends quietly when the reader of its output has
+            _end(error)
+
+
+def _end(error: Exception | KeyboardInterrupt) -> NoReturn:
+    """Say how a command ended, and exit."""
+    if isinstance(error, KeyboardInterrupt):
+        click.echo("\nstopped; finished files are kept (resume a training run with --resume)", err=True)
+        sys.exit(128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT))
+    if isinstance(error, PeerError):
+        sys.exit(Mistake.exit_code)
+    if isinstance(error, MclipError):
+        raise Mistake(str(error)) from None
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK):
+        raise Mistake(f"{error.filename or 'a file that was being written'}: {error.strerror}") from None
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        raise Mistake(
+            f"the memory is full ({first_line(error)}); to train, lower batch_size, or set micro_batch or "
+            "checkpointing: true"
+        ) from None
+    click.echo(
+        f"Error: an internal fault, {type(error).__name__}: {first_line(error)}; the report {write_report(error)} has "
+        "what is needed to find it, and none of your data; finished files are kept",
+        err=True,
+    )
+    sys.exit(FAULT)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises `Terminated`, so that temporary files are removed."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _go_offline() -> None:
+    """Forbid every request to a hub."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if "huggingface_hub.constants" in sys.modules:
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def _show(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:

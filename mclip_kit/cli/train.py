@@ -45,7 +45,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         again = shlex.join(["mclip-kit", "train", recipe, "--out", str(folder), "--resume", *changes])
         if run.is_main:
             click.echo(f"{stop}; resume with: {again}", err=True)
-        sys.exit(130)
+        sys.exit(128 + stop.signal)
     if run.was_finished:
         run.accelerator.print(f"{folder}: this run had finished; nothing was changed", flush=True)
     whole = (model / layout.MODEL_CONFIG).is_file()

@@ -52,8 +52,7 @@ class Data(Section):
     )
     max_unknown: Fraction = Field(
         0.2,
-        description="Largest share of <unk> among a language's pieces, by the encoder's tokenizer; from 0.02 on there "
-        "is a warning.",
+        description="Largest share of <unk> among a language's pieces, by the encoder's tokenizer; from 0.02 on told.",
     )
 
     @property
@@ -170,6 +169,7 @@ class Recipe(Section):
         ["tensorboard"], description="Where curves go besides RUN/metrics.jsonl; wandb needs the package of that name."
     )
     checkpoint_every: Count = Field(200, description="Steps between checkpoints; a stage's end always writes one.")
+    checkpoints_kept: Count = Field(2, description="The newest checkpoints that are kept; the older are spares.")
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Recipe":

@@ -36,6 +36,7 @@ class FeatureCache:
 
     Attributes:
         trained: towers that are trained; their features are not kept, because they change with every step.
+        weights: tower -> hash of its weights, for those that were asked for.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class FeatureCache:
         self.rank, self.world_size, self.tokens = rank, world_size, tokens
         self.workers, self.log = workers, log
         self.trained: frozenset[str] = frozenset()
+        self.weights: dict[str, str] = {}
         self._temporary = tempfile.TemporaryDirectory(prefix="mclip_kit-")
         self._tables: dict[str, Table] = {}
 
@@ -101,6 +103,7 @@ class FeatureCache:
 
     def drop(self, tower: str) -> None:
         """Close a tower's tables, because its weights have changed; remove its temporary features."""
+        self.weights.pop(tower, None)
         for name in [name for name in self._tables if name.split()[0] == tower]:
             del self._tables[name]
             shutil.rmtree(Path(self._temporary.name, name.replace(" ", "-")), ignore_errors=True)

@@ -145,11 +145,17 @@ class FrozenTowers:
             batch_items=TOKENS,
         )
 
+    def weights(self, tower: str) -> str:
+        """A hash of a tower's weights, computed once until the cache drops the tower."""
+        known = self.cache.weights
+        if tower not in known:
+            known[tower] = hashing.hash_weights(getattr(self.model, tower))
+        return known[tower]
+
     def _table(self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]]) -> Table:
         def all_facts() -> dict[str, Any]:
-            weights = hashing.hash_weights(getattr(self.model, tower))
             precision = str(self.cache.precision).removeprefix("torch.")
-            known = {"weights": weights, "config": self.model.tower_config(tower), "precision": precision}
+            known = {"weights": self.weights(tower), "config": self.model.tower_config(tower), "precision": precision}
             return {"named": self.model.sources.get(tower, ""), **known, **facts()}
 
         return self.cache.table(tower, kind, width, all_facts)

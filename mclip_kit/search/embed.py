@@ -85,10 +85,14 @@ class Embedded:
         return Account.lines(self.account.as_json())
 
 
-def image_space(model: MultilingualClip) -> str:
-    """A hash of everything that decides a picture's vector: image tower, CLIP projector, preprocessing."""
+def image_space(model: MultilingualClip, image_weights: str = "") -> str:
+    """A hash of everything that decides a picture's vector: image tower, CLIP projector, preprocessing.
+
+    Args:
+        image_weights: `hashing.hash_weights` of the image tower, if it is known.
+    """
     clip = model.clip[0]
-    weights = [hashing.hash_weights(module) for module in (model.image, model.clip_projector)]
+    weights = [image_weights or hashing.hash_weights(model.image), hashing.hash_weights(model.clip_projector)]
     return hashing.hash_tower({"weights": weights, "config": model.tower_config("image"), **clip.image_facts()})
 
 
@@ -137,7 +141,12 @@ def embed_pictures(
         for block in source_blocks:
             towers.images(block.captions, block.images)
         return found
-    facts = {"model": made_with, "source": str(source), "space": image_space(model), "dtype": dtype}
+    facts = {
+        "model": made_with,
+        "source": str(source),
+        "space": image_space(model, towers.weights("image")),
+        "dtype": dtype,
+    }
 
     def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
         for block in source_blocks:

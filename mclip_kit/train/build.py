@@ -19,8 +19,10 @@ from mclip_kit.data.bitext import check_split, open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
+from mclip_kit.features.cache import FeatureCache
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.interop.origin import mark
+from mclip_kit.layout import FEATURES
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.finite import check_finite
 from mclip_kit.models.hub import MissingWeights
@@ -28,10 +30,12 @@ from mclip_kit.models.lora import adapt
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.models.text_encoder import Encoder, is_causal, new_encoder
 from mclip_kit.models.translator import Translator
+from mclip_kit.progress import tqdm
 from mclip_kit.tasks.base import TASKS
 from mclip_kit.train.layer_decay import layer_scales
 from mclip_kit.train.optim import trainable
 
+CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 PATIENCE = timedelta(hours=6)  # others wait so long while the main process evaluates, reads or writes
 
 
@@ -49,6 +53,22 @@ def _precision(wanted: str) -> str:
     if wanted == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     return {"fp32": "no"}.get(wanted, wanted)
+
+
+def build_cache(recipe: Recipe, folder: Path, accelerator: Accelerator) -> FeatureCache:
+    """The feature cache: beside the run's folder, unless the recipe or the environment names another place."""
+    section = recipe.cache
+    root = Path(section.folder or os.environ.get(CACHE_VARIABLE) or folder.parent / FEATURES)
+    return FeatureCache(
+        None if section.features == "off" else root,
+        section.dtype,
+        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32),
+        accelerator.process_index,
+        accelerator.num_processes,
+        section.features in ("tokens", "auto"),
+        section.workers,
+        tqdm.write if accelerator.is_main_process else lambda line: None,
+    )
 
 
 def build_model(recipe: Recipe) -> MultilingualClip | Translator:

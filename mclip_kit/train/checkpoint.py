@@ -1,33 +1,49 @@
-"""The state of a run in one file, which is written atomically."""
+"""The state of a run in one file, written whole or not at all; the newest ones of a run are kept."""
 
-from dataclasses import dataclass, field
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mclip_kit import layout
-from mclip_kit.config.model import AS_OPEN_CLIP
-from mclip_kit.config.recipe import RENAMED, Recipe
-from mclip_kit.config.yaml import parse, read_yaml, rename_keys
+from mclip_kit import __version__, layout
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
+
+OLDER = re.compile(r"last-([1-9][0-9]*)\.pt")
+
+
+def versions() -> dict[str, str]:
+    """Packages whose other versions may compute other digits."""
+    return {"mclip_kit": __version__, **{name: version(name) for name in ("torch", "transformers", "open_clip_torch")}}
 
 
 @dataclass
 class TrainState:
     """A position in a run.
 
+    The learning rate and every random draw (rows, dropout, augmentation) are functions of the recipe's seed, the stage
+    and the step, so stage and step stand for the schedule and for all random generators.
+
     Attributes:
         stage, step: number of the stage, and how many of its steps are taken.
         model: every tensor of the model that some stage so far has trained, and buffers.
         module: tensors of the stage's module that are not the model's, such as learned temperatures.
         optimizer: state of the optimiser by names of parameters; None at a stage's start.
+        scaler: state of the gradient scaler, with precision fp16.
         average: the moving average of the weights that the stage trains, if it has one.
         callbacks: what other callbacks need when the stage resumes: name of the class -> plain values and tensors.
         best: what is known of the stage's scores, see `callbacks.early_stopping`.
         languages: those that the student has been trained on.
+        inputs: a hash of each prepared folder and of each tower's weights at the start of the run, by name.
+        versions: of the packages that wrote it.
     """
 
     stage: int = 0
@@ -35,59 +51,104 @@ class TrainState:
     model: dict[str, Tensor] = field(default_factory=dict)
     module: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
     average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, float] | None = None
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=versions)
 
 
-def save(state: TrainState, path: Path) -> None:
-    """Write a checkpoint."""
+def save(state: TrainState, path: Path, keep: int = 1) -> None:
+    """Write a checkpoint, and keep the `keep` - 1 before it as last-1.pt (the newer), last-2.pt, ..."""
     with write_whole(path) as temporary:
         torch.save(vars(state), temporary)
+        if path.name == Path(layout.LAST).name:
+            _make_room(path, keep)
+
+
+def _make_room(path: Path, keep: int) -> None:
+    """Number older checkpoints on; the file that is written next takes the place of the newest."""
+    for old in path.parent.glob("last-*.pt"):
+        found = OLDER.fullmatch(old.name)
+        if found and int(found[1]) >= keep:
+            old.unlink(missing_ok=True)
+    places = [path, *(path.with_name(f"last-{number}.pt") for number in range(1, keep))]
+    for newer, older in reversed(list(pairwise(places))):
+        if newer.is_file():
+            os.replace(newer, older)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints from which a run can resume, newest first."""
+    last = folder / layout.LAST
+    numbers = [int(found[1]) for path in last.parent.glob("last-*.pt") if (found := OLDER.fullmatch(path.name))]
+    older = [last.with_name(f"last-{number}.pt") for number in sorted(numbers)]
+    return [path for path in (last, *older) if path.is_file()]
+
+
+def newest(folder: Path) -> tuple[TrainState, Path | None, list[str]]:
+    """The newest whole checkpoint of a run, its file, and a line about each newer one that is damaged.
+
+    Without any checkpoint it is the start of the run, and no file.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    found = checkpoints(folder)
+    damaged: list[str] = []
+    for path in found:
+        try:
+            return read(path), path, damaged
+        except CheckpointError as error:
+            damaged.append(str(error))
+    if damaged:
+        places = ", ".join(path.name for path in found)
+        raise CheckpointError(
+            f"{damaged[0]}; no whole one is left, so remove {places} from {found[0].parent} to start the run again"
+        )
+    return TrainState(), None, []
 
 
 def read(path: Path) -> TrainState:
-    """Read a checkpoint; it holds tensors and plain values only.
+    """Read a checkpoint; it holds tensors and plain values only. Entries that a later version adds are left out.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is missing or damaged.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not look at the checksums that it writes
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
         if "scales" in content:  # of version 0.1.0
             content["module"] = {f"scales.{name}": scale for name, scale in content.pop("scales").items()}
-        return TrainState(**content)
+        known = {entry.name for entry in fields(TrainState)}
+        state = TrainState(**{"versions": {}} | {name: value for name, value in content.items() if name in known})
+        problem = next(_problems(state), None)
     except Exception as error:  # torch.load raises what its many readers raise
-        raise CheckpointError(f"{path}: damaged ({first_line(error)}); remove it to start again") from None
+        raise CheckpointError(f"{path}: damaged ({first_line(error)})") from None
+    if problem:
+        raise CheckpointError(f"{path}: damaged ({problem})")
+    return state
 
 
-def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """CheckpointError if a folder holds a run that is not to be resumed, or one of another recipe."""
-    written = folder / layout.RECIPE
-    if not written.is_file() or not (folder / layout.LAST).is_file():
-        return  # a run that saved nothing, such as one that failed at once, starts again
-    if not resume:
-        raise CheckpointError(f"{folder}: holds a run already; add --resume to continue it, or choose another --out")
-    tree = read_yaml(written)
-    rename_keys(tree, RENAMED)  # of an earlier version
-    started = parse(tree, Recipe, str(written))  # with the defaults of keys that are newer than the run
-    if "text_cleaning" not in tree and started.text_cleaning:
-        started.text_cleaning, started.pictures = "none", AS_OPEN_CLIP  # what runs did before the keys
-    before, now = (_flat(one.model_dump(mode="json")) for one in (started, recipe))
-    differ = (key for key in before | now if before.get(key) != now.get(key))
-    changed = sorted(key for key in differ if not key.startswith("cache."))  # where features lie is no part of a run
-    if changed:
-        inputs = [f"--set {key}={before[key]}" for key in changed if key.startswith(("pictures", "text_cleaning"))]
-        again = f", or continue it with {' '.join(inputs)}" if len(inputs) == len(changed) else ""
-        raise CheckpointError(
-            f"{folder}: was started with another recipe; different keys: {', '.join(changed)}; choose another "
-            f"--out{again}"
-        )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    if not isinstance(tree, dict | list):
-        return {prefix: tree}
-    return {k: v for key, part in items for k, v in _flat(part, f"{prefix}.{key}" if prefix else str(key)).items()}
+def _problems(state: TrainState) -> Iterator[str]:
+    """What is not of the kind that it should be."""
+    if not all(isinstance(number, int) and number >= 0 for number in (state.stage, state.step)):
+        yield "its stage or step is no number"
+    for name in ("model", "module", "average"):
+        tensors = getattr(state, name)
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            yield f"its entry {name!r} has more than tensors"
+    for name in ("callbacks", "inputs", "versions"):
+        if not isinstance(getattr(state, name), dict):
+            yield f"its entry {name!r} is no table"
+    if not all(value is None or isinstance(value, dict) for value in (state.optimizer, state.scaler, state.best)):
+        yield "its optimiser, scaler or best score is no table"
+    if not isinstance(state.languages, list) or not all(isinstance(code, str) for code in state.languages):
+        yield "its languages are no codes"

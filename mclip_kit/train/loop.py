@@ -53,6 +53,7 @@ class Loop:
     gradients: Gradients
 
 
+SAME_REQUEST = 1.0  # seconds
 MEASURES = ("loss", "cosine", "matching")  # that a module may give beside its loss terms
 Step = tuple[int, dict[str, float], np.ndarray, bool]
 """Number of steps taken, what the last one measured, its rows over all processes, and whether to stop after it."""
@@ -145,16 +146,25 @@ def _postfix(values: dict[str, float], terms: list[str]) -> str:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that is filled by Ctrl-C, so that the step in progress is finished; a second Ctrl-C stops at once."""
+    """A list of the signal that asked to stop: Ctrl-C, or SIGTERM, which clusters send before they kill.
+
+    The step in progress is then finished. A second signal stops at once; one that comes within a second of the first
+    is the same request, which torchrun passes on to processes that a terminal or a cluster has reached already.
+    """
     asked: list[int] = []
+    since = 0.0
 
     def remember(number: int, frame: Any) -> None:
-        if asked:
+        nonlocal since
+        if not asked:
+            since = time.monotonic()
+            asked.append(number)
+        elif time.monotonic() - since > SAME_REQUEST:
             raise KeyboardInterrupt
-        asked.append(number)
 
-    before = signal.signal(signal.SIGINT, remember)
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

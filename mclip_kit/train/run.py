@@ -1,9 +1,10 @@
 """A recipe's run, stage by stage; `layout.py` has the files of its folder."""
 
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import torch
@@ -14,14 +15,13 @@ from mclip_kit.config.recipe import Recipe, dump
 from mclip_kit.data.leakage import as_json, without_fingerprints
 from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.files import write_json, write_text
+from mclip_kit.files import hold, write_json, write_text
 from mclip_kit.interop.card import record
 from mclip_kit.interop.origin import images
 from mclip_kit.models.lora import merge
-from mclip_kit.progress import tqdm
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
 from mclip_kit.train import checkpoint, fsdp
-from mclip_kit.train.build import build_accelerator, build_model, check_processes, open_data
+from mclip_kit.train.build import build_accelerator, build_cache, build_model, check_processes, open_data
 from mclip_kit.train.callbacks import CALLBACKS, Progress
 from mclip_kit.train.checkpoint import TrainState
 from mclip_kit.train.dry_run import dry_run
@@ -37,15 +37,22 @@ from mclip_kit.train.optim import (
 from mclip_kit.train.outcome import card_facts
 from mclip_kit.train.parameter_table import table
 from mclip_kit.train.processes import on_main
-
-CACHE_VARIABLE = "MCLIP_KIT_CACHE"
+from mclip_kit.train.resume import check_folder, find_start, inputs_of
 
 Evaluator = Callable[[Any, FeatureCache, Task], Scores]
 """Scores of a model for a task; the cache has features that are valid."""
 
 
 class Interrupted(MclipError):
-    """The user asked to stop: the step in progress was finished and everything is saved."""
+    """The user or the cluster asked to stop: the step in progress was finished and everything is saved.
+
+    Attributes:
+        signal: that asked this process; SIGINT if it asked another process of the run.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class Run:
@@ -69,7 +76,7 @@ class Run:
         self.recipe, self.folder, self.evaluator = recipe, folder, evaluator
         self.accelerator = build_accelerator(recipe)
         self.is_main = self.accelerator.is_main_process
-        on_main(lambda: checkpoint.check_folder(folder, recipe, resume))
+        self.changes = on_main(lambda: check_folder(folder, recipe, resume))
         check_processes(recipe, self.accelerator.num_processes)
         self.captions = open_data(recipe)
         self.leaks = on_main(lambda: shared_with_tests(recipe))
@@ -77,24 +84,10 @@ class Run:
         if hasattr(self.model, "image"):  # convolutions run faster so, also on CPUs
             self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = [frozenset(trainable(self.model, stage.train)) for stage in recipe.stages]
+        self.cache = build_cache(recipe, folder, self.accelerator)
+        self.inputs = on_main(lambda: inputs_of(recipe, self.model, self.cache))
         if recipe.parallel == "fsdp" and self.accelerator.num_processes > 1:
             fsdp.shard_encoder(self.model.encoder)
-        self.cache = self._cache()
-
-    def _cache(self) -> FeatureCache:
-        """The feature cache: beside the run, unless the recipe or the environment names a folder."""
-        section, accelerator = self.recipe.cache, self.accelerator
-        root = Path(section.folder or os.environ.get(CACHE_VARIABLE) or self.folder.parent / layout.FEATURES)
-        return FeatureCache(
-            None if section.features == "off" else root,
-            section.dtype,
-            {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32),
-            accelerator.process_index,
-            accelerator.num_processes,
-            section.features in ("tokens", "auto"),
-            section.workers,
-            tqdm.write if self.is_main else lambda line: None,
-        )
 
     def describe(self) -> str:
         """The towers, their parameters, what each stage trains and how, and known leaks of test sets."""
@@ -130,7 +123,18 @@ class Run:
             yield from dry_run(self.accelerator, self._task(index, self.trained[index]))
 
     def go(self) -> Path:
-        """Train all stages; write and return the model folder. A run that has its model already is left as it is."""
+        """Train all stages; write and return the model folder. A run that has its model already is left as it is.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM.
+            BusyError: another process trains in the folder.
+        """
+        with ExitStack() as stack:
+            busy = partial(hold, self.folder, "run", "trains there", "wait for it, or choose another --out")
+            on_main(lambda: stack.enter_context(busy()))
+            return self._train()
+
+    def _train(self) -> Path:
         out = self.folder / layout.MODEL
         state, self.was_finished = self._start(out)
         if self.was_finished:
@@ -150,12 +154,12 @@ class Run:
     def _start(self, out: Path) -> tuple[TrainState, bool]:
         """Where the run starts or resumes, and whether it has ended, as the main process's folder says."""
 
-        def find() -> tuple[dict[str, Any], bool]:
-            last = self.folder / layout.LAST
-            state = checkpoint.read(last) if last.is_file() else TrainState()
-            return vars(state), state.stage == len(self.recipe.stages) and (out / self._last_file()).is_file()
+        def is_finished(state: TrainState) -> bool:
+            return state.stage == len(self.recipe.stages) and (out / self._last_file()).is_file()
 
-        content, finished = on_main(find)
+        content, finished, lines = on_main(lambda: find_start(self.folder, self.inputs, self.changes, is_finished))
+        for line in lines:
+            self.cache.log(line)
         return TrainState(**content), finished
 
     def _last_file(self) -> str:
@@ -181,7 +185,8 @@ class Run:
                 if at.done:
                     break
                 if at.interrupted:
-                    raise Interrupted(f"stage {at.stage.name}: stopped after step {at.step} of {at.loop.steps}")
+                    where = f"stage {at.stage.name}: stopped after step {at.step} of {at.loop.steps}"
+                    raise Interrupted(where, asked[0] if asked else SIGINT)
         at.call("restore_weights")
         if at.stage.checkpointing:
             set_activation_checkpointing(self.model, False)
@@ -203,6 +208,8 @@ class Run:
         if state.optimizer is not None:
             fsdp.load_optimizer_state(module, loop.optimizer, state.optimizer)
             module.load_own_state(state.module)
+            if self.accelerator.scaler is not None and state.scaler:
+                self.accelerator.scaler.load_state_dict(state.scaler)
         return at
 
     def loop(self, index: int, task: Task, module: Any) -> Loop:
@@ -243,9 +250,9 @@ class Run:
         trained = frozenset().union(*self.trained[: state.stage + 1])
         parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         tensors = fsdp.full_state(self.model)
-        state.languages = self.model.trained_languages
+        state.languages, state.inputs = self.model.trained_languages, self.inputs
         state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}
-        on_main(lambda: checkpoint.save(state, path))
+        on_main(lambda: checkpoint.save(state, path, self.recipe.checkpoints_kept))
 
     def read(self, name: str) -> TrainState:
         """A checkpoint of the run folder, by its name in `layout`; that of the main process."""

@@ -16,9 +16,10 @@ from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.features.table import NoRoom, Table
+from mclip_kit.train.build import CACHE_VARIABLE
 from mclip_kit.train.callbacks import logger
 from mclip_kit.train.logging import read_log
-from mclip_kit.train.run import CACHE_VARIABLE, Run
+from mclip_kit.train.run import Run
 from tests import tiny
 from tests.tasks.frozen import EVALUATION, TRIKD, Watch, fresh, kinds, recipe_of, trained, tree
 from tests.train import runs

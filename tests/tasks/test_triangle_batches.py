@@ -14,9 +14,9 @@ from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.tasks.triangle_batches import TriangleBatches
-from mclip_kit.train.build import build_model
+from mclip_kit.train.build import CACHE_VARIABLE, build_model
 from mclip_kit.train.logging import read_log
-from mclip_kit.train.run import CACHE_VARIABLE, Run
+from mclip_kit.train.run import Run
 from tests.tasks.frozen import BROKEN, EVALUATION, fresh, recipe_of, trained, tree, with_broken_files
 from tests.tasks.test_grad_cache import with_duplicates
 

@@ -1,5 +1,7 @@
 """Checkpoints: a run that stops in the middle of a stage resumes to the same bits; damaged files are refused."""
 
+import math
+import re
 import shutil
 import signal
 import time
@@ -12,9 +14,11 @@ import torch
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.evaluate.validation import evaluator
-from mclip_kit.train import callbacks, checkpoint
+from mclip_kit.files import hold
+from mclip_kit.train import callbacks, checkpoint, loop
 from mclip_kit.train.callbacks import Callback, Progress
 from mclip_kit.train.logging import read_log
+from mclip_kit.train.resume import check_folder
 from mclip_kit.train.run import Run
 from tests import processes, tiny
 from tests.train.runs import (
@@ -181,7 +185,8 @@ def test_a_checkpoint_before_any_step_was_taken_resumes(squares: Path, tmp_path:
     assert not different(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
-def test_ctrl_c_saves_and_prints_how_to_resume(squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_prints_how_to_resume(number: signal.Signals, squares: Path, tmp_path: Path) -> None:
     only = only_stage(squares, 2)
     path = tiny.write_recipe(tiny.recipe(squares) | only | {"checkpoint_every": 1000}, tmp_path / "tiny.yaml")
     long = ["--set", "stages.0.epochs=4000"]
@@ -192,9 +197,9 @@ def test_ctrl_c_saves_and_prints_how_to_resume(squares: Path, tmp_path: Path) ->
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     printed = process.wait(timeout=60).stderr
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "--resume" in printed
     assert "Traceback" not in printed
     assert "--set stages.0.epochs=4000" in printed  # without it the recipe would be another
@@ -225,16 +230,6 @@ def test_a_run_of_the_last_release_with_renamed_keys_resumes(finished: tuple[Rec
     assert not different(weights(tmp_path / "run"), weights(folder))
 
 
-@pytest.mark.parametrize("kept", [100, 0])
-def test_a_damaged_checkpoint_is_named(kept: int, finished: tuple[Recipe, Path], tmp_path: Path) -> None:
-    recipe, folder = finished
-    shutil.copytree(folder, tmp_path / "run")
-    last = tmp_path / "run" / "checkpoints" / "last.pt"
-    last.write_bytes(last.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"last\.pt: damaged"):
-        Run(recipe, tmp_path / "run", resume=True).go()
-
-
 def test_a_checkpoint_of_another_shape_is_named(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, folder = finished
     shutil.copytree(folder, tmp_path / "run")
@@ -257,7 +252,8 @@ def test_a_run_that_saved_nothing_starts_again(squares: Path, tmp_path: Path) ->
 def test_a_run_that_starts_again_writes_its_model_again(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, folder = finished
     shutil.copytree(folder, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
+    for path in checkpoint.checkpoints(tmp_path / "run"):
+        path.unlink()
     (tmp_path / "run" / "model" / "projector.safetensors").write_bytes(b"of an earlier run")
     train(recipe, tmp_path / "run")
     assert not different(weights(tmp_path / "run"), weights(folder))
@@ -322,4 +318,30 @@ def test_a_run_of_before_there_was_a_key_resumes(squares: Path, tmp_path: Path) 
     lines = written.read_text(encoding="utf-8").splitlines(keepends=True)
     assert sum("layer_decay" in line for line in lines) == 1
     written.write_text("".join(line for line in lines if "layer_decay" not in line), encoding="utf-8")
-    checkpoint.check_folder(tmp_path / "run", recipe, resume=True)
+    check_folder(tmp_path / "run", recipe, resume=True)
+
+
+def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAME_REQUEST", math.inf)  # torchrun passes a signal on that has come already
+    with loop.stop_requests() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert asked == [signal.SIGTERM]
+        monkeypatch.setattr(loop, "SAME_REQUEST", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_two_trainers_never_share_a_folder(squares: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(squares, tmp_path, **only_stage(squares, 2))
+    first = Run(recipe, tmp_path / "run", evaluator(recipe))
+    second = processes.start(processes.command, "train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run"))
+    with hold(first.folder, "run"):
+        refused = second.wait()
+    assert refused.returncode == 2
+    assert re.search(r"Error: .*run: another process trains there \(process \d+ on .* since .*\); wait", refused.stderr)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    first.go()
+    assert not list((tmp_path / "run").glob(".run.*"))

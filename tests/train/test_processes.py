@@ -1,5 +1,6 @@
 """Two gloo processes with half a batch each train as one with the whole, on slow disks and without a common one too."""
 
+import math
 import os
 import signal
 import time
@@ -17,7 +18,7 @@ from mclip_kit.errors import DataError, PeerError
 from mclip_kit.files import write_whole
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.tasks.base import Scores
-from mclip_kit.train import callbacks, checkpoint
+from mclip_kit.train import callbacks, checkpoint, loop
 from mclip_kit.train.build import build_accelerator
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.processes import on_main
@@ -89,13 +90,14 @@ def rising(*_: Any) -> Scores:
     return Scores(float(rising.calls), {})  # type: ignore[attr-defined]
 
 
-def train_with_own_disk(recipe: Path, folder: Path, stop: int = 0, interrupt: int = 0) -> None:
+def train_with_own_disk(recipe: Path, folder: Path, stop: int = 0, interrupt: int = 0, number: int = 0) -> None:
     """Train in this rank, on a slow disk, and keep the weights that it ends with in folder/RANK.pt.
 
     Args:
         folder: `RANK` in it is replaced by the number of the rank.
         stop: end with an error after this step.
-        interrupt: the last rank alone gets Ctrl-C after this step.
+        interrupt: the last rank alone gets a signal, twice, after this step.
+        number: the signal.
     """
     rank = os.environ["RANK"]
     checkpoint.write_whole = written_slowly  # type: ignore[assignment]
@@ -104,11 +106,13 @@ def train_with_own_disk(recipe: Path, folder: Path, stop: int = 0, interrupt: in
     def fail() -> None:
         raise Killed
 
-    def ctrl_c() -> None:
+    def ask() -> None:
         if rank == "1":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # torchrun passes on what a terminal or a cluster has sent already
 
-    for step, what in ((stop, fail), (interrupt, ctrl_c)):
+    loop.SAME_REQUEST = math.inf
+    for step, what in ((stop, fail), (interrupt, ask)):
         if step:
             callbacks.CALLBACKS.insert(0, killed_at(0, step, what))
     run = Run(load(recipe), folder, rising, resume=True)
@@ -157,8 +161,9 @@ def test_processes_without_a_common_disk_resume_from_that_of_the_main_process(be
     assert not (tmp_path / "1" / "run").exists()
 
 
-def test_ctrl_c_in_one_process_stops_all_after_the_same_step(best: Path, tmp_path: Path) -> None:
-    done = processes.run(train_with_own_disk, best, tmp_path / "run", 0, 4, ranks=2)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(number: int, best: Path, tmp_path: Path) -> None:
+    done = processes.run(train_with_own_disk, best, tmp_path / "run", 0, 4, int(number), ranks=2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()
     assert "stopped after step 5" in (tmp_path / "0.txt").read_text()

@@ -11,6 +11,7 @@ import numpy as np
 from mclip_kit import __version__
 from mclip_kit.data.corpora import Content, Corpus, find_reader
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.intact import sha256
 from mclip_kit.data.prepare.bitext_writer import write_bitext
 from mclip_kit.data.prepare.fingerprints import (
     fingerprint_bitext,
@@ -26,7 +27,6 @@ from mclip_kit.data.prepare.resume import (
     describe_wanted,
     file_stamps,
     resume,
-    sha256,
 )
 from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.data.tokenizer import XlmrTokenizer

@@ -4,7 +4,6 @@ While a folder is being built, its `read.json` holds the progress: what was want
 pairs of the bitext, and how many of them are done. It is written when the tables are whole.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.intact import sha256
 from mclip_kit.data.prepare.writer import side_prefixes
 from mclip_kit.errors import DataError
 from mclip_kit.layout import BITEXT, MANIFEST
@@ -108,9 +108,3 @@ def file_stamps(paths: Iterable[Path]) -> dict[str, list[int]]:
     """Path -> size in bytes and time of the last change in nanoseconds."""
     stats = {str(path): path.stat() for path in paths}
     return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file's content."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -15,6 +15,8 @@ class Checkpointer(Callback):
         if not at.done and (at.interrupted or at.step % at.run.recipe.checkpoint_every == 0):
             state = TrainState(at.index, at.step, module=at.module.own_state())
             state.optimizer = fsdp.full_optimizer_state(at.module, at.loop.optimizer)
+            if at.run.accelerator.scaler is not None:
+                state.scaler = at.run.accelerator.scaler.state_dict()
             at.call("add_to_checkpoint", state)
             at.run.save(state, at.run.folder / layout.LAST)
 

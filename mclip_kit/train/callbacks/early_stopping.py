@@ -2,7 +2,7 @@
 
 from mclip_kit import layout
 from mclip_kit.config.recipe import Evaluation
-from mclip_kit.errors import DataError
+from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.tasks.base import Scores
 from mclip_kit.train.callbacks.base import Callback
 from mclip_kit.train.checkpoint import TrainState
@@ -74,4 +74,10 @@ class EarlyStopping(Callback):
     def restore_weights(self) -> None:
         """The stage ends with its best weights if the recipe keeps them."""
         if self.at.best and self.at.evaluation and self.at.evaluation.keep == "best":
-            self.at.run.load(self.at.run.read(layout.BEST).model)
+            best = self.at.run.read(layout.BEST)
+            if (best.stage, best.step) != (self.at.index, self.at.best["step"]):  # resumed from an older checkpoint
+                raise CheckpointError(
+                    f"{self.at.run.folder / layout.BEST}: of step {best.step} of stage {best.stage + 1}, not of step "
+                    f"{self.at.best['step']:.0f} of stage {self.at.index + 1}; start a new run with another --out"
+                )
+            self.at.run.load(best.model)

@@ -15,7 +15,7 @@ class NonfiniteGuard(Callback):
 
     def __init__(self, at: Progress, state: TrainState) -> None:
         super().__init__(at, state)
-        self._consecutive = 0
+        self._consecutive = int(state.callbacks.get("NonfiniteGuard", {}).get("consecutive", 0))
         self._updated = state.step > 0  # whether the weights have changed in this stage
 
     def after_step(self) -> None:
@@ -39,6 +39,10 @@ class NonfiniteGuard(Callback):
                 f"non-finite (NaN or inf) in {count} step{'s' * (count > 1)} up to step {step}; {self._advice()}; "
                 f"the rows are in {run.folder / layout.NONFINITE}"
             )
+
+    def add_to_checkpoint(self, state: TrainState) -> None:
+        """How many steps in a row were skipped."""
+        state.callbacks["NonfiniteGuard"] = {"consecutive": self._consecutive}
 
     def _advice(self) -> str:
         """What can help: a learning rate cannot where a frozen weight is bad, or before the first update."""

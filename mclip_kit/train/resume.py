@@ -1,0 +1,110 @@
+"""Whether a run can go on from what is in its folder, and what has changed since."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mclip_kit import layout
+from mclip_kit.config.model import AS_OPEN_CLIP
+from mclip_kit.config.recipe import RENAMED, Recipe
+from mclip_kit.config.yaml import parse, read_yaml, rename_keys
+from mclip_kit.data.intact import identity
+from mclip_kit.errors import CheckpointError
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.train.checkpoint import TrainState, checkpoints, newest, versions
+
+HARMLESS = (
+    "about",
+    "cache.",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "evaluation.every_epochs",
+    "evaluation.every_steps",
+    "trackers",
+)
+"""Keys, or sections with a dot, that decide nothing of what is trained, but where features lie and what is written."""
+
+
+def check_folder(folder: Path, recipe: Recipe, resume: bool) -> list[str]:
+    """What is said of a run folder before the run goes on: a line for each harmless key that has changed.
+
+    Raises:
+        CheckpointError: it holds a run that is not to be resumed, or one of another recipe; each key is named.
+    """
+    written = folder / layout.RECIPE
+    if not written.is_file() or not checkpoints(folder):
+        return []  # a run that saved nothing, such as one that failed at once, starts again
+    if not resume:
+        raise CheckpointError(f"{folder}: holds a run already; add --resume to continue it, or choose another --out")
+    tree = read_yaml(written)
+    rename_keys(tree, RENAMED)  # of an earlier version
+    started = parse(tree, Recipe, str(written))  # with the defaults of keys that are newer than the run
+    if "text_cleaning" not in tree and started.text_cleaning:
+        started.text_cleaning, started.pictures = "none", AS_OPEN_CLIP  # what runs did before the keys
+    before, now = (_flat(one.model_dump(mode="json")) for one in (started, recipe))
+    changed = sorted(key for key in before | now if before.get(key) != now.get(key))
+    harmful = [key for key in changed if not f"{key}.".startswith(tuple(f"{name.rstrip('.')}." for name in HARMLESS))]
+    if harmful:
+        inputs = [f"--set {key}={before[key]}" for key in harmful if key.startswith(("pictures", "text_cleaning"))]
+        again = f", or continue it with {' '.join(inputs)}" if len(inputs) == len(harmful) else ""
+        raise CheckpointError(
+            f"{folder}: was started with another recipe; different keys: {', '.join(harmful)}; choose another "
+            f"--out{again}"
+        )
+    return [f"{folder}: goes on with {key}: {now.get(key)}, was {before.get(key)}" for key in changed]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    if not isinstance(tree, dict | list):
+        return {prefix: tree}
+    return {k: v for key, part in items for k, v in _flat(part, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def inputs_of(recipe: Recipe, model: Any, cache: FeatureCache) -> dict[str, str]:
+    """What a run is made from, and a checkpoint does not hold: a hash of each prepared folder and named tower."""
+    folders = [*recipe.data.bitexts, *filter(None, [recipe.data.captions])]
+    found = {folder: identity(Path(folder)) for folder in dict.fromkeys(folders)}
+    towers = FrozenTowers(model, cache)
+    for tower, source in recipe.sources.items():
+        if source != "new" and hasattr(model, tower):
+            found[f"{tower} {source}"] = towers.weights(tower)
+    return found
+
+
+def find_start(
+    folder: Path, inputs: dict[str, str], changes: list[str], is_finished: Callable[[TrainState], bool]
+) -> tuple[dict[str, Any], bool, list[str]]:
+    """The entries of the state from which a run goes on, whether it has ended, and lines about it.
+
+    Raises:
+        CheckpointError: no checkpoint is whole, or data or a tower has changed since the newest whole one.
+    """
+    state, path, lines = newest(folder)
+    finished = is_finished(state)
+    if path and not finished:
+        _check_inputs(state, inputs, folder)
+        where = (
+            f"step {state.step} of stage {state.stage + 1}" if state.step else f"the start of stage {state.stage + 1}"
+        )
+        lines = [*lines, *changes, *_other_versions(state), f"{path}: the run goes on from {where}"]
+    return vars(state), finished, lines
+
+
+def _check_inputs(state: TrainState, inputs: dict[str, str], folder: Path) -> None:
+    """CheckpointError if data or a tower has changed under the same name since a checkpoint was written."""
+    changed = [name for name, value in state.inputs.items() if inputs.get(name, value) != value]
+    if changed:
+        raise CheckpointError(
+            f"{folder}: {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since the run started; "
+            "put back what was there, or start a new run with another --out"
+        )
+
+
+def _other_versions(state: TrainState) -> Iterator[str]:
+    """A line for each package that has another version than when a checkpoint was written."""
+    for name, now in versions().items():
+        before = state.versions.get(name, now)
+        if before != now:
+            yield f"{name} {now} goes on with what {before} began; results may differ in the last digits"
