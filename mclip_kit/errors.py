@@ -32,6 +32,10 @@ class CheckpointError(MclipError):
     """Weights, a run folder or a model folder are missing, are damaged or do not fit together."""
 
 
+class DiskError(MclipError):
+    """A file could not be written: the disk is full, fails or is read-only, or a folder was removed."""
+
+
 class BusyError(MclipError):
     """Another process writes to the same folder."""
 

@@ -5,9 +5,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.errors import BusyError
+from mclip_kit.disk import disk_errors
+from mclip_kit.errors import BusyError, DiskError
 
 POLL = 0.02  # seconds between two attempts to get a lock that another process holds
-PATIENCE = 1.0  # seconds in which a process that has got a lock writes that it has it
+PATIENCE = 0.5  # seconds in which a process that has got a lock writes that it has it
+OLD, OLD_TEMPORARY = 3, 7 * 24
+"""Hours after which a temporary file of another machine counts as left over; those of a run are read for days."""
+LEFTOVER = re.compile(r"(?:\..+\.|mclip_kit-)(\d+)-([0-9a-f]{8})(?:\.part(?:\..+)?|-.+)")
+OTHER = "wait for it, or choose another --out"
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 """A network file system without locks; a file that only its holder creates is the lock there."""
 
@@ -29,18 +36,23 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
     The temporary file keeps the target's suffix, because NumPy and PIL choose the format by it. If the block raises,
     `path` keeps its old content and the temporary file is removed. Its permissions are those that the umask gives.
+
+    Raises:
+        DiskError: the disk is full, fails or is read-only.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield temporary
-        follow_umask(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        temporary = temporary_name(path)
+        try:
+            yield temporary
+            follow_umask(temporary)
+            _flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 @contextmanager
@@ -48,14 +60,88 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`, which does not exist; on success it becomes `folder` in one step.
 
     If the block raises, nothing is left.
+
+    Raises:
+        DiskError: the disk is full, fails or is read-only.
     """
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    with disk_errors(folder):
+        part = temporary_name(folder)
+        shutil.rmtree(part, ignore_errors=True)  # of an earlier process that had this one's number
+        try:
+            part.mkdir(parents=True)
+            remove_leftovers(part.parent)
+            yield part
+            move(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def move(part: Path, folder: Path) -> None:
+    """Give a folder its final name, after all of it is on the disk."""
+    for file in part.rglob("*"):
+        if file.is_file():
+            _flush(file)
+    part.rename(folder)
+
+
+def _flush(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield an empty folder in the system's temporary folder, which exists for the block.
+
+    Raises:
+        DiskError: there is no room for it, or for what the block writes there.
+    """
+    with temporary_directory() as name, disk_errors(Path(name)):
+        yield Path(name)
+
+
+def temporary_directory() -> "tempfile.TemporaryDirectory[str]":
+    """A new folder in the system's temporary folder; it is removed with the object.
+
+    Those of processes that were killed are removed first.
+
+    Raises:
+        DiskError: there is no room for it.
+    """
     try:
-        part.mkdir(parents=True)
-        yield part
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        remove_leftovers(Path(tempfile.gettempdir()))
+        return tempfile.TemporaryDirectory(prefix=f"mclip_kit-{os.getpid()}-{place()}-")
+    except OSError as error:
+        raise DiskError(f"no temporary folder: {error.strerror}; set TMPDIR to a folder that has room") from None
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file or folder is until it has its name, or after it has lost it: hidden, beside it."""
+    return path.with_name(f".{path.stem}.{os.getpid()}-{place()}.part{path.suffix}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders in a folder whose process was killed.
+
+    Those of a living process stay. Whether one of another machine lives is not known: what it left is removed when
+    nothing in it has changed for `OLD` hours, or `OLD_TEMPORARY` in the system's temporary folder.
+    """
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            found = LEFTOVER.fullmatch(name)
+            if found and _is_left(folder / name, int(found[1]), found[2], OLD if name[0] == "." else OLD_TEMPORARY):
+                with suppress(OSError):
+                    path = folder / name
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _is_left(path: Path, pid: int, where: str, hours: float) -> bool:
+    if where == place():
+        return not is_alive(pid)
+    with suppress(OSError):
+        changed = max(file.lstat().st_mtime for file in (path, *path.rglob("*")))
+        return time.time() - changed > hours * 3600
+    return False
 
 
 def follow_umask(path: Path) -> None:
@@ -106,17 +192,16 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     timeout = -1 if wait else 0
     lock: FileLock | SoftFileLock = FileLock(_hidden(path, "lock"))
     try:
-        try:
-            lock.acquire(timeout=timeout, poll_interval=POLL)
-        except Timeout:
-            raise
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-                raise
-            with suppress(OSError):
-                os.unlink(lock.lock_file)
-            lock = SoftFileLock(_hidden(path, "softlock"))
-            lock.acquire(timeout=timeout, poll_interval=POLL)
+        with disk_errors(path):
+            try:
+                lock.acquire(timeout=timeout, poll_interval=POLL)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                with suppress(OSError):
+                    os.unlink(lock.lock_file)
+                lock = SoftFileLock(_hidden(path, "softlock"))
+                lock.acquire(timeout=timeout, poll_interval=POLL)
     except Timeout:
         yield False
         return
@@ -149,8 +234,8 @@ def hold(folder: Path, name: str = "", doing: str = "writes to it", remedy: str 
     with locked(path) as mine:
         if not mine:
             raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}")
-        about = {"pid": os.getpid(), "place": _place(), "host": platform.node(), "command": _command()}
-        with suppress(OSError):  # a full disk: the lock counts, not who has it
+        about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": _command()}
+        with suppress(OSError, DiskError):  # the lock counts, not who has it
             write_json(holder, {**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
         try:
             yield
@@ -172,7 +257,7 @@ def _who(holder: Path) -> str:
     while time.monotonic() < end:
         with suppress(OSError, ValueError, KeyError, TypeError):
             about = json.loads(holder.read_text(encoding="utf-8"))
-            if about["place"] != _place() or _is_alive(int(about["pid"])):
+            if about["place"] != place() or is_alive(int(about["pid"])):
                 return f" (process {about['pid']} on {about['host']} since {about['since']}: {about['command']})"
         time.sleep(POLL)
     return ""
@@ -186,7 +271,7 @@ def _command() -> str:
 
 
 @cache
-def _place() -> str:
+def place() -> str:
     """This machine since it started, and this container, as 8 hex digits: a process's number counts only here."""
     facts = [platform.node()]
     with suppress(OSError):
@@ -194,7 +279,7 @@ def _place() -> str:
     return hashlib.blake2b("\0".join(facts).encode(), digest_size=4).hexdigest()
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process of this machine lives; one that has ended and that its parent did not ask for does not."""
     if os.name == "nt":  # there, signal 0 would end it
         return True

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mclip_kit import files
 from mclip_kit.config.recipe import load
 from mclip_kit.errors import BusyError
 from mclip_kit.files import NO_LOCKS, hold, locked, write_text
@@ -174,3 +176,61 @@ def test_files_have_the_permissions_that_the_umask_gives(umask: int, squares: Pa
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len([path for path in files if path.suffix == ".safetensors"]) >= 5
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}
+
+
+WAYS = {
+    "a file": "with files.write_whole(folder / 'last.pt') as part: part.write_text('half'); wait()",
+    "a folder": "with files.new_folder(folder / 'model') as part: (part / 'a').write_text('half'); wait()",
+    "a temporary folder": "with files.temporary_folder() as part: (part / 'a').write_text('half'); wait()",
+}
+WRITE = """
+import sys, tempfile, time
+from pathlib import Path
+from mclip_kit import files
+folder = Path(sys.argv[1])
+tempfile.tempdir = sys.argv[1]
+def wait():
+    print("writing", flush=True)
+    time.sleep(60)
+exec(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_what_a_killed_process_left_is_removed_by_the_next_one(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what a living one writes, nor what one of another machine does, unless nothing has changed for long."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command = [sys.executable, "-c", WRITE, tmp_path, way]
+    names: list[str] = []
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for writer in writers:
+            assert writer.stdout
+            assert writer.stdout.readline() == "writing\n"
+        killed, living = ([path for path in tmp_path.iterdir() if f"{writer.pid}-" in path.name] for writer in writers)
+        assert (len(killed), len(living)) == (1, 1)
+        writers[0].kill()
+        writers[0].wait()
+        others = [Path(str(killed[0]).replace(files.place(), place)) for place in ("0123abcd", "abcd0123")]
+        for other in others:
+            subprocess.run(["cp", "-r", killed[0], other], check=True)
+        days = time.time() - 8 * 24 * 3600
+        for path in (*others[1].rglob("*"), others[1]):
+            os.utime(path, (days, days))
+        names = [".notes.1-x.part", ".data.part", "a.1-0123abcd.part", ".mclip_kit", "mclip_kit-1"]
+        for name in names:
+            (tmp_path / name).touch()
+        write_text(tmp_path / "last.pt", "whole")
+        with files.temporary_folder():
+            pass
+        assert not killed[0].exists()
+        assert not others[1].exists()
+        assert {path.name for path in tmp_path.iterdir()} == {*names, "last.pt", living[0].name, others[0].name}
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    with hold(tmp_path, "run"):
+        assert not [path for path in tmp_path.glob(".*") if path in living]

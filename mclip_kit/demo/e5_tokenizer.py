@@ -2,15 +2,14 @@
 
 import io
 import itertools
-import tempfile
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 from sentencepiece import sentencepiece_model_pb2 as pb
 
 from mclip_kit.demo.e5_file import FIRST
+from mclip_kit.files import temporary_folder
 
 ModelProto = pb.ModelProto  # protobuf makes the class while it is imported
 
@@ -49,8 +48,8 @@ def _charsmap(characters: dict[str, str]) -> bytes:
     rules = {**_sequences(characters), **characters}
     lines = (f"{_hex(source)}\t{_hex(target)}\n" for source, target in rules.items())
     model = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "rules.tsv"
+    with temporary_folder() as folder:
+        table = folder / "rules.tsv"
         table.write_text("".join(lines), encoding="ascii")
         SentencePieceTrainer.train(
             sentence_iterator=iter(["a"]),

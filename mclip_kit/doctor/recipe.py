@@ -2,13 +2,12 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mclip_kit.doctor.findings import NOTE, OK, PROBLEM, Finding, guarded
 from mclip_kit.doctor.weights import check_weights
 from mclip_kit.errors import MclipError
+from mclip_kit.files import temporary_folder
 from mclip_kit.layout import BITEXT
 
 if TYPE_CHECKING:
@@ -77,8 +76,8 @@ def check_start(recipe: "Recipe") -> list[Finding]:
     from mclip_kit.train.run import Run
 
     evaluator(recipe)
-    with TemporaryDirectory() as folder:
-        run = Run(recipe, Path(folder, "run"))
+    with temporary_folder() as folder:
+        run = Run(recipe, folder / "run")
         rows = [len(task.rows) for task in run.tasks()]
     counts = ", ".join(f"{stage.name} {count:,}" for stage, count in zip(recipe.stages, rows, strict=True))
     built = Finding(OK, f"towers are built, and their weights are finite; rows to train on: {counts}")

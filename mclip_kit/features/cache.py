@@ -6,7 +6,6 @@ the content of an input. If any of them changes, features are computed again; ot
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from mclip_kit.features import hashing
 from mclip_kit.features.shards import Dtype, ItemFormat
 from mclip_kit.features.table import Table
-from mclip_kit.files import write_json
+from mclip_kit.files import temporary_directory, write_json
 from mclip_kit.progress import tqdm
 
 
@@ -55,7 +54,7 @@ class FeatureCache:
         self.workers, self.log = workers, log
         self.trained: frozenset[str] = frozenset()
         self.weights: dict[str, str] = {}
-        self._temporary = tempfile.TemporaryDirectory(prefix="mclip_kit-")
+        self._temporary = temporary_directory()
         self._tables: dict[str, Table] = {}
 
     def is_persistent(self, tower: str) -> bool:

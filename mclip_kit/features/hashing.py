@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mclip_kit.data import images
+from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError
 from mclip_kit.progress import tqdm
 
@@ -51,11 +52,13 @@ def hash_files(paths: Sequence[Path], database: Path) -> np.ndarray:
         paths: files, or members of tars as in `data.images`.
         database: an SQLite file of known hashes; it is created if it is missing.
     Raises:
-        DataError: the database cannot be read or written.
+        DataError: the database cannot be read.
+        DiskError: it cannot be written.
     """
-    database.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return _hash_files(paths, database)
+        with disk_errors(database):
+            database.parent.mkdir(parents=True, exist_ok=True)
+            return _hash_files(paths, database)
     except sqlite3.Error as error:
         raise DataError(f"{database}: {error}; if it is damaged, remove it: pictures are then hashed again") from None
 

@@ -66,7 +66,7 @@ def open_index(folder: Path, shards: list[Shard]) -> Columns:
         with locked(folder / "index", wait=True):
             if _map(path, rows) is None:
                 _write(path, shards)
-            for old in {*folder.glob("index-*.bin"), *folder.glob(".index-*.part.bin")} - {path}:
+            for old in {*folder.glob("index-*.bin")} - {path}:
                 old.unlink(missing_ok=True)
     return columns
 

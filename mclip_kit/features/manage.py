@@ -12,6 +12,7 @@ from mclip_kit.errors import DataError
 from mclip_kit.features.shard_writer import remove_damaged
 from mclip_kit.features.shards import ItemFormat, is_sound
 from mclip_kit.features.table import shard_folders
+from mclip_kit.files import remove_leftovers, temporary_name
 from mclip_kit.progress import tqdm
 
 DAY = 86400.0  # seconds
@@ -117,6 +118,7 @@ def select_for_removal(
 
 def remove(table: TableInfo) -> None:
     """Remove a table; if the removal is interrupted, what is left is hidden, and the next removal deletes it."""
-    os.replace(table.folder, table.folder.with_name(f".{table.folder.name}.{os.getpid()}.gone"))
-    for hidden in table.folder.parent.glob(".*.gone"):
-        shutil.rmtree(hidden, ignore_errors=True)
+    hidden = temporary_name(table.folder)
+    os.replace(table.folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+    remove_leftovers(table.folder.parent)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mclip_kit import __version__
-from mclip_kit.errors import DataError
+from mclip_kit.disk import disk_errors
 from mclip_kit.features.shards import BLOCK, UNREADABLE, ItemFormat, count_sound_blocks, head_checksum, is_sound
 from mclip_kit.files import locked, write_json
 
@@ -61,6 +61,11 @@ class ShardWriter:
     def __init__(self, folder: Path, item_format: ItemFormat, keys_N2: np.ndarray, offsets_N: np.ndarray) -> None:
         self.folder, self.item_format, self.offsets_N = folder, item_format, offsets_N
         self._part = part_folder(folder)
+        with disk_errors(folder):
+            self._open(keys_N2)
+
+    def _open(self, keys_N2: np.ndarray) -> None:
+        item_format = self.item_format
         self._part.mkdir(parents=True, exist_ok=True)
         for leftover in self._part.glob(".*"):  # of a process that was killed while it wrote shard.json
             leftover.unlink()
@@ -100,7 +105,8 @@ class ShardWriter:
             values_ND: their items, one row after the other, float (items, width).
             unreadable: which of these rows have no features, counted from 0.
         Raises:
-            DataError: the disk is full, or a value cannot be stored.
+            DataError: a value cannot be stored.
+            DiskError: the disk is full; finished batches are kept.
         """
         assert self.offsets_N[self.rows + rows] == self.items + len(values_ND)
         flags_N = np.zeros(rows, np.uint8)
@@ -111,18 +117,18 @@ class ShardWriter:
         for content in contents.values():
             checksum = zlib.crc32(content, checksum)
         contents["blocks.bin"] = np.array([(rows, checksum, len(values_ND))], BLOCK).tobytes()
-        try:
+        with disk_errors(self.folder):
             for name, content in contents.items():
                 self._handles[name].write(content)
                 self._handles[name].flush()
-        except OSError as error:  # such as a full disk; the error of an open file does not name it
-            raise DataError(
-                f"{self._part}: {error.strerror}; finished batches are kept: fix this and run again"
-            ) from None
         self.rows, self.items = self.rows + rows, self.items + len(values_ND)
 
     def finish(self) -> None:
         """Make it a whole shard, in one step."""
+        with disk_errors(self.folder):
+            self._finish()
+
+    def _finish(self) -> None:
         for handle in self._handles.values():
             os.fsync(handle.fileno())
         facts: dict[str, Any] = {

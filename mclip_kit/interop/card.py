@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_kit import layout
+from mclip_kit.errors import DiskError
 from mclip_kit.files import write_json, write_text
 from mclip_kit.interop.facts import (
     RECALLS,
@@ -87,8 +88,8 @@ def record(folder: Path, facts: Facts) -> str | None:
         write_json(folder / layout.CARD, known)
         if not edited:
             write_text(readme, text)
-    except OSError as error:
-        return f"{readme}: cannot be written ({error.strerror}); the card stays as it was"
+    except (OSError, DiskError) as error:
+        return f"the card stays as it was: {error}"
     return f"{readme}: not written, since it was changed by hand; remove it to have a new one" if edited else None
 
 

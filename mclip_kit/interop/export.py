@@ -5,14 +5,13 @@ A format is a module of this package with a constant `FORMAT`.
 
 import importlib
 import importlib.util
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mclip_kit.errors import CheckpointError, check_new
-from mclip_kit.files import new_folder
+from mclip_kit.files import new_folder, temporary_folder
 from mclip_kit.interop.card import Export, write_card
 
 if TYPE_CHECKING:  # the command line lists the formats without torch
@@ -154,8 +153,8 @@ def export(
         for item in written.iterdir():
             item.rename(moved / item.name)
         written.rmdir()
-        with tempfile.TemporaryDirectory() as temporary:
-            wanted = parity.samples(Path(temporary))
+        with temporary_folder() as temporary:
+            wanted = parity.samples(temporary)
             (theirs,) = parity.read(module(name), [moved], wanted)
             ours = parity.own(model, wanted, form.encode_text(model, chosen))
         found = parity.differences(ours, theirs)

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.files import temporary_folder
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
 READERS = Path(__file__).parent / "readers"
@@ -108,8 +108,7 @@ def read(reader: str, folders: Sequence[Path], wanted: Samples, python: str = sy
     Raises:
         CheckpointError: the library cannot read a folder.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        elsewhere = Path(temporary)
+    with temporary_folder() as elsewhere:
         (elsewhere / "samples.json").write_text(json.dumps(wanted), encoding="utf-8")
         places = [str(folder.resolve()) for folder in folders]
         command = [python, "-P", "-W", "ignore", str(READERS / "read.py"), str(READERS / f"{reader}.py")]

@@ -5,7 +5,6 @@ import lzma
 import pickle
 import re
 import shutil
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.files import temporary_folder
 
 StateDict = dict[str, Tensor]
 
@@ -108,8 +108,8 @@ def _unpacked(path: Path) -> Iterator[Path]:
     if path.suffix != ".xz":
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        unpacked = Path(folder, path.stem)
+    with temporary_folder() as folder:
+        unpacked = folder / path.stem
         try:
             with lzma.open(path) as source, open(unpacked, "wb") as target:
                 shutil.copyfileobj(source, target)

@@ -33,7 +33,7 @@ from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.files import locked, new_folder, write_json, write_text
+from mclip_kit.files import OTHER, hold, new_folder, write_json, write_text
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles, printable
 from mclip_kit.layout import FEATURES
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -124,8 +124,10 @@ def embed_pictures(
         made_with: the model's name, for people.
         log: takes a line about what is computed, and about what is damaged.
     Raises:
-        DataError: the source is missing or has no picture that can be read; the disk is full.
-        CheckpointError: another process writes to the folder, or an embedding is non-finite.
+        DataError: the source is missing or has no picture that can be read.
+        DiskError: the disk is full.
+        BusyError: another process writes to the folder.
+        CheckpointError: an embedding is non-finite.
     """
     out = Path(out)
     _check_place(out, IMAGES)
@@ -172,7 +174,8 @@ def embed_texts(
         file: a text a line; .gz, .xz and .bz2 are read, too.
     Raises:
         DataError: the file is missing or empty.
-        CheckpointError: another process writes to the folder, or an embedding is non-finite.
+        BusyError: another process writes to the folder.
+        CheckpointError: an embedding is non-finite.
     """
     out, found = Path(out), Embedded(TEXTS)
     _check_place(out, TEXTS)
@@ -198,11 +201,7 @@ def _write(
 ) -> Embedded:
     """Write all vectors beside the old ones, then put them in their place."""
     kind, numbers = found.kind, "<f2" if facts["dtype"] == "fp16" else "<f4"
-    with locked(out / FACTS) as mine:
-        if not mine:
-            raise CheckpointError(f"{out}: another process embeds into it; wait for it, or choose another --out")
-        for stale in out.glob(".new.*.part"):  # of processes that were killed
-            shutil.rmtree(stale, ignore_errors=True)
+    with hold(out, FACTS, "embeds into it", OTHER):
         with new_folder(out / "new") as part:
             with VectorFiles(part, {kind: NAMES[kind]}, COLUMNS[kind], model.width, numbers, digits=DIGITS) as files:
                 for vectors_ND, table in vectors:

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from mclip_kit import __version__
 from mclip_kit.errors import CheckpointError, DataError, first_line
-from mclip_kit.files import locked, write_json, write_whole
+from mclip_kit.files import OTHER, hold, write_json, write_whole
 from mclip_kit.interop.vector_files import TEXTS
 from mclip_kit.progress import tqdm
 from mclip_kit.search.vectors import ROWS as ROWS_SCHEMA
@@ -80,13 +80,11 @@ def build(embeddings: str | Path, out: str | Path, kind: Kind | None = None) -> 
             there, else flat.
     Raises:
         DataError: the embeddings are missing, damaged or do not fit together.
-        CheckpointError: another process writes to the index.
+        BusyError: another process writes to the index.
     """
     embeddings, out = Path(embeddings), Path(out)
     arrays, rows = read_embeddings(embeddings)
-    with locked(out / FACTS) as mine:
-        if not mine:
-            raise CheckpointError(f"{out}: another process writes this index; wait for it, or choose another --out")
+    with hold(out, FACTS, "writes this index", OTHER):
         old = _open_old(out, kind, arrays[0].shape[1], embeddings)
         kind = kind or (old.facts["kind"] if old else "flat")
         kept: dict[str, int] = {}  # content -> its first row, in the rows' order

@@ -89,7 +89,7 @@ def report_unreadable(folder: Path, path: Path) -> None:
     """Name a picture that is left out, once a run, on the terminal and in RUN/unreadable.txt."""
     listed = folder / layout.UNREADABLE
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, wait=True):  # each process reads its own pictures
+    with locked(listed, wait=True):  # each process reads its own pictures
         known = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
         if str(path) not in known:
             tqdm.write(f"{path}: not a readable picture; it is left out")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
+from mclip_kit.files import place
 from tests import tiny
 
 Type = Callable[..., Result]
@@ -103,7 +105,9 @@ def test_locks_and_removals_that_a_kill_left_are_no_tables(type_: Type, filled: 
     (table,) = filled.glob("image-*")
     for lock in (".tokens.lock", f"{table.name}/.index.lock", f"{table.name}/.0123456789abcdef.lock"):
         (filled / lock).touch()
-    removed = filled / f".{table.name}.1.gone"
+    with subprocess.Popen(["true"]) as killed:
+        killed.wait()
+    removed = filled / f".{table.name}.{killed.pid}-{place()}.part"
     shutil.copytree(table, removed)
     assert type_("cache", "ls").output == before
     assert type_("cache", "verify").exit_code == 0

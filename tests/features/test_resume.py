@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mclip_kit.errors import DataError
+from mclip_kit.errors import DiskError
 from mclip_kit.features.shard_writer import ShardWriter
 from mclip_kit.features.shards import BLOCK, Dtype, ItemFormat
 from tests.features.tables import (
@@ -196,6 +196,6 @@ def test_a_disk_that_is_full_while_writing_is_one_line(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "shard", ItemFormat(WIDTH, "fp32"), keys_of(range(20)), np.arange(21))
     writer._handles["values.bin"].close()
     writer._handles["values.bin"] = open("/dev/full", "ab")  # noqa: SIM115
-    with pytest.raises(DataError, match=r"shard\.part: No space left on device"):
+    with pytest.raises(DiskError, match=r"shard: cannot be written: No space left on device"):
         writer.append(1, features(1, False))
     writer.close()

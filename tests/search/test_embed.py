@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mclip_kit.errors import CheckpointError, DataError
+from mclip_kit.errors import BusyError, CheckpointError, DataError
 from mclip_kit.files import locked
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search import embed, pictures
@@ -201,7 +201,7 @@ def test_what_cannot_be_embedded_is_told_in_one_line(model, colours, squares, tm
         embed_pictures(model, tmp_path / "broken", tmp_path / "out")
     assert not (tmp_path / "out" / "embeddings.json").exists()
     (tmp_path / "out").mkdir(exist_ok=True)
-    with locked(tmp_path / "out" / embed.FACTS), pytest.raises(CheckpointError, match="another process embeds into it"):
+    with locked(tmp_path / "out" / embed.FACTS), pytest.raises(BusyError, match="another process embeds into it"):
         embed_pictures(model, colours, tmp_path / "out")
     spoilt = build(squares, {"kind": "linear", "pool": "mean"}, "linear", 24, tiny.TEACHER)
     spoilt.clip_projector.weight.data[0, 0] = float("nan")

@@ -17,7 +17,7 @@ from PIL import Image
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
 
 from mclip_kit.data.captions import read_captions
-from mclip_kit.errors import CheckpointError, DataError
+from mclip_kit.errors import BusyError, CheckpointError, DataError
 from mclip_kit.files import locked
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search import index
@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_told_in_one_line(model, squares, embedded, tmp_pat
     embed_pictures(other, squares, tmp_path / "other")
     with pytest.raises(CheckpointError, match="of another image tower"):
         build(tmp_path / "other", tmp_path / "index")
-    with locked(tmp_path / "index" / index.FACTS), pytest.raises(CheckpointError, match="another process writes"):
+    with locked(tmp_path / "index" / index.FACTS), pytest.raises(BusyError, match="another process writes"):
         build(embedded, tmp_path / "index")
     (tmp_path / "index" / "index.faiss").write_bytes(b"no index")
     with pytest.raises(CheckpointError, match=r"damaged.*run mclip-kit index again"):

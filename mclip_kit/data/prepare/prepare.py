@@ -30,8 +30,9 @@ from mclip_kit.data.prepare.resume import (
 )
 from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.data.tokenizer import XlmrTokenizer
+from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError
-from mclip_kit.files import locked, write_json, write_whole
+from mclip_kit.files import hold, move, write_json, write_whole
 from mclip_kit.layout import BITEXT, IMAGES_ARRAY, MANIFEST
 from mclip_kit.progress import tqdm
 
@@ -74,13 +75,10 @@ def write_prepared(
     if os.path.lexists(out):
         return check_prepared(out, wanted)
     building = out.with_name(f".{out.name}.part")
-    building.mkdir(parents=True, exist_ok=True)
-    with locked(building) as mine:
-        if not mine:
-            raise DataError(f"{out}: another process is preparing it; wait for it")
-        if out.exists():  # another process has just finished
-            shutil.rmtree(building)
+    with disk_errors(out), hold(out, doing="is preparing it"):
+        if os.path.lexists(out):  # another process has just finished
             return check_prepared(out, wanted)
+        building.mkdir(parents=True, exist_ok=True)
         try:
             given = XlmrTokenizer(spm) if spm else None  # first, so that a wrong file is an error at once
             progress = resume(building, wanted) or _read(read(), corpus, building, source, wanted)
@@ -88,7 +86,7 @@ def write_prepared(
         except Exception:  # not Ctrl-C: what it interrupts stays, to resume from
             shutil.rmtree(building, ignore_errors=True)
             raise
-        os.replace(building, out)
+        move(building, out)
     return manifest
 
 

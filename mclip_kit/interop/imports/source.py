@@ -3,11 +3,9 @@
 Shapes: H encoder width, D embedding, E CLIP width, F width between two maps.
 """
 
-import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
 from inspect import signature
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoModel
 
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
+from mclip_kit.files import temporary_folder
 from mclip_kit.interop import open_clip
 from mclip_kit.interop.clip_pictures import AS_TRANSFORMERS
 from mclip_kit.interop.clip_vision import open_clip_vision, preprocess
@@ -227,6 +226,6 @@ def _as_teacher(model: MultilingualClip) -> Clip:
             "its text tower cannot be the teacher too, as open_clip has none like it; name a CLIP whose text tower is "
             "the teacher: --clip local-dir:DIR"
         )
-    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        open_clip.write(model, Path(folder), options)
+    with temporary_folder() as folder, quiet_transformers():
+        open_clip.write(model, folder, options)
         return build_clip(f"local-dir:{folder}")

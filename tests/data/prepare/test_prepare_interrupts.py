@@ -94,7 +94,7 @@ def test_stopped_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path, squares, 
         assert (status, again) == (ending, 0), (where, said, said_again)
         assert "Traceback" not in said + said_again, (where, said, said_again)
         assert content(tmp_path / str(moment) / "data") == expected, where
-        left = {"data", "printed", "where"} | ({".data.part.lock"} if where.endswith(".lock") else set())
+        left = {"data", "printed", "where"} | ({".data.lock"} if where.endswith(".lock") else set())
         assert {path.name for path in (tmp_path / str(moment)).iterdir()} == left
         assert name == "SIGKILL" or said.splitlines()[-1].startswith("stopped"), (where, said)
 
@@ -154,7 +154,9 @@ def test_two_processes_do_not_prepare_the_same_folder_at_once(tmp_path, words):
     said = second.wait(timeout=PATIENCE).stdout
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2
-    assert said == f"Error: {tmp_path / 'data'}: another process is preparing it; wait for it\n"
+    assert said.startswith(f"Error: {tmp_path / 'data'}: another process is preparing it (process {first.pid} on ")
+    assert said.endswith("; wait for it\n")
+    assert said.count("\n") == 1
     said = first.wait(timeout=PATIENCE).stdout
     assert first.returncode == 0, said
     assert content(tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")

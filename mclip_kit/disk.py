@@ -1,0 +1,93 @@
+"""What a full, failing or read-only disk raises, in every library's words, as one error that names the path."""
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mclip_kit.errors import DiskError, MclipError
+
+AGAIN = "then run the command again (train: with --resume)"
+ROOM, PLACE, CHECK = f"free some space, {AGAIN}", "choose another place", f"check the disk, {AGAIN}"
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ROOM),
+    errno.EFBIG: f"raise the limit on the size of files (ulimit -f), {AGAIN}",
+    errno.EROFS: PLACE,
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN), CHECK),
+}
+"""Error that only a disk gives -> what to do."""
+NAMED = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.ENOTDIR), PLACE),
+    errno.ENOENT: f"a folder was removed meanwhile; {AGAIN.removeprefix('then ')}",
+}
+"""Errors that mean the same if they name the file that is written -> what to do."""
+SHORT = re.compile(
+    r"PytorchStreamWriter|inline_container|\d+ requested and \d+ written|database or disk is full|disk I/O error"
+    r"|encoder error -2|the disk is full, or fails"
+)
+"""What PyTorch, NumPy, SQLite and PIL say when not all could be written; they do not say why."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What libraries raise in the block when the disk is full, fails or is read-only becomes a DiskError of `path`.
+
+    >>> with disk_errors(Path("index.faiss")):
+    ...     faiss.write_index(index, "index.faiss")
+
+    Args:
+        path: the file or folder that the block writes. An OSError that names a file elsewhere stays what it is.
+    """
+    try:
+        yield
+    except Exception as error:  # PyTorch, safetensors, Arrow, SQLite and faiss have their own classes for it
+        reason = disk_failure(error, path)
+        if reason is None:
+            raise
+        raise DiskError(f"{path}: cannot be written: {reason}") from error
+
+
+def disk_failure(error: Exception, path: Path) -> str | None:
+    """Why a path could not be written, and what to do; None: the error is about something else."""
+    hidden = f".{path.stem}."  # how the temporary file or folder begins that becomes the path
+    if isinstance(error, MclipError) and not (
+        isinstance(error, DiskError) and str(error.args[0]).startswith(str(path.with_name(hidden)))
+    ):
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and error.filename is not None:
+        named = Path(os.fsdecode(error.filename)).absolute()
+        if path.absolute().parent not in named.parents:
+            return None
+        ours = named.relative_to(path.absolute().parent).parts[0].startswith((path.name, hidden))
+        if ours and number in NAMED and (number != errno.ENOENT or not named.parent.exists()):
+            return f"{error.strerror}; {NAMED[number]}"
+    text = str(error)
+    for code, advice in ADVICE.items():
+        if number == code or os.strerror(code) in text or f"(os error {code})" in text:
+            return f"{os.strerror(code)}; {advice}"
+    return f"the disk is full, or fails; {ROOM}" if SHORT.search(text) else None
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file or a folder can be written, before hours of work; nothing is left.
+
+    >>> check_writable(Path("runs/mine"))
+
+    Raises:
+        DiskError: it cannot: the disk is full or read-only, or this user may not.
+    """
+    folder = path if path.is_dir() else path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise DiskError(f"{path}: cannot be written: {folder} is a file; {PLACE}")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        advice = (ADVICE | NAMED).get(error.errno or 0, CHECK)
+        raise DiskError(f"{path}: cannot be written: {error.strerror}; {advice}") from None
