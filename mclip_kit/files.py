@@ -1,10 +1,12 @@
-"""Write a file or a folder whole or not at all (temporary name next to it, rename); lock a path; format bytes."""
+"""Write a file or a folder whole or not at all (temporary name next to it, rename); lock a path; hash and format."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,21 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON with non-ASCII letters as they are; bytes of file names that are not UTF-8 become escapes."""
     content = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_text(path, content.encode(errors="backslashreplace").decode())
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """The SHA-256 of each file, as `sha256sum` prints it, by several threads.
+
+    Raises:
+        OSError: of the first file that cannot be read.
+    """
+
+    def one(path: Path) -> str:
+        with open(path, "rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as readers:
+        return list(readers.map(one, paths))
 
 
 def readable(size: float, digits: int = 2) -> str:
