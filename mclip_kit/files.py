@@ -1,33 +1,26 @@
-"""Write a file or a folder whole or not at all (temporary name next to it, rename); lock a path; format bytes."""
+"""Write a file or a folder whole or not at all (temporary name next to it, rename); hash and format."""
 
-import errno
 import hashlib
 import json
 import os
 import platform
 import re
-import shlex
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mclip_kit.disk import disk_errors
-from mclip_kit.errors import BusyError, DiskError
+from mclip_kit.errors import DiskError
 
-POLL = 0.02  # seconds between two attempts to get a lock that another process holds
-PATIENCE = 0.5  # seconds in which a process that has got a lock writes that it has it
 OLD, OLD_TEMPORARY = 3, 7 * 24
 """Hours after which a temporary file of another machine counts as left over; those of a run are read for days."""
 LEFTOVER = re.compile(r"(?:\..+\.|mclip_kit-)(\d+)-([0-9a-f]{8})(?:\.part(?:\..+)?|-.+)")
-OTHER = "wait for it, or choose another --out"
-NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-"""A network file system without locks; a file that only its holder creates is the lock there."""
 
 
 @contextmanager
@@ -167,107 +160,24 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, content.encode(errors="backslashreplace").decode())
 
 
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """The SHA-256 of each file, as `sha256sum` prints it, by several threads.
+
+    Raises:
+        OSError: of the first file that cannot be read.
+    """
+
+    def one(path: Path) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as readers:
+        return list(readers.map(one, paths))
+
+
 def readable(size: float, digits: int = 2) -> str:
     """A number of bytes as text: in GB from 0.1 GB on, else in MB."""
     return f"{size / 1e9:.{digits}f} GB" if size >= 1e8 else f"{size / 1e6:.{digits}f} MB"
-
-
-@contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock of a path for the block; yields whether this process has it.
-
-    The lock is a hidden file `.NAME.lock` in the path's folder, which is created if it is missing; the path itself may
-    be missing, renamed or removed meanwhile. The system releases the lock when the process ends, also when it is
-    killed; then the file stays, empty, and the next process takes it over. A process cannot lock a path twice.
-
-    On a network file system that refuses locks, the file `.NAME.softlock` is the lock. One that a process of this
-    machine left when it was killed is taken over; one of another machine must be removed by hand.
-
-    Args:
-        path: a file or a folder; only its name and its folder count.
-        wait: whether to wait for another process that has the lock.
-    """
-    from filelock import FileLock, SoftFileLock, Timeout  # here: the command line starts faster, doctor needs none
-
-    timeout = -1 if wait else 0
-    lock: FileLock | SoftFileLock = FileLock(_hidden(path, "lock"))
-    try:
-        with disk_errors(path):
-            try:
-                lock.acquire(timeout=timeout, poll_interval=POLL)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                with suppress(OSError):
-                    os.unlink(lock.lock_file)
-                lock = SoftFileLock(_hidden(path, "softlock"))
-                lock.acquire(timeout=timeout, poll_interval=POLL)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        with suppress(OSError):  # Windows removes it when the lock is released
-            os.unlink(lock.lock_file)  # before the release: processes that wait look again which file has the name
-        lock.release()
-
-
-@contextmanager
-def hold(folder: Path, name: str = "", doing: str = "writes to it", remedy: str = "wait for it") -> Iterator[None]:
-    """Hold the lock of a folder for the block, as `locked` does; no other process that asks for it can have it.
-
-    >>> with hold(Path("runs/mine"), "run", "trains there"):
-    ...     pass
-
-    Args:
-        folder: what is written to.
-        name: the lock is `.NAME.lock` in the folder, which is created if it is missing; without a name, it is beside
-            the folder.
-        doing: what another process does that has the lock, and
-        remedy: what to do then, for the message.
-    Raises:
-        BusyError: another process has the lock: which one, on which machine, since when, and its command.
-    """
-    path = folder / name
-    holder = _hidden(path, "holder")
-    with locked(path) as mine:
-        if not mine:
-            raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}")
-        about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": _command()}
-        with suppress(OSError, DiskError):  # the lock counts, not who has it
-            write_json(holder, {**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                holder.unlink()
-
-
-def _hidden(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name.lstrip('.')}.{kind}")
-
-
-def _who(holder: Path) -> str:
-    """Which process has a lock, as words for a message; empty if it did not say so.
-
-    What a process left that was killed on this machine does not count: the one that has the lock now writes it again.
-    """
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            about = json.loads(holder.read_text(encoding="utf-8"))
-            if about["place"] != place() or is_alive(int(about["pid"])):
-                return f" (process {about['pid']} on {about['host']} since {about['since']}: {about['command']})"
-        time.sleep(POLL)
-    return ""
-
-
-def _command() -> str:
-    """The command line of this process, at most 100 characters."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else ["python"]
-    command = shlex.join(words)
-    return command if len(command) <= 100 else f"{command[:97].rsplit(' ', 1)[0]} ..."
 
 
 @cache

@@ -12,7 +12,8 @@ RUN/                            what `mclip-kit train` writes
 RUN/../features/                outputs of frozen towers, shared by the runs in the same folder
 
 MODEL/                          what `mclip_kit.load` reads
-    config.json                 how the parts fit together; written last, so a folder that has it is complete
+    config.json                 how the parts fit together, and hashes of their files (translator.json too); written
+                                last, so a folder that has it is complete
     clip/                       an open_clip folder: image tower, teacher's text tower, preprocessing
     encoder/                    a transformers folder with its tokenizer
     projector.safetensors       projector and CLIP projector

@@ -136,6 +136,7 @@ def test_one_side_shorter(type_: Type, recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "bitext"
     for suffix in ("bin", "idx", "txt"):
         shutil.copy(folder / f"valid.en-de.de.{suffix}", folder / f"train.en-de.de.{suffix}")
+    tiny.changed_on_purpose(tmp_path / "data")
     result = type_("train", recipe, "--set", "evaluation=null")
     assert result.exit_code == 2
     assert "train.en-de: 72 en lines but 12 de lines" in result.output.splitlines()[-1]

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 from mclip_kit.disk import check_writable, disk_errors
 from mclip_kit.errors import DataError, DiskError
-from mclip_kit.files import hold, new_folder, temporary_name, write_text, write_whole
+from mclip_kit.files import new_folder, temporary_name, write_text, write_whole
+from mclip_kit.locks import hold
 
 NUMBERS = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)  # 1 MiB that cannot be compressed
 

@@ -19,7 +19,8 @@ import torch
 from mclip_kit import files
 from mclip_kit.config.recipe import load
 from mclip_kit.errors import BusyError
-from mclip_kit.files import NO_LOCKS, hold, locked, write_text
+from mclip_kit.files import write_text
+from mclip_kit.locks import NO_LOCKS, hold, locked
 from mclip_kit.train import checkpoint
 from mclip_kit.train.build import build_model
 from tests import tiny
@@ -92,7 +93,7 @@ def test_who_waits_gets_the_lock_even_if_the_path_is_renamed_and_removed(tmp_pat
 HOLD = """
 import sys, time
 from pathlib import Path
-from mclip_kit.files import hold
+from mclip_kit.locks import hold
 with hold(Path(sys.argv[1]), sys.argv[2], "trains there", "wait for it"):
     print("held", flush=True)
     time.sleep(60)

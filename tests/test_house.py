@@ -18,6 +18,7 @@ RANK = {
     "layout": 2,
     "progress": 2,
     "config": 3,
+    "locks": 3,
     "data": 4,
     "losses": 5,
     "models": 5,

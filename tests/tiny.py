@@ -1,5 +1,6 @@
 """Small real things that tests share: a corpus of coloured squares, and a recipe of tiny towers for it."""
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -82,6 +83,24 @@ def class_folders(folder: Path) -> Path:
         path = folder / str(row.image).partition("-")[0] / f"{row.image}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
+    return folder
+
+
+def without_hashes(folder: Path) -> Path:
+    """A model folder or translator folder as earlier versions wrote it."""
+    config = next(path for name in ("config.json", "translator.json") if (path := folder / name).is_file())
+    tree = json.loads(config.read_text(encoding="utf-8"))
+    assert tree.pop("hashes")
+    config.write_text(json.dumps(tree), encoding="utf-8")
+    return folder
+
+
+def changed_on_purpose(folder: Path) -> Path:
+    """A prepared folder whose files a test has changed: its manifest has no hashes of them any more."""
+    manifest = folder / "manifest.json"
+    tree = json.loads(manifest.read_text(encoding="utf-8"))
+    assert tree.pop("files")
+    manifest.write_text(json.dumps(tree), encoding="utf-8")
     return folder
 
 

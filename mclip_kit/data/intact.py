@@ -3,16 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.files import hash_files
 from mclip_kit.layout import BITEXT, MANIFEST
-from mclip_kit.progress import tqdm
-
-READERS = 4  # threads that read files
-LARGE = 1 << 30  # bytes from which on a bar is shown
 
 
 def identity(folder: Path) -> str:
@@ -45,17 +41,16 @@ def check_intact(folder: Path, listed: dict[str, str]) -> None:
     Args:
         listed: name -> hexadecimal SHA-256.
     """
-    size = sum((folder / name).stat().st_size for name in listed if (folder / name).is_file())
-    with ThreadPoolExecutor(READERS) as readers:
-        found = readers.map(_sha256, (folder / name for name in listed))
-        bar = tqdm(found, f"{folder}: verify", len(listed), leave=False, disable=size < LARGE, unit="file")
-        for name, value in zip(listed, bar, strict=True):
-            if value != listed[name]:
-                what = "is not what mclip-kit prepare wrote" if value else "missing"
-                raise DataError(
-                    f"{folder / name}: {what}; prepare the corpus again, or remove its line from {folder / MANIFEST} "
-                    "if you have changed it on purpose"
-                )
+    missing = [name for name in listed if not (folder / name).is_file()]
+    there = [name for name in listed if name not in missing]
+    found = dict(zip(there, hash_files([folder / name for name in there]), strict=True))
+    for name, value in listed.items():
+        if found.get(name) != value:
+            what = "missing" if name in missing else "is not what mclip-kit prepare wrote"
+            raise DataError(
+                f"{folder / name}: {what}; prepare the corpus again, or remove its line from {folder / MANIFEST} "
+                "if you have changed it on purpose"
+            )
 
 
 def _listed(folder: Path) -> dict[str, str]:
@@ -75,19 +70,9 @@ def _belongs(file: Path, folder: Path, base: Path) -> bool:
 def _facts(folder: Path) -> Iterator[tuple[str, Any]]:
     for file in sorted(folder.glob("*")):
         if file.suffix == ".idx" or file.name.startswith(("dict.", "sentencepiece")):
-            yield file.name, sha256(file)
+            yield file.name, hash_files([file])
         elif file.suffix == ".bin":
             yield file.name, file.stat().st_size
-
-
-def sha256(file: Path) -> str:
-    """The hash of a file's content."""
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    return sha256(file) if file.is_file() else ""
 
 
 def _digest(facts: Any) -> str:

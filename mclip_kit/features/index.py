@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from mclip_kit.features.shards import READ, Shard
-from mclip_kit.files import locked, write_whole
+from mclip_kit.files import write_whole
+from mclip_kit.locks import locked
 
 BITS = 32  # the lower bits of a row: its place in its shard; the upper bits: the shard's number
 LOCAL = (1 << BITS) - 1

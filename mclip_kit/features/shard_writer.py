@@ -18,7 +18,8 @@ import numpy as np
 from mclip_kit import __version__
 from mclip_kit.disk import disk_errors
 from mclip_kit.features.shards import BLOCK, UNREADABLE, ItemFormat, count_sound_blocks, head_checksum, is_sound
-from mclip_kit.files import locked, write_json
+from mclip_kit.files import write_json
+from mclip_kit.locks import locked
 
 
 def part_folder(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 TABLE/table.json       tower, weights, preprocessing and precision of these features
 TABLE/NAME/            its shards, see shards.py
 TABLE/index-NAMES.bin  where each key is, see index.py; written again when there are other shards
-TABLE/.NAME.lock       while a process fills or removes a shard, see files.locked; empty
+TABLE/.NAME.lock       while a process fills or removes a shard, see locks.locked; empty
 """
 
 import shutil

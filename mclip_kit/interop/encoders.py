@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mclip_kit.models.model_folder import check_part
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
 
 
@@ -18,4 +19,5 @@ def named_encoder(name: str) -> Encoder:
         from mclip_kit.interop import fairseq  # slow to import: it needs the package fairseq
 
         return Encoder(*fairseq.read_folder(Path(place)))
+    check_part(Path(place))
     return pretrained_encoder(place)

@@ -28,6 +28,7 @@ from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
+from mclip_kit.models.model_folder import check_part
 from mclip_kit.models.openai import openai_config
 from mclip_kit.models.safe_load import UNFIT, plain_values, read_pickle, refusal
 
@@ -148,7 +149,8 @@ def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
     if isinstance(model, dict):
         return _from_config(model)
     if model.startswith("local-dir:"):
-        return _from_folder(Path(model.removeprefix("local-dir:")))
+        check_part(Path(model.removeprefix("local-dir:")))
+        return clip_from_folder(Path(model.removeprefix("local-dir:")))
     if model.startswith("openai:"):
         path = model.removeprefix("openai:")
         return from_openai(read_pickle(path), path)
@@ -218,7 +220,8 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
     return Clip(model, config, _tokenizer(config))
 
 
-def _from_folder(folder: Path) -> Clip:
+def clip_from_folder(folder: Path) -> Clip:
+    """A CLIP from a folder in open_clip's format; CheckpointError if a file is missing, damaged, or does not fit."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder / CONFIG}: missing; local-dir: takes a folder in open_clip's format")
     name = f"local-dir:{folder}"

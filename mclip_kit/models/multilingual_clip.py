@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mclip_kit import __version__, layout
-from mclip_kit.config.model import AS_OPEN_CLIP, TextCleaning
-from mclip_kit.config.model import Pictures as PictureConfig
-from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.files import write_json, write_whole
-from mclip_kit.models.clip import Clip, build_clip
+from mclip_kit.config.model import TextCleaning
+from mclip_kit.errors import CheckpointError
+from mclip_kit.models.clip import Clip, clip_from_folder
 from mclip_kit.models.encoding import (
     CLEANERS,
     Picture,
@@ -29,7 +25,16 @@ from mclip_kit.models.encoding import (
     to_pixels,
 )
 from mclip_kit.models.freezing import evaluating
-from mclip_kit.models.model_folder import FORMAT, Dtype, as_device, as_dtype, load_projectors, read_config
+from mclip_kit.models.model_folder import (
+    FORMAT,
+    Dtype,
+    as_device,
+    as_dtype,
+    load_projectors,
+    read_config,
+    save_projectors,
+    write_config,
+)
 from mclip_kit.models.projectors import build_projector
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
 from mclip_kit.models.translator import Decoder
@@ -230,7 +235,7 @@ class MultilingualClip(nn.Module):
 
         >>> model.save("models/copy")
 
-        config.json is written last: a folder that has it is complete.
+        config.json is written last: a folder that has it is complete. It has hashes of the other files, for `load`.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,16 +243,16 @@ class MultilingualClip(nn.Module):
         self.clip[0].model.get_parameter("logit_scale").data.copy_(self.teacher_scale)
         self.clip[0].save(folder / layout.CLIP)
         self.encoder.save(folder / layout.ENCODER)
-        state = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items() if "projector." in name}
-        with write_whole(folder / layout.PROJECTOR) as temporary:
-            save_file(state, temporary, {"format": "pt"})
+        save_projectors(self, folder / layout.PROJECTOR)
         tool = {"format": FORMAT, "tool": f"mclip_kit {__version__}"}
         inputs = {"text_cleaning": self.text_cleaning, "pictures": self.clip[0].pictures.model_dump()}
         facts = {"trained_languages": self.trained_languages, "made_from": self.made_from}
-        write_json(folder / layout.MODEL_CONFIG, {**tool, **self.settings, **inputs, **facts})
+        write_config(folder / layout.MODEL_CONFIG, {**tool, **self.settings, **inputs, **facts})
 
 
-def load(path: str | Path, device: str | torch.device = "auto", dtype: Dtype | None = None) -> MultilingualClip:
+def load(
+    path: str | Path, device: str | torch.device = "auto", dtype: Dtype | None = None, verify: bool = True
+) -> MultilingualClip:
     """Load a model folder, ready to encode.
 
     >>> import mclip_kit
@@ -263,36 +268,31 @@ def load(path: str | Path, device: str | torch.device = "auto", dtype: Dtype | N
         device: `auto` (the GPU if CUDA is available, else the CPU) or a torch device.
         dtype: of the weights: `bf16`, `fp16`, `fp32`, their long names or a torch dtype; None is float32. Embeddings
             are always float32.
+        verify: compare the files with the hashes in config.json, so that damage and edits are found; folders of
+            earlier versions have none. False saves the time of reading the files twice.
     Raises:
-        CheckpointError: the folder is not a model folder, or it is damaged.
+        CheckpointError: the folder is not a model folder, or it is damaged; the message names the file.
         ValueError: the dtype is not one of floating-point numbers, or the device cannot be used here.
         TypeError: the path is none.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path: give the path of a model folder, not {type(path).__name__}")
     numbers, place = as_dtype(dtype), as_device(device)
-    return _read_folder(Path(path)).to(place, numbers).eval()
+    return _read_folder(Path(path), verify).to(place, numbers).eval()
 
 
-def _read_folder(folder: Path) -> MultilingualClip:
+def _read_folder(folder: Path, verify: bool) -> MultilingualClip:
     config_path, encoder_path = folder / layout.MODEL_CONFIG, folder / layout.ENCODER
-    settings = read_config(folder, config_path)
-    try:
-        facts = settings["trained_languages"], settings["made_from"]
-        parts = settings["projector"], settings["clip_projector"]
-        cleaning: TextCleaning = TypeAdapter(TextCleaning).validate_python(settings.get("text_cleaning", "none"))
-        pictures = PictureConfig.model_validate(settings.get("pictures", AS_OPEN_CLIP.model_dump()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{config_path}: not the config of a model folder ({first_line(error)})") from None
-    clip = build_clip(f"local-dir:{folder / layout.CLIP}")
-    clip.pictures = pictures
+    settings = read_config(folder, config_path, verify)
+    clip = clip_from_folder(folder / layout.CLIP)
+    clip.pictures = settings.pictures
     if not encoder_path.is_dir():  # transformers would ask the hub for it
         raise CheckpointError(f"{encoder_path}: missing; {folder} is not a complete model folder")
     encoder = pretrained_encoder(str(encoder_path))
     try:
-        model = MultilingualClip(clip, encoder, *parts, cleaning)
+        model = MultilingualClip(clip, encoder, settings.projector, settings.clip_projector, settings.text_cleaning)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{config_path}: its projector cannot be built ({error})") from None
-    model.trained_languages, model.made_from = facts
+    model.trained_languages, model.made_from = settings.trained_languages, settings.made_from
     load_projectors(model, folder / layout.PROJECTOR)
     return model

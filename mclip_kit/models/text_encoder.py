@@ -27,6 +27,7 @@ from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import follow_umask
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
+from mclip_kit.models.model_folder import check_part
 from mclip_kit.models.safe_load import UNFIT, plain_values, refusal
 from mclip_kit.models.transformers_tokenizer import TransformersTokenizer
 
@@ -222,6 +223,7 @@ def encoder_within(folder: Path) -> Encoder:
     place = inner if inner.is_dir() else folder
     if not (place / "config.json").is_file():
         raise CheckpointError(f"{folder}: contains no encoder; give a transformers folder or a model folder")
+    check_part(place)
     return pretrained_encoder(str(place))
 
 

@@ -22,9 +22,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from mclip_kit import layout
 from mclip_kit.data.tokenizer import BOS, EOS, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
-from mclip_kit.files import follow_umask, write_json, write_whole
+from mclip_kit.files import follow_umask, write_whole
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import quiet_transformers
+from mclip_kit.models.model_folder import check_hashes, write_config
 from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder, xlmr_config
 
@@ -211,14 +212,16 @@ class Translator(nn.Module):
             with write_whole(folder / layout.LANGUAGE_LINEAR) as temporary:
                 save_file(state, temporary, {"format": "pt"})
         facts = {"trained_languages": self.trained_languages, "made_from": self.made_from}
-        write_json(folder / layout.TRANSLATOR_CONFIG, {"language_linear": linears.languages, **facts})
+        write_config(folder / layout.TRANSLATOR_CONFIG, {"language_linear": linears.languages, **facts})
 
 
-def load_translator(folder: str | Path) -> Translator:
+def load_translator(folder: str | Path, verify: bool = True) -> Translator:
     """Load a translator folder.
 
+    Args:
+        verify: compare the files with the hashes in translator.json, as `mclip_kit.load` does.
     Raises:
-        CheckpointError: the folder is not a translator folder, or it is damaged.
+        CheckpointError: the folder  folder, or it is damaged.
     """
     folder = Path(folder)
     try:
@@ -228,10 +231,12 @@ def load_translator(folder: str | Path) -> Translator:
         raise CheckpointError(
             f"{folder / layout.TRANSLATOR_CONFIG}: missing; {folder} is not a complete translator folder"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{folder / layout.TRANSLATOR_CONFIG}: not the config of a translator folder ({error})"
+            f"{folder / layout.TRANSLATOR_CONFIG}: not the config of a translator folder ({first_line(error)})"
         ) from None
+    if verify:
+        check_hashes(folder / layout.TRANSLATOR_CONFIG, facts)
     for part in (layout.ENCODER, layout.DECODER):
         if not (folder / part).is_dir():  # transformers would ask the hub for it
             raise CheckpointError(f"{folder / part}: missing; {folder} is not a complete translator folder")

@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from mclip_kit import __version__
 from mclip_kit.errors import CheckpointError, DataError, first_line
-from mclip_kit.files import OTHER, hold, write_json, write_whole
+from mclip_kit.files import write_json, write_whole
 from mclip_kit.interop.vector_files import TEXTS
+from mclip_kit.locks import OTHER, hold
 from mclip_kit.progress import tqdm
 from mclip_kit.search.vectors import ROWS as ROWS_SCHEMA
 from mclip_kit.search.vectors import facts_of, read_embeddings, read_vectors

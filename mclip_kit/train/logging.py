@@ -10,7 +10,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from mclip_kit import layout
 from mclip_kit.errors import RecipeError
-from mclip_kit.files import locked, write_text
+from mclip_kit.files import write_text
+from mclip_kit.locks import locked
 from mclip_kit.progress import tqdm
 
 

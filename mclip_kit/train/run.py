@@ -15,9 +15,10 @@ from mclip_kit.config.recipe import Recipe, dump
 from mclip_kit.data.leakage import as_json, without_fingerprints
 from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.files import hold, write_json, write_text
+from mclip_kit.files import write_json, write_text
 from mclip_kit.interop.card import record
 from mclip_kit.interop.origin import images
+from mclip_kit.locks import hold
 from mclip_kit.models.lora import merge
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
 from mclip_kit.train import checkpoint, fsdp

@@ -10,6 +10,7 @@ from mclip_kit.data.tokenizer import BOS, EOS, PAD, XlmrTokenizer
 from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.models.text_encoder import Encoder, new_encoder
 from mclip_kit.models.translator import Translator, load_translator, new_decoder, prompt
+from tests import tiny
 
 TEXTS = ["red square left, shade 2", "", "blue square", "a green square above, shade 3, and once more a green square"]
 LANGUAGES = ["de", "fr"]
@@ -128,6 +129,7 @@ def test_a_saved_translator_is_the_same(made: tuple[Translator, Path]) -> None:
 )
 def test_what_is_missing_is_named(squares: Path, tmp_path: Path, lost: str, words: str) -> None:
     translator(squares).save(tmp_path / "t")
+    tiny.without_hashes(tmp_path / "t")
     (tmp_path / "t" / lost).rename(tmp_path / "away")
     with pytest.raises(CheckpointError, match=words):
         load_translator(tmp_path / "t")
@@ -135,6 +137,7 @@ def test_what_is_missing_is_named(squares: Path, tmp_path: Path, lost: str, word
 
 def test_damage_is_named(squares: Path, tmp_path: Path) -> None:
     translator(squares).save(tmp_path / "t")
+    tiny.without_hashes(tmp_path / "t")
     weights = tmp_path / "t" / "decoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="decoder cannot be loaded"):

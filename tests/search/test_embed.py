@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mclip_kit.errors import BusyError, CheckpointError, DataError
-from mclip_kit.files import locked
+from mclip_kit.locks import locked
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search import embed, pictures
 from mclip_kit.search.embed import embed_pictures, embed_texts

@@ -18,7 +18,7 @@ pytest.importorskip("faiss", reason="the extra `search` is not installed")
 
 from mclip_kit.data.captions import read_captions
 from mclip_kit.errors import BusyError, CheckpointError, DataError
-from mclip_kit.files import locked
+from mclip_kit.locks import locked
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search import index
 from mclip_kit.search.embed import embed_pictures, embed_texts

@@ -14,7 +14,7 @@ import torch
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.evaluate.validation import evaluator
-from mclip_kit.files import hold
+from mclip_kit.locks import hold
 from mclip_kit.train import callbacks, checkpoint, loop
 from mclip_kit.train.callbacks import Callback, Progress
 from mclip_kit.train.logging import read_log

@@ -11,7 +11,6 @@ import numpy as np
 from mclip_kit import __version__
 from mclip_kit.data.corpora import Content, Corpus, find_reader
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.intact import sha256
 from mclip_kit.data.prepare.bitext_writer import write_bitext
 from mclip_kit.data.prepare.fingerprints import (
     fingerprint_bitext,
@@ -32,8 +31,9 @@ from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError
-from mclip_kit.files import hold, move, write_json, write_whole
+from mclip_kit.files import hash_files, move, write_json, write_whole
 from mclip_kit.layout import BITEXT, IMAGES_ARRAY, MANIFEST
+from mclip_kit.locks import hold
 from mclip_kit.progress import tqdm
 
 
@@ -168,7 +168,7 @@ def _finish(
         "licences": [licence.model_dump() for licence in corpus.licences],
         "sources": progress["sources"],
         "counts": progress["counts"],
-        "files": {str(p.relative_to(folder)): sha256(p) for p in files},
+        "files": dict(zip([str(p.relative_to(folder)) for p in files], hash_files(files), strict=True)),
     }
     write_json(folder / MANIFEST, manifest)
     for path in temporary:

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.intact import sha256
 from mclip_kit.data.prepare.writer import side_prefixes
 from mclip_kit.errors import DataError
+from mclip_kit.files import hash_files
 from mclip_kit.layout import BITEXT, MANIFEST
 
 PROGRESS = "read.json"
@@ -32,7 +32,12 @@ def describe_wanted(corpus: Corpus, spm: Path | None, source: Source) -> dict[st
     """The part of a manifest that identifies a preparation: two preparations are the same if it is equal."""
     places = [str(place.resolve()) if place else None for place in (source.root, source.images)]
     declared = corpus.model_dump(mode="json")
-    return {"corpus": declared, "spm": sha256(spm) if spm else None, "source": places[0], "pictures": places[1]}
+    return {
+        "corpus": declared,
+        "spm": hash_files([spm])[0] if spm else None,
+        "source": places[0],
+        "pictures": places[1],
+    }
 
 
 PROSE = (
