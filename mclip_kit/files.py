@@ -12,12 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.disk import disk_errors
+from mclip_kit.disk import check_new, disk_errors
 from mclip_kit.errors import BusyError, DiskError
 
 POLL = 0.02  # seconds between two attempts to get a lock that another process holds
@@ -51,8 +51,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             _flush(temporary)
             os.replace(temporary, path)
         finally:
-            with suppress(OSError):
-                temporary.unlink()
+            _remove(temporary)
 
 
 @contextmanager
@@ -62,14 +61,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     If the block raises, nothing is left.
 
     Raises:
+        BusyError: another process writes it.
         DiskError: the disk is full, fails or is read-only.
     """
-    with disk_errors(folder):
+    with disk_errors(folder), hold(folder, remedy=OTHER):
+        if folder.is_dir() and os.listdir(folder):  # another process has just finished
+            check_new(folder)
         part = temporary_name(folder)
         shutil.rmtree(part, ignore_errors=True)  # of an earlier process that had this one's number
         try:
-            part.mkdir(parents=True)
-            remove_leftovers(part.parent)
+            part.mkdir()
             yield part
             move(part, folder)
         finally:
@@ -231,17 +232,22 @@ def hold(folder: Path, name: str = "", doing: str = "writes to it", remedy: str 
     """
     path = folder / name
     holder = _hidden(path, "holder")
-    with locked(path) as mine:
-        if not mine:
+    with ExitStack() as stack:
+        if not path.parent.exists():
+            stack.callback(_remove, path.parent)
+        if not stack.enter_context(locked(path)):
             raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}")
         about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": _command()}
         with suppress(OSError, DiskError):  # the lock counts, not who has it
             write_json(holder, {**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                holder.unlink()
+        stack.callback(_remove, holder)
+        yield
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder if it is empty; nothing else happens if that fails."""
+    with suppress(OSError):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _hidden(path: Path, kind: str) -> Path:
