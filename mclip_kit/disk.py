@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mclip_kit.errors import DiskError, MclipError
+from mclip_kit.errors import CheckpointError, DiskError, MclipError
 
 AGAIN = "then run the command again (train: with --resume)"
 ROOM, PLACE, CHECK = f"free some space, {AGAIN}", "choose another place", f"check the disk, {AGAIN}"
@@ -91,3 +91,10 @@ def check_writable(path: Path) -> None:
     except OSError as error:
         advice = (ADVICE | NAMED).get(error.errno or 0, CHECK)
         raise DiskError(f"{path}: cannot be written: {error.strerror}; {advice}") from None
+
+
+def check_new(folder: Path) -> None:
+    """CheckpointError if a folder exists that is to be written; DiskError if it cannot be written."""
+    if folder.exists():
+        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
+    check_writable(folder)

@@ -5,7 +5,6 @@ prints it and exits with code 2; code that uses the library catches `MclipError`
 """
 
 import re
-from pathlib import Path
 
 TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 """ECMA-48: control sequences (colours), operating-system commands (links) and other escapes of a terminal."""
@@ -52,12 +51,6 @@ def one_line(text: str) -> str:
     """
     line = TERMINAL_CODES.sub("", text)
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-
-
-def check_new(folder: Path) -> None:
-    """CheckpointError if a folder exists that is to be written."""
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
 
 
 def first_line(error: Exception) -> str:

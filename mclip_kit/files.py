@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import tempfile
@@ -11,12 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.disk import disk_errors
+from mclip_kit.disk import check_new, disk_errors
 from mclip_kit.errors import DiskError
+from mclip_kit.locks import OTHER, hold, is_alive, place, remove
 
 OLD, OLD_TEMPORARY = 3, 7 * 24
 """Hours after which a temporary file of another machine counts as left over; those of a run are read for days."""
@@ -44,8 +43,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             _flush(temporary)
             os.replace(temporary, path)
         finally:
-            with suppress(OSError):
-                temporary.unlink()
+            remove(temporary)
 
 
 @contextmanager
@@ -55,14 +53,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     If the block raises, nothing is left.
 
     Raises:
+        BusyError: another process writes it.
         DiskError: the disk is full, fails or is read-only.
     """
-    with disk_errors(folder):
+    with disk_errors(folder), hold(folder, remedy=OTHER):
+        if folder.is_dir() and os.listdir(folder):  # another process has just finished
+            check_new(folder)
         part = temporary_name(folder)
         shutil.rmtree(part, ignore_errors=True)  # of an earlier process that had this one's number
         try:
-            part.mkdir(parents=True)
-            remove_leftovers(part.parent)
+            part.mkdir()
             yield part
             move(part, folder)
         finally:
@@ -178,25 +178,3 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
 def readable(size: float, digits: int = 2) -> str:
     """A number of bytes as text: in GB from 0.1 GB on, else in MB."""
     return f"{size / 1e9:.{digits}f} GB" if size >= 1e8 else f"{size / 1e6:.{digits}f} MB"
-
-
-@cache
-def place() -> str:
-    """This machine since it started, and this container, as 8 hex digits: a process's number counts only here."""
-    facts = [platform.node()]
-    with suppress(OSError):
-        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), os.readlink("/proc/self/ns/pid")]
-    return hashlib.blake2b("\0".join(facts).encode(), digest_size=4).hexdigest()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine lives; one that has ended and that its parent did not ask for does not."""
-    if os.name == "nt":  # there, signal 0 would end it
-        return True
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except ProcessLookupError:
-        return False
-    except OSError:  # a process of another user, or a system without /proc
-        return True

@@ -1,6 +1,7 @@
 """Locks: of two processes that would write the same file or folder, one does."""
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -8,12 +9,12 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from mclip_kit.disk import disk_errors
-from mclip_kit.errors import BusyError, DiskError
-from mclip_kit.files import is_alive, place, write_json
+from mclip_kit.errors import BusyError
 
 POLL = 0.02  # seconds between two attempts to get a lock that another process holds
 PATIENCE = 0.5  # seconds in which a process that has got a lock writes that it has it
@@ -81,17 +82,22 @@ def hold(folder: Path, name: str = "", doing: str = "writes to it", remedy: str 
     """
     path = folder / name
     holder = _hidden(path, "holder")
-    with locked(path) as mine:
-        if not mine:
+    with ExitStack() as stack:
+        if not path.parent.exists():
+            stack.callback(remove, path.parent)
+        if not stack.enter_context(locked(path)):
             raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}")
         about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": _command()}
-        with suppress(OSError, DiskError):  # the lock counts, not who has it
-            write_json(holder, {**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                holder.unlink()
+        with suppress(OSError):  # the lock counts, not who has it
+            holder.write_text(json.dumps({**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")}), encoding="utf-8")
+        stack.callback(remove, holder)
+        yield
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder if it is empty; nothing else happens if that fails."""
+    with suppress(OSError):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _hidden(path: Path, kind: str) -> Path:
@@ -118,3 +124,25 @@ def _command() -> str:
     words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else ["python"]
     command = shlex.join(words)
     return command if len(command) <= 100 else f"{command[:97].rsplit(' ', 1)[0]} ..."
+
+
+@cache
+def place() -> str:
+    """This machine since it started, and this container, as 8 hex digits: a process's number counts only here."""
+    facts = [platform.node()]
+    with suppress(OSError):
+        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), os.readlink("/proc/self/ns/pid")]
+    return hashlib.blake2b("\0".join(facts).encode(), digest_size=4).hexdigest()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine lives; one that has ended and that its parent did not ask for does not."""
+    if os.name == "nt":  # there, signal 0 would end it
+        return True
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except ProcessLookupError:
+        return False
+    except OSError:  # a process of another user, or a system without /proc
+        return True

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,13 +17,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
-from mclip_kit.disk import check_writable, disk_errors
+from mclip_kit.cli import cli
+from mclip_kit.config.recipe import load
+from mclip_kit.disk import PLACE, check_writable, disk_errors
 from mclip_kit.errors import DataError, DiskError
-from mclip_kit.files import new_folder, temporary_name, write_text, write_whole
+from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.files import new_folder, write_text, write_whole
 from mclip_kit.locks import hold
+from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.train.build import build_model
+from mclip_kit.train.run import Run
+from tests import tiny
 
 NUMBERS = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)  # 1 MiB that cannot be compressed
 
@@ -192,5 +201,33 @@ def test_what_cannot_be_written_is_known_before_the_work(disk: Path, tmp_path: P
         check_writable(tmp_path / "file" / "run")
 
 
-def test_names_of_temporary_files_do_not_grow_with_the_process(tmp_path: Path) -> None:
-    assert len(temporary_name(tmp_path / "a.pt").name) < 40
+def test_commands_say_at_once_that_they_cannot_write_there(
+    disk: Path, squares: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only disk; what a command would compute first is never begun."""
+    model, recipe = tmp_path / "run" / "model", tiny.write_recipe(tiny.recipe(squares), tmp_path / "tiny.yaml")
+    build_model(load(recipe)).save(model)
+    (model.parent / "metrics.jsonl").touch()
+    shutil.copy(recipe, model.parent / "recipe.yaml")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for module in (MultilingualClip, FrozenTowers, Run):
+        monkeypatch.setattr(module, "__init__", None)  # none of them is made
+    out = disk / "out"
+    for words in (
+        ["prepare", "--folder", colours],
+        ["train", recipe],
+        ["eval", model, "--data", squares],
+        ["report", model.parent],
+        ["import", "open-clip", "anything"],
+        ["import", "e5"],
+        ["export", "open-clip", model],
+        ["export", "fairseq", model],
+        ["export", "clip-retrieval", model, "--data", squares],
+        ["embed", model, "--images", colours],
+        ["index", tmp_path / "vectors"],
+    ):
+        done = CliRunner().invoke(cli, [*map(str, words), "--out", str(out)])
+        assert done.output.splitlines()[-1] == f"Error: {out}: cannot be written: Read-only file system; {PLACE}", words
+        assert done.exit_code == 2
+    done = CliRunner().invoke(cli, ["demo", str(model), "--images", str(colours), "--work", str(out)])
+    assert done.output == f"Error: {out}: cannot be written: Read-only file system; {PLACE}\n"

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
-from mclip_kit.errors import CheckpointError, check_new
+from mclip_kit.disk import check_new
+from mclip_kit.errors import CheckpointError
 from mclip_kit.files import new_folder
 
 CLIP = click.option(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import click
 from click.core import ParameterSource
 
 from mclip_kit.cli.common import FILE, FOLDER, languages_of
+from mclip_kit.disk import check_writable
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
+from mclip_kit.files import write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, REPORT, RESULTS
+from mclip_kit.locks import OTHER, hold
 
 
 def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
@@ -74,7 +78,7 @@ def evaluate(
     ]
     check_options(task, given)
     from mclip_kit.evaluate.checks import open_data
-    from mclip_kit.evaluate.folders import default_folder, settings
+    from mclip_kit.evaluate.folders import default_folder
 
     request = Request(
         task=task,
@@ -85,13 +89,19 @@ def evaluate(
         **options,
     )
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
+    check_writable(request.out)
+    with hold(request.out, RESULTS, "writes results there", OTHER):
+        _score(request)
+
+
+def _score(request: Request) -> None:
+    """Score, write results and report, and record the scores in the models' cards."""
+    from mclip_kit.evaluate.folders import settings
     from mclip_kit.evaluate.report import html
-    from mclip_kit.files import write_json
     from mclip_kit.interop.card import record
-    from mclip_kit.interop.facts import Facts, evaluated, facts_of
     from mclip_kit.train.logging import read_log
 
-    found = EVALUATIONS[task].run(request)
+    found = EVALUATIONS[request.task].run(request)
     about = settings(request) | {"device": found.device}
     lists = {"results": found.results, "comparisons": found.comparisons, "leakage": _leaks(request)}
     if found.same_images:
@@ -103,14 +113,19 @@ def evaluate(
     files = [request.out / RESULTS, request.out / REPORT, *found.files]
     if found.device:
         click.echo(f"\ncomputed on: {found.device}")
-    for name in request.models if task == "retrieval" else ():
-        facts: Facts = {"evaluations": evaluated(facts_of(name), lists, str(name))}
-        if name in found.same_images:
-            facts["same_images"] = found.same_images[name].line
-        remark = record(name, facts)
+    for name in request.models if request.task == "retrieval" else ():
+        same = {"same_images": found.same_images[name].line} if name in found.same_images else {}
+        remark = record(name, partial(_facts, results=lists, model=str(name), more=same))
         if remark:
             click.echo(remark)
     click.echo(f"written{' over earlier results' if replaced else ''}: {', '.join(map(str, files))}")
+
+
+def _facts(known: dict[str, Any], results: dict[str, Any], model: str, more: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a model's card that an evaluation changes."""
+    from mclip_kit.interop.facts import evaluated
+
+    return {**more, "evaluations": evaluated(known, results, model)}
 
 
 def _leaks(request: Request) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from mclip_kit.cli.common import FOLDER, languages_of
-from mclip_kit.errors import CheckpointError, check_new
+from mclip_kit.disk import check_new
+from mclip_kit.errors import CheckpointError
 from mclip_kit.interop.export import FORMATS, module
 from mclip_kit.layout import README
 

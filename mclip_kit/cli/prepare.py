@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
+from mclip_kit.disk import check_writable
 
 
 @click.command()
@@ -88,5 +89,7 @@ def prepare(
         corpus = declaration(wanted, overrides)
         corpus = corpus.with_languages(languages) if languages else corpus
     target = out or Path("data", name)
+    if not target.exists():
+        check_writable(target)
     manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), workers)
     click.echo(summary.describe(target, manifest))

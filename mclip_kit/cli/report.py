@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
+from mclip_kit.disk import check_writable
 from mclip_kit.layout import REPORT
 
 
@@ -20,6 +21,7 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
 
     for run in runs:
         check_folder(run)
+    check_writable(out)
     from mclip_kit.evaluate.report import html
     from mclip_kit.train.logging import read_log
 

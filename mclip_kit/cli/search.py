@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
+from mclip_kit.disk import check_writable
 from mclip_kit.errors import CheckpointError, DataError, one_line
 from mclip_kit.layout import MODEL_CONFIG
 
@@ -40,6 +41,7 @@ def embed(model: Path, images: str | None, texts: Path | None, out: Path, dtype:
     check_model(model)
     if texts is not None and not texts.is_file():
         raise DataError(f"{texts}: no such file")
+    check_writable(out)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     device = f"cuda:{os.environ['LOCAL_RANK']}" if world_size > 1 and _has_gpus() else "auto"
     from mclip_kit.models.multilingual_clip import load
@@ -79,6 +81,7 @@ def _has_gpus() -> bool:
 def index(embeddings: Path, out: Path, kind: Any) -> None:
     """Build an index of vectors, or bring it up to date; new pictures are appended, deleted ones are not found."""
     _check_packages("faiss")
+    check_writable(out)
     from mclip_kit.search.index import build
 
     built = build(embeddings, out, kind)
@@ -212,7 +215,9 @@ def demo(
         from mclip_kit.search.embed import embed_pictures
         from mclip_kit.search.index import build
 
-        loaded, own = load(place), work or place.parent / "search" / (Path(images).stem or "pictures")
+        own = work or place.parent / "search" / (Path(images).stem or "pictures")
+        check_writable(own)
+        loaded = load(place)
         embedded = embed_pictures(
             loaded, images, own, workers=len(os.sched_getaffinity(0)), made_with=os.path.abspath(place), log=click.echo
         )

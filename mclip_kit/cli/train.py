@@ -8,6 +8,7 @@ import click
 
 from mclip_kit import layout
 from mclip_kit.cli.common import FOLDER, SET
+from mclip_kit.disk import check_writable
 from mclip_kit.errors import RecipeError
 
 
@@ -30,6 +31,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
+    if not dry_run:
+        check_writable(folder)
     try:
         evaluate = evaluator(checked)
         run = Run(checked, folder, evaluate, resume)

@@ -5,7 +5,7 @@ is written from it, again whenever it changes, unless somebody has changed READM
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mclip_kit.interop.facts import (
     parameters,
     read_json,
 )
+from mclip_kit.locks import locked
 
 LIBRARY, TASK = "mclip-kit", "zero-shot-image-classification"
 TAGS = ["clip", "multilingual", "image-text-retrieval", "mclip-kit"]
@@ -69,27 +70,33 @@ class Export:
     """Whether it has nothing but the text encoder: the model's scores and image vectors are not its own."""
 
 
-def record(folder: Path, facts: Facts) -> str | None:
+def record(folder: Path, facts: Facts | Callable[[Facts], Facts]) -> str | None:
     """Keep what is known of a model, and write its README.md.
 
     Args:
         folder: the model folder.
-        facts: of its card.json; they replace those of the same names.
+        facts: of its card.json; they replace those of the same names. A function gets what the card has; no other
+            process changes it meanwhile.
     Returns:
         Why README.md stays as it is; None: it was written.
     """
-    known = {**facts_of(folder), **facts}
+    try:
+        with locked(folder / layout.CARD, wait=True):
+            known = facts_of(folder)
+            return _write(folder, {**known, **(facts(known) if callable(facts) else facts)})
+    except DiskError as error:
+        return f"the card stays as it was: {error}"
+
+
+def _write(folder: Path, known: Facts) -> str | None:
     readme = folder / layout.README
     edited = readme.exists() and _hash(readme.read_text(encoding="utf-8", errors="replace")) != known.get("readme")
     text = render(folder, known, None)
     if not edited:
         known["readme"] = _hash(text)
-    try:
-        write_json(folder / layout.CARD, known)
-        if not edited:
-            write_text(readme, text)
-    except (OSError, DiskError) as error:
-        return f"the card stays as it was: {error}"
+    write_json(folder / layout.CARD, known)
+    if not edited:
+        write_text(readme, text)
     return f"{readme}: not written, since it was changed by hand; remove it to have a new one" if edited else None
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mclip_kit.errors import CheckpointError, check_new
+from mclip_kit.disk import check_new
+from mclip_kit.errors import CheckpointError
 from mclip_kit.files import new_folder, temporary_folder
 from mclip_kit.interop.card import Export, write_card
 

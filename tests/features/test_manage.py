@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
-from mclip_kit.files import place
+from mclip_kit.locks import place
 from tests import tiny
 
 Type = Callable[..., Result]
