@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+SMALL, RATIO = 1 << 24, 200  # bytes, and times its size, that anything packed may unpack to
 POLL = 0.02  # seconds between two attempts to get a lock that another process holds
 
 
@@ -84,6 +86,18 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
 
     with ThreadPoolExecutor() as readers:
         return list(readers.map(one, paths))
+
+
+def check_zip(path: Path) -> None:
+    """ValueError if a zip would unpack to far more than its size, as no real table or weights do: a bomb."""
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked(sum(info.file_size for info in archive.infolist()), path.stat().st_size)
+
+
+def check_unpacked(unpacked: int, packed: int) -> None:
+    """ValueError if so many bytes are far more than real content of so many packed ones."""
+    if unpacked > SMALL and unpacked > RATIO * packed:
+        raise ValueError(f"{readable(packed)} that unpack to {readable(unpacked)}; unpack it first, if you trust it")
 
 
 def readable(size: float, digits: int = 2) -> str:
