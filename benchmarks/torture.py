@@ -29,7 +29,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from side_by_side import last_line
 
@@ -134,7 +133,7 @@ def cases(base: Path, names: list[str]) -> list[Case]:
     wanted = [alone, Case("prepare", prepare, files("data"), final=("data",))]
     if {"extract", "embed", "export", "eval"} & set(names):
         model = _model(base, recipe)
-        many = tiny.write_recipe(yaml.safe_load(recipe.read_text()) | _of(base, prepare), base / "many.yaml")
+        many = tiny.write_recipe(tree | _of(base, prepare, tree), base / "many.yaml")
         wanted += [
             Case("extract", ("extract", str(many), "--out", "FOLDER/run"), cached),
             Case("embed", ("embed", str(model), "--images", str(pictures), "--out", "FOLDER/out"), files("out")),
@@ -158,13 +157,13 @@ def _model(base: Path, recipe: Path) -> Path:
     return base / "made" / "run" / "model"
 
 
-def _of(base: Path, prepare: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of a recipe on the 1,500 pictures."""
+def _of(base: Path, prepare: tuple[str, ...], tree: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe of the last stage alone, on the 1,500 pictures."""
     words = [word.replace("FOLDER", str(base / "many")) for word in prepare]
     done = processes.run(processes.command, *words)
     assert done.returncode == 0, done.stderr
-    folder = base / "many" / "data"
-    return {"data": {"captions": str(folder), "bitext": str(folder / "bitext")}, "evaluation": None}
+    data = {"captions": str(base / "many" / "data"), "bitext": tree["data"]["bitext"]}
+    return {"data": data, "evaluation": None, "stages": tree["stages"][-1:]}
 
 
 def begin(case: Case, folder: Path) -> processes.Child:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -238,7 +239,7 @@ def kinds(base: Path) -> dict[str, Kind]:
         summary.describe(_out(path), manifest)
         captions = read_captions(_out(path))
         for row in range(len(captions.names)):
-            if captions.pixels is not None or captions.files[row].is_file():
+            if captions.pixels is not None or os.path.isfile(captions.files[row]):
                 read_or_refuse(lambda row=row: captions.picture(row))
 
     def of_folder(path: Path) -> None:
@@ -278,7 +279,7 @@ def kinds(base: Path) -> dict[str, Kind]:
 
     def of_cache(path: Path) -> Any:
         found = []
-        for table in list_tables(path):
+        for table in sorted(list_tables(path), key=lambda table: table.folder.name):
             opened = Table(table.folder, table.item_format, "table", log=lambda _: None)
             keys_N2, values = known[table.folder.name]
             sizes = np.array([len(one) for one in values])

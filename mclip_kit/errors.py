@@ -6,6 +6,8 @@ prints it and exits with code 2; code that uses the library catches `MclipError`
 
 import re
 
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What plain code raises for JSON or YAML whose values or depth are not what it expects."""
 TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 """ECMA-48: control sequences (colours), operating-system commands (links) and other escapes of a terminal."""
 LONGEST = 200  # characters that are quoted of a library's message

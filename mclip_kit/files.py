@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from mclip_kit.disk import check_new, disk_errors
 from mclip_kit.errors import DiskError
 from mclip_kit.locks import OTHER, hold, is_alive, place, remove
 
+SMALL, RATIO = 1 << 24, 200  # bytes, and times its size, that anything packed may unpack to
 OLD, OLD_TEMPORARY = 3, 7 * 24
 """Hours after which a temporary file of another machine counts as left over; those of a run are read for days."""
 LEFTOVER = re.compile(r"(?:\..+\.|mclip_kit-)(\d+)-([0-9a-f]{8})(?:\.part(?:\..+)?|-.+)")
@@ -173,6 +175,18 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
 
     with ThreadPoolExecutor() as readers:
         return list(readers.map(one, paths))
+
+
+def check_zip(path: Path) -> None:
+    """ValueError if a zip would unpack to far more than its size, as no real table or weights do: a bomb."""
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked(sum(info.file_size for info in archive.infolist()), path.stat().st_size)
+
+
+def check_unpacked(unpacked: int, packed: int) -> None:
+    """ValueError if so many bytes are far more than real content of so many packed ones."""
+    if unpacked > SMALL and unpacked > RATIO * packed:
+        raise ValueError(f"{readable(packed)} that unpack to {readable(unpacked)}; unpack it first, if you trust it")
 
 
 def readable(size: float, digits: int = 2) -> str:

@@ -87,20 +87,14 @@ def class_folders(folder: Path) -> Path:
 
 
 def without_hashes(folder: Path) -> Path:
-    """A model folder or translator folder as earlier versions wrote it."""
-    config = next(path for name in ("config.json", "translator.json") if (path := folder / name).is_file())
+    """A model folder, translator folder or prepared folder, so that it can be edited: as earlier versions wrote it."""
+    names = ("config.json", "translator.json", "manifest.json")
+    config = next(path for name in names if (path := folder / name).is_file())
     tree = json.loads(config.read_text(encoding="utf-8"))
-    assert tree.pop("hashes")
+    entry = "files" if config.name == "manifest.json" else "hashes"
+    assert tree[entry]
+    tree |= {"files": {}} if entry == "files" else {"hashes": None}
     config.write_text(json.dumps(tree), encoding="utf-8")
-    return folder
-
-
-def changed_on_purpose(folder: Path) -> Path:
-    """A prepared folder whose files a test has changed: its manifest has no hashes of them any more."""
-    manifest = folder / "manifest.json"
-    tree = json.loads(manifest.read_text(encoding="utf-8"))
-    assert tree.pop("files")
-    manifest.write_text(json.dumps(tree), encoding="utf-8")
     return folder
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from mclip_kit.errors import first_line
+
+LARGEST, DEEPEST = 1_000_000, 100  # characters of a file and values in it; levels of nesting
 TEXT, NUMBER = "tag:yaml.org,2002:str", "tag:yaml.org,2002:float"
 EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 SURPRISES = {
@@ -25,6 +28,21 @@ HINTS = {
 
 class Loader(yaml.SafeLoader):
     """Reads plain values and mappings."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """A `[` or `{`; an error if there are too many around it."""
+        self._check_depth(self.flow_level)
+        super().fetch_flow_collection_start(token)
+
+    def add_indent(self, column: int) -> bool:
+        """A deeper block; an error if there are too many around it."""
+        self._check_depth(len(self.indents))
+        found: bool = super().add_indent(column)
+        return found
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, f"nested deeper than {DEEPEST}", self.get_mark())
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping; an error if a key is given twice, or is a truth value."""
@@ -77,15 +95,32 @@ def parse_yaml(text: str) -> Any:
         ValueError: it is not YAML, a key is given twice, or YAML reads a value otherwise than it looks; the message
             names the line.
     """
+    if len(text) > LARGEST:
+        raise ValueError(f"not YAML that a person wrote: {len(text):,} characters, more than {LARGEST:,}")
     try:
-        return yaml.load(text, Loader)
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if _size(node, {}) > LARGEST:
+            raise ValueError(f"its aliases (*) stand for more than {LARGEST:,} values; write them out")
+        return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = next((said for part, said in HINTS.items() if part in str(error.problem)), str(error.problem))
         kind = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
         raise ValueError(f"{kind}line {mark.line + 1}: {problem}" if mark else f"{kind}{problem}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {error}") from None
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError) as error:  # the others: of tags like !!int
+        raise ValueError(f"not YAML: {first_line(error)}") from None
+
+
+def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values a node stands for, those of its aliases each time; endless ones count as too many."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = LARGEST  # while it is counted: what is within itself is endless
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def dump_yaml(tree: Any) -> str:

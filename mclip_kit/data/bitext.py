@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mclip_kit.data import fairseq_io
+from mclip_kit.data.fairseq_io import side_file
+from mclip_kit.data.manifest import check_files
 from mclip_kit.data.sequences import TextLines
 from mclip_kit.data.tokenizer import UNK
 from mclip_kit.errors import DataError
@@ -81,6 +83,9 @@ class Bitext:
     def _side(self, name: str, language: str, max_tokens: int | None) -> Side:
         prefix = self.folder / f"{name}.{language}"
         tokens = fairseq_io.Sentences(prefix, max_tokens)
+        files = (side_file(prefix, "bin"), side_file(prefix, "idx"), raw_text(prefix), self._dictionary(language))
+        check_files(self.folder.parent, [f"{self.folder.name}/{file.name}" for file in files])
+        self._check_ids(prefix, tokens, language)
         texts: Sequence[str]
         raw = raw_text(prefix)
         if raw.is_file():
@@ -93,9 +98,24 @@ class Bitext:
             texts = DecodedText(fairseq_io.Sentences(prefix), self.pieces(language))
         return Side(language, tokens, texts)
 
+    def _dictionary(self, language: str) -> Path:
+        return self.folder / f"dict.{language}.txt"
+
+    def _check_ids(self, prefix: Path, tokens: fairseq_io.Sentences, language: str) -> None:
+        """DataError if a side has an id that is not in its dictionary: an embedding has no row for it."""
+        path = self._dictionary(language)
+        if not path.is_file():
+            return  # said where pieces are read
+        known, highest = UNK + 1 + path.read_bytes().count(b"\n"), tokens.highest_id()
+        if highest >= known:
+            raise DataError(
+                f"{side_file(prefix, 'bin')}: has the id {highest}, but {path.name} has {known} ids; prepare the "
+                "corpus again"
+            )
+
     def pieces(self, language: str) -> list[str]:
         """The pieces of a language's dictionary, after the four special tokens."""
-        return fairseq_io.read_dictionary(self.folder / f"dict.{language}.txt")
+        return fairseq_io.read_dictionary(self._dictionary(language))
 
 
 def raw_text(prefix: Path) -> Path:

@@ -15,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from mclip_kit.config.model import AS_SEEN
 from mclip_kit.data import images
+from mclip_kit.data.arrays import open_array
+from mclip_kit.data.manifest import check_files
 from mclip_kit.data.pictures import to_rgb
 from mclip_kit.errors import DataError, first_line
 from mclip_kit.layout import (
@@ -116,7 +118,7 @@ class Captions:
             return Image.fromarray(np.asarray(self.pixels[image]))
         path = self.files[image]
         try:
-            picture = Image.open(io.BytesIO(images.read_bytes(path)))
+            picture = images.open_picture(io.BytesIO(images.read_bytes(path)))
             picture.load()
             return picture
         except UnidentifiedImageError:
@@ -174,6 +176,8 @@ def read_captions(folder: str | Path) -> Captions:
     pixels = _read_pixels(folder, len(images)) if has_pixels else None
     row_of = {row[0]: number for number, row in enumerate(images)}
     named_images = _rows_of(captions, row_of, folder / CAPTIONS_TABLE)
+    without = _read_uncaptioned(folder / UNCAPTIONED_TABLE, row_of)
+    check_files(folder, (IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE, *([IMAGES_ARRAY] if has_pixels else [])))
     return Captions(
         folder=folder,
         pixels=pixels,
@@ -185,7 +189,7 @@ def read_captions(folder: str | Path) -> Captions:
         splits=np.array([row[2] for row in captions]),
         texts=np.array([row[3] for row in captions], dtype=object),
         files=[] if has_pixels else [folder / (row[3] or Path(PICTURES, row[0])) for row in images],
-        uncaptioned=_read_uncaptioned(folder / UNCAPTIONED_TABLE, row_of),
+        uncaptioned=without,
     )
 
 
@@ -209,8 +213,8 @@ def _read_uncaptioned(path: Path, row_of: Mapping[str, int]) -> dict[str, np.nda
 def _read_pixels(folder: Path, count: int) -> np.ndarray:
     path = folder / IMAGES_ARRAY
     try:
-        pixels: np.ndarray = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        pixels = open_array(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); prepare the corpus again") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise DataError(f"{path}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3); prepare the corpus again")

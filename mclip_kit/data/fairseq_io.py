@@ -149,10 +149,15 @@ class Sentences(Sequence[np.ndarray]):
                 raise DataError(f"{path}: missing; run mclip-kit prepare or fairseq-preprocess")
         _check_whole(index, data)
         self._data = fairseq_data().indexed_dataset.MMapIndexedDataset(str(prefix))
+        self._file = data
         self.sizes = np.asarray(self._data.sizes, dtype=np.int64)
         self._room = None if max_tokens is None else max_tokens - 2
         kept = self.sizes if self._room is None else np.minimum(self.sizes, self._room + 1)
         self.lengths = kept + 1  # with <s>
+
+    def highest_id(self) -> int:
+        """The highest id of all sentences; reads all of them once."""
+        return int(np.memmap(self._file, self._data._index.dtype, "r").max()) if len(self) else 0
 
     def __len__(self) -> int:
         return len(self._data)
@@ -172,7 +177,10 @@ def _check_whole(index: Path, data: Path) -> None:
         itemsize = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}.get(code)
         if version != 1 or itemsize is None or index.stat().st_size != HEADER.size + 12 * count:
             raise DataError(f"{index}: damaged; prepare the corpus again")
-        sizes = np.fromfile(handle, np.int32, count)
+        sizes, pointers = np.fromfile(handle, np.int32, count), np.fromfile(handle, np.int64, count)
+    ends = sizes.cumsum(dtype=np.int64) * itemsize
+    if (sizes < 1).any() or (pointers != np.concatenate(([0], ends))[:-1]).any():  # a sentence has </s> at least
+        raise DataError(f"{index}: damaged; prepare the corpus again")
     expected, found = int(sizes.sum(dtype=np.int64)) * itemsize, data.stat().st_size
     if found != expected:
         raise DataError(f"{data}: {found} bytes, but its index says {expected}; prepare the corpus again")

@@ -15,8 +15,12 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from mclip_kit.data.arrays import open_array
+from mclip_kit.progress import tqdm
+
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 TAR_MEMBER = re.compile(r"(.+\.tar)@(\d+)\+(\d+)", re.DOTALL)
+PROGRAMS = ("EPS", "WMF")  # formats that PIL gives to Ghostscript, and to Windows
 CAPTION_NUMBER = re.compile(r"(#\w+)?#\d+$")
 ARRAY_ROW = re.compile(r"(.+\.npy)@(\d+)", re.DOTALL)
 COCO = re.compile(r"coco_[a-z]+20\d\d_0*(\d+)")
@@ -76,12 +80,23 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
 
 def _png(array: Path, row: int) -> bytes:
     try:
-        pixels = np.load(array, mmap_mode="r")[row]
-    except (ValueError, IndexError, EOFError) as error:
+        pixels = open_array(array)[row]
+    except (ValueError, IndexError) as error:
         raise OSError(f"{array}: row {row} cannot be read: {error}") from None
     held = io.BytesIO()
     Image.fromarray(np.asarray(pixels)).save(held, "PNG")
     return held.getvalue()
+
+
+def open_picture(source: Path | str | IO[bytes]) -> Image.Image:
+    """A picture as PIL opens it, its pixels not decoded yet; never by a decoder that starts another program.
+
+    Raises:
+        UnidentifiedImageError: it is no picture.
+        OSError, ValueError, ...: what PIL's decoders raise on damaged files.
+    """
+    Image.init()
+    return Image.open(source, formats=[kind for kind in Image.OPEN if kind not in PROGRAMS])
 
 
 def picture_id(name: str, source: str | None) -> str:
@@ -117,3 +132,20 @@ def _stem(name: str) -> str:
     base = without_number(name).replace("\\", "/").rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(base)
     return stem if suffix.lower() in SUFFIXES else base
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it; links to folders are followed, hidden files are not listed."""
+    seen: set[str] = set()
+    bar = tqdm(os.walk(folder, followlinks=True), "looking for pictures", leave=False, unit="folder")
+    for path, folders, names in bar:
+        real = os.path.realpath(path)
+        if real in seen:  # a link to a folder that was met
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        base = os.path.relpath(path, folder).replace(os.sep, "/")
+        for name in names:
+            if not name.startswith("."):  # files that systems add, such as macOS's ._NAME.jpg
+                yield name if base == "." else f"{base}/{name}"

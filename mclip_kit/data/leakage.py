@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mclip_kit.errors import DataError
+from mclip_kit.data.manifest import check_files
+from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.layout import FINGERPRINTS, MANIFEST
 
 KINDS = {
@@ -57,7 +58,7 @@ def known_overlaps(folder: Path) -> list[str]:
     try:
         corpus = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["corpus"]
         return [str(line) for line in corpus.get("overlaps", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *MALFORMED):
         return []  # a folder that is not prepared, or by an earlier version
 
 
@@ -121,6 +122,7 @@ def _chunks(folder: Path, split: str, kind: str) -> Iterator[np.ndarray]:
         return
     if path.stat().st_size % 8:
         raise DataError(f"{path}: damaged, its length is not a multiple of 8; remove {folder} and prepare it again")
+    check_files(folder, [f"{FINGERPRINTS}/{path.name}"])
     with open(path, "rb") as handle:
         while len(chunk := np.fromfile(handle, "<u8", CHUNK)):
             yield chunk
@@ -175,5 +177,5 @@ def read_json(path: Path) -> list[Leak]:
         return []
     try:
         return [Leak(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError):
+    except MALFORMED:
         raise DataError(f"{path}: not a list of leaks; remove it") from None

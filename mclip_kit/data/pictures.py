@@ -19,6 +19,7 @@ TURNS = {
 """EXIF's orientation -> what makes the picture upright."""
 LONGEST = 250
 """How many times as long as wide a picture can be; resizing a longer one would need gigabytes."""
+BAND = 1 << 22  # pixels that are converted at once
 STEP = 257  # 16 bits to 8: 65535 becomes 255
 
 
@@ -39,10 +40,7 @@ def to_rgb(picture: Image.Image, how: Pictures) -> Image.Image:
         turn = TURNS.get(_orientation(picture)) if how.exif == "apply" else None
         if how.depth == "scale":
             picture = _eight_bits(picture)
-        if how.alpha == "white" and picture.has_transparency_data:
-            seen = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-        rgb = picture.convert("RGB")
+        rgb = _on_white(picture) if how.alpha == "white" and picture.has_transparency_data else picture.convert("RGB")
     except Exception as error:  # PIL's decoders raise many classes on damaged files
         raise DataError(f"not a readable picture: {first_line(error)}") from None
     if 0 in rgb.size:
@@ -57,6 +55,22 @@ def to_rgb(picture: Image.Image, how: Pictures) -> Image.Image:
     for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # it would be turned again
         upright.info.pop(name, None)
     return upright
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """A transparent picture on white, in RGB; some rows at a time, as a large one takes its memory several times."""
+    seen = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    rgb = Image.new("RGB", seen.size)
+    for top, bottom in _bands(*seen.size):
+        part = seen.crop((0, top, seen.width, bottom))
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part).convert("RGB"), (0, top))
+    return rgb
+
+
+def _bands(width: int, height: int) -> list[tuple[int, int]]:
+    """First and last row of parts of a picture."""
+    rows = max(1, BAND // max(1, width))
+    return [(top, min(height, top + rows)) for top in range(0, height, rows)]
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -75,13 +89,16 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     """
     if not picture.mode.startswith(("I", "F")):
         return picture
-    values_HW = np.asarray(picture).astype(np.float64)
+    values_HW = np.asarray(picture)
     top = float(values_HW.max(initial=0))
     if picture.mode.startswith("I;16") or top > 255:
         scale = 1 / STEP
     else:
         scale = 255.0 if picture.mode == "F" and top <= 1 else 1.0
-    grey_HW = np.nan_to_num(values_HW * scale).round().clip(0, 255).astype(np.uint8)
+    grey_HW = np.empty(values_HW.shape, np.uint8)
+    for first, last in _bands(*picture.size):
+        part_HW = values_HW[first:last].astype(np.float64)
+        grey_HW[first:last] = np.nan_to_num(part_HW * scale).round().clip(0, 255).astype(np.uint8)
     hidden = picture.info.get("transparency")
     if not isinstance(hidden, int):
         return Image.fromarray(grey_HW)

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from mclip_kit.config.yaml import Section, parse, read_yaml, suggest
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
-from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.errors import MALFORMED, DataError, RecipeError
 
 IMAGENET = 1000  # classes
 NOT_INSTALLED = "ImageNet's class names come with clip-benchmark: pip install clip-benchmark, or give --classes FILE"
@@ -96,8 +96,12 @@ def _check_scalars(path: Path) -> None:
     """RecipeError if YAML reads a word of the file as something else: 010 as 8, no as false, 12:30 as 750."""
     loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
     nodes: list[Any] = [loader.get_single_node()]
+    known: set[int] = set()  # aliases name a node again
     while nodes:
         node = nodes.pop(0)
+        if id(node) in known:
+            continue
+        known.add(id(node))
         if isinstance(node, yaml.MappingNode):
             nodes += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
@@ -170,7 +174,7 @@ def packaged(classes: Sequence[str], languages: Sequence[str] | str = "all") -> 
 def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, *MALFORMED):
         raise DataError(f"{path}: missing or damaged; install clip-benchmark again") from None
 
 

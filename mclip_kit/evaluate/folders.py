@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mclip_kit.errors import MALFORMED
 from mclip_kit.evaluate.base import EVALUATIONS, Request
 from mclip_kit.layout import EVALUATION, MODEL, RESULTS
 
@@ -48,7 +49,7 @@ def _same(file: Path, wanted: Mapping[str, Any]) -> bool:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return all(found[key] == wanted[key] for key in (*SETTINGS, "folder", "models"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return False
 
 

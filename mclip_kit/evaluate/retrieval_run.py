@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.errors import DataError
+from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.evaluate import qualitative
 from mclip_kit.evaluate.base import Findings, Gallery, Request, ResultRows
 from mclip_kit.evaluate.baselines import baseline
@@ -84,5 +84,5 @@ def _credit(data: Path) -> str:
     try:
         licences = json.loads((data / MANIFEST).read_text(encoding="utf-8"))["licences"]
         return "; ".join(f"{part['what']}: {part['by']}, {part['licence']}" for part in licences)
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         raise DataError(f"{data / MANIFEST}: damaged; prepare the corpus again") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclip_kit.errors import DataError
+from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.features.shard_writer import remove_damaged
 from mclip_kit.features.shards import ItemFormat, is_sound
 from mclip_kit.features.table import shard_folders
@@ -62,7 +62,7 @@ def _read_table(folder: Path) -> TableInfo:
         facts = json.loads(path.read_text(encoding="utf-8"))
         kind, source, weights, precision = (str(facts[name]) for name in ("kind", "named", "weights", "precision"))
         item_format = ItemFormat(int(facts["width"]), facts["dtype"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: damaged ({error}); remove its folder: features are computed again") from None
     rows = sum(_rows(shard) for shard in shard_folders(folder))
     size = sum(_size(file) for file in folder.rglob("*"))
@@ -73,7 +73,7 @@ def _rows(shard: Path) -> int:
     """Rows of a shard; 0 if it is damaged, which `verify` reports."""
     try:
         return int(json.loads((shard / "shard.json").read_text(encoding="utf-8"))["rows"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return 0
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mclip_kit.errors import DataError
+from mclip_kit.errors import MALFORMED, DataError
 
 Dtype = Literal["fp16", "fp32", "int8"]
 DTYPES: dict[Dtype, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4"), "int8": np.dtype("i1")}
@@ -118,7 +118,7 @@ class Shard:
             sizes = {**item_format.files, "keys.bin": 16, "offsets.bin": 8, UNREADABLE: 1}
             counts = {"keys.bin": self.rows, "offsets.bin": self.rows + 1, UNREADABLE: self.rows}
             wrong = [n for n, size in sizes.items() if (folder / n).stat().st_size != counts.get(n, self.items) * size]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise DataError(f"{folder}: damaged: {error}") from None
         if wrong:
             raise DataError(f"{folder / wrong[0]}: damaged: its length is not what shard.json says")
@@ -161,7 +161,7 @@ def is_sound(folder: Path, item_format: ItemFormat) -> bool:
             and count_sound_blocks(folder, item_format, blocks) == len(blocks)
             and (int(blocks["rows"].sum()), int(blocks["items"].sum())) == (shard.rows, shard.items)
         )
-    except (DataError, OSError, KeyError, ValueError):
+    except (DataError, OSError, *MALFORMED):
         return False
 
 

@@ -13,16 +13,7 @@ from typing import Any
 from mclip_kit import layout
 from mclip_kit.errors import DiskError
 from mclip_kit.files import write_json, write_text
-from mclip_kit.interop.facts import (
-    RECALLS,
-    Facts,
-    facts_of,
-    hub_id,
-    is_new,
-    one_licence,
-    parameters,
-    read_json,
-)
+from mclip_kit.interop.facts import RECALLS, Facts, facts_of, hub_id, is_new, one_licence, parameters, read_json
 from mclip_kit.locks import locked
 
 LIBRARY, TASK = "mclip-kit", "zero-shot-image-classification"

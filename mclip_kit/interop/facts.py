@@ -8,7 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from mclip_kit import layout
+from mclip_kit.errors import MALFORMED
 
 Facts = dict[str, Any]
 """What card.json has: `bases` (tower -> name of its weights), `licences` (of them, see `licences_of`), `images` (whose
@@ -23,9 +27,61 @@ RECALLS = {
 """Column -> its key in results.json."""
 
 
+class _Evaluated(TypedDict):
+    tower: str
+    language: str
+    trained: bool | None
+    metrics: dict[str, float]
+
+
+class _Evaluation(TypedDict):
+    dataset: str
+    split: str
+    protocol: str
+    n_images: int
+    rows: list[_Evaluated]
+
+
+class _Dataset(TypedDict):
+    name: str
+    licences: list[dict[str, Any]]
+
+
+class _Images(TypedDict):
+    of: str
+    pictures: dict[str, str]
+    same: bool
+
+
+class _Card(TypedDict, total=False):
+    """The values of `Facts`, for a check."""
+
+    bases: dict[str, str]
+    licences: dict[str, str]
+    images: _Images
+    recipe: str
+    stages: list[str]
+    datasets: list[_Dataset]
+    leakage: list[str]
+    evaluations: list[_Evaluation]
+    same_images: str
+    readme: str
+
+
 def facts_of(folder: Path) -> Facts:
     """What card.json of a model folder has; nothing if it is missing or damaged."""
-    return read_json(folder / layout.CARD)
+    found = read_json(folder / layout.CARD)
+    try:
+        TypeAdapter(_Card).validate_python(found, strict=True)
+        _ = [
+            row["metrics"][name]
+            for one in found.get("evaluations", [])
+            for row in one["rows"]
+            for name in RECALLS.values()
+        ]
+    except (ValidationError, KeyError):
+        return {}
+    return found
 
 
 def evaluated(facts: Facts, results: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
@@ -135,7 +191,7 @@ def front_matter(readme: Path) -> dict[str, Any]:
     try:
         text = readme.read_text(encoding="utf-8", errors="replace")
         found = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
-    except (OSError, IndexError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError, *MALFORMED):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -171,6 +227,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file with a dict; empty if it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, *MALFORMED):
         return {}
     return found if isinstance(found, dict) else {}

@@ -233,7 +233,10 @@ def clip_from_folder(folder: Path) -> Clip:
             model, tokenizer = open_clip.create_model(name, **options), open_clip.get_tokenizer(name)
         if isinstance(model.visual, TimmModel):  # open_clip does not pass its own image_size on to timm
             _try_picture(model)
-        return Clip(model, config, tokenizer)
+        clip = Clip(model, config, tokenizer)
+        if not clip.transform(Image.new("RGB", (2, 2))).isfinite().all():
+            raise ValueError("preprocess_cfg gives pixels that are non-finite (NaN or inf)")
+        return clip
     except UNFIT as error:
         others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_NAMES)
         if others and not any(path.suffix in READ_NAMES for path in folder.iterdir()):

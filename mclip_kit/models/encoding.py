@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mclip_kit.config.model import TextCleaning
+from mclip_kit.data import images
 from mclip_kit.errors import DataError, first_line
 
 Picture = Image.Image | str | Path
@@ -74,7 +75,7 @@ def open_picture(image: Picture) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     try:
-        with Image.open(image) as opened:
+        with images.open_picture(image) as opened:
             opened.load()
             return opened
     except Exception as error:  # PIL's decoders raise many classes on damaged files

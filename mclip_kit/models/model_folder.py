@@ -14,7 +14,7 @@ from torch import nn
 from mclip_kit import layout
 from mclip_kit.config.mistakes import explain
 from mclip_kit.config.model import AS_OPEN_CLIP, Pictures, TextCleaning
-from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.files import hash_files, write_json, write_whole
 
 FORMAT = 1
@@ -75,7 +75,7 @@ def read_config(folder: Path, path: Path, verify: bool = True) -> Settings:
     except ValidationError as error:
         wrong = explain(error.errors(), settings, Settings)[0]
         raise CheckpointError(f"{path}: not the config of a model folder ({wrong})") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, *MALFORMED) as error:
         raise CheckpointError(f"{path}: not the config of a model folder ({first_line(error)})") from None
 
 
@@ -131,7 +131,7 @@ def check_part(place: Path) -> None:
     for path in (place.parent / name for name in (layout.MODEL_CONFIG, layout.TRANSLATOR_CONFIG)):
         try:
             settings = json.loads(path.read_bytes()) if place.name in PARTS and path.is_file() else None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, *MALFORMED) as error:
             raise CheckpointError(f"{path}: damaged ({first_line(error)}); copy the folder again") from None
         if isinstance(settings, dict):
             check_hashes(path, settings, f"{place.name}/")

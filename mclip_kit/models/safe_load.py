@@ -4,7 +4,6 @@ import argparse
 import lzma
 import pickle
 import re
-import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mclip_kit.errors import CheckpointError, first_line
-from mclip_kit.files import temporary_folder
+from mclip_kit.files import check_unpacked, check_zip, temporary_folder
 
+BLOCK = 1 << 24  # bytes that are unpacked at once
 StateDict = dict[str, Tensor]
 
 # What open_clip, transformers and the libraries below them raise for a file or a config that does not fit.
@@ -58,6 +58,7 @@ def read_pickle(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: missing")
     with _unpacked(path) as unpacked:
         try:
+            _check_whole(unpacked)
             if _is_torchscript(unpacked):
                 return _script_weights(unpacked)
             with plain_values():
@@ -112,10 +113,22 @@ def _unpacked(path: Path) -> Iterator[Path]:
         unpacked = folder / path.stem
         try:
             with lzma.open(path) as source, open(unpacked, "wb") as target:
-                shutil.copyfileobj(source, target)
-        except (lzma.LZMAError, EOFError) as error:
+                while block := source.read(BLOCK):
+                    target.write(block)
+                    check_unpacked(target.tell(), path.stat().st_size)
+        except (lzma.LZMAError, EOFError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged: {first_line(error)}") from None
         yield unpacked
+
+
+def _check_whole(path: Path) -> None:
+    """ValueError if a zip is a bomb, or a checksum in it is not that of its content; PyTorch does not look at them."""
+    if zipfile.is_zipfile(path):
+        check_zip(path)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _can_map(path: Path, unpacked: Path) -> bool:

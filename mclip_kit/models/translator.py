@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mclip_kit import layout
 from mclip_kit.data.tokenizer import BOS, EOS, PAD, XlmrTokenizer
-from mclip_kit.errors import CheckpointError, RecipeError, first_line
+from mclip_kit.errors import MALFORMED, CheckpointError, RecipeError, first_line
 from mclip_kit.files import follow_umask, write_whole
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import quiet_transformers
@@ -231,7 +231,7 @@ def load_translator(folder: str | Path, verify: bool = True) -> Translator:
         raise CheckpointError(
             f"{folder / layout.TRANSLATOR_CONFIG}: missing; {folder} is not a complete translator folder"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, *MALFORMED) as error:
         raise CheckpointError(
             f"{folder / layout.TRANSLATOR_CONFIG}: not the config of a translator folder ({first_line(error)})"
         ) from None

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from mclip_kit import __version__
 from mclip_kit.data import images
@@ -278,7 +277,7 @@ def _rows(block: Block, keys_N2: np.ndarray, places: np.ndarray) -> pa.Table:
 def _size(file: str) -> tuple[int, int]:
     """Width and height of a picture that was read before; 0, 0 if it has vanished."""
     try:
-        with images.open_file(Path(file)) as handle, Image.open(handle) as picture:
+        with images.open_file(Path(file)) as handle, images.open_picture(handle) as picture:
             return picture.size
     except Exception:  # PIL's decoders raise many classes
         return 0, 0

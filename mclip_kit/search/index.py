@@ -1,7 +1,8 @@
 """An index of vectors, by faiss: exact, or faster and approximate; vectors that come later are appended.
 
 INDEX/
-    index.json      kind, counts, the embeddings it was made from; written last, so a folder that has it is whole
+    index.json      kind, counts, the embeddings it was made from, hashes of the other files; written last, so a folder
+                    that has it is whole
     index.faiss     vectors, inner product
     rows.arrow      metadata of each vector, in the same order
 
@@ -22,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from mclip_kit import __version__
-from mclip_kit.errors import CheckpointError, DataError, first_line
-from mclip_kit.files import write_json, write_whole
+from mclip_kit.errors import MALFORMED, CheckpointError, DataError, first_line
+from mclip_kit.files import hash_files, write_json, write_whole
 from mclip_kit.interop.vector_files import TEXTS
 from mclip_kit.locks import OTHER, hold
 from mclip_kit.progress import tqdm
@@ -158,6 +159,10 @@ def open_index(folder: Path) -> Opened:
         }.items():
             if not isinstance(facts[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__}")
+        for name, known in dict(facts.get("hashes") or {}).items():
+            file = folder / name
+            if name in (VECTORS, ROWS) and hash_files([file]) != [known]:
+                raise ValueError("its SHA-256 is not that of what was written")
         file = folder / VECTORS
         index = faiss.read_index(str(file)) if file.is_file() else None
         file = folder / ROWS
@@ -170,7 +175,7 @@ def open_index(folder: Path) -> Opened:
         raise CheckpointError(f"{folder}: no index ({error.filename} is missing); run mclip-kit index") from None
     except RuntimeError:  # faiss's words are of its source code
         raise CheckpointError(f"{file}: damaged; run mclip-kit index again") from None
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, *MALFORMED) as error:
         raise CheckpointError(f"{file}: damaged: {first_line(error)}; run mclip-kit index again") from None
     return Opened(facts, index, rows)
 
@@ -288,5 +293,6 @@ def _write(out: Path, index: Any, table: pa.Table, built: Built, embeddings: Pat
         "embeddings": str(embeddings),
         "model": known.get("model", ""),
         "space": known.get("space", ""),
+        "hashes": dict(zip((VECTORS, ROWS), hash_files([out / VECTORS, out / ROWS]), strict=True)),
     }
     write_json(out / FACTS, facts)

@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mclip_kit.errors import DataError, first_line
+from mclip_kit.data.arrays import open_array
+from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.features.hashing import hash_bytes
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS
 
 FACTS = "embeddings.json"
+COLUMNS = ("image_path", "caption", "key")  # of metadata/*.parquet that an index keeps
 ROWS = pa.schema([("image_path", pa.string()), ("caption", pa.string()), ("content", pa.string())])
 """What an index keeps of a vector: the picture's file, a caption, and a hash of the content."""
 
@@ -29,8 +31,8 @@ def read_vectors(folder: Path, kind: str) -> list[np.ndarray]:
     arrays: list[np.ndarray] = []
     for file in sorted((folder / kind).glob("*.npy")):
         try:
-            array = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
+            array = open_array(file)
+        except (OSError, ValueError) as error:
             raise DataError(f"{file}: damaged: {first_line(error)}; embed again") from None
         if array.ndim != 2 or array.dtype.kind != "f":
             raise DataError(f"{file}: {array.dtype} {array.shape}, not float (N, D); embed again")
@@ -58,12 +60,13 @@ def read_embeddings(folder: Path) -> tuple[list[np.ndarray], pa.Table]:
     for file in sorted((folder / METADATA).glob("*.parquet")):
         try:
             table = pq.read_table(file)
+            columns = {name: table[name].to_pylist() for name in table.column_names if name in COLUMNS}
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{file}: damaged: {first_line(error)}; embed again") from None
-        nothing = pa.nulls(len(table))
-        paths += (table["image_path"] if "image_path" in table.column_names else nothing).to_pylist()
-        captions += (table["caption"] if "caption" in table.column_names else nothing).to_pylist()
-        keys += (table["key"] if ours and "key" in table.column_names else nothing).to_pylist()
+        nothing = [None] * len(table)
+        paths += columns.get("image_path", nothing)
+        captions += columns.get("caption", nothing)
+        keys += columns.get("key", nothing) if ours else nothing
     if paths and len(paths) != count:
         raise DataError(f"{folder}: {count:,} vectors, but {len(paths):,} rows of {METADATA}; embed again")
     if not paths:
@@ -93,5 +96,5 @@ def facts_of(embeddings: Path) -> dict[str, str]:
         if found.get("unfinished"):
             raise DataError(f"{embeddings}: embedding it was interrupted; run mclip-kit embed again, it goes on there")
         return {name: found[name] + "" for name in ("kind", "model", "space")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: damaged: {first_line(error)}; embed again") from None

@@ -10,6 +10,7 @@ from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.stages import STUDENT, Stage
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.leakage import Leak
+from mclip_kit.errors import MALFORMED
 from mclip_kit.interop.facts import Facts, facts_of, licences_of
 from mclip_kit.train.logging import read_log
 
@@ -47,7 +48,7 @@ def _dataset(folder: Path) -> dict[str, Any]:
         try:
             manifest = json.loads((place / layout.MANIFEST).read_text(encoding="utf-8"))
             return {"name": str(manifest["corpus"]["name"]), "licences": list(manifest["licences"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *MALFORMED):
             continue
     return {"name": folder.resolve().name, "licences": []}
 

@@ -8,7 +8,7 @@ from mclip_kit import layout
 from mclip_kit.config.model import AS_OPEN_CLIP
 from mclip_kit.config.recipe import RENAMED, Recipe
 from mclip_kit.config.yaml import parse, read_yaml, rename_keys
-from mclip_kit.data.intact import identity
+from mclip_kit.data.manifest import identity
 from mclip_kit.errors import CheckpointError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers

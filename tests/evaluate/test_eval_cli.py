@@ -247,7 +247,7 @@ def test_a_model_of_non_finite_numbers_finds_nothing(folder, squares, tmp_path, 
 
 
 def test_a_split_without_english_has_no_line_of_the_teacher(eval_, squares, tmp_path):
-    shutil.copytree(squares, tmp_path / "data")
+    tiny.without_hashes(Path(shutil.copytree(squares, tmp_path / "data")))
     table = tmp_path / "data" / "captions.tsv"
     table.write_text(table.read_text(encoding="utf-8").replace("\ten\ttest\t", "\ten\tvalid\t"), encoding="utf-8")
     done = eval_("--data", "data")
@@ -259,7 +259,7 @@ def test_a_split_without_english_has_no_line_of_the_teacher(eval_, squares, tmp_
 
 
 def test_pictures_that_cannot_be_read_are_an_error_and_no_score(eval_, squares, tmp_path):
-    shutil.copytree(squares, tmp_path / "data")
+    tiny.without_hashes(Path(shutil.copytree(squares, tmp_path / "data")))
     (tmp_path / "data" / "images.npy").unlink()
     names = (tmp_path / "data" / "images.tsv").read_text(encoding="utf-8").splitlines()
     rows = ["\t".join(("image", "group", "stratum", "file")), *(f"{line}\tnone.png" for line in names[1:])]
@@ -347,7 +347,7 @@ def test_a_report_reads_what_earlier_versions_wrote(folder, squares, tmp_path):
 def test_the_command_that_train_prints_scores_the_model(folder, squares, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "my run" / "model")
-    shutil.copytree(squares, tmp_path / "own data")
+    tiny.without_hashes(Path(shutil.copytree(squares, tmp_path / "own data")))
     table = tmp_path / "own data" / "captions.tsv"
     table.write_text(table.read_text(encoding="utf-8").replace("\ttest\t", "\ttrain\t"), encoding="utf-8")
     for path in (tmp_path / "own data" / "bitext").glob("test*"):
@@ -380,7 +380,7 @@ for line in sys.stdin:
 def test_wrong_words_are_found_before_torch_is_imported(folder, squares, colours, tmp_path):
     (tmp_path / "few.yaml").write_text("de: {classnames: [blau], templates: ['{c}']}", encoding="utf-8")
     (tmp_path / "few.tsv").write_text("Quadrat\tsquare\n", encoding="utf-8")
-    shutil.copytree(squares, tmp_path / "text")
+    tiny.without_hashes(Path(shutil.copytree(squares, tmp_path / "text")))
     for table in ("images.tsv", "captions.tsv"):
         lines = (tmp_path / "text" / table).read_text(encoding="utf-8").splitlines(keepends=True)
         (tmp_path / "text" / table).write_text(lines[0], encoding="utf-8")

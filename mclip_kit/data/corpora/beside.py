@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from mclip_kit.data.images import open_picture
 from mclip_kit.data.languages import DOUBTFUL, is_language, normalize_language
 
 TEXTS = (".txt", ".caption", ".captions")  # in this order, if a picture has several in one language
@@ -153,7 +154,7 @@ def is_picture(head: bytes, whole: Any) -> bool:
     if MAGIC.match(head):
         return True
     try:
-        with Image.open(io.BytesIO(whole())):
+        with open_picture(io.BytesIO(whole())):
             return True
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False

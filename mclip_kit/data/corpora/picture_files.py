@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from mclip_kit.data.images import SUFFIXES, picture_id
-from mclip_kit.progress import tqdm
+from mclip_kit.data.images import SUFFIXES, picture_id, walk_files
+from mclip_kit.errors import DataError
 
 MORE_SUFFIXES = SUFFIXES | {".avif", ".jfif", ".jpe", ".heic", ".heif", ".ppm", ".pgm", ".jp2", ".jxl"}
 """Endings of pictures, one of which may stand for another."""
@@ -142,13 +142,15 @@ class PictureFiles:
         """Paths of all files relative to the folder; links to folders are followed."""
         if self.folder is None:
             return []
-        return sorted(_walk(self.folder))
+        return sorted(walk_files(self.folder))
 
     def match(self, names: Callable[[], Iterable[str]]) -> Matches:
         """Find the files of all names of a corpus.
 
         Args:
             names: gives all names, each time in the same order; read twice.
+        Raises:
+            DataError: a name such as ../../a.jpg leads to a file outside the folders.
         """
         matches, shared = Matches(), _shared_folder(names())
         loose: dict[str, str] = {}
@@ -182,7 +184,8 @@ class PictureFiles:
     def _find(self, name: str, shared: tuple[int, int]) -> tuple[str | list[int] | None, str]:
         """The file of a name, or the files between which it is ambiguous; and if it is not certain, in what way."""
         direct = self._direct(name)
-        if direct or not self.files:
+        outside = direct is not None and not self._is_inside(name, direct)
+        if (direct and not outside) or not (self.files or outside):
             return direct, ""
         if self._unique:
             return self._by_name(name), ""
@@ -191,7 +194,15 @@ class PictureFiles:
             if found:
                 kind = kind or ("" if spell is split_path else "loose")
                 return self._path(found[0]) if len(found) == 1 else found, kind
+        if outside:
+            where = " and ".join(map(str, self._bases))
+            raise DataError(f"picture {name!r}: leads out of {where}; write its whole path, {direct}")
         return None, ""
+
+    def _is_inside(self, name: str, path: str) -> bool:
+        """Whether the file of a name is in the folders that were given; whole paths may lead anywhere."""
+        whole = bool(ROOTED.match(name.replace("\\", "/"))) or "://" in name
+        return whole or any(Path(path).is_relative_to(os.path.abspath(base)) for base in self._bases)
 
     def _direct(self, name: str) -> str | None:
         """The file that lies exactly where a name says: a path, or one relative to a folder."""
@@ -277,19 +288,3 @@ def _common_start(first: list[str], second: list[str]) -> Iterator[tuple[str, st
         if pair[0] != pair[1]:
             return
         yield pair
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    seen: set[str] = set()
-    bar = tqdm(os.walk(folder, followlinks=True), "looking for pictures", leave=False, unit="folder")
-    for path, folders, names in bar:
-        real = os.path.realpath(path)
-        if real in seen:  # a link to a folder that was met
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        base = os.path.relpath(path, folder).replace(os.sep, "/")
-        for name in names:
-            if not name.startswith("."):  # files that systems add, such as macOS's ._NAME.jpg
-                yield name if base == "." else f"{base}/{name}"

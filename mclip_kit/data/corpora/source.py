@@ -22,6 +22,8 @@ from mclip_kit.data.corpora.picture_files import PictureFiles
 from mclip_kit.errors import DataError, first_line
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+MOST = 1 << 28
+TOO_LARGE = f"more than {MOST:,} bytes without an end, once unpacked; unpack it first, if you trust it"
 BLOCK = 1 << 20  # bytes that are decoded at once
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
@@ -41,6 +43,15 @@ class File:
         """Its name, without .gz, .xz or .bz2."""
         return strip_compression(Path(self.member or self.path).name)
 
+    @property
+    def _suffix(self) -> str:
+        return Path(self.member or self.path).suffix
+
+    @property
+    def _most(self) -> int:
+        """Bytes of a line, or of a JSON, that are read of it; -1: any number, as its disk has them."""
+        return MOST if self.member or self._suffix in OPENERS else -1
+
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """Its uncompressed bytes.
@@ -53,7 +64,7 @@ class File:
                 raw: IO[bytes] = stack.enter_context(open(self.path, "rb"))
                 if self.member is not None:
                     raw = stack.enter_context(stack.enter_context(zipfile.ZipFile(raw)).open(self.member))
-                opener = OPENERS.get(Path(self.member or self.path).suffix)
+                opener = OPENERS.get(self._suffix)
                 yield stack.enter_context(opener(raw, "rb")) if opener else raw
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise DataError(f"{self}: cannot be read ({error.strerror}); check its path and its permissions") from None
@@ -71,18 +82,22 @@ class File:
         whole = 0
         try:
             with self.open() as handle:
-                for line in _decoded(handle, encoding):
+                for line in _decoded(handle, encoding, self._most):
                     yield line.rstrip("\r\n")
                     whole += 1
         except UnicodeError as error:
             raise DataError(f"{self} line {whole + 1}: {_wrong_encoding(error, encoding)}") from None
+        except OverflowError as error:
+            raise DataError(f"{self} line {whole + 1}: {error}") from None
         except DataError as error:
             raise DataError(f"{error}; {whole:,} lines were whole") from None
 
     def json(self) -> Any:
         """Its content as JSON."""
         with self.open() as handle:
-            content = handle.read()
+            content = handle.read(self._most)
+            if self._most > 0 and handle.read(1):
+                raise DataError(f"{self}: {TOO_LARGE}")
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -94,24 +109,36 @@ class File:
             return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _decoded(handle: IO[bytes], encoding: str | None) -> Iterator[str]:
-    """The lines of a file as text; only line feeds end them."""
-    first = handle.readline()
+def _decoded(handle: IO[bytes], encoding: str | None, most: int) -> Iterator[str]:
+    """The lines of a file as text; only line feeds end them. OverflowError if one has more than so many bytes."""
+    first = _line(handle, most)
     if encoding is None and not first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         if first:
             yield first.removeprefix(BOM_UTF8).decode()
-        yield from (line.decode() for line in handle)
+        if most < 0:
+            yield from (line.decode() for line in handle)
+        while most > 0 and (line := _line(handle, most)):
+            yield line.decode()
         return
     decoder = getincrementaldecoder(encoding or "utf-16")()
     rest, text = first, ""
     while rest:
         text += decoder.decode(rest)
         *whole, text = text.split("\n")
+        if 0 < most < len(text):
+            raise OverflowError(TOO_LARGE)
         yield from (line + "\n" for line in whole)
         rest = handle.read(BLOCK)
     text += decoder.decode(b"", final=True)
     if text:
         yield text
+
+
+def _line(handle: IO[bytes], most: int) -> bytes:
+    line = handle.readline(most)
+    if len(line) == most:
+        raise OverflowError(TOO_LARGE)
+    return line
 
 
 def _wrong_encoding(error: UnicodeError, encoding: str | None) -> str:

@@ -5,11 +5,13 @@
 
 import json
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from mclip_kit.data.corpora.source import File
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.files import check_unpacked, check_zip
 
 NumberedRows = Iterator[tuple[int, Any]]
 """(number, row): numbers are lines of a text file, or rows or items of others, and start at 1."""
@@ -88,17 +90,29 @@ def xlsx_rows(file: File) -> tuple[NumberedRows, list[str]]:
         ) from None
     if file.member:
         raise DataError(f"{file}: an .xlsx cannot be read inside an archive; unpack it first")
-    try:
+    with _xlsx_errors(file):
+        check_zip(file.path)
         book = load(file.path, read_only=True, data_only=True)
         first, *others = book.worksheets
+    return _sheet_rows(file, first), [sheet.title for sheet in others]
+
+
+def _sheet_rows(file: File, sheet: Any) -> NumberedRows:
+    rows = enumerate(sheet.iter_rows(values_only=True), 1)
+    while True:
+        with _xlsx_errors(file):
+            number, cells = next(rows, (0, ()))
+        if not number:
+            return
+        yield number, ["" if cell is None else str(cell) for cell in cells]
+
+
+@contextmanager
+def _xlsx_errors(file: File) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # openpyxl raises whatever zipfile, its XML parser and its own checks raise
         raise DataError(f"{file}: not a readable .xlsx ({first_line(error)}); save it again") from None
-    return _sheet_rows(first), [sheet.title for sheet in others]
-
-
-def _sheet_rows(sheet: Any) -> NumberedRows:
-    for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
-        yield number, ["" if cell is None else str(cell) for cell in cells]
 
 
 def parquet_names(file: File) -> list[str]:
@@ -139,9 +153,14 @@ def parquet_rows(file: File, columns: Collection[str]) -> NumberedRows:
 def _open_parquet(file: File) -> Any:
     if file.member or str(file.path) != str(file.path.with_name(file.name)):
         raise DataError(f"{file}: a .parquet cannot be read inside an archive; unpack it first")
-    errors = _arrow_errors()
+    errors: tuple[type[Exception], ...] = (*_arrow_errors(), ValueError)
     try:
-        return import_module("pyarrow.parquet").ParquetFile(file.path)
+        opened = import_module("pyarrow.parquet").ParquetFile(file.path, page_checksum_verification=True)
+        facts = opened.metadata
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        for column in (group.column(place) for group in groups for place in range(group.num_columns)):
+            check_unpacked(column.total_uncompressed_size, column.total_compressed_size)
+        return opened
     except errors as error:
         raise DataError(f"{file}: not a readable .parquet ({first_line(error)}); fetch it again") from None
 

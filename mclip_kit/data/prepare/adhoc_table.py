@@ -114,7 +114,7 @@ def _captions_of_another_form(file: File, form: Table) -> str | None:
         return None
     try:
         content = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None  # not one object a line
     content = content if content is not None else file.json()
     images = content.get("images") if isinstance(content, dict) else None

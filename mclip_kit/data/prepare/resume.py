@@ -18,7 +18,7 @@ from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.writer import side_prefixes
-from mclip_kit.errors import DataError
+from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.files import hash_files
 from mclip_kit.layout import BITEXT, MANIFEST
 
@@ -67,17 +67,21 @@ def check_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         found = {key: manifest.get(key) for key in wanted}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, *MALFORMED):
         raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out") from None
     if _without_prose(found) != _without_prose(wanted):
         raise DataError(f"{out}: prepared from another declaration or source; remove it or choose another --out")
-    sources = [path for path in manifest.get("sources", {}) if os.path.exists(path)]  # others may have been removed
-    for path, stamp in file_stamps(map(Path, sources)).items():
-        if stamp != manifest["sources"][path]:
+    try:
+        known, files = dict(manifest.get("sources", {})), list(manifest["files"])
+        sources = file_stamps(Path(path) for path in known if os.path.exists(path))  # others may have been removed
+        lost = next((out / name for name in files if not (out / name).is_file()), None)
+    except MALFORMED:
+        raise DataError(f"{out / MANIFEST}: damaged; remove {out} and prepare it again") from None
+    for path, stamp in sources.items():
+        if stamp != known[path]:
             raise DataError(f"{path}: has changed since {out} was prepared; remove {out} or choose another --out")
-    for name in manifest["files"]:
-        if not (out / name).is_file():
-            raise DataError(f"{out / name}: missing; remove {out} and prepare it again")
+    if lost:
+        raise DataError(f"{lost}: missing; remove {out} and prepare it again")
     return manifest
 
 
@@ -86,7 +90,7 @@ def resume(folder: Path, wanted: dict[str, Any]) -> Progress | None:
 
     Otherwise the folder is emptied, and the result is None.
     """
-    with suppress(OSError, ValueError):
+    with suppress(OSError, *MALFORMED):
         progress: Progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         same = _without_prose(progress["wanted"]) == _without_prose(wanted)
         unchanged = progress["sources"] == file_stamps(map(Path, progress["sources"]))

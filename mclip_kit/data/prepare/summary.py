@@ -10,13 +10,26 @@ from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.leakage import known_overlaps, leaks_of
 from mclip_kit.data.prepare.bitext_writer import remedy
 from mclip_kit.data.unknown import check_unknown
+from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
 
 MANY_LANGUAGES = 20  # of more, only the number is printed, and the fewest and most captions or pairs
 
 
 def describe(folder: Path, manifest: dict[str, Any]) -> str:
-    """What a prepared folder holds and lacks, its licences, and the test sets that it shares items with."""
+    """What a prepared folder holds and lacks, its licences, and the test sets that it shares items with.
+
+    Raises:
+        DataError: the manifest, or a file with fingerprints, is damaged.
+    """
+    try:
+        return _describe(folder, manifest)
+    except MALFORMED as error:
+        what = f"{folder / MANIFEST}: damaged ({first_line(error)})"
+        raise DataError(f"{what}; remove {folder} and prepare it again") from None
+
+
+def _describe(folder: Path, manifest: dict[str, Any]) -> str:
     counts = manifest["counts"]
     lines = [f"{folder}: {counts['images']:,} pictures{_in_brackets(counts['splits'])}"]
     for split, languages in counts["captions"].items():
@@ -130,7 +143,7 @@ def _prepared(folder: Path) -> dict[str, str]:
             pairs = sum(sum(split.values()) for split in counts["sentence_pairs"].values())
             captions = sum(sum(split.values()) for split in counts["captions"].values())
             name = manifest["corpus"]["name"] or path.parent.name
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, *MALFORMED):
             continue  # written by another program, or by an earlier version
         found[name] = f"{path.parent} ({counts['images']:,} pictures, {captions:,} captions, {pairs:,} sentence pairs)"
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_kit.data.leakage import Leak
-from mclip_kit.errors import DataError, first_line
+from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.evaluate.base import Metric
 from mclip_kit.evaluate.folders import result_files
 from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
@@ -108,7 +108,7 @@ def read_results(file: Path) -> dict[str, Any]:
             _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
         _ = "".join(whole[key] for key in ("data", "task", "split", "protocol"))
         return whole
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise DataError(f"{file}: damaged ({first_line(error)}); run mclip-kit eval again") from None
 
 

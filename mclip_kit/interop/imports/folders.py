@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
-from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.interop.facts import front_matter
 from mclip_kit.layout import README
 from mclip_kit.models.hub import MissingWeights, hub_answers
@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise CheckpointError(f"{path}: missing") from None
-    except ValueError as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{path}: damaged: {first_line(error)}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: contains a {type(found).__name__}, not settings by name")

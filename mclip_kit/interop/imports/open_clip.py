@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from mclip_kit.config.model import Pictures, TextCleaning
-from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.interop.imports.folders import languages, read_json
 from mclip_kit.interop.imports.source import (
     Head,
@@ -123,5 +123,5 @@ def _own_facts(model: MultilingualClip, path: Path) -> None:
     try:
         cleaning: TextCleaning = TypeAdapter(TextCleaning).validate_python(facts["text_cleaning"])
         model.text_cleaning, model.clip[0].pictures = cleaning, Pictures.model_validate(facts["pictures"])
-    except (ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{path}: mclip_kit: not what an export says ({first_line(error)})") from None

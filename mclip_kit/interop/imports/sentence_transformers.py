@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, CLIPVisionModel
 
-from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.interop import sentence_transformers as export
 from mclip_kit.interop.imports.folders import folder_of, languages, read_json, read_weights
 from mclip_kit.interop.imports.source import (
@@ -126,7 +126,7 @@ def _routes(folder: Path) -> dict[str, list[Module]]:
 def _read_list(path: Path) -> list[Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{path}: damaged: {first_line(error)}") from None
     return found if isinstance(found, list) else []
 

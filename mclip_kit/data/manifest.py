@@ -1,0 +1,77 @@
+"""The hashes in a prepared folder's manifest: a file that is read must be the one that was prepared."""
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+
+from mclip_kit.errors import MALFORMED, DataError, first_line
+from mclip_kit.files import hash_files
+from mclip_kit.layout import MANIFEST
+
+_known: dict[Path, tuple[int, ...]] = {}  # files that were compared by this process -> their size and times
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Compare files of a prepared folder with the hashes in its manifest.
+
+    Files that the manifest does not have, and folders without a manifest (of fairseq-preprocess), are not compared.
+    A process reads a file once for this, unless it changes.
+
+    >>> check_files(Path("data/emoji"), ["captions.tsv"])
+
+    Args:
+        folder: the prepared folder.
+        names: paths of the files in it.
+    Raises:
+        DataError: the manifest is damaged, or a file is not as it was prepared.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    hashes = _hashes(path)
+    files = {folder / name: hashes[name] for name in names if name in hashes and (folder / name).is_file()}
+    left = [file for file in files if _known.get(file.absolute()) != _stamp(file)]
+    for file, found in zip(left, hash_files(left), strict=True):
+        if found != files[file]:
+            raise DataError(
+                f"{file}: damaged or edited, it is not what was prepared; prepare the corpus again, or, if you edited "
+                f'it, remove its line under "files" in {path}'
+            )
+        _known[file.absolute()] = _stamp(file)
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """Name -> SHA-256 of each file that a manifest lists."""
+    try:
+        return {str(name): str(value) for name, value in dict(json.loads(path.read_bytes()).get("files") or {}).items()}
+    except (OSError, *MALFORMED) as error:
+        raise DataError(f"{path}: damaged ({first_line(error)}); prepare the corpus again") from None
+
+
+def identity(folder: Path) -> str:
+    """A hash of what a folder of captions, or one of parallel sentences, has, as its manifest says.
+
+    Of a folder that fairseq-preprocess wrote, which has none: of its dictionaries, its indices and its sizes.
+
+    >>> len(identity(Path("data/emoji")))
+    64
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
+    facts: list[tuple[str, str]] = []
+    for path, inside in ((folder / MANIFEST, ""), (folder.parent / MANIFEST, f"{folder.name}/")):
+        if path.is_file() and not facts:
+            facts = sorted((name, value) for name, value in _hashes(path).items() if name.startswith(inside))
+    for file in sorted(folder.glob("*.*")) if not facts else ():
+        if file.suffix == ".idx" or file.name.startswith("dict."):
+            facts.append((file.name, hash_files([file])[0]))
+        elif file.suffix == ".bin":
+            facts.append((file.name, str(file.stat().st_size)))
+    return sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
