@@ -45,6 +45,12 @@ def search(squares: Path, colours: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def address(search: Search) -> Iterator[str]:
+    with served(search) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def served(search: Search) -> Iterator[str]:
     """The page, served on a free port of this machine."""
     server = uvicorn.Server(uvicorn.Config(build_page(search), host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -52,9 +58,11 @@ def address(search: Search) -> Iterator[str]:
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -246,3 +254,18 @@ def test_a_picture_that_was_deleted_is_told(search: Search, squares: Path, colou
     assert client.get("/texts", params={"q": "rot"}).status_code == 200
     for place in ("/picture/3", "/like/3"):
         assert "moved or deleted" in client.get(place).json()["sentence"]
+
+
+def test_markup_in_names_and_captions_is_text(browser: Any, search: Search, tmp_path: Path) -> None:
+    markup = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
+    for name, caption in (("a", markup), (markup.replace("/", ""), "")):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption)
+    embed_pictures(search.model, tmp_path, tmp_path / "embeddings")
+    build(tmp_path / "embeddings", tmp_path / "index")
+    with served(Search(tmp_path / "index", search.model)) as address, opened(browser, address) as tab:
+        tab.keyboard.type(markup)
+        tab.keyboard.press("Enter")
+        assert markup in names(tab)
+        assert tab.evaluate("window.hacked") is None
+        assert f"pictures for: {markup}" in tab.inner_text("[role=status]")

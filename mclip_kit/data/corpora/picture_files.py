@@ -195,7 +195,7 @@ class PictureFiles:
                 kind = kind or ("" if spell is split_path else "loose")
                 return self._path(found[0]) if len(found) == 1 else found, kind
         if outside:
-            where = " and ".join(map(str, self._bases))
+            where = " and ".join(dict.fromkeys(map(str, self._bases)))
             raise DataError(f"picture {name!r}: leads out of {where}; write its whole path, {direct}")
         return None, ""
 

@@ -107,6 +107,7 @@ def read_results(file: Path) -> dict[str, Any]:
             _ = item["model"], item["baseline"], item["language"], item["metric"]
             _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
         _ = "".join(whole[key] for key in ("data", "task", "split", "protocol"))
+        _joined([whole])
         return whole
     except MALFORMED as error:
         raise DataError(f"{file}: damaged ({first_line(error)}); run mclip-kit eval again") from None
