@@ -18,7 +18,7 @@ from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search import embed, pictures
 from mclip_kit.search.embed import embed_pictures, embed_texts
 from mclip_kit.search.sheet import open_hit
-from tests import tiny
+from tests import processes, tiny
 from tests.features.tables import killed_after
 from tests.interop.models import build
 
@@ -129,8 +129,23 @@ def test_what_was_embedded_before_is_not_embedded_again(model, colours, tmp_path
             np.testing.assert_array_equal(before[key], vector_D)
 
 
-def test_killed_while_it_embeds_and_started_again_it_writes_the_same_files(model, colours, tmp_path, monkeypatch):
+def test_several_processes_embed_into_one_folder(model, colours, tmp_path):
+    model.save(tmp_path / "model")
+    words = ["embed", tmp_path / "model", "--images", colours, "--workers", "0", "--out"]
+    for name, ranks in (("alone", 1), ("together", 2)):
+        done = processes.run(processes.command, *map(str, words), str(tmp_path / name), ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("vectors of 96 pictures") == 1
+    (alone, rows), (together, others) = (read(tmp_path / name) for name in ("alone", "together"))
+    assert rows == others
+    np.testing.assert_allclose(alone, together, atol=2e-7)
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_killed_while_it_embeds_and_started_again_it_writes_the_same_files(kind, model, colours, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "BLOCK", 10)
+    if kind == "shards":
+        colours = shards(colours, tmp_path / "shards")
     embed_pictures(model, colours, tmp_path / "whole")
     draw, codes = random.Random(0), []
     while len(codes) < 10:
