@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mclip_kit.errors import DataError, first_line
+
 
 @dataclass(frozen=True)
 class ExtractionJob:
@@ -50,7 +52,20 @@ def load_batches(batches: list[np.ndarray], job: ExtractionJob) -> Iterator[tupl
     workers, inputs = min(job.workers, len(batches)), _Inputs(batches, job.load)
     if not workers:
         return (inputs[number] for number in range(len(inputs)))
-    return iter(DataLoader(inputs, batch_size=None, num_workers=workers, generator=torch.Generator()))
+    return _alive(DataLoader(inputs, batch_size=None, num_workers=workers, generator=torch.Generator()))
+
+
+def _alive(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader; DataError if one of its worker processes was killed."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            f"a process that decodes pictures was killed, perhaps because the memory is full ({first_line(error)}); "
+            "set cache.workers=0, or --workers 0"
+        ) from None
 
 
 def first_of_each(keys_N2: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from mclip_kit.train.callbacks.collapse_monitor import CollapseMonitor
 from mclip_kit.train.callbacks.early_stopping import EarlyStopping
 from mclip_kit.train.callbacks.ema import Ema
 from mclip_kit.train.callbacks.evaluate import Evaluate
+from mclip_kit.train.callbacks.health import Health
 from mclip_kit.train.callbacks.logger import Logger
 from mclip_kit.train.callbacks.nonfinite_guard import NonfiniteGuard
 from mclip_kit.train.callbacks.wise_ft import WiseFt
@@ -18,6 +19,7 @@ CALLBACKS: list[type[Callback]] = [
     EarlyStopping,
     Evaluate,  # calls `after_evaluation` of all
     WiseFt,
+    Health,
     Checkpointer,  # last: what the others do after a step or a stage is done again if the run is killed before it
 ]
 
