@@ -132,7 +132,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def _is_left(path: Path, pid: int, where: str, hours: float) -> bool:
     if where == place():
-        return not is_alive(pid)
+        return not is_alive(pid, path.lstat().st_ctime)
     with suppress(OSError):
         changed = max(file.lstat().st_mtime for file in (path, *path.rglob("*")))
         return time.time() - changed > hours * 3600

@@ -16,6 +16,7 @@ from pathlib import Path
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import BusyError
 
+CLOCKS = 2.0  # seconds by which the clocks of a file system and of processes may differ
 POLL = 0.02  # seconds between two attempts to get a lock that another process holds
 PATIENCE = 0.5  # seconds in which a process that has got a lock writes that it has it
 OTHER = "wait for it, or choose another --out"
@@ -135,13 +136,20 @@ def place() -> str:
     return hashlib.blake2b("\0".join(facts).encode(), digest_size=4).hexdigest()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine lives; one that has ended and that its parent did not ask for does not."""
+def is_alive(pid: int, at: float | None = None) -> bool:
+    """Whether a process of this machine lives; one that has ended and that its parent did not ask for does not.
+
+    Args:
+        pid: its number, which another process may have got since.
+        at: a time at which the wanted one lived; one that has started later is another.
+    """
     if os.name == "nt":  # there, signal 0 would end it
         return True
     try:
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+        facts = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        started = int(facts[19]) / os.sysconf("SC_CLK_TCK") - time.clock_gettime(time.CLOCK_BOOTTIME) + time.time()
+        return facts[0] not in (b"Z", b"X") and (at is None or started <= at + CLOCKS)
     except ProcessLookupError:
         return False
     except OSError:  # a process of another user, or a system without /proc
