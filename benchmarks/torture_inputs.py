@@ -4,7 +4,8 @@
 
 Writes small real inputs of every kind that the product reads (torture_kinds.py), damages a copy of one (mutations.py)
 and lets the product's own function read it, again and again, in forked processes that may take 2 GiB more than they
-have and 10 seconds of a processor an input. Of every 20 inputs one goes through the command line, if there is a quick command.
+have and 10 seconds of a processor an input. Of every 20 inputs one goes through the command line, if there is a quick
+command.
 
 An input ends well if it is read, or refused by one of the product's errors. It ends badly by another class of error, a
 crash, a hang, too much memory, or where there are checksums (model folder, cache, compressed files) if something else
@@ -44,6 +45,7 @@ GOAL = 1.0
 SECONDS, MEMORY = 10.0, 2 << 30
 PROCESSES = 2
 COMMANDS = 20  # one of so many inputs goes through the command line
+CHANGED = ("flip", "numbers", "zeros")  # bytes that are others
 GOOD = ("read", "refused")
 FORK = multiprocessing.get_context("fork")
 
@@ -79,10 +81,15 @@ def one(
     (shutil.copytree if kind.place.is_dir() else shutil.copy)(kind.place, place)
     damaged = target(place, kind, draw)
     what = f"{damaged.relative_to(folder)}: {mutate(damaged, draw)}"
+    raw = what.count(": ") == 1 and what.rpartition(": ")[2] in CHANGED
     words = kind.command(place) if kind.command and draw.randrange(COMMANDS) == 0 else None
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        return name, what, _command(words) if words else _read(kind, place, whole.get(name))
+        return (
+            name,
+            what,
+            _command(words) if words else _read(kind, place, whole.get(name) if raw or kind.exact != "raw" else None),
+        )
     except Hang:
         return name, what, ("hang", f"more than {SECONDS:g} s")
     finally:

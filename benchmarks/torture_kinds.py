@@ -92,14 +92,14 @@ class Kind(NamedTuple):
         place: the file or the folder, whole.
         files: names of the files that are damaged, as patterns in the folder; empty: the file itself.
         read: reads it as the product does; what it returns is compared if
-        exact: what a damaged one gives must be what the whole one gives: it has checksums.
+        exact: what a damaged one gives must be what the whole one gives: it has checksums. `raw`: of bytes alone.
         command: the command line that reads it, if there is a quick one.
     """
 
     place: Path
     files: tuple[str, ...]
     read: Callable[[Path], Any]
-    exact: bool = False
+    exact: bool | str = False
     command: Callable[[Path], list[str]] | None = None
 
 
@@ -255,27 +255,28 @@ def kinds(base: Path) -> dict[str, Kind]:
         prepare(found, _out(path), spm, Source(path, None, found.obtain), workers=1)
         return [file.read_bytes() for file in sorted(_out(path).rglob("*.txt"))]
 
-    def of_data(path: Path) -> None:
+    def of_data(path: Path) -> Any:
         name, tree = adhoc.declare([], table, None, None, [])
         summary.list_corpora(path.parent)
         summary.describe(path, prepare(parse(tree, Corpus, name), path, source=Source(base)))
         captions = read_captions(path)
-        captions.select("train")
-        captions.gallery("valid")
         for row in range(len(captions.names)):
             read_or_refuse(lambda row=row: captions.picture(row))
+        columns = (captions.names, captions.languages, captions.splits, captions.texts)
+        return captions.select("train"), captions.gallery("valid"), [list(column) for column in columns]
 
-    def of_bitext(path: Path) -> None:
+    def of_bitext(path: Path) -> Any:
         summary.describe(path, prepare(corpus, path, None, Source(lines, None, corpus.obtain)))
-        bitext = open_bitext(path / "bitext")
+        bitext, found = open_bitext(path / "bitext"), []
         known = len(bitext.pieces("en")) + 5
         for split in sorted(bitext.splits):
             for pair in bitext.pairs(split):
                 for side in bitext.read(split, *pair, 32):
                     for row in range(len(side.tokens)):
                         torch.zeros(known, 1)[torch.from_numpy(side.tokens[row]).long()]  # as an encoder reads them
-                        _ = side.texts[row]
+                        found.append((side.tokens[row], side.texts[row]))
         leakage.leaks_of(path)
+        return found
 
     def of_cache(path: Path) -> Any:
         found = []
@@ -305,8 +306,8 @@ def kinds(base: Path) -> dict[str, Kind]:
         checkpoint.check_folder(path, wanted, resume=True)
         leakage.read_json(path / "leakage.json")
 
-    def of_index(path: Path) -> None:
-        mclip_kit.Search(path, model).texts(["rot"])
+    def of_index(path: Path) -> Any:
+        return mclip_kit.Search(path, model).texts(["rot"])
 
     def of_clip(path: Path) -> None:
         clip = build_clip(f"local-dir:{path}")
@@ -335,7 +336,7 @@ def kinds(base: Path) -> dict[str, Kind]:
         "declaration": Kind(
             lines, ("own.yaml",), of_lines, False, lambda p: ["prepare", f"{p}/own.yaml", "--out", f"{p}.o"]
         ),
-        "zip": Kind(lines, ("source.zip",), of_lines),
+        "zip": Kind(lines, ("source.zip",), of_lines, "raw"),
         "folder": Kind(base / "folder", ("*.jsonl", "*.txt", "*.json", "*.png"), of_folder),
         "shards": Kind(
             base / "00000.tar", (), of_shards, False, lambda p: ["prepare", "--webdataset", str(p), "--out", f"{p}.o"]
@@ -344,11 +345,11 @@ def kinds(base: Path) -> dict[str, Kind]:
             base / "data",
             ("*.tsv", "*.json", "fingerprints/*"),
             of_data,
-            False,
+            True,
             lambda p: ["prepare", "--list", "--out", f"{p}"],
         ),
         "bitext": Kind(
-            base / "lines.data", ("bitext/*.bin", "bitext/*.idx", "bitext/*.txt", "manifest.json"), of_bitext
+            base / "lines.data", ("bitext/*.bin", "bitext/*.idx", "bitext/*.txt", "manifest.json"), of_bitext, True
         ),
         "vocabulary": Kind(spm, (), lambda path: XlmrTokenizer(path).encode(["a red square"])),
         "cache": Kind(
@@ -359,7 +360,7 @@ def kinds(base: Path) -> dict[str, Kind]:
             lambda p: ["cache", "ls", "--root", str(p)],
         ),
         "checkpoint": Kind(run_folder / "checkpoints" / "last.pt", (), lambda path: vars(checkpoint.read(path))),
-        "weights": Kind(base / "weights.pt", (), read_pickle),
+        "weights": Kind(base / "weights.pt", (), read_pickle, "raw"),
         "model": Kind(model_folder, weights, of_model, True),
         "translator": Kind(
             base / "translator", ("translator.json", *weights), lambda path: load_translator(path).state_dict(), True
@@ -375,7 +376,7 @@ def kinds(base: Path) -> dict[str, Kind]:
             lambda p: ["report", str(p), "--out", f"{p}.html"],
         ),
         "vectors": Kind(base / "vectors", ("*.json", "*/*.npy", "*/*.parquet"), lambda path: build(path, _out(path))),
-        "index": Kind(base / "index", ("*",), of_index),
+        "index": Kind(base / "index", ("*",), of_index, True),
     }
 
 

@@ -166,14 +166,6 @@ def test_whole_paths_and_names_that_come_back_are_those_of_the_user(here: Path) 
     assert read_captions("out").files == [outside, here / "b.png"]
 
 
-def test_a_name_that_leads_out_is_found_where_its_end_fits(here: Path) -> None:
-    (here / "pictures").mkdir()
-    Image.new("RGB", (8, 8)).save("pictures/secret.txt", "PNG")
-    done = CliRunner().invoke(cli, ["prepare", "--pairs", str(table("../secret.txt")), "--out", "out"])
-    assert done.exit_code == 0, done.output
-    assert read_captions("out").files == [here / "pictures" / "secret.txt"]
-
-
 def png(width: int, height: int, lines: bytes) -> bytes:
     """A picture of 1 bit a pixel, from packed lines."""
 

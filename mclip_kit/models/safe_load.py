@@ -58,7 +58,7 @@ def read_pickle(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: missing")
     with _unpacked(path) as unpacked:
         try:
-            _check_whole(unpacked)
+            check_whole(unpacked)
             if _is_torchscript(unpacked):
                 return _script_weights(unpacked)
             with plain_values():
@@ -121,7 +121,7 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield unpacked
 
 
-def _check_whole(path: Path) -> None:
+def check_whole(path: Path) -> None:
     """ValueError if a zip is a bomb, or a checksum in it is not that of its content; PyTorch does not look at them."""
     if zipfile.is_zipfile(path):
         check_zip(path)
