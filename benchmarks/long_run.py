@@ -64,7 +64,9 @@ def main() -> None:
     late = step > step[-1] / 5
     slope_memory, slope_files = (np.polyfit(step[late] / 1000, column[late], 1)[0] for column in (memory, opened))
     print(f"{step[-1]:,.0f} steps, {evaluations} evaluations")
-    print(f"{memory[late][0]:.1f} MB at one fifth, {memory[-1]:.1f} MB at the end, {slope_memory:+.2f} MB per 1,000 steps")
+    print(
+        f"{memory[late][0]:.1f} MB at one fifth, {memory[-1]:.1f} MB at the end, {slope_memory:+.2f} MB per 1,000 steps"
+    )
     print(f"{opened[-1]:.0f} open files, {slope_files:+.3f} per 1,000 steps")
     last_line("long_run", memory[late][0] / memory[-1], GOAL)
 

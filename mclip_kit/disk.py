@@ -21,7 +21,7 @@ ADVICE = {
 """Error that only a disk gives -> what to do."""
 NAMED = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.ENOTDIR), PLACE),
-    errno.ENOENT: f"a folder was removed meanwhile; {AGAIN.removeprefix('then ')}",
+    errno.ENOENT: f"a file or folder was removed meanwhile; {AGAIN.removeprefix('then ')}",
 }
 """Errors that mean the same if they name the file that is written -> what to do."""
 SHORT = re.compile(
@@ -59,11 +59,12 @@ def disk_failure(error: Exception, path: Path) -> str | None:
         return None
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError) and error.filename is not None:
-        named = Path(os.fsdecode(error.filename)).absolute()
-        if path.absolute().parent not in named.parents:
+        named, parent = Path(os.fsdecode(error.filename)).absolute(), path.absolute().parent
+        if parent not in (named, *named.parents):
             return None
-        ours = named.relative_to(path.absolute().parent).parts[0].startswith((path.name, hidden))
-        if ours and number in NAMED and (number != errno.ENOENT or not named.parent.exists()):
+        first = "" if named == parent else named.relative_to(parent).parts[0]
+        ours = named == parent or first.startswith((path.name, hidden))
+        if ours and number in NAMED and (number != errno.ENOENT or first != path.name):  # that may be read, too
             return f"{error.strerror}; {NAMED[number]}"
     text = str(error)
     for code, advice in ADVICE.items():

@@ -173,7 +173,7 @@ def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
             os.rmdir(temporary.parent)
             temporary.write_bytes(b"a")
 
-    with pytest.raises(DiskError, match=r"run/last.pt: cannot be written: No such file or directory; a folder was rem"):
+    with pytest.raises(DiskError, match=r"run/last.pt: cannot be written: No such file or directory; a file or folder"):
         write()
 
 

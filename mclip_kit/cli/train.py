@@ -9,7 +9,7 @@ import click
 from mclip_kit import layout
 from mclip_kit.cli.common import FOLDER, SET
 from mclip_kit.disk import check_writable
-from mclip_kit.errors import RecipeError
+from mclip_kit.errors import DataError, RecipeError
 
 
 @click.command()
@@ -82,4 +82,8 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     run = Run(checked, out or Path("runs", Path(recipe).stem), resume=True)
     run.accelerator.print(run.describe(), flush=True)
     run.extract()
+    if run.cache.refused:
+        raise DataError(
+            f"{'; '.join(run.cache.refused)}: not kept; free some space, or set cache.folder, and run it again"
+        )
     run.accelerator.print(f"{run.cache.root}: filled; train with: mclip-kit train {recipe}", flush=True)

@@ -35,6 +35,7 @@ class FeatureCache:
 
     Attributes:
         trained: towers that are trained; their features are not kept, because they change with every step.
+        refused: why features are not kept for which the disk has no room.
         weights: tower -> hash of its weights, for those that were asked for.
     """
 
@@ -53,6 +54,7 @@ class FeatureCache:
         self.rank, self.world_size, self.tokens = rank, world_size, tokens
         self.workers, self.log = workers, log
         self.trained: frozenset[str] = frozenset()
+        self.refused: list[str] = []
         self.weights: dict[str, str] = {}
         self._temporary = temporary_directory()
         self._tables: dict[str, Table] = {}
@@ -60,6 +62,11 @@ class FeatureCache:
     def is_persistent(self, tower: str) -> bool:
         """Whether features of a tower are kept for later runs."""
         return self.root is not None and tower not in self.trained
+
+    def do_without(self, error: Exception) -> None:
+        """Say that features for which there is no room are computed in every step."""
+        self.refused.append(str(error))
+        self.log(f"{error}: computed in every step instead")
 
     @property
     def file_hashes(self) -> Path:

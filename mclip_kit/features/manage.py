@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,20 +54,26 @@ def list_tables(root: Path) -> list[TableInfo]:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name a cache with --root")
-    return sorted((_read_table(path.parent) for path in root.glob("[!.]*/table.json")), key=lambda table: table.used)
+    found = (_read_table(path.parent) for path in root.glob("[!.]*/table.json"))
+    return sorted(filter(None, found), key=lambda table: table.used)
 
 
-def _read_table(folder: Path) -> TableInfo:
+def _read_table(folder: Path) -> TableInfo | None:
+    """None if another process removes the table meanwhile."""
     path = folder / "table.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         kind, source, weights, precision = (str(facts[name]) for name in ("kind", "named", "weights", "precision"))
         item_format = ItemFormat(int(facts["width"]), facts["dtype"])
+        used = path.stat().st_mtime
+        rows = sum(_rows(shard) for shard in shard_folders(folder))
+    except FileNotFoundError:
+        return None
     except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: damaged ({error}); remove its folder: features are computed again") from None
-    rows = sum(_rows(shard) for shard in shard_folders(folder))
-    size = sum(_size(file) for file in folder.rglob("*"))
-    return TableInfo(folder, kind, source, weights, precision, item_format, rows, size, path.stat().st_mtime)
+    # not rglob, which fails when a run that fills the table renames a folder meanwhile
+    size = sum(_size(Path(place, file)) for place, _, files in os.walk(folder) for file in files)
+    return TableInfo(folder, kind, source, weights, precision, item_format, rows, size, used)
 
 
 def _rows(shard: Path) -> int:
@@ -87,10 +94,9 @@ def _size(path: Path) -> int:
 
 def verify(tables: Sequence[TableInfo]) -> Iterator[Path]:
     """Read every shard, remove the damaged ones and yield their folders."""
-    shards = [(table, folder) for table in tables for folder in shard_folders(table.folder)]
+    shards = [(table, folder) for table in tables if table.folder.is_dir() for folder in shard_folders(table.folder)]
     for table, folder in tqdm(shards, "verify", unit="shard", leave=False):
-        if not is_sound(folder, table.item_format):
-            remove_damaged(folder, table.item_format)
+        if not is_sound(folder, table.item_format) and remove_damaged(folder, table.item_format):
             yield folder
 
 
@@ -118,7 +124,8 @@ def select_for_removal(
 
 def remove(table: TableInfo) -> None:
     """Remove a table; if the removal is interrupted, what is left is hidden, and the next removal deletes it."""
-    hidden = temporary_name(table.folder)
-    os.replace(table.folder, hidden)
+    hidden = temporary_name(table.folder.with_name(f"{table.folder.name}-{time.time_ns()}"))
+    with suppress(FileNotFoundError):  # another process removes it
+        os.replace(table.folder, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
     remove_leftovers(table.folder.parent)

@@ -37,13 +37,17 @@ def claim_shard(folder: Path) -> Iterator[bool]:
         yield mine and not whole
 
 
-def remove_damaged(folder: Path, item_format: ItemFormat) -> None:
-    """Remove a damaged shard, unless another process has removed it or computed it again meanwhile."""
+def remove_damaged(folder: Path, item_format: ItemFormat) -> bool:
+    """Remove a damaged shard; False if another process has removed it or computed it again meanwhile."""
+    if not folder.exists():  # a lock would make its table's folder again
+        return False
     with locked(folder, wait=True) as mine:
         if mine and folder.exists() and not is_sound(folder, item_format):
             shutil.rmtree(part_folder(folder), ignore_errors=True)
             os.replace(folder, part_folder(folder))  # one step: a removal that is killed leaves an unfinished shard
             shutil.rmtree(part_folder(folder))
+            return True
+    return False
 
 
 class ShardWriter:

@@ -6,9 +6,11 @@ TABLE/index-NAMES.bin  where each key is, see index.py; written again when there
 TABLE/.NAME.lock       while a process fills or removes a shard, see locks.locked; empty
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from mclip_kit.progress import tqdm
 
 SHARD_BYTES = 256 << 20
 FULL = 0.95  # part of the free disk that features may take
+REMOVED = "features were removed during the run; run again, or use --resume"
 PATIENCE = 0.2  # seconds between two looks at shards that other processes fill
 
 
@@ -62,14 +65,26 @@ class Table:
     def unreadable(self, rows: np.ndarray) -> np.ndarray:
         """Which rows have no features because their input could not be read; bool (N,)."""
         bad_N, shard_N = np.zeros(len(rows), bool), rows >> BITS
-        for number in np.unique(shard_N):
-            mine = shard_N == number
-            bad_N[mine] = self._shard(number).unreadable_N[rows[mine] & LOCAL]
+        with self._while_it_is_there():
+            for number in np.unique(shard_N):
+                mine = shard_N == number
+                bad_N[mine] = self._shard(number).unreadable_N[rows[mine] & LOCAL]
         return bad_N
+
+    @contextmanager
+    def _while_it_is_there(self) -> Iterator[None]:
+        """DataError if `cache prune`, or a person, removes what the block reads."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError) as error:  # the second: it went while it was made
+            named = Path(os.fsdecode(error.filename or "")).absolute()
+            if self.folder.absolute() not in (named, *named.parents):
+                raise
+            raise DataError(f"{self.folder}: {REMOVED}") from None
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
-            raise DataError(f"{self.folder}: features were removed during the run; run again, or use --resume")
+            raise DataError(f"{self.folder}: {REMOVED}")
         return self._shards[number]
 
     def _open(self) -> None:
@@ -77,6 +92,10 @@ class Table:
 
         A shard keeps its number while the table is open, so rows that were found before stay valid.
         """
+        with self._while_it_is_there():
+            self._open_all()
+
+    def _open_all(self) -> None:
         shards: list[Shard] = []
         for folder in shard_folders(self.folder):
             try:
@@ -112,7 +131,8 @@ class Table:
         out = np.empty((int(starts_N[-1]), self.item_format.width), np.float32)
         for number in np.unique(shard_N):
             mine = np.flatnonzero(shard_N == number)
-            items_ND = self._shard(number).take(bounds_N2[mine, 0], lengths_N[mine])
+            with self._while_it_is_there():
+                items_ND = self._shard(number).take(bounds_N2[mine, 0], lengths_N[mine])
             out[_spans(starts_N[mine], lengths_N[mine])] = items_ND
         return torch.from_numpy(out)
 
@@ -123,7 +143,8 @@ class Table:
         for number in np.unique(shard_N):
             mine = shard_N == number
             local = rows[mine] & LOCAL
-            offsets_N = self._shard(number).offsets_N
+            with self._while_it_is_there():
+                offsets_N = self._shard(number).offsets_N
             bounds_N2[mine] = np.stack([offsets_N[local], offsets_N[local + 1]], 1)
         return bounds_N2
 
@@ -141,6 +162,10 @@ class Table:
             NoRoom: the disk has no room for what is missing; nothing was computed.
             DataError: an output cannot be stored.
         """
+        with self._while_it_is_there():
+            return self._fill(keys_N2, job, rank, world_size)
+
+    def _fill(self, keys_N2: np.ndarray, job: ExtractionJob, rank: int, world_size: int) -> np.ndarray:
         self._verify(keys_N2, quiet=rank > 0)
         missing = first_of_each(keys_N2, np.flatnonzero(self.find(keys_N2) < 0))
         if len(missing):
@@ -150,7 +175,10 @@ class Table:
             self._compute(plan[first:] + plan[:first], keys_N2, job, quiet=rank > 0)
             self._open()
             self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
-        return self.find(keys_N2)
+        rows = self.find(keys_N2)
+        if (rows < 0).any():
+            raise DataError(f"{self.folder}: {REMOVED}")
+        return rows
 
     def _check_room(self, missing: np.ndarray, job: ExtractionJob) -> None:
         items = int(job.sizes_N[missing].sum()) if job.ragged and job.sizes_N is not None else len(missing)

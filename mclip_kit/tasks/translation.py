@@ -137,7 +137,7 @@ class TranslationTask(Task):
         except NoRoom as error:
             if wanted != "auto":
                 raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8, or cache=auto") from None
-            cache.log(f"{error}: computed in every step instead")
+            cache.do_without(error)
             return None
 
     def module(self) -> Translation:

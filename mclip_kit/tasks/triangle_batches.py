@@ -103,7 +103,7 @@ class TriangleBatches(StageBatches):
         except NoRoom as error:
             if self._cache.features != "auto":
                 raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8 for token states, or cache=auto") from None
-            self._towers.cache.log(f"{error}: computed in every step instead")
+            self._towers.cache.do_without(error)
 
     def _leave_out_unreadable(self) -> None:
         features = self._read["image"]

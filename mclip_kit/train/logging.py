@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from mclip_kit import layout
+from mclip_kit.disk import disk_errors
 from mclip_kit.errors import RecipeError
 from mclip_kit.files import write_text
 from mclip_kit.locks import locked
@@ -39,8 +40,9 @@ class Log:
     def write(self, stage_index: int, stage: str, step: int, values: dict[str, Any]) -> None:
         """Append one row; numbers also go to the trackers, under the stage's name."""
         row = {"stage_index": stage_index, "stage": stage, "step": step, **values}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with disk_errors(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
             tracker.log({f"{stage}/{name}": value for name, value in numbers.items()}, step=step)

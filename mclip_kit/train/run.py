@@ -13,6 +13,7 @@ from torch import Tensor
 from mclip_kit import layout
 from mclip_kit.config.recipe import Recipe, dump
 from mclip_kit.data.leakage import as_json, without_fingerprints
+from mclip_kit.disk import disk_errors
 from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
@@ -279,7 +280,8 @@ class Run:
                 model.load_state_dict(tensors)
                 model.trained_languages = self.model.trained_languages
             merge(model.encoder)
-            model.save(folder)
+            with disk_errors(folder):
+                model.save(folder)
             found = images(model.clip[0], folder) if hasattr(model, "clip") else {}
             record(folder, card_facts(self.recipe, self.leaks, found))
 

@@ -3,6 +3,7 @@
 import json
 
 from mclip_kit import layout
+from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.train.callbacks.base import Callback, Progress
@@ -28,7 +29,8 @@ class NonfiniteGuard(Callback):
         row = {"stage": self.at.stage.name, "step": step, "rows": self.at.rows.tolist()}
 
         def add() -> None:
-            with open(run.folder / layout.NONFINITE, "a", encoding="utf-8") as handle:
+            path = run.folder / layout.NONFINITE
+            with disk_errors(path), open(path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
 
         on_main(add)
