@@ -102,7 +102,15 @@ def test_a_cache_table_with_wrong_values_is_damaged(tmp_path: Path, wrong: str) 
     assert refusal(lambda: list_tables(tmp_path)).startswith(f"{tmp_path / 'table' / 'table.json'}: damaged")
 
 
-@pytest.mark.parametrize("wrong", [{"evaluations": [{"dataset": "x"}]}, {"bases": 3}, {"stages": [None]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"evaluations": [{"dataset": "x"}]},
+        {"bases": 3},
+        {"stages": [None]},
+        {"datasets": [{"name": "x", "licences": [{}]}]},
+    ],
+)
 def test_a_damaged_card_says_nothing(tmp_path: Path, wrong: dict[str, object]) -> None:
     (tmp_path / "card.json").write_text(json.dumps({"recipe": "x", **wrong}))
     assert facts_of(tmp_path) == {}
@@ -138,6 +146,19 @@ def test_a_sheet_that_ends_early_is_named(tmp_path: Path) -> None:
             out.writestr(name, content[: len(content) // 2] if "sheet1" in name else content)
     said = refusal(lambda: list(open_table(File(path), Form.model_validate({})).read([])))
     assert said.startswith(f"{path}: not a readable .xlsx")
+
+
+def test_a_zip_with_a_member_without_a_name_is_read(tmp_path: Path) -> None:
+    import zipfile
+
+    from mclip_kit.data.corpora.source import Source
+
+    path = tmp_path / "source.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("no name", "x")
+        archive.writestr("a.txt", "y")
+    path.write_bytes(path.read_bytes().replace(b"no name", b"\0o name"))  # a name ends at its first zero
+    assert [file.member for file in Source(path).files("a.txt")] == ["a.txt"]
 
 
 @pytest.mark.parametrize("file", ["index.faiss", "rows.arrow"])

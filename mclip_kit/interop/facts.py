@@ -42,9 +42,15 @@ class _Evaluation(TypedDict):
     rows: list[_Evaluated]
 
 
+class _Licence(TypedDict):
+    what: Any
+    licence: Any
+    by: Any
+
+
 class _Dataset(TypedDict):
     name: str
-    licences: list[dict[str, Any]]
+    licences: list[_Licence]
 
 
 class _Images(TypedDict):

@@ -258,8 +258,8 @@ def test_a_picture_that_was_deleted_is_told(search: Search, squares: Path, colou
 
 def test_markup_in_names_and_captions_is_text(browser: Any, search: Search, tmp_path: Path) -> None:
     markup = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
-    for name, caption in (("a", markup), (markup.replace("/", ""), "")):
-        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    for name, caption, colour in (("a", markup, "red"), (markup.replace("/", ""), "", "blue")):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(caption)
     embed_pictures(search.model, tmp_path, tmp_path / "embeddings")
     build(tmp_path / "embeddings", tmp_path / "index")

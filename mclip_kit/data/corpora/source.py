@@ -200,7 +200,7 @@ class Source:
         for path in zips:
             try:
                 with zipfile.ZipFile(path) as archive:
-                    members = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+                    members = [entry.filename for entry in archive.infolist() if entry.filename and not entry.is_dir()]
             except BROKEN as error:
                 raise DataError(f"{path}: not a readable zip ({first_line(error)}); fetch it again") from None
             for member in members:
