@@ -359,7 +359,7 @@ def kinds(base: Path) -> dict[str, Kind]:
             True,
             lambda p: ["cache", "ls", "--root", str(p)],
         ),
-        "checkpoint": Kind(run_folder / "checkpoints" / "last.pt", (), lambda path: vars(checkpoint.read(path))),
+        "checkpoint": Kind(run_folder / "checkpoints" / "last.pt", (), lambda path: vars(checkpoint.read(path)), "raw"),
         "weights": Kind(base / "weights.pt", (), read_pickle, "raw"),
         "model": Kind(model_folder, weights, of_model, True),
         "translator": Kind(

@@ -2,7 +2,6 @@
 
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from torch import Tensor
 from mclip_kit import __version__, layout
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
+from mclip_kit.models.safe_load import check_whole
 
 OLDER = re.compile(r"last-([1-9][0-9]*)\.pt")
 
@@ -120,10 +120,7 @@ def read(path: Path) -> TrainState:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch does not look at the checksums that it writes
-        if damaged:
-            raise ValueError(f"the checksum of {damaged} is wrong")
+        check_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if "scales" in content:  # of version 0.1.0
             content["module"] = {f"scales.{name}": scale for name, scale in content.pop("scales").items()}
