@@ -19,6 +19,5 @@ def test_a_worker_that_is_killed_is_said() -> None:
 
     job = ExtractionJob(load=load, run=lambda inputs: inputs, workers=1)
     batches = load_batches([np.array([0, 1]), np.array([2, 3])], job)
-    assert next(batches)[0].tolist() == [0, 1]
     with pytest.raises(DataError, match=r"decodes pictures was killed.*DataLoader worker.*set cache\.workers=0"):
-        next(batches)
+        list(batches)
