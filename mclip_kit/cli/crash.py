@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mclip_kit import __version__
+from mclip_kit.errors import DiskError
 from mclip_kit.files import write_text
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "accelerate", "numpy", "pyarrow", "pydantic", "click")
@@ -27,7 +28,7 @@ def write_report(error: BaseException) -> Path:
         try:
             write_text(folder / name, text.encode(errors="backslashreplace").decode())
             return folder / name
-        except OSError:
+        except (OSError, DiskError):
             continue
     return Path(os.devnull)
 

@@ -120,7 +120,7 @@ def test_nothing_is_left_where_nothing_can_be_written(model, squares, as_files, 
         broken.encoder.get_parameter(next(name for name, _ in broken.encoder.named_parameters()))[:] = torch.nan
     with pytest.raises(CheckpointError, match=r"embedding of text '.*' is non-finite \(NaN or inf\)"):
         export(broken, read_captions(squares), out)
-    assert list(out.parent.iterdir()) == []
+    assert not out.parent.exists()
     export(model, read_captions(squares), out)
     with pytest.raises(CheckpointError, match="exists already"):
         export(model, read_captions(squares), out)
