@@ -46,6 +46,7 @@ from mclip_kit.search.embed import embed_pictures
 from mclip_kit.search.index import build
 from mclip_kit.train import checkpoint
 from mclip_kit.train.logging import read_log
+from mclip_kit.train.resume import check_folder
 
 COLOURS = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb", "black": "schwarz", "grey": "grau"}
 CORPUS = """\
@@ -303,7 +304,7 @@ def kinds(base: Path) -> dict[str, Kind]:
 
     def of_results(path: Path) -> None:
         html.write([html.read(path, read_log(path))], path.parent / "report.html")
-        checkpoint.check_folder(path, wanted, resume=True)
+        check_folder(path, wanted, resume=True)
         leakage.read_json(path / "leakage.json")
 
     def of_index(path: Path) -> Any:
