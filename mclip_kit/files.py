@@ -61,6 +61,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     with disk_errors(folder), hold(folder, remedy=OTHER):
         if folder.is_dir() and os.listdir(folder):  # another process has just finished
             check_new(folder)
+        remove_leftovers(folder.parent)
         part = temporary_name(folder)
         shutil.rmtree(part, ignore_errors=True)  # of an earlier process that had this one's number
         try:
