@@ -12,6 +12,7 @@ import tempfile
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -235,3 +236,15 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(
             writer.communicate()
     write_text(tmp_path / "last.pt", "the next")
     assert not [path for path in tmp_path.glob(".*") if path in living]
+
+
+@pytest.mark.parametrize("whole", [files.write_whole, files.new_folder], ids=["a file", "a folder"])
+def test_each_writer_removes_what_a_killed_one_left_beside_it(whole: Any, tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    left = tmp_path / f".out.{killed.pid}-{locks.place()}.part"
+    left.mkdir()
+    with whole(tmp_path / "out") as part:
+        if not part.exists():
+            part.touch()
+    assert not left.exists()
