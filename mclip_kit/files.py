@@ -160,7 +160,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON with non-ASCII letters as they are; bytes of file names that are not UTF-8 become escapes."""
     content = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_text(path, content.encode(errors="backslashreplace").decode())
+    write_text(path, printable(content))
+
+
+def printable(text: str) -> str:
+    """A text as UTF-8 can hold it: bytes of file names that are not UTF-8 become escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def hash_files(paths: Sequence[Path]) -> list[str]:

@@ -33,22 +33,16 @@ def refusal(read: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def flip(path: Path, place: int = -1) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("file", ["train.en-de.de.bin", "train.en-de.en.txt", "dict.de.txt"])
 def test_a_flipped_bit_of_prepared_text_is_named(data: Path, file: str) -> None:
     open_bitext(data / "bitext").read("train", "en", "de")
-    flip(data / "bitext" / file, 20)
+    tiny.flip(data / "bitext" / file, 20)
     said = refusal(lambda: open_bitext(data / "bitext").read("train", "en", "de"))
     assert said.startswith(f"{data / 'bitext' / file}: damaged or edited")
 
 
 def test_a_flipped_bit_of_fingerprints_is_named(data: Path) -> None:
-    flip(data / "fingerprints" / "train.texts.u64")
+    tiny.flip(data / "fingerprints" / "train.texts.u64")
     assert refusal(lambda: leaks_of(data)).startswith(f"{data / 'fingerprints' / 'train.texts.u64'}: damaged")
 
 
@@ -171,5 +165,5 @@ def test_a_flipped_bit_of_an_index_is_named(tmp_path: Path, file: str) -> None:
     np.save(tmp_path / "vectors" / "img_emb" / "img_emb_0.npy", drawn)
     build(tmp_path / "vectors", tmp_path / "index")
     open_index(tmp_path / "index")
-    flip(tmp_path / "index" / file, 100)
+    tiny.flip(tmp_path / "index" / file, 100)
     assert refusal(lambda: open_index(tmp_path / "index")).startswith(f"{tmp_path / 'index' / file}: damaged")

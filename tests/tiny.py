@@ -86,6 +86,13 @@ def class_folders(folder: Path) -> Path:
     return folder
 
 
+def flip(path: Path, place: int = -1) -> None:
+    """Flip a bit of a file, in the byte at a place."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
 def without_hashes(folder: Path) -> Path:
     """A model folder, translator folder or prepared folder, so that it can be edited: as earlier versions wrote it."""
     names = ("config.json", "translator.json", "manifest.json")

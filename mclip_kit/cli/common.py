@@ -16,15 +16,14 @@ from typing import Any, NoReturn
 
 import click
 
-from mclip_kit.cli.crash import write_report
 from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.data.languages import normalize_language
+from mclip_kit.disk import ADVICE
 from mclip_kit.errors import MclipError, PeerError, RecipeError, first_line
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ANY = click.Path(path_type=Path)
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}  # of files without a name
 FAULT = 70  # EX_SOFTWARE of sysexits.h
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
@@ -81,13 +80,15 @@ def _end(error: Exception | KeyboardInterrupt) -> NoReturn:
         sys.exit(Mistake.exit_code)
     if isinstance(error, MclipError):
         raise Mistake(str(error)) from None
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK):
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in ADVICE):
         raise Mistake(f"{error.filename or 'a file that was being written'}: {error.strerror}") from None
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         raise Mistake(
             f"the memory is full ({first_line(error)}); to train, lower batch_size, or set micro_batch or "
             "checkpointing: true"
         ) from None
+    from mclip_kit.cli.crash import write_report  # here: it reads the versions of packages
+
     click.echo(
         f"Error: an internal fault, {type(error).__name__}: {first_line(error)}; the report {write_report(error)} has "
         "what is needed to find it, and none of your data; finished files are kept",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mclip_kit import __version__
 from mclip_kit.errors import DiskError
-from mclip_kit.files import write_text
+from mclip_kit.files import printable, write_text
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "accelerate", "numpy", "pyarrow", "pydantic", "click")
 RECIPES = (".yaml", ".yml")
@@ -26,7 +26,7 @@ def write_report(error: BaseException) -> Path:
     text = "\n".join([*_facts(), "", "".join(traceback.format_exception(error))])
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         try:
-            write_text(folder / name, text.encode(errors="backslashreplace").decode())
+            write_text(folder / name, printable(text))
             return folder / name
         except (OSError, DiskError):
             continue

@@ -20,9 +20,9 @@ from mclip_kit.data.captions import Captions
 from mclip_kit.data.pictures import to_rgb
 from mclip_kit.disk import check_new
 from mclip_kit.errors import DataError, first_line
-from mclip_kit.files import new_folder, write_text
+from mclip_kit.files import new_folder, printable, write_text
 from mclip_kit.interop.card import Export, write_card
-from mclip_kit.interop.vector_files import IMAGES, ROWS, TEXTS, VectorFiles, digits_of, printable
+from mclip_kit.interop.vector_files import IMAGES, ROWS, TEXTS, VectorFiles, digits_of
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.progress import tqdm
 

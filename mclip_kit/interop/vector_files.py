@@ -109,8 +109,3 @@ class VectorFiles:
 def digits_of(rows: int, most: int = ROWS) -> int:
     """Digits of a file's number, as clip-retrieval pads them."""
     return len(str(max(1, -(-rows // most))))
-
-
-def printable(text: str) -> str:
-    """A text as UTF-8 can hold it: bytes of file names that are not UTF-8 become escapes."""
-    return text.encode(errors="backslashreplace").decode()

@@ -221,7 +221,7 @@ def load_translator(folder: str | Path, verify: bool = True) -> Translator:
     Args:
         verify: compare the files with the hashes in translator.json, as `mclip_kit.load` does.
     Raises:
-        CheckpointError: the folder  folder, or it is damaged.
+        CheckpointError: the folder is not a translator folder, or it is damaged.
     """
     folder = Path(folder)
     try:

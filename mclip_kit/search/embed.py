@@ -32,8 +32,8 @@ from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.files import new_folder, write_json, write_text
-from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles, printable
+from mclip_kit.files import new_folder, printable, write_json, write_text
+from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles
 from mclip_kit.layout import FEATURES
 from mclip_kit.locks import OTHER, hold
 from mclip_kit.models.multilingual_clip import MultilingualClip

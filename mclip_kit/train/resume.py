@@ -16,14 +16,14 @@ from mclip_kit.train.checkpoint import TrainState, checkpoints, newest, versions
 
 HARMLESS = (
     "about",
-    "cache.",
+    "cache",
     "checkpoint_every",
     "checkpoints_kept",
     "evaluation.every_epochs",
     "evaluation.every_steps",
     "trackers",
 )
-"""Keys, or sections with a dot, that decide nothing of what is trained, but where features lie and what is written."""
+"""Keys and sections that decide nothing of what is trained, but where features lie and what is written."""
 
 
 def check_folder(folder: Path, recipe: Recipe, resume: bool) -> list[str]:
@@ -44,7 +44,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> list[str]:
         started.text_cleaning, started.pictures = "none", AS_OPEN_CLIP  # what runs did before the keys
     before, now = (_flat(one.model_dump(mode="json")) for one in (started, recipe))
     changed = sorted(key for key in before | now if before.get(key) != now.get(key))
-    harmful = [key for key in changed if not f"{key}.".startswith(tuple(f"{name.rstrip('.')}." for name in HARMLESS))]
+    harmful = [key for key in changed if not f"{key}.".startswith(tuple(f"{name}." for name in HARMLESS))]
     if harmful:
         inputs = [f"--set {key}={before[key]}" for key in harmful if key.startswith(("pictures", "text_cleaning"))]
         again = f", or continue it with {' '.join(inputs)}" if len(inputs) == len(harmful) else ""

@@ -19,7 +19,7 @@ from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
 from mclip_kit.interop.card import record
 from mclip_kit.interop.origin import images
-from mclip_kit.locks import hold
+from mclip_kit.locks import OTHER, hold
 from mclip_kit.models.lora import merge
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
 from mclip_kit.train import checkpoint, fsdp
@@ -132,8 +132,7 @@ class Run:
             BusyError: another process trains in the folder.
         """
         with ExitStack() as stack:
-            busy = partial(hold, self.folder, "run", "trains there", "wait for it, or choose another --out")
-            on_main(lambda: stack.enter_context(busy()))
+            on_main(lambda: stack.enter_context(hold(self.folder, "run", "trains there", OTHER)))
             return self._train()
 
     def _train(self) -> Path:

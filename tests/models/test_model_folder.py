@@ -38,26 +38,20 @@ def refusal(read: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("file", FILES[1:])
 def test_one_flipped_bit_is_named_with_what_to_do(copy: Path, file: str) -> None:
-    flip(copy / file, -2)
+    tiny.flip(copy / file, -2)
     message = refusal(lambda: load(copy))
     assert message.startswith(f"{copy / file}: damaged or edited")
     assert message.endswith(f'copy the folder again, or, if you edited it, remove "hashes" from {copy / "config.json"}')
 
 
 def test_without_verify_and_without_hashes_the_file_is_used(copy: Path) -> None:
-    flip(copy / "projector.safetensors", -2)
+    tiny.flip(copy / "projector.safetensors", -2)
     tampered = load(copy, verify=False).state_dict()
     assert "hashes" in refusal(lambda: load(copy))
     found = load(tiny.without_hashes(copy)).state_dict()
@@ -121,11 +115,11 @@ def test_hashes_that_are_none_are_refused(copy: Path, wrong: object) -> None:
 def test_a_part_that_is_loaded_alone_is_checked(copy: Path) -> None:
     named_encoder(f"hf:{copy / 'encoder'}")
     build_clip(f"local-dir:{copy / 'clip'}")
-    flip(copy / "encoder" / "model.safetensors", -2)
+    tiny.flip(copy / "encoder" / "model.safetensors", -2)
     for read in (lambda: encoder_within(copy), lambda: named_encoder(f"hf:{copy / 'encoder'}")):
         assert "encoder/model.safetensors: damaged or edited" in refusal(read)
     build_clip(f"local-dir:{copy / 'clip'}")
-    flip(copy / "clip" / "open_clip_model.safetensors", -2)
+    tiny.flip(copy / "clip" / "open_clip_model.safetensors", -2)
     message = refusal(lambda: build_clip(f"local-dir:{copy / 'clip'}"))
     assert "clip/open_clip_model.safetensors: damaged or edited" in message
 
@@ -136,10 +130,10 @@ def test_a_translator_folder_has_hashes_too(squares: Path, tmp_path: Path) -> No
     load_translator(tmp_path)
     for name in ("decoder/model.safetensors", "language_linear.safetensors", "encoder/config.json"):
         held = (tmp_path / name).read_bytes()
-        flip(tmp_path / name, -2)
+        tiny.flip(tmp_path / name, -2)
         assert refusal(lambda: load_translator(tmp_path)).startswith(f"{tmp_path / name}: damaged")
         (tmp_path / name).write_bytes(held)
-    flip(tmp_path / "decoder" / "model.safetensors", -2)
+    tiny.flip(tmp_path / "decoder" / "model.safetensors", -2)
     load_translator(tmp_path, verify=False)
     edit(tmp_path / "translator.json", made_from="someone else")
     assert refusal(lambda: load_translator(tmp_path)).startswith(f"{tmp_path / 'translator.json'}: damaged")

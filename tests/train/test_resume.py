@@ -184,9 +184,7 @@ def test_data_that_changed_under_the_same_name_is_refused(own_data: tuple[Recipe
 def test_damaged_parallel_sentences_are_refused(own_data: tuple[Recipe, Path], tmp_path: Path) -> None:
     _, data = own_data
     file = next((data / "bitext").glob("train.*.bin"))
-    content = bytearray(file.read_bytes())
-    content[-4] ^= 1
-    file.write_bytes(content)
+    tiny.flip(file, -4)
     distill = recipe_of(data, tmp_path, **only_stage(data, 1))
     with pytest.raises(DataError, match=f"{file}: damaged or edited"):
         Run(distill, tmp_path / "another").go()

@@ -23,7 +23,7 @@ from mclip_kit.evaluate.report.results import Report, leak_line
 from mclip_kit.evaluate.report.results import evaluated as evaluated
 from mclip_kit.evaluate.report.results import read as read
 from mclip_kit.evaluate.report.results import read_results as read_results
-from mclip_kit.files import write_text
+from mclip_kit.files import printable, write_text
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "sentencepiece", "numpy")
 SIDE = 112  # pixels of a picture on the page
@@ -35,7 +35,7 @@ CURVES = {"loss": "loss", "score": "validation: the metric that selects the best
 def write(reports: Sequence[Report], path: Path, gallery: Gallery | None = None) -> None:
     """Write the page, whole or not at all; bytes of names that are not UTF-8 are written as escapes."""
     html = render(reports, gallery or Gallery())
-    write_text(path, html.encode(errors="backslashreplace").decode())
+    write_text(path, printable(html))
 
 
 def render(reports: Sequence[Report], gallery: Gallery) -> str:
