@@ -43,6 +43,8 @@ class tqdm(tqdm_bar):
 
     def close(self) -> None:
         """End the bar; a file gets no end of a line that it has no start of."""
+        if not hasattr(self, "start_t"):  # set last: the bar is disabled, or a signal came while it was made
+            return
         if not self.disable and not self.fp.isatty():
             self.fp: Any = io.StringIO()
         super().close()

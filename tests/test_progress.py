@@ -44,6 +44,32 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "\rreading: 100%" in out.getvalue()
 
 
+def test_a_bar_made_in_part_closes_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    class Stopped(tqdm):
+        left = 0
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if not self.left:
+                raise KeyboardInterrupt
+            type(self).left -= 1
+            super().__setattr__(name, value)
+
+    for attributes in range(1000):  # a signal arrives before the attribute of this number
+        Stopped.left = attributes
+        try:
+            bar = Stopped(range(3), file=Terminal())
+        except KeyboardInterrupt:
+            continue
+        Stopped.left = 1000
+        bar.close()
+        break
+    assert 10 < attributes < 999
+    assert not unraisable
+
+
 def test_all_bars_are_these() -> None:
     wrong = [p.name for p in PACKAGE.rglob("*.py") if p.name != "progress.py" and "from tqdm" in p.read_text("utf-8")]
     assert not wrong
