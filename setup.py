@@ -103,7 +103,7 @@ setup(
     packages=[*find_packages(include=["mclip_kit", "mclip_kit.*"]), "mclip_kit.recipes", "mclip_kit.data_prep"],
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
     package_data={
-        "mclip_kit": ["py.typed", "evaluate/report/page.html", "search/page.html", "search/page.js", "search/page.css"],
+        "mclip_kit": ["py.typed", "doctor/starter.yaml.jinja", "evaluate/report/page.html", "search/page.*"],
         "mclip_kit.recipes": ["*.yaml"],
         "mclip_kit.data_prep": ["*.yaml"],
     },

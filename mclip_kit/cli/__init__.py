@@ -1,4 +1,4 @@
-"""The command line: prepare | extract | train | eval | report | import | export | push |
+"""The command line: init | prepare | extract | train | eval | report | import | export | push |
 embed | index | search | demo | cache | recipes | doctor.
 
 Wiring only; heavy imports live inside commands.
@@ -13,6 +13,7 @@ from mclip_kit.cli.common import Commands
 from mclip_kit.cli.convert import import_
 from mclip_kit.cli.evaluate import evaluate
 from mclip_kit.cli.export import export, push
+from mclip_kit.cli.init import init
 from mclip_kit.cli.prepare import prepare
 from mclip_kit.cli.report import report
 from mclip_kit.cli.search import demo, embed, index, search
@@ -28,7 +29,7 @@ def cli(offline: bool, debug: bool) -> None:
 
 
 SEARCHING = (embed, index, search, demo)
-COMMANDS = (prepare, extract, train, evaluate, report, import_, export, push, *SEARCHING, cache, recipes, doctor)
+COMMANDS = (init, prepare, extract, train, evaluate, report, import_, export, push, *SEARCHING, cache, recipes, doctor)
 for command in COMMANDS:
     cli.add_command(command)
 

@@ -8,11 +8,15 @@ from mclip_kit.cli.common import SET
 
 
 @click.command()
-def recipes() -> None:
-    """List the shipped recipes."""
+@click.option("--show", metavar="NAME", help="Print a recipe, with its comments, instead.")
+def recipes(show: str | None) -> None:
+    """List the shipped recipes; `mclip-kit init` writes one for your own data."""
     from mclip_kit.config.recipe import load
-    from mclip_kit.config.yaml import shipped
+    from mclip_kit.config.yaml import find, shipped
 
+    if show is not None:
+        click.echo(find(show).read_text(encoding="utf-8"), nl=False)
+        return
     for path in sorted(shipped("recipes").glob("*.yaml")):
         click.echo(f"{path.stem:20} {load(path).about}")
 

@@ -75,7 +75,9 @@ def find(name: str | Path, kind: Literal["recipes", "data_prep"] = "recipes") ->
     if candidate.is_file() and known:
         return candidate
     names = sorted(path.stem for path in shipped(kind).glob("*.yaml"))
-    raise RecipeError(f"{name}: no such file, and none of that name is shipped{suggest(candidate.stem, names)}")
+    others = "mclip-kit recipes lists them, and init writes one" if kind == "recipes" else "prepare --list lists them"
+    advice = suggest(candidate.stem, names) or f"; {others}"
+    raise RecipeError(f"{name}: no such file, and none of that name is shipped{advice}")
 
 
 def parse(tree: dict[str, Any], schema: type[S], where: str) -> S:

@@ -1,0 +1,37 @@
+"""mclip-kit init"""
+
+from pathlib import Path
+
+import click
+
+from mclip_kit.cli.common import FILE
+from mclip_kit.errors import DataError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.option("--out", type=FILE, default="recipe.yaml", show_default=True, help="The recipe to write.")
+def init(folder: Path, out: Path) -> None:
+    """Look at a folder and write a recipe for what it has, and the commands to run next.
+
+    It looks four folders deep and finds tables of captions, pictures with captions beside them, shards, parallel text, what is prepared already, a
+    CLIP in open_clip's form and a transformers encoder. It asks nothing and changes nothing.
+    """
+    from mclip_kit.doctor.discover import discover
+    from mclip_kit.doctor.starter import choose
+    from mclip_kit.files import write_text
+
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; name the one that has your pictures, captions or parallel text")
+    if out.exists():
+        raise DataError(f"{out}: exists already and is not replaced; name another file with --out")
+    starter, left = choose(discover(folder), folder)
+    for data in filter(None, (starter.captions, starter.bitext)):
+        click.echo(f"{data.what} ({', '.join(data.languages)})")
+    click.echo(
+        "\n".join([f"CLIP: {starter.clip or 'none found'}", f"encoder: {starter.encoder or 'none found'}", *left])
+    )
+    write_text(out, starter.recipe())
+    click.echo(f"{out} is written; run next:")
+    for command in starter.commands(out):
+        click.echo(f"  {command}")

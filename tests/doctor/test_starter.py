@@ -1,0 +1,191 @@
+"""`mclip-kit init`: what it finds in a folder, the recipe that it writes, and the commands that it prints."""
+
+import json
+import shlex
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from mclip_kit.cli import cli
+from mclip_kit.config.recipe import load
+from mclip_kit.config.yaml import shipped
+from mclip_kit.data.tokenizer import XlmrTokenizer
+from mclip_kit.doctor.discover import Data, discover
+from mclip_kit.doctor.starter import Starter, batch_size
+from mclip_kit.models.clip import build_clip
+from mclip_kit.models.text_encoder import new_encoder
+from tests import tiny
+
+Type = Callable[..., Result]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def typed(*words: object) -> Result:
+    return CliRunner().invoke(cli, list(map(str, words)))
+
+
+def pictures(folder: Path, count: int) -> list[str]:
+    folder.mkdir(parents=True)
+    names = [f"{number:03}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        Image.fromarray(np.full((16, 16, 3), 2 * number, np.uint8)).save(folder / name)
+    return names
+
+
+def table(folder: Path, count: int = 60) -> Path:
+    names = pictures(folder / "photos", count)
+    rows = [f"{name}\tred square left, shade {n}\tQuadrat rot links, Ton {n}" for n, name in enumerate(names)]
+    path = folder / "captions.tsv"
+    path.write_text("\n".join(["image\tcaption\tcaption_de", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def parallel(folder: Path, *languages: str, name: str = "train") -> None:
+    folder.mkdir(exist_ok=True)
+    for language in languages:
+        lines = "".join(f"carré left, shade {n}\n" for n in range(80))
+        (folder / f"{name}.{language}").write_text(lines, encoding="utf-8")
+
+
+def test_every_command_that_it_prints_works(here: Path, squares: Path) -> None:
+    table(here)
+    parallel(here / "text", "en", "fr")
+    build_clip(tiny.TEACHER, "random").save(here / "models" / "clip")
+    encoder = new_encoder(1, 16, 2, 32, 0.1, 32, XlmrTokenizer(squares / "bitext"))
+    encoder.save(here / "models" / "encoder")
+    said = typed("init")
+    assert said.exit_code == 0, said.output
+    assert "captions.tsv: a table (en, de)" in said.output
+    assert "CLIP: local-dir:models/clip" in said.output
+    assert "encoder: hf:models/encoder" in said.output
+    commands = [shlex.split(line) for line in said.output.splitlines() if line.startswith("  mclip-kit ")]
+    assert [words[1] for words in commands] == ["prepare", "prepare", "train", "eval"]
+    for words in commands:
+        short = ["--set", "stages.0.epochs=2", "--set", "stages.1.epochs=2"] if words[1] == "train" else []
+        done = typed(*words[1:], *short)
+        assert done.exit_code == 0, done.output
+    results = json.loads((here / "runs/recipe/model/../eval/captions.test/results.json").read_text(encoding="utf-8"))
+    assert {row["language"] for row in results["results"]} == {"en", "de"}
+    # once prepared, the same folder gives the same recipe and no command to prepare
+    again = typed("init", "--out", "second.yaml")
+    assert (here / "second.yaml").read_text() == (here / "recipe.yaml").read_text()
+    assert "mclip-kit prepare" not in again.output
+
+
+@pytest.mark.parametrize(
+    ("captions", "bitext", "clip", "encoder"),
+    product((None, ["en"], ["de", "fr"], ["en", "de"]), (None, ["en", "zh"]), (None, "local-dir:c"), (None, "hf:'#")),
+)
+def test_every_recipe_is_one(captions, bitext, clip, encoder, here):
+    if not captions and not bitext:
+        return
+    data = {
+        kind: Data("", kind, languages, f"data/{kind}: #{{", rows=1000)
+        for kind, languages in {"captions": captions, "bitext": bitext}.items()
+        if languages
+    }
+    text = Starter(data.get("captions"), data.get("bitext"), clip, encoder).recipe()
+    (here / "r.yaml").write_text(text, encoding="utf-8")
+    recipe = load("r.yaml")
+    assert recipe.data.captions == (data["captions"].folder if captions else None)
+    assert [stage.name for stage in recipe.stages] == ["align"] * bool(bitext) + ["contrast"] * bool(captions)
+    assert recipe.encoder == (encoder or "hf:xlm-roberta-base")
+    if captions and "en" not in captions:
+        assert list(recipe.stages[-1].edges) == ["image-student_text"]
+    assert all(line.split("#")[0].strip() or line.strip().startswith("#") for line in text.splitlines() if line)
+
+
+def test_its_figures_are_the_quickstart_s() -> None:
+    """They were chosen on validation there; only what depends on the data differs."""
+    data = [Data("", kind, ["en", "de"], kind, rows=10**6) for kind in ("captions", "bitext")]
+    ours = yaml.safe_load(Starter(*data, clip=None, encoder=None).recipe())
+    shipped_one = yaml.safe_load((shipped("recipes") / "quickstart_trikd.yaml").read_text(encoding="utf-8"))
+    assert ours["projector"] == shipped_one["projector"]
+    for stage, known in zip(ours["stages"], shipped_one["stages"], strict=True):
+        assert {**stage, "name": "", "languages": ""} == {**known, "name": "", "languages": ""}
+
+
+def test_what_it_finds(here: Path, squares: Path) -> None:
+    pictures(here / "photos" / "a", 3)
+    (here / "photos" / "a" / "000.txt").write_text("one\n")
+    (here / "photos" / "a" / "000.de.txt").write_text("eins\n")
+    pictures(here / "bare", 2)
+    parallel(here, "en", "pt-BR", name="news")
+    parallel(here / "more", "de", "fr")
+    (here / "unclear.csv").write_text("a,b\n1,2\n")
+    (here / "shards").mkdir()
+    (here / "squares").symlink_to(squares)
+    (here / "runs").mkdir()
+    table(here / "runs" / "x", 2)
+    bert = here / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text('{"model_type": "bert"}')
+    t5 = here / "t5"
+    t5.mkdir()
+    (t5 / "config.json").write_text('{"model_type": "t5"}')
+    found = discover(Path("."))
+    assert [(data.kind, data.languages, data.words) for data in found.data] == [
+        ("bitext", ["en", "pt_br"], ("--bitext", "en=news.en", "pt_br=news.pt-BR", "--out", "data/en-pt_br")),
+        ("bitext", ["de", "fr"], ("--bitext", "de=more/train.de", "fr=more/train.fr", "--out", "data/de-fr")),
+        ("captions", ["en", "de"], ("--folder", "photos", "--out", "data/photos")),
+    ]
+    assert found.encoders == ["hf:bert"]
+    assert found.clips == []
+    others = "\n".join(found.others)
+    assert "unclear.csv" in others
+    assert "bare: 2 pictures without captions" in others
+    assert "t5: a model of kind t5" in others
+    said = typed("init").output
+    assert "more/train.de, more/train.fr: parallel text: not in the recipe (the CLIP reads English" in said
+
+
+def test_a_prepared_folder_needs_no_command(squares: Path, here: Path) -> None:
+    said = typed("init", squares).output
+    assert f"{squares}: prepared (en, de, fr)" in said
+    recipe = load("recipe.yaml")
+    assert recipe.data.captions == str(squares)
+    assert list(recipe.data.bitexts) == [str(squares / "bitext")]
+    assert "mclip-kit prepare" not in said
+
+
+def test_nothing_to_train_on_is_one_line(here: Path) -> None:
+    pictures(here / "photos", 2)
+    said = typed("init")
+    assert said.exit_code == 2
+    assert said.output.startswith("Error: .: nothing to train on: ")
+    assert "photos: 2 pictures without captions" in said.output
+    assert said.output.count("\n") == 1
+    assert not (here / "recipe.yaml").exists()
+
+
+def test_nothing_is_replaced(here: Path) -> None:
+    table(here, 4)
+    (here / "recipe.yaml").write_text("mine")
+    said = typed("init")
+    assert (said.exit_code, (here / "recipe.yaml").read_text()) == (2, "mine")
+    assert "--out" in said.output
+    assert typed("init", "nowhere").exit_code == 2
+
+
+@pytest.mark.parametrize(("rows", "size"), [(0, 256), (1, 8), (64, 8), (1000, 64), (4096, 256), (10**9, 256)])
+def test_a_batch_leaves_steps_in_an_epoch(rows: int, size: int) -> None:
+    assert batch_size(rows) == size
+
+
+def test_a_shipped_recipe_is_shown_with_its_comments() -> None:
+    text = (shipped("recipes") / "altclip_full.yaml").read_text(encoding="utf-8")
+    assert typed("recipes", "--show", "altclip_full").output == text
+    wrong = typed("recipes", "--show", "altclip")
+    assert wrong.exit_code == 2
+    assert "altclip_" in wrong.output
