@@ -24,6 +24,7 @@ from mclip_kit.data.captions import Captions
 from mclip_kit.data.unknown import check_unknown, unknown_shares
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.freezing import freeze_all_but, set_training_mode
+from mclip_kit.progress import tqdm
 
 Seed = Callable[[int], None]
 """Seeds all random draws (dropout, ...) of a part of the batch, by its number."""
@@ -62,6 +63,7 @@ class Context:
         processes: that share a step.
         report_unreadable: takes the path of a picture that cannot be read.
         captions: the pictures and captions of the recipe, if it has some.
+        warn: takes a line about the rows.
     """
 
     recipe: Recipe
@@ -72,6 +74,7 @@ class Context:
     processes: int = 1
     report_unreadable: Callable[[Path], None] = lambda path: None
     captions: Captions | None = None
+    warn: Callable[[str], None] = tqdm.write
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ class Task(ABC):
         """
         shares = unknown_shares(tokens, languages, languages_N, self.context.model.encoder.tokenizer.unknown)
         remedy = f"stage {self.stage.name} needs an encoder whose vocabulary covers it, or other languages"
-        check_unknown(shares, self.context.recipe.data.max_unknown, "data.max_unknown", remedy, self.context.cache.log)
+        check_unknown(shares, self.context.recipe.data.max_unknown, "data.max_unknown", remedy, self.context.warn)
 
     def gradients(self, accelerator: Accelerator, module: nn.Module, batch: Any, seed: Seed) -> dict[str, Tensor]:
         """Leave the gradients of a step in the parameters, and return the loss terms."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -87,6 +87,7 @@ class Run:
             self.model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = [frozenset(trainable(self.model, stage.train)) for stage in recipe.stages]
         self.cache = build_cache(recipe, folder, self.accelerator)
+        self.warn = cache(self.cache.log)  # a line once
         self.inputs = on_main(lambda: inputs_of(recipe, self.model, self.cache))
         if recipe.parallel == "fsdp" and self.accelerator.num_processes > 1:
             fsdp.shard_encoder(self.model.encoder)
@@ -110,8 +111,8 @@ class Run:
     def _task(self, index: int, trained: frozenset[str]) -> Task:
         self.cache.trained = frozenset(name.split(".")[0] for name in trained)
         seed, report = self.recipe.seed + index, partial(report_unreadable, self.folder)
-        processes = self.accelerator.num_processes
-        context = Context(self.recipe, self.model, trained, self.cache, seed, processes, report, self.captions)
+        shared = (self.accelerator.num_processes, report, self.captions, self.warn)
+        context = Context(self.recipe, self.model, trained, self.cache, seed, *shared)
         return task_of(self.recipe.stages[index], context)
 
     def extract(self) -> None:
@@ -143,6 +144,8 @@ class Run:
         self.load(state.model)
         self._learnt(state.languages)
         on_main(lambda: self._write_head(state))
+        for index in range(state.stage + 1, len(self.recipe.stages)):
+            _ = self._task(index, self.trained[index]).rows  # what is wrong with them is an error now, not hours later
         for index in range(state.stage, len(self.recipe.stages)):
             self._stage(index, state)
             state = TrainState(index + 1)

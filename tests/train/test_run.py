@@ -11,6 +11,7 @@ import torch
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.tokenizer import MODEL_FILE
+from mclip_kit.errors import DataError
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
@@ -40,6 +41,18 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path]) -> None:
     model = load_model(folder / "model")
     assert model.trained_languages == ["de", "en", "fr"]
     assert model.encode_text(["red square left", "Quadrat rot"]).shape == (2, 16)
+
+
+def test_rows_of_later_stages_are_checked_before_the_first_step(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(recipe_of(squares, tmp_path, "stages.2.batch_size=1000"), tmp_path / "run")
+    with pytest.raises(DataError, match=r"stage contrast: \d+ rows are too few for a batch of 1000"):
+        run.go()
+    assert not [row for row in read_log(tmp_path / "run") if "loss" in row]
+    run.warn("lacks much")
+    run.warn("lacks much")
+    assert capsys.readouterr().out.count("lacks much") == 1
 
 
 def test_training_learns_the_squares(squares: Path, tmp_path: Path) -> None:
