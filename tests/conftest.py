@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
+from tests import preloaded, tiny  # noqa: F401  preloaded: collections of garbage pass over what it imports
 
 
 @pytest.fixture(scope="session")
