@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.tokenizer import MODEL_FILE
@@ -18,6 +20,7 @@ from mclip_kit.train.run import Run
 from tests import processes, tiny
 from tests.train.runs import different, only_stage, recipe_of, train, weights
 
+TOWERS = ("teacher", "encoder", "projector")
 LOSSES = ("image-teacher_text", "teacher_text-student_text", "image-student_text")
 
 
@@ -109,6 +112,28 @@ def test_init_from_starts_from_a_model_folder(finished: tuple[Recipe, Path], squ
         {n: t for n, t in before.items() if n.startswith("encoder")},
     )
     assert not torch.equal(before["projector.head.1.weight"], after["projector.head.1.weight"])
+
+
+def test_a_model_is_scored_while_another_one_trains_beside_it(
+    finished: tuple[Recipe, Path], squares: Path, tmp_path: Path
+) -> None:
+    """Both fill one feature cache; neither changes what the other finds."""
+    shutil.copytree(finished[1], tmp_path / "first")
+    tree = tiny.recipe(squares) | {"init_from": str(tmp_path / "first" / "model"), "checkpoint_every": 5}
+    tree["stages"] = [tree["stages"][2] | {"epochs": 6}]
+    recipe = tiny.write_recipe({k: v for k, v in tree.items() if k not in TOWERS}, tmp_path / "tuned.yaml")
+    processes.train(recipe, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "features")
+    training = processes.start(processes.command, "train", str(recipe), "--out", str(tmp_path / "tuned"))
+    found = []
+    while training.poll() is None or not found:
+        model, out = tmp_path / "first" / "model", tmp_path / f"scores{len(found)}"
+        done = CliRunner().invoke(cli, ["eval", str(model), "--data", str(squares), "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        found.append(json.loads((out / "results.json").read_text(encoding="utf-8"))["results"])
+    assert training.wait().returncode == 0, training.stderr
+    assert all(rows == found[0] for rows in found)
+    assert not different(weights(tmp_path / "tuned"), weights(tmp_path / "alone"))
 
 
 def test_a_folder_that_fairseq_preprocess_wrote_trains(squares: Path, tmp_path: Path) -> None:
