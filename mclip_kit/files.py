@@ -168,6 +168,15 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def unescaped(text: str) -> str:
+    r"""The file name of which `printable` wrote this text.
+
+    >>> unescaped(printable("caf\udce9.png")) == "caf\udce9.png"
+    True
+    """
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda match: chr(int(match[1], 16)), text)
+
+
 def hash_files(paths: Sequence[Path]) -> list[str]:
     """The SHA-256 of each file, as `sha256sum` prints it, by several threads.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from mclip_kit.config.model import AS_SEEN
-from mclip_kit.data.images import open_file, open_picture
+from mclip_kit.data.images import container, open_file, open_picture
 from mclip_kit.data.pictures import to_rgb
 from mclip_kit.evaluate.report import fonts
+from mclip_kit.files import unescaped
 from mclip_kit.search.search import Hit
 
 SIDE, MARGIN, TITLE = 160, 8, 22  # pixels
@@ -28,7 +29,8 @@ def open_hit(file: str) -> Image.Image:
 
 def open_raw(file: str) -> Image.Image:
     """A found picture as its file has it; OSError if it cannot be read."""
-    with open_file(Path(file)) as handle, open_picture(handle) as picture:
+    path = Path(file) if container(Path(file)).exists() else Path(unescaped(file))
+    with open_file(path) as handle, open_picture(handle) as picture:
         picture.load()
         return picture
 

@@ -194,6 +194,9 @@ def test_names_that_are_not_utf8_and_pictures_that_are_too_long(model, colours, 
     assert [Path(name).name for name in found.unreadable] == ["strip.png"]
     assert "1 x 60000, more than 250 times as long as wide" in (tmp_path / "out" / "unreadable.tsv").read_text()
     assert embed_pictures(model, folder, tmp_path / "out").count == 1
+    (name,) = pq.read_table(tmp_path / "out" / "metadata")["image_path"].to_pylist()
+    assert name.endswith("a\\udcff.png")
+    assert open_hit(name).size == Image.open(folder / "a\udcff.png").size  # the page and the sheet show it
 
 
 def test_texts_are_embedded_by_the_student(model, tmp_path):
