@@ -75,6 +75,7 @@ DEV = [
     *ONNX,  # small, and the exports to it are tested
     *DIFFUSERS,
     *SEARCH,
+    "setuptools>=77",  # pyproject.toml's; builds the wheel that is tested
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",

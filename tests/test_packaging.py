@@ -1,12 +1,16 @@
 """What the source distribution carries; what messages advise to install."""
 
+import os
 import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from tests import golden_record
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,6 +25,36 @@ def test_the_source_distribution_has_the_package_and_none_of_the_tests(tmp_path:
     wanted = [*ROOT.glob("mclip_kit/**/*.py"), *ROOT.glob("recipes/*.yaml"), *ROOT.glob("data_prep/*.yaml")]
     assert {str(path.relative_to(ROOT)) for path in wanted} <= names
     assert {"mclip_kit/evaluate/report/page.html", "mclip_kit/py.typed", "README.md", "setup.py"} <= names
+
+
+def test_the_quickstart_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path, squares: Path) -> None:
+    words = ["-q", "egg_info", "--egg-base", str(tmp_path), "build", "--build-base", str(tmp_path / "build")]
+    words += ["bdist_wheel", "--dist-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "setup.py", *words], cwd=ROOT, check=True, capture_output=True)
+    (made,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(made) as wheel:
+        assert {f"mclip_kit/{name}" for name in ("doctor/starter.yaml.jinja", "search/page.js")} <= set(
+            wheel.namelist()
+        )
+        wheel.extractall(tmp_path / "installed")
+    (tmp_path / "empty").mkdir()
+    recipe, sets = golden_record.RUNS["quickstart"]
+    options = golden_record.overrides(recipe, sets | {"evaluation": "null"}, squares, tmp_path)
+    for words in (
+        ["train", recipe, *(word for option in options for word in ("--set", option))],
+        ["eval", "runs/quickstart/model", "--data", str(squares)],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "mclip_kit.cli", *words],
+            cwd=tmp_path / "empty",
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    made_by = (tmp_path / "empty" / "runs/quickstart/eval/data.test/report.html").read_text(encoding="utf-8")
+    assert "<html" in made_by
 
 
 def test_advice_names_what_an_index_has_at_the_versions_of_setup_py() -> None:
