@@ -231,7 +231,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage = prepared(asked.smoke, Path(folder))
         check(stage)
-        figures = measured(stage, asked.rounds)
+        figures = measured(stage, 1 if asked.smoke else asked.rounds)
     fill = figures.pop("fill")
     for name, values in figures.items():
         share = "within the step" if name == "live" else f"{median(stage.notes[name]):.1%} of it"

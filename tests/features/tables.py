@@ -147,6 +147,21 @@ def killed_after(seconds: float, task: Callable[[], None]) -> int:
     return int(process.exitcode)
 
 
+def dies_at(step: str, at: int, after: bool = False) -> None:
+    """This process dies before (or after) its call of that number of `os.STEP`, such as fsync; for `in_child`."""
+    real, left = getattr(os, step), [at]
+
+    def deadly(*arguments: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0 and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*arguments)
+        if left[0] == 0 and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(os, step, deadly)
+
+
 def together(*tasks: Callable[[], None]) -> None:
     processes = [in_child(task) for task in tasks]
     for process in processes:

@@ -6,7 +6,6 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from tests.features.tables import (
     Tower,
     assert_right,
     content,
+    dies_at,
     features,
     filled,
     flip,
@@ -55,26 +55,13 @@ STEPS = ("replace", "fsync", "truncate")
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("after", [False, True])
-def test_killed_before_or_after_every_step_that_counts(
-    step: str, after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_before_or_after_every_step_that_counts(step: str, after: bool, tmp_path: Path) -> None:
     """Before and after each rename, flush and cut of a file: the process dies in its first, its second, ..."""
     names, bad = list(range(60)), [3, 41]
     filled(tmp_path / "whole", Tower(names, bad=bad), rows=30)
-    real = getattr(os, step)
 
     def fill_and_die(at: int) -> None:
-        left = [at]
-
-        def deadly(*arguments: Any) -> None:
-            left[0] -= 1
-            if left[0] == 0 and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(*arguments)
-            if left[0] == 0 and after:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        monkeypatch.setattr(os, step, deadly)
+        dies_at(step, at, after)
         filled(tmp_path / "cut", Tower(names, bad=bad), rows=30)
 
     codes = []

@@ -1,7 +1,6 @@
 """Vectors of pictures from folders, shards, tables and prepared folders: the model's own; what is left out is told."""
 
 import json
-import random
 import shutil
 import signal
 import tarfile
@@ -19,7 +18,7 @@ from mclip_kit.search import embed, pictures
 from mclip_kit.search.embed import embed_pictures, embed_texts
 from mclip_kit.search.sheet import open_hit
 from tests import processes, tiny
-from tests.features.tables import killed_after
+from tests.features.tables import dies_at, killed_after
 from tests.interop.models import build
 
 
@@ -147,12 +146,16 @@ def test_killed_while_it_embeds_and_started_again_it_writes_the_same_files(kind,
     if kind == "shards":
         colours = shards(colours, tmp_path / "shards")
     embed_pictures(model, colours, tmp_path / "whole")
-    draw, codes = random.Random(0), []
-    while len(codes) < 10:
-        codes.append(
-            killed_after(draw.uniform(0.01, 0.3), lambda: embed_pictures(model, colours, tmp_path / "cut") and None)
-        )
-    assert codes.count(-signal.SIGKILL) >= 3
+
+    def embed_and_die(at: int) -> None:
+        dies_at("fsync", at)
+        embed_pictures(model, colours, tmp_path / "cut")
+
+    codes = []
+    while not codes or codes[-1]:  # it dies before its first flush of a file, then before its second, ...
+        codes.append(killed_after(60, lambda: embed_and_die(len(codes) + 1)))
+    assert set(codes[:-1]) == {-signal.SIGKILL}
+    assert len(codes) > 10
     embed_pictures(model, colours, tmp_path / "cut")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert not list((tmp_path / "cut").glob(".*part*"))
