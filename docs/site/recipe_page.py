@@ -103,7 +103,7 @@ def _bounds(annotations: list[Any]) -> Iterator[str]:
     for found in annotations:
         for kind, (sign, name) in BOUNDS.items():
             if isinstance(found, kind):
-                yield f"{sign} {getattr(found, name):g}"
+                yield f"{sign} {getattr(found, name)}"
         inside = [*get_args(found), *getattr(found, "__metadata__", ()), *getattr(found, "metadata", ())]
         yield from _bounds(inside)
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from mclip_kit.config.mistakes import explain
@@ -25,8 +24,3 @@ def check(text: str) -> None:
     except ValidationError as error:
         wrong = [mistake for mistake in error.errors() if mistake["type"] != "missing"]
         assert not wrong, "; ".join(explain(wrong, tree, schema))
-
-
-def rows(text: str) -> list[str]:
-    """Each line of a text of one-line YAML, as a document of its own."""
-    return [line for line in text.splitlines() if yaml.safe_load(line)]

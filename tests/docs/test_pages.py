@@ -18,6 +18,7 @@ pytest.importorskip("faiss", reason="the extra `search` is not installed")
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load
 from mclip_kit.config.yaml import overridden
+from mclip_kit.errors import RecipeError
 from tests import tiny
 from tests.docs import fragments
 from tests.docs.blocks import ALL, PAGES, ROOT, Block, blocks
@@ -150,3 +151,45 @@ def test_links_to_other_sites_are_whole() -> None:
     links = [link for page in ALL for link in re.findall(r"\]\((https?:[^)]*)\)", page.read_text(encoding="utf-8"))]
     assert len(links) > 5
     assert not [link for link in links if not re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+/[\w./-]+", link)]
+
+
+def test_messages_that_are_explained_are_messages_of_the_program() -> None:
+    """The quoted parts of the table `By message` are in the source."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    table = page.partition("## By message")[2].partition("\n## ")[0]
+    source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "mclip_kit").rglob("*.py"))
+    source = re.sub(r'"\s*f?"', "", source)  # strings that go on in the next line
+    messages = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    assert len(messages) > 10
+    parts = [part.strip() for message in messages for part in re.split(r"\.\.\.|manifest\.json|images\.tsv", message)]
+    assert not [part for part in parts if part.strip(" ;,()`") and part not in source]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "mclip-kit eval MODEL --nonsense",
+        "mclip-kit eval MODEL --task nonsense",
+        "mclip-kit nonsense",
+        "mclip-kit train",
+        "mclip-kit train recipes/nonsense.yaml",
+        "mclip-kit train recipes/quickstart.yaml --set stages.0.nonsense=1",
+        "torchrun --nproc-per-node 8 -m mclip_kit.cli train recipes/nonsense.yaml",
+        "make nonsense",
+        "pip install nonsense",
+        "pip install -e '.[nonsense]'",
+        "curl nonsense",
+    ],
+)
+def test_a_wrong_command_is_found(words: str) -> None:
+    with pytest.raises((AssertionError, click.UsageError, RecipeError)):
+        parse(shlex.split(words))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense: 1", "data: {nonsense: 1}", "stages: [{lr: fast}]", "stages: [{kind: translate, epochs: 1}]", "- a"],
+)
+def test_a_wrong_fragment_is_found(text: str) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        fragments.check(text)
