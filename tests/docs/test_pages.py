@@ -23,6 +23,7 @@ from tests import tiny
 from tests.docs import fragments
 from tests.docs.blocks import ALL, PAGES, ROOT, Block, blocks
 from tests.docs.commands import commands, parse
+from tests.docs.photos import write_photos
 
 JOBS = ("your_data", "your_models", "which_method", "languages", "evaluate", "export", "search", "large")
 JOBS += ("troubleshooting",)
@@ -56,7 +57,7 @@ def place(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with captioned pictures, a prepared corpus, small recipes and what they trained."""
     place = tmp_path_factory.mktemp("docs")
     shutil.copytree(squares, place / "data" / "emoji")
-    photos(place / "photos")
+    write_photos(place / "photos")
     (place / "recipes").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -67,20 +68,6 @@ def place(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             type_(command := ["mclip-kit", "train", f"recipes/{name}.yaml"])
             DONE.append(command)
     return place
-
-
-def photos(folder: Path) -> None:
-    """The tiny corpus as a person would have it: pictures, and captions beside them."""
-    from PIL import Image
-
-    folder.mkdir()
-    content = tiny.content()
-    assert content.pixels is not None
-    for row, pixels in zip(content.rows, content.pixels, strict=True):
-        Image.fromarray(pixels).save(folder / f"{row.image}.png")
-        for language, text in row.texts:
-            name = f"{row.image}.txt" if language == "en" else f"{row.image}.{language}.txt"
-            (folder / name).write_text(f"{text}\n", encoding="utf-8")
 
 
 def type_(words: list[str]) -> None:
