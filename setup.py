@@ -73,7 +73,7 @@ SEARCH = [
 
 DOCS = [
     "mkdocs>=1.6,<2",  # 1.6 has generated pages and checks of anchors; 2 has no plugins
-    "mkdocs-material>=9.5,<10",
+    "mkdocs-material>=9.5,<10",  # with font: false its pages load nothing from elsewhere, which is tested with 9
     "mkdocstrings-python>=2",  # its griffe has the extension hooks that docs/site/examples.py uses
     "nbclient>=0.10",  # runs docs/tutorial.ipynb
     "ipykernel>=6.29",
