@@ -11,6 +11,8 @@ import click
 import pytest
 from pydantic import BaseModel
 
+pytest.importorskip("griffe", reason="the extra `docs` is not installed")
+
 import mclip_kit
 from docs.site.commands_page import commands_page
 from docs.site.examples import fenced
@@ -102,7 +104,6 @@ def test_files_of_the_top_are_pages_whose_links_start_from_docs() -> None:
 
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     """Links, anchors and docstrings are checked by the build: a warning is an error."""
-    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
