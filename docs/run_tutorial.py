@@ -21,18 +21,18 @@ TUTORIAL = Path(__file__).with_name("tutorial.ipynb")
 def execute(folder: Path) -> Any:
     """The notebook with its outputs; nbclient's CellExecutionError if a cell fails."""
     book = nbformat.read(TUTORIAL, as_version=4)
-    for cell in book.cells:
-        cell.get("metadata", {}).pop("execution", None)
-    client = NotebookClient(book, timeout=3600, resources={"metadata": {"path": str(folder)}}, record_timing=False)
-    client.execute()
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(book, timeout=3600, resources=where, record_timing=False).execute()
     return book
 
 
-def without_progress(book: Any) -> Any:
-    """The notebook without standard error."""
-    for cell in book.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+def tidy(book: Any, folder: Path) -> Any:
+    """The notebook without standard error, with one block of text a cell and no path of this machine."""
+    for cell in (cell for cell in book.cells if cell.cell_type == "code"):
+        printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+        shown = [output for output in cell.outputs if output.output_type != "stream"]
+        stream = nbformat.v4.new_output("stream", text=printed.replace(f"{folder.resolve()}/", ""))
+        cell.outputs = [stream] * bool(printed) + shown
     return book
 
 
@@ -44,8 +44,9 @@ def main() -> None:
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     with tempfile.TemporaryDirectory() as temporary:
-        book = execute(folder or Path(temporary))
-    nbformat.write(without_progress(book), TUTORIAL)
+        place = folder or Path(temporary)
+        book = tidy(execute(place), place)
+    nbformat.write(book, TUTORIAL)
 
 
 if __name__ == "__main__":
