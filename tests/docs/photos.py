@@ -19,3 +19,13 @@ def write_photos(folder: Path, languages: Collection[str] = ("en", "de", "fr")) 
             name = f"{row.image}.txt" if language == "en" else f"{row.image}.{language}.txt"
             if language in languages:
                 (folder / name).write_text(f"{text}\n", encoding="utf-8")
+
+
+def write_tables(folder: Path, languages: Collection[str] = ("en", "de", "fr")) -> None:
+    """The same captions as a table of the pictures in photos/, table.tsv, and as parallel files, lines.LANG."""
+    rows = tiny.content().rows
+    table = ["image\tcaption", *(f"photos/{row.image}.png\t{dict(row.texts)['en']}" for row in rows)]
+    (folder / "table.tsv").write_text("\n".join(table) + "\n", encoding="utf-8")
+    for language in languages:
+        lines = [dict(row.texts)[language] for row in rows]
+        (folder / f"lines.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ from tests import tiny
 from tests.docs import fragments
 from tests.docs.blocks import ALL, PAGES, ROOT, Block, blocks
 from tests.docs.commands import commands, parse
-from tests.docs.photos import write_photos
+from tests.docs.photos import write_photos, write_tables
 
 JOBS = ("your_data", "your_models", "which_method", "languages", "evaluate", "export", "search", "large")
 JOBS += ("troubleshooting",)
@@ -58,6 +58,7 @@ def place(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("docs")
     shutil.copytree(squares, place / "data" / "emoji")
     write_photos(place / "photos")
+    write_tables(place)
     (place / "recipes").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -138,6 +139,18 @@ def test_links_to_other_sites_are_whole() -> None:
     links = [link for page in ALL for link in re.findall(r"\]\((https?:[^)]*)\)", page.read_text(encoding="utf-8"))]
     assert len(links) > 5
     assert not [link for link in links if not re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+/[\w./-]+", link)]
+
+
+def test_figures_with_their_deviation_are_those_of_the_results() -> None:
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    figures = [
+        (page.name, figure)
+        for page in ALL
+        if page.name != "results.md"
+        for figure in re.findall(r"\d+\.\d ± \d+\.\d", page.read_text(encoding="utf-8"))
+    ]
+    assert len(figures) > 15
+    assert not [(page, figure) for page, figure in figures if figure not in results]
 
 
 def test_messages_that_are_explained_are_messages_of_the_program() -> None:
