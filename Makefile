@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KIT := $(BIN)/mclip-kit
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint results install
+.PHONY: demo test lint docs results install
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mclip_kit
+
+docs: install  ## the documentation site, into build/site; nothing is fetched
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 results: install  ## docs/results.md, three seeds; about an hour on two cores
 	$(BIN)/python benchmarks/results.py

@@ -71,7 +71,16 @@ SEARCH = [
     "uvicorn>=0.29",
 ]
 
+DOCS = [
+    "mkdocs>=1.6,<2",  # 1.6 has generated pages and checks of anchors; 2 has no plugins
+    "mkdocs-material>=9.5,<10",  # with font: false its pages load nothing from elsewhere, which is tested with 9
+    "mkdocstrings-python>=2",  # its griffe has the extension hooks that docs/site/examples.py uses
+    "nbclient>=0.10",  # runs docs/tutorial.ipynb
+    "ipykernel>=6.29",
+]
+
 DEV = [
+    *DOCS,
     *ONNX,  # small, and the exports to it are tested
     *DIFFUSERS,
     *SEARCH,
@@ -120,6 +129,7 @@ setup(
         "diffusers": DIFFUSERS,
         "search": SEARCH,
         "eval": ["clip-benchmark>=1.6.2,<2"],
+        "docs": DOCS,
         "dev": DEV,
     },  # cleaning.language; lora; trackers; ImageNet's class names and templates in other languages
     entry_points={"console_scripts": ["mclip-kit = mclip_kit.cli:main"]},

@@ -63,7 +63,8 @@ def test_advice_names_what_an_index_has_at_the_versions_of_setup_py() -> None:
     for text in re.findall(r"""["']([\w-]+[><=][^"; ]*)""", (ROOT / "setup.py").read_text(encoding="utf-8")):
         known.setdefault(Requirement(text).name, Requirement(text).specifier)
     found = []
-    for path in [*ROOT.glob("mclip_kit/**/*.py"), *ROOT.glob("data_prep/*.yaml"), ROOT / "README.md"]:
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    for path in [*ROOT.glob("mclip_kit/**/*.py"), *ROOT.glob("data_prep/*.yaml"), *pages]:
         text = path.read_text(encoding="utf-8")
         assert "mclip-kit[" not in text, path
         for advice in re.findall(r"pip install ((?:[\w-]+==\S+|'[\w-]+[><=][^'{]*')(?= |\"|'|`))", text):

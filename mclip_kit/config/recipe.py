@@ -134,11 +134,11 @@ class Recipe(Section):
         None,
         description="A model folder to start from; it has teacher, encoder and projectors, so leave these keys out.",
     )
-    teacher: Teacher | None = None
+    teacher: Teacher | None = Field(None, description="The CLIP that gets more languages.")
     encoder: AnyEncoder | None = Field(
         None, description="`hf:NAME_OR_DIR` of a transformers encoder, `fairseq:DIR` of an XLM-R, or a new one's sizes."
     )
-    projector: Projector | None = None
+    projector: Projector | None = Field(None, description="What is added to the encoder.")
     decoder: NewDecoder | None = Field(None, description="For stages of kind translate; none: one of 12 layers.")
     lora: Lora | None = Field(None, description="Adapters in the encoder; needs the package peft.")
     clip_projector: Literal["none", "linear"] = Field(
@@ -152,8 +152,8 @@ class Recipe(Section):
         description="What is done to the student's texts before they are tokenised; kept with the model. `ftfy`: what "
         "open_clip does (mojibake, curly quotes, HTML escapes, spaces). Without it init_from's, or ftfy.",
     )
-    data: Data
-    stages: Annotated[list[AnyStage], Field(min_length=1)]
+    data: Data = Field(description="What is trained on.")
+    stages: Annotated[list[AnyStage], Field(min_length=1, description="What is trained, one after the other.")]
     cache: Annotated[Cache, BeforeValidator(_cache_by_name)] = Field(
         default_factory=lambda: Cache.model_validate({}),
         description="Features of frozen towers: off, pooled, tokens, auto, or a section.",

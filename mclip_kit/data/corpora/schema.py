@@ -78,7 +78,7 @@ class Corpus(Section):
         description="ISO 639-1 codes; in parallel text, the first one (the teacher's) is paired with each other one."
     )
     caption_languages: list[str] = Field([], description="More languages with captions, kept out of the bitext.")
-    licences: list[Licence]
+    licences: list[Licence] = Field(description="On what terms each part may be used; printed and kept.")
     obtain: str = Field(description="How a user gets the corpus.")
     size: str = Field("", description="How large it is, in a few words.")
     notes: list[str] = Field([], description="What a user should know: quirks, and what it was checked against.")
@@ -103,8 +103,12 @@ class Corpus(Section):
         None, description="About the most rows of a drawn split; None: the shares of `splits`, however long the corpus."
     )
     options: dict[str, Any] = Field({}, description="Options of the reader.")
-    cleaning: Cleaning = Field(default_factory=lambda: Cleaning.model_validate({}))
-    vocabulary: Vocabulary = Field(default_factory=lambda: Vocabulary.model_validate({}))
+    cleaning: Cleaning = Field(
+        default_factory=lambda: Cleaning.model_validate({}), description="Which texts are left out."
+    )
+    vocabulary: Vocabulary = Field(
+        default_factory=lambda: Vocabulary.model_validate({}), description="The SentencePiece model that is trained."
+    )
 
     @field_validator("splits")
     @classmethod
