@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 LARGEST = 4  # folders that are named
 HEAD = """# Sizes of installations
 
-Written by `python docs/measure_installs.py`, on Python {python}. An extra has what it adds to the default installation.
+Written by `python docs/measure_installs.py`, on Python {python}. An extra has what it
+adds to the default installation.
 
 | what | MB | seconds | packages | largest |
 | --- | --- | --- | --- | --- |"""

@@ -13,8 +13,6 @@ from mclip_kit.config.recipe import load
 from mclip_kit.config.yaml import shipped
 from tests.docs.blocks import ROOT
 
-COMING = ("init", "recipes --show")
-"""Commands that are documented before they are there; once they are, they are parsed like all others."""
 FREE = ("git", "cd")
 
 
@@ -50,8 +48,6 @@ def parse(words: list[str]) -> None:
 
 
 def _parse_ours(words: list[str]) -> None:
-    if any(" ".join(words).startswith(name) for name in COMING) and not _is_there(words):
-        return
     context = cli.make_context("mclip-kit", list(words))
     while isinstance(context.command, click.Group) and (rest := [*context._protected_args, *context.args]):
         name, command, rest = context.command.resolve_command(context, rest)
@@ -60,13 +56,6 @@ def _parse_ours(words: list[str]) -> None:
             return
         context = command.make_context(name, rest, parent=context)
     _check_recipe(context.params)
-
-
-def _is_there(words: list[str]) -> bool:
-    command = cli.commands.get(words[0])
-    return command is not None and all(
-        any(word in option.opts for option in command.params) for word in words[1:] if word.startswith("-")
-    )
 
 
 def _check_recipe(params: dict[str, object]) -> None:
