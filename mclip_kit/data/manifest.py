@@ -1,4 +1,4 @@
-"""The hashes in a prepared folder's manifest: a file that is read must be the one that was prepared."""
+"""The hashes that a folder keeps of its files: a file that is read must be the one that was written."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,9 @@ from mclip_kit.layout import MANIFEST
 _known: dict[Path, tuple[int, ...]] = {}  # files that were compared by this process -> their size and times
 
 
-def check_files(folder: Path, names: Iterable[str]) -> None:
+def check_files(
+    folder: Path, names: Iterable[str], manifest: str = MANIFEST, again: str = "prepare the corpus again"
+) -> None:
     """Compare files of a prepared folder with the hashes in its manifest.
 
     Files that the manifest does not have, and folders without a manifest (of fairseq-preprocess), are not compared.
@@ -23,30 +25,32 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
     Args:
         folder: the prepared folder.
         names: paths of the files in it.
+        manifest: the JSON file that has the hashes under `files`.
+        again: how the files are written again.
     Raises:
         DataError: the manifest is damaged, or a file is not as it was prepared.
     """
-    path = folder / MANIFEST
+    path = folder / manifest
     if not path.is_file():
         return
-    hashes = _hashes(path)
+    hashes = _hashes(path, again)
     files = {folder / name: hashes[name] for name in names if name in hashes and (folder / name).is_file()}
     left = [file for file in files if _known.get(file.absolute()) != _stamp(file)]
     for file, found in zip(left, hash_files(left), strict=True):
         if found != files[file]:
             raise DataError(
-                f"{file}: damaged or edited, it is not what was prepared; prepare the corpus again, or, if you edited "
+                f"{file}: damaged or edited, it is not what was written; {again}, or, if you edited "
                 f'it, remove its line under "files" in {path}'
             )
         _known[file.absolute()] = _stamp(file)
 
 
-def _hashes(path: Path) -> dict[str, str]:
+def _hashes(path: Path, again: str = "prepare the corpus again") -> dict[str, str]:
     """Name -> SHA-256 of each file that a manifest lists."""
     try:
         return {str(name): str(value) for name, value in dict(json.loads(path.read_bytes()).get("files") or {}).items()}
     except (OSError, *MALFORMED) as error:
-        raise DataError(f"{path}: damaged ({first_line(error)}); prepare the corpus again") from None
+        raise DataError(f"{path}: damaged ({first_line(error)}); {again}") from None
 
 
 def identity(folder: Path) -> str:

@@ -69,12 +69,17 @@ def record(folder: Path, facts: Facts | Callable[[Facts], Facts]) -> str | None:
         facts: of its card.json; they replace those of the same names. A function gets what the card has; no other
             process changes it meanwhile.
     Returns:
-        Why README.md stays as it is; None: it was written.
+        That card.json was damaged, or why README.md stays as it is; None: both were written.
     """
+    card, damaged = folder / layout.CARD, folder / f"damaged-{layout.CARD}"
     try:
-        with locked(folder / layout.CARD, wait=True):
+        with locked(card, wait=True):
             known = facts_of(folder)
-            return _write(folder, {**known, **(facts(known) if callable(facts) else facts)})
+            lost = card.exists() and not known
+            if lost:
+                card.replace(damaged)
+            stays = _write(folder, {**known, **(facts(known) if callable(facts) else facts)})
+            return f"{card}: damaged; it is kept as {damaged.name}, and a new one was begun" if lost else stays
     except DiskError as error:
         return f"the card stays as it was: {error}"
 

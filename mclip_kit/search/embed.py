@@ -1,7 +1,7 @@
 """Vectors of pictures or of texts, with metadata, in a folder that can be added to.
 
 EMBEDDINGS/
-    embeddings.json     counts, what was left out, the model; or that the vectors are not finished
+    embeddings.json     counts, what was left out, the model, hashes of the files; or that the vectors are not finished
     img_emb/*.npy       vectors of pictures, float32 or float16 (N, D), L2-normalised: the layout of clip-retrieval
     text_emb/*.npy      or vectors of texts
     metadata/*.parquet  a row for each vector: see `COLUMNS`
@@ -32,7 +32,7 @@ from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.files import new_folder, printable, write_json, write_text
+from mclip_kit.files import hash_files, new_folder, printable, write_json, write_text
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles
 from mclip_kit.layout import FEATURES
 from mclip_kit.locks import OTHER, hold
@@ -212,6 +212,8 @@ def _write(
                 found.account.leave_out("pictures that cannot be read", f"{name}: {why}")
             if not found.count:
                 raise DataError(f"{facts['source']}: nothing to embed{'; '.join(['', *found.lines()])}")
+            written = [file for name in (kind, METADATA) for file in sorted((part / name).iterdir())]
+            hashes = dict(zip((str(file.relative_to(part)) for file in written), hash_files(written), strict=True))
             write_json(out / FACTS, {"kind": kind, "unfinished": True})
             for name in (kind, METADATA):
                 shutil.rmtree(out / name, ignore_errors=True)
@@ -224,7 +226,7 @@ def _write(
             write_text(out / UNREADABLE, printable("\n".join(lines)))
         counts = {"vectors": found.count, "width": model.width, "unreadable": len(found.unreadable)}
         tool = {"tool": f"mclip_kit {__version__}", "kind": kind}
-        write_json(out / FACTS, {**tool, **facts, **counts, "rows": found.account.as_json()})
+        write_json(out / FACTS, {**tool, **facts, **counts, "rows": found.account.as_json(), "files": hashes})
     return found
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mclip_kit.data.arrays import open_array
+from mclip_kit.data.manifest import check_files
 from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.features.hashing import hash_bytes
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS
@@ -49,6 +50,8 @@ def read_embeddings(folder: Path) -> tuple[list[np.ndarray], pa.Table]:
         DataError: they are missing, damaged or do not fit together.
     """
     ours = facts_of(folder)
+    files = [*(folder / IMAGES).glob("*.npy"), *(folder / METADATA).glob("*.parquet")]
+    check_files(folder, [str(file.relative_to(folder)) for file in files], FACTS, "embed again")
     arrays = read_vectors(folder, IMAGES)
     if not arrays or not sum(map(len, arrays)):
         what = "vectors of texts only; an index has those of pictures" if (folder / TEXTS).is_dir() else "no vectors"

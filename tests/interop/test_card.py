@@ -134,8 +134,11 @@ def test_a_readme_that_was_changed_by_hand_stays(trained: Path, tmp_path: Path) 
 
 def test_a_damaged_card_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text("[")
-    assert record(tmp_path, {"recipe": "mine"}) is None
+    said = str(record(tmp_path, {"recipe": "mine"}))
+    assert said == f"{tmp_path / 'card.json'}: damaged; it is kept as damaged-card.json, and a new one was begun"
+    assert (tmp_path / "damaged-card.json").read_text() == "["
     assert facts_of(tmp_path)["recipe"] == "mine"
+    assert record(tmp_path, {"recipe": "other"}) is None
 
 
 def test_names_of_the_hub_become_base_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

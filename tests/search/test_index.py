@@ -179,6 +179,20 @@ def test_a_damaged_index_is_named_and_built_anew(name, model, embedded, tmp_path
     assert Search(tmp_path / "index", model).count == 96
 
 
+@pytest.mark.parametrize("where", ["img_emb", "metadata"])
+def test_damaged_vectors_are_not_indexed(where, embedded, tmp_path):
+    folder = Path(shutil.copytree(embedded, tmp_path / "embedded"))
+    (file,) = (folder / where).iterdir()
+    tiny.flip(file, -100)
+    with pytest.raises(DataError, match=rf"{file.name}: damaged or edited.*; embed again, or, if you edited it"):
+        build(folder, tmp_path / "index")
+    facts = json.loads((folder / "embeddings.json").read_text(encoding="utf-8"))
+    del facts["files"][f"{where}/{file.name}"]  # as the message says
+    (folder / "embeddings.json").write_text(json.dumps(facts), encoding="utf-8")
+    if where == "img_emb":
+        build(folder, tmp_path / "index")
+
+
 def test_recall_is_measured_with_captions_where_there_are_some(tmp_path):
     folder = foreign(tmp_path / "vectors", drawn(500))
     (folder / "text_emb").mkdir()
