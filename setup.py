@@ -91,6 +91,8 @@ DEV = [
     "pyright[nodejs]>=1.1.414",  # brings its own Node.js; what type checkers see of the public API is tested
 ]
 
+KINDS = ("html", "js", "css")  # of the files of a page
+
 setup(
     name="mclip-kit",
     version=VERSION,
@@ -103,7 +105,7 @@ setup(
     packages=[*find_packages(include=["mclip_kit", "mclip_kit.*"]), "mclip_kit.recipes", "mclip_kit.data_prep"],
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
     package_data={
-        "mclip_kit": ["py.typed", "evaluate/report/page.html", "search/page.html", "search/page.js", "search/page.css"],
+        "mclip_kit": ["py.typed", *(f"{room}/page.{kind}" for room in ("evaluate/report", "search") for kind in KINDS)],
         "mclip_kit.recipes": ["*.yaml"],
         "mclip_kit.data_prep": ["*.yaml"],
     },

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.data.languages import normalize_language
@@ -37,6 +39,21 @@ def languages_of(langs: str | None) -> list[str] | str:
     if not languages:
         raise RecipeError("--langs names no language; write codes with commas between them, or leave it out")
     return languages
+
+
+def command_line(context: click.Context) -> str:
+    """The command as it was typed: its arguments, and the options that were given on the command line."""
+    words = []
+    for option in context.command.params:
+        name, given = str(option.name), context.params.get(str(option.name))
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            values = list(given) if isinstance(given, tuple) else [given]
+            if isinstance(option, click.Option):
+                flag = option.opts[-1]
+                words += [flag] if option.is_flag else [word for value in values for word in (flag, str(value))]
+            else:
+                words[:0] = map(str, values)
+    return shlex.join(["mclip-kit", str(context.info_name), *words])
 
 
 class Terminated(KeyboardInterrupt):

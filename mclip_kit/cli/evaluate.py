@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mclip_kit.cli.common import FILE, FOLDER, languages_of
+from mclip_kit.cli.common import FILE, FOLDER, command_line, languages_of
 from mclip_kit.disk import check_writable
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
 from mclip_kit.files import write_json
@@ -91,19 +91,21 @@ def evaluate(
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
     check_writable(request.out)
     with hold(request.out, RESULTS, "writes results there", OTHER):
-        _score(request)
+        _score(request, command_line(context))
 
 
-def _score(request: Request) -> None:
+def _score(request: Request, command: str) -> None:
     """Score, write results and report, and record the scores in the models' cards."""
     from mclip_kit.evaluate.folders import settings
     from mclip_kit.evaluate.report import html
+    from mclip_kit.evaluate.report.reproduce import made_by
     from mclip_kit.interop.card import record
     from mclip_kit.train.logging import read_log
 
     found = EVALUATIONS[request.task].run(request)
-    about = settings(request) | {"device": found.device}
-    lists = {"results": found.results, "comparisons": found.comparisons, "leakage": _leaks(request)}
+    about = settings(request) | {"device": found.device} | made_by(request, command)
+    lists = {name: getattr(found, name) for name in ("results", "comparisons", "confusions", "language_confusion")}
+    lists["leakage"] = _leaks(request)
     if found.same_images:
         lists["same_images"] = [same.row(name) for name, same in found.same_images.items()]
     replaced = (request.out / RESULTS).exists()

@@ -28,7 +28,13 @@ from mclip_kit.models.text_encoder import Encoder, encoder_within
 
 METRICS = (
     Metric("retrieval_error", "error", "sentence retrieval error rate"),
-    Metric("retrieval_accuracy", "accuracy", "sentence retrieval accuracy", drawn=True),
+    Metric(
+        "retrieval_accuracy",
+        "accuracy",
+        "sentence retrieval accuracy",
+        drawn=True,
+        sentence="of sentences have their translation as the nearest sentence",
+    ),
 )
 
 Embed = Callable[[Sequence[str]], np.ndarray]

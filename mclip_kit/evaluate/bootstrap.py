@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mclip_kit.errors import DataError
+from mclip_kit.evaluate.base import SEED
 from mclip_kit.evaluate.ranks import KS
 from mclip_kit.evaluate.retrieval import COMPARED, MEAN_RECALL, RECALLS, TEACHER, Retrieval
 
@@ -42,7 +43,7 @@ class Difference:
 
 
 def compare(
-    ours: Mapping[str, Retrieval], theirs: Mapping[str, Retrieval], resamples: int = RESAMPLES, seed: int = 1
+    ours: Mapping[str, Retrieval], theirs: Mapping[str, Retrieval], resamples: int = RESAMPLES, seed: int = SEED
 ) -> list[Difference]:
     """Differences of `retrieval.COMPARED`, ours minus theirs, of each language and of the mean over languages.
 

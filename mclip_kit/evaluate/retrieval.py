@@ -22,6 +22,7 @@ from mclip_kit.models.multilingual_clip import MultilingualClip
 TEACHER, STUDENT = "teacher", "student"  # towers
 WAYS = {"t2i": ("image", "text-to-image"), "i2t": ("text", "image-to-text")}
 """Direction -> what is looked for, by which clip-benchmark names the direction; and the direction in words."""
+SENTENCES = {("t2i", 1): "of captions find their own picture first"}
 RECALLS = tuple(
     Metric(
         f"{target}_retrieval_recall@{k}",
@@ -29,6 +30,7 @@ RECALLS = tuple(
         f"{words} R@{k}",
         drawn=k == 1,
         log_name=f"{way}_r{k}",
+        sentence=SENTENCES.get((way, k), ""),
     )
     for way, (target, words) in WAYS.items()
     for k in KS
@@ -42,6 +44,7 @@ MEDIANS = tuple(
         f"{words} median rank",
         fraction=False,
         log_name=f"{way}_median_rank",
+        averaged=False,
     )
     for way, (target, words) in WAYS.items()
 )

@@ -12,7 +12,10 @@ from mclip_kit.evaluate.base import Metric
 from mclip_kit.evaluate.folders import result_files
 from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
 
-LISTS = ("results", "comparisons", "leakage")  # lists of results.json
+LISTS = ("results", "comparisons", "leakage", "confusions", "language_confusion")
+"""Lists of results.json; those after the first are missing in what earlier versions wrote."""
+OF_A_MODEL = tuple(name for name in LISTS if name != "leakage")
+"""Lists whose entries have the key `model`, the model of an evaluation that they are about."""
 ROW = ("model", "tower", "language", "task", "dataset", "split", "protocol")
 """Keys of a row of results; of rows that have the same values of all of them, the last one counts."""
 
@@ -26,12 +29,14 @@ class Report:
         results: the content of every results.json, see `_joined`.
         log: rows of metrics.jsonl.
         recipe: the text of the resolved recipe.
+        recipe_file: where it is.
     """
 
     name: str
     results: dict[str, Any]
     log: list[dict[str, Any]] = field(default_factory=list)
     recipe: str = ""
+    recipe_file: Path | None = None
 
 
 def evaluated(model: Path, results: dict[str, Any], log: list[dict[str, Any]]) -> Report:
@@ -41,8 +46,8 @@ def evaluated(model: Path, results: dict[str, Any], log: list[dict[str, Any]]) -
         results: the content of results.json, of any number of models.
         log: of the run that made the model; empty if there is none.
     """
-    own = {key: [row for row in results[key] if row["model"] == str(model)] for key in ("results", "comparisons")}
-    return Report(str(model), _joined([results | own]), log, _recipe(model.resolve().parent))
+    own = {key: [row for row in results.get(key, []) if row["model"] == str(model)] for key in OF_A_MODEL}
+    return Report(str(model), _joined([results | own]), log, *_recipe(model.resolve().parent, model.parent))
 
 
 def read(folder: Path, log: list[dict[str, Any]]) -> Report:
@@ -55,7 +60,8 @@ def read(folder: Path, log: list[dict[str, Any]]) -> Report:
     """
     if not log:
         check_folder(folder, with_log=False)
-    return Report(str(folder), _joined([read_results(file) for file in result_files(folder)]), log, _recipe(folder))
+    parts = [read_results(file) for file in result_files(folder)]
+    return Report(str(folder), _joined(parts), log, *_recipe(folder, folder))
 
 
 def check_folder(folder: Path, with_log: bool = True) -> None:
@@ -70,23 +76,26 @@ def check_folder(folder: Path, with_log: bool = True) -> None:
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several results.json as one: their lists, and `evaluations`, what each says about itself.
 
-    Every row gets the protocol of its evaluation, and every comparison also its data and split.
+    Every entry of a list about a model gets the data, the split and the protocol of its evaluation.
     """
     joined: dict[str, Any] = {"evaluations": [], **{key: [] for key in LISTS}}
     for part in parts:
         about = {key: value for key, value in part.items() if key not in LISTS}
         data = {"dataset": Path(about["data"]).name, "split": about["split"], "protocol": about["protocol"]}
         joined["evaluations"].append(about)
-        joined["results"] += [data | row for row in part["results"]]
-        joined["comparisons"] += [data | row for row in part["comparisons"]]
+        for key in OF_A_MODEL:
+            joined[key] += [data | row for row in part.get(key, [])]
         joined["leakage"] += part["leakage"]
     rows = {tuple(row.get(key) for key in ROW): row for row in joined["results"]}
     return joined | {"results": list(rows.values())}
 
 
-def _recipe(run: Path) -> str:
+def _recipe(run: Path, named: Path) -> tuple[str, Path | None]:
+    """The text of a run's recipe, and its file as the user named the run; empty and None if it has none."""
     written = run / RECIPE
-    return written.read_text(encoding="utf-8", errors="replace") if written.is_file() else ""
+    if not written.is_file():
+        return "", None
+    return written.read_text(encoding="utf-8", errors="replace"), named / RECIPE
 
 
 def read_results(file: Path) -> dict[str, Any]:
@@ -100,17 +109,31 @@ def read_results(file: Path) -> dict[str, Any]:
         for row in content["results"]:
             _ = "".join(row[key] for key in ("language", "tower", "model", "task"))
             _ = [Metric("", "").text(value) for value in row["metrics"].values()]
-        whole = {"comparisons": [], "leakage": [], **content}
-        for leak in whole["leakage"]:
-            leak_line(leak)
-        for item in whole["comparisons"]:
-            _ = item["model"], item["baseline"], item["language"], item["metric"]
-            _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
+        whole = {**{key: [] for key in LISTS}, **content}
+        _check_lists(whole)
         _ = "".join(whole[key] for key in ("data", "task", "split", "protocol"))
         _joined([whole])
         return whole
     except MALFORMED as error:
         raise DataError(f"{file}: damaged ({first_line(error)}); run mclip-kit eval again") from None
+
+
+def _check_lists(content: dict[str, Any]) -> None:
+    """Raise what plain code raises for malformed JSON if an entry lacks what the page shows of it."""
+    for leak in content["leakage"]:
+        leak_line(leak)
+    for item in content["comparisons"]:
+        _ = "".join(item[key] for key in ("model", "baseline", "language", "metric"))
+        _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
+    for pair in content["confusions"]:
+        _ = "".join(pair[key] for key in ("model", "picture", "found", "query", "language"))
+        _ = ", ".join(pair["languages"]), pair["count"] / pair["captions"]
+    for confused in content["language_confusion"]:
+        _ = "".join([confused["model"], *confused["languages"]])
+        shapes = [len(confused["languages"]), *map(len, confused["shares"])]
+        if shapes != [len(confused["shares"])] * len(shapes):
+            raise ValueError("language_confusion is not square")
+        _ = [f"{share:.0%}" for row in confused["shares"] for share in row]
 
 
 def leak_line(leak: dict[str, Any]) -> str:
