@@ -39,7 +39,7 @@ REQUIRES = [
     "tensorboard>=2.17",
     "timm>=1.0.17",  # LAMB
     "pillow>=10.1",  # scalable built-in font
-    "matplotlib>=3.9",  # report.html; its DejaVu Sans has the Arabic letters of retrieval.png
+    "matplotlib>=3.9",  # for its DejaVu Sans alone: the letters of Europe and Arabic in retrieval.png
     "jinja2>=3.1",
 ]
 

@@ -96,6 +96,7 @@ def evaluate(
 
 def _score(request: Request, command: str) -> None:
     """Score, write results and report, and record the scores in the models' cards."""
+    from mclip_kit.data.leakage import known_overlaps
     from mclip_kit.evaluate.folders import settings
     from mclip_kit.evaluate.report import html
     from mclip_kit.evaluate.report.reproduce import made_by
@@ -104,6 +105,7 @@ def _score(request: Request, command: str) -> None:
 
     found = EVALUATIONS[request.task].run(request)
     about = settings(request) | {"device": found.device} | made_by(request, command)
+    about["overlaps"] = known_overlaps(request.data)
     lists = {name: getattr(found, name) for name in ("results", "comparisons", "confusions", "language_confusion")}
     lists["leakage"] = _leaks(request)
     if found.same_images:

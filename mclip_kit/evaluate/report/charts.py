@@ -14,7 +14,7 @@ from markupsafe import Markup
 from mclip_kit.errors import one_line
 
 LABEL, BAR, GAP, SPACE = 20, 14, 3, 8  # heights: a line of text, a bar, between bars, between groups
-PANEL = 150  # height of a panel of curves
+HEAD, PANEL = 22, 150  # heights of a panel of curves: the numbers of stages, the curves
 COLOURS = 8  # classes s0 ... s7 of page.css
 INSIDE = 85.0  # percent of the width from which on the figure of a bar is inside it
 Curve = Sequence[tuple[float, float]]
@@ -71,32 +71,33 @@ def bars(
     """
     known = [value for group in groups for value in group.values.values()]
     top = ceiling(max([*known, mark[1] if mark else 0.0], default=0.0))
-    drawn, y = [], LABEL if mark else 0
+    drawn, texts, y = [], [], LABEL if mark else 0
     for group in groups:
-        drawn.append(_text(group.label, 0, y + 15, "label"))
+        texts.append(_text(group.label, 0, y + 15, "label"))
         y += LABEL
         for number, name in enumerate(series):
             if name in group.values:
-                drawn += _bar(group.values[name], top, y, number, group.faint)
+                bar, text = _bar(group.values[name], top, y, number, group.faint)
+                drawn.append(bar)
+                texts.append(text)
                 y += BAR + GAP
         y += SPACE
-    if mark:
-        drawn += _mark(*mark, top, y)
-    drawn += [*_axis(top, y)]
+    drawn += [*(_mark(*mark, top, y) if mark else ()), *texts, *_axis(top, y)]  # letters over lines over bars
     several = len(series) > 1
     figures = [_figures(group, several) for group in groups] + ([f"{mark[0]}: {mark[1]:.1f}"] if mark else [])
     return _svg(key, title, "; ".join(figures), y + LABEL, drawn)
 
 
-def _bar(value: float, top: float, y: int, number: int, faint: bool) -> list[Markup]:
+def _bar(value: float, top: float, y: int, number: int, faint: bool) -> tuple[Markup, Markup]:
+    """A bar and its figure."""
     width = 100 * max(value, 0.0) / top
     inside = width > INSIDE
     place = {"dx": -6, "text_anchor": "end"} if inside else {"dx": 6}
     colour = f"s{number % COLOURS}{' faint' * faint}"
-    return [
+    return (
         _tag("rect", x=0, y=y, width=f"{width:.3f}%", height=BAR, rx=2, class_=f"bar {colour}"),
         _text(f"{value:.1f}", width, y + BAR - 3, f"figure{' in' * (inside and not faint)}", **place),
-    ]
+    )
 
 
 def _mark(name: str, value: float, top: float, height: int) -> list[Markup]:
@@ -143,13 +144,10 @@ def intervals(key: str, title: str, rows: Sequence[Interval], span: tuple[float,
     zero = place(0)
     drawn.insert(0, _tag("line", x1=f"{zero:.3f}%", x2=f"{zero:.3f}%", y1=0, y2=y, class_="mark"))
     drawn.append(_tag("line", x1="0", x2="100%", y1=y, y2=y, class_="axis"))
-    drawn += [_text(f"{value:+g}", place(value), y + 14, "tick", text_anchor=a) for value, a in _ends(low, high)]
+    for value, anchor in ((low, "start"), (0.0, "middle"), (high, "end")):
+        drawn.append(_text(f"{value:+g}" if value else "0", place(value), y + 14, "tick", text_anchor=anchor))
     described = "; ".join(f"{row.label}: {row.text}, {row.outcome}" for row in rows)
     return _svg(key, title, described, y + LABEL, drawn)
-
-
-def _ends(low: float, high: float) -> list[tuple[float, str]]:
-    return [(low, "start"), *([(0.0, "middle")] if low < 0 < high else []), (high, "end")]
 
 
 def span(rows: Iterable[Interval]) -> tuple[float, float]:
@@ -159,7 +157,12 @@ def span(rows: Iterable[Interval]) -> tuple[float, float]:
 
 
 def curves(
-    key: str, title: str, series: Mapping[str, Sequence[Curve]], steps: float, stages: Sequence[float] = ()
+    key: str,
+    title: str,
+    series: Mapping[str, Sequence[Curve]],
+    steps: float,
+    stages: Sequence[float] = (),
+    logarithmic: bool = False,
 ) -> Markup:
     """One panel of curves over the steps of all stages.
 
@@ -167,27 +170,31 @@ def curves(
         series: name -> a curve for each stage.
         steps: at the right edge.
         stages: the first step of each stage; a line with the stage's number is drawn there.
+        logarithmic: whether the values, which are positive, are drawn by their logarithms.
     """
-    values = [y for lines in series.values() for points in lines for _, y in points]
-    marks = ticks(min(values), max(values))
+    scale = math.log10 if logarithmic else float
+    values = [scale(y) for lines in series.values() for points in lines for _, y in points]
+    marks = powers(min(values), max(values)) if logarithmic else ticks(min(values), max(values))
     low, high = marks[0], marks[-1]
     steps = steps or 1.0
     drawn = []
     for value in marks:
-        y = LABEL + PANEL * (high - value) / (high - low)
+        y = HEAD + PANEL * (high - value) / (high - low)
         drawn.append(_tag("line", x1="0", x2="100%", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid"))
-        drawn.append(_text(f"{value:g}", 0, y - 3, "tick"))
+        shown = f"{10**value:g}" if logarithmic else f"{value:g}"
+        drawn.append(_text(shown, 0, y + 4, "tick", dx=-6, text_anchor="end"))
     for number, start in enumerate(stages, 1):
         x = 100 * start / steps
-        drawn.append(_tag("line", x1=f"{x:.3f}%", x2=f"{x:.3f}%", y1=0, y2=LABEL + PANEL, class_="stage"))
+        drawn.append(_tag("line", x1=f"{x:.3f}%", x2=f"{x:.3f}%", y1=0, y2=HEAD + PANEL, class_="stage"))
         drawn.append(_text(f"stage {number}" if number == 1 else str(number), x, 11, "tick", dx=4))
     for number, lines in enumerate(series.values()):
         for points in lines:
-            drawn += _curve([(x / steps, (high - y) / (high - low)) for x, y in points], f"s{number % COLOURS}")
+            places = [(x / steps, (high - scale(y)) / (high - low)) for x, y in points]
+            drawn += _curve(places, f"s{number % COLOURS}")
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        drawn.append(_text(f"{steps * share:,.0f}", 100 * share, LABEL + PANEL + 15, "tick", text_anchor=anchor))
+        drawn.append(_text(f"{steps * share:,.0f}", 100 * share, HEAD + PANEL + 15, "tick", text_anchor=anchor))
     described = "; ".join(_ends_of(name, lines) for name, lines in series.items())
-    return _svg(key, title, described, LABEL + PANEL + LABEL, drawn)
+    return _svg(key, title, described, HEAD + PANEL + LABEL, drawn, "chart curves")
 
 
 def _curve(places: Sequence[tuple[float, float]], colour: str) -> list[Markup]:
@@ -195,10 +202,10 @@ def _curve(places: Sequence[tuple[float, float]], colour: str) -> list[Markup]:
     points = " ".join(f"{1000 * x:.2f},{1000 * y:.2f}" for x, y in places)
     line = _tag("polyline", points=points, class_=f"curve {colour}", vector_effect="non-scaling-stroke")
     box = {"viewBox": "0 0 1000 1000", "preserveAspectRatio": "none", "overflow": "visible"}
-    drawn = [_tag("svg", line, x=0, y=LABEL, width="100%", height=PANEL, **box)]
+    drawn = [_tag("svg", line, x=0, y=HEAD, width="100%", height=PANEL, **box)]
     if len(places) < 40:
         drawn += [
-            _tag("circle", cx=f"{100 * x:.3f}%", cy=f"{LABEL + PANEL * y:.1f}", r=2.5, class_=f"dot {colour}")
+            _tag("circle", cx=f"{100 * x:.3f}%", cy=f"{HEAD + PANEL * y:.1f}", r=2.5, class_=f"dot {colour}")
             for x, y in places
         ]
     return drawn
@@ -232,10 +239,19 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
 
 
-def _svg(key: str, title: str, description: str, height: float, inside: Iterable[Markup]) -> Markup:
+def powers(low: float, high: float) -> list[float]:
+    """The whole numbers around an interval, at most six of them."""
+    first, last = math.floor(low + 1e-9), math.ceil(high - 1e-9)
+    step = -(-max(last - first, 1) // 5)
+    return [float(first + number * step) for number in range(-(-max(last - first, 1) // step) + 1)]
+
+
+def _svg(
+    key: str, title: str, description: str, height: float, inside: Iterable[Markup], kind: str = "chart"
+) -> Markup:
     names = [_tag("title", one_line(title), id=f"{key}-title"), _tag("desc", one_line(description), id=f"{key}-desc")]
     labels = {"role": "img", "aria_labelledby": f"{key}-title {key}-desc"}
-    return _tag("svg", *names, *inside, class_="chart", id=key, width="100%", height=f"{height:g}", **labels)
+    return _tag("svg", *names, *inside, class_=kind, id=key, width="100%", height=f"{height:g}", **labels)
 
 
 def _text(words: str, x: float, y: float, kind: str, **more: object) -> Markup:

@@ -59,6 +59,7 @@ def _headline(reports: Sequence[Report], place: tuple[str, ...], metric: Metric)
         "where": scores.title_of(place),
         "series": list(students),
         "svg": _chart(title, metric, students, next(iter(teachers.values())) if len(same) == 1 else None),
+        "strata": _strata(title, metric, students),
         "shown": (place, metric.name),
         "is_all": all(scores.is_plain(row) for _, row in rows) and len(same) < 2,
     }
@@ -92,6 +93,23 @@ def _named(metric: Metric, row: Row, unit: str) -> dict[str, Any]:
         "value": metric.text(row["metrics"][metric.name]) + unit,
         "trained": scores.is_trained(row),
     }
+
+
+def _strata(title: str, metric: Metric, students: Mapping[str, Sequence[Row]]) -> dict[str, Any] | None:
+    """Bars of the strata of the pictures, of the mean over the trained languages; None if there are none."""
+    trained = any(scores.is_trained(row) for rows in students.values() for row in rows)
+    values: dict[str, dict[str, float]] = {}
+    for name, rows in students.items():
+        own = [row for row in rows if scores.is_trained(row) == trained]
+        for stratum in dict.fromkeys(stratum for row in own for stratum in row.get("strata") or {}):
+            parts = [{"metrics": row["strata"][stratum]} for row in own if stratum in (row.get("strata") or {})]
+            value = scores.value_of({"metrics": {metric.name: scores.mean(parts, metric)}}, metric)
+            if value is not None:
+                values.setdefault(stratum, {})[name] = value
+    groups = [charts.Group(stratum, own) for stratum, own in values.items()]
+    if not groups:
+        return None
+    return {"trained": trained, "svg": charts.bars("strata-chart", f"{title}, by kind of picture", [*students], groups)}
 
 
 def _chance(task: str, rows: Sequence[Row], metric: Metric) -> str:

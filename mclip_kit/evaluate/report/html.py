@@ -55,6 +55,7 @@ def render(reports: Sequence[Report], gallery: Gallery) -> str:
         script=_own("page.js"),
         reports=reports,
         with_protocol=users_of("protocol"),
+        overlaps=_overlaps(reports),
         leaks=_leaks(reports),
         headline=first,
         bars=scores.drawn_charts(reports, skipped),
@@ -79,6 +80,12 @@ def _leaks(reports: Sequence[Report]) -> list[str] | None:
     if not any(report.results["evaluations"] for report in reports):
         return None
     return list(dict.fromkeys(leak_line(leak) for report in reports for leak in report.results["leakage"]))
+
+
+def _overlaps(reports: Sequence[Report]) -> list[str]:
+    """A sentence for each overlap of the test data with others' training data that its declaration names."""
+    abouts = [about for report in reports for about in report.results["evaluations"]]
+    return list(dict.fromkeys(f"{about['data']}: {line}" for about in abouts for line in about.get("overlaps", [])))
 
 
 def _entries(reports: Sequence[Report], name: str) -> list[dict[str, Any]]:

@@ -108,10 +108,12 @@ def read_results(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         for row in content["results"]:
             _ = "".join(row[key] for key in ("language", "tower", "model", "task"))
-            _ = [Metric("", "").text(value) for value in row["metrics"].values()]
+            parts = [row["metrics"], *dict(row.get("strata") or {}).values()]
+            _ = [Metric("", "").text(value) for metrics in parts for value in metrics.values()]
         whole = {**{key: [] for key in LISTS}, **content}
         _check_lists(whole)
-        _ = "".join(whole[key] for key in ("data", "task", "split", "protocol"))
+        _ = "".join([*(whole[key] for key in ("data", "task", "split", "protocol")), *whole.get("overlaps", [])])
+        _ = [dict(whole.get(key) or {}) for key in ("environment", "hashes")]
         _joined([whole])
         return whole
     except MALFORMED as error:

@@ -153,16 +153,22 @@ def drawn_charts(reports: Sequence[Report], skipped: Sequence[tuple[Any, str]] =
                 chart[1].setdefault(row["language"], {})[series] = value
                 chart[2].append(series)
     return [
-        _chart(f"scores-{number}", title_of(place), metric, values, list(dict.fromkeys(series)))
+        _chart(f"scores-{number}", title_of(place), metric, values, sorted(dict.fromkeys(series), key=_is_other))
         for number, ((place, _), (metric, values, series)) in enumerate(found.items(), 1)
     ]
+
+
+def _is_other(series: str) -> bool:
+    """Whether a series is not of a student, so that it comes after those."""
+    return series.rpartition(", ")[2] != STUDENT
 
 
 def _chart(
     key: str, where: str, metric: Metric, values: Mapping[str, Mapping[str, float]], series: list[str]
 ) -> dict[str, Any]:
     title = f"{metric.axis[:1].upper()}{metric.axis[1:]}"
-    groups = [charts.Group(named_language(language), own) for language, own in values.items()]
+    order = sorted(values, key=lambda language: -values[language].get(series[0], -1.0))
+    groups = [charts.Group(named_language(language), values[language]) for language in order]
     return {
         "title": title,
         "where": where,

@@ -10,6 +10,7 @@ from mclip_kit.evaluate.report.results import Report
 STEP = ("stage_index", "step")  # of metrics.jsonl: the position of a row
 CURVES = {"loss": "Loss", "score": "Validation: the metric that selects the best weights", "lr": "Learning rate"}
 """Values of metrics.jsonl -> titles of their charts."""
+FAR = 20  # times the least loss, from which on losses are drawn on a logarithmic scale
 
 Lines = dict[str, list[list[tuple[float, float]]]]
 """Name of a run -> a curve for each of its stages."""
@@ -33,13 +34,21 @@ def training_curves(reports: Sequence[Report]) -> dict[str, Any] | None:
     if not found:
         return None
     starts = [start for _, start in stages]
-    drawn = [
-        {"title": title, "svg": charts.curves(f"curve-{name}", f"{title}, by step", _full(found[name]), steps, starts)}
-        for name, title in CURVES.items()
-        if name in found
-    ]
+    drawn = [_chart(name, title, found[name], steps, starts) for name, title in CURVES.items() if name in found]
     series = [report.name for report in reports if any(report.name in lines for lines in found.values())]
     return {"charts": drawn, "series": series, "stages": [name for name, _ in stages]}
+
+
+def _chart(name: str, title: str, lines: Lines, steps: int, stages: Sequence[int]) -> dict[str, Any]:
+    """The losses of different stages differ by orders of magnitude: these are drawn on a logarithmic scale."""
+    full = _full(lines)
+    values = [y for own in full.values() for points in own for _, y in points]
+    logarithmic = name == "loss" and min(values) > 0 and max(values) > FAR * min(values)
+    title += ", on a logarithmic scale" * logarithmic
+    return {
+        "title": title,
+        "svg": charts.curves(f"curve-{name}", f"{title}, by step", full, steps, stages, logarithmic),
+    }
 
 
 def _full(lines: Lines) -> Lines:

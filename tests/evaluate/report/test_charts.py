@@ -66,10 +66,13 @@ def test_intervals_have_a_common_scale_and_say_what_they_show() -> None:
 
 def test_curves_go_through_their_points() -> None:
     chart = parsed(charts.curves("c", "loss", {"run": [[(0, 4.0), (10, 2.0)], [(10, 1.0), (20, 0.0)]]}, 20, [0, 10]))
+    logarithmic = parsed(charts.curves("c", "loss", {"run": [[(0, 0.1), (20, 100.0)]]}, 20, [0], logarithmic=True))
+    assert next(logarithmic.iter("polyline")).attrib["points"] == "0.00,1000.00 1000.00,0.00"
     found = [re.findall(r"[\d.]+", line.attrib["points"]) for line in chart.iter("polyline")]
     places = [[float(number) for number in own] for own in found]
     assert places == [[0, 0, 500, 500], [500, 750, 1000, 1000]]
     assert texts(chart, "tick")[:5] == ["0", "1", "2", "3", "4"]
+    assert texts(chart, "tick")[:5] != texts(logarithmic, "tick")[:5] == ["0.1", "1", "10", "100", "stage 1"]
     assert texts(chart, "tick")[5:] == ["stage 1", "2", "0", "10", "20"]
     assert len(list(chart.iter("circle"))) == 4
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,7 @@ def page_of(run: Path) -> tuple[str, dict[str, Any]]:
 
 def charts_of(page: str) -> dict[str, ElementTree.Element]:
     """Each chart of a page, by its id."""
-    found = re.findall(r'(?m)^<svg class="chart".*</svg>$', page)
+    found = re.findall(r'(?m)^<svg class="chart[^"]*".*</svg>$', page)
     return {chart.attrib["id"]: chart for chart in map(ElementTree.fromstring, found)}
 
 
@@ -129,15 +130,17 @@ def test_the_tables_of_the_report_sort_by_keyboard(browser: Any, run: Path) -> N
 
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  const rgb = (colour) => { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((c) => c / 255); };
-  const light = (colour) => rgb(colour).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  const rgb = (colour) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data]; };
+  const light = (colour) => rgb(colour).slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
-  const paper = getComputedStyle(document.body).backgroundColor;
-  const texts = [...document.querySelectorAll("p, th, a, figcaption, svg text:not(.in), td:not(.matrix td)")];
-  const colour = (text) => getComputedStyle(text)[text instanceof SVGElement ? "fill" : "color"];
-  return [paper, Math.min(...texts.map((text) => ratio(colour(text), paper)))];
+  const colour = (part) => getComputedStyle(part)[part instanceof SVGElement ? "fill" : "color"];
+  const back = (part) => { const own = getComputedStyle(part).backgroundColor;
+    return rgb(own)[3] ? own : back(part.parentElement); };
+  const texts = [...document.querySelectorAll("p, th, td, a, li, pre, summary, figcaption, svg text:not(.in)")];
+  return [back(document.body), Math.min(...texts.map((text) => ratio(colour(text), back(text)))), texts.length];
 }"""
 
 
@@ -146,7 +149,8 @@ def test_the_report_is_readable_in_light_in_dark_and_on_paper(browser: Any, run:
     papers = []
     for look in ({"color_scheme": "light"}, {"color_scheme": "dark"}, {"color_scheme": "dark", "media": "print"}):
         tab.emulate_media(**look)
-        paper, contrast = tab.evaluate(CONTRAST)
+        paper, contrast, texts = tab.evaluate(CONTRAST)
+        assert texts > 100
         papers.append(paper)
         assert contrast >= 4.5, look  # WCAG 2.2, 1.4.3
     assert papers == ["rgb(255, 255, 255)", "rgb(17, 24, 39)", "rgb(255, 255, 255)"]
@@ -170,6 +174,17 @@ def test_exact_figures_leaks_and_hashes_are_on_the_page(run: Path) -> None:
     assert f'<pre tabindex="0">{found["command"]}</pre>' in page
     assert len(found["hashes"]) == 2
     assert all(re.search(f"<code>{value}</code>", page) for value in found["hashes"].values())
+
+
+def test_the_recorded_command_gives_the_recorded_results(run: Path, tmp_path: Path) -> None:
+    _, found = page_of(run)
+    first, *words = shlex.split(found["command"])
+    assert first == "mclip-kit"
+    again = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    other = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
+    assert other.pop("command") == f"{found.pop('command')} --out {tmp_path / 'again'}"
+    assert other == found
 
 
 def test_the_report_needs_no_other_file(run: Path) -> None:
@@ -211,6 +226,8 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
         ({"results.json": '{"results": [], "comparisons": [{"model": "x"}]}'}, "results.json: damaged"),
         ({"results.json": '{"results": [], "task": "retrieval"}'}, "results.json: damaged"),
         ({"results.json": "[]"}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "confusions": [{"model": "x"}]}'}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "language_confusion": [{"languages": ["de"]}]}'}, "results.json: damaged"),
         (
             {"results.json": '{"results": [{"language": 1, "tower": 1, "model": 1, "task": 1, "metrics": {}}]}'},
             "results.json: damaged",
@@ -238,7 +255,9 @@ def test_a_damaged_log_and_recipe_leave_what_is_whole(run: Path, tmp_path: Path)
 def everything(name: str) -> tuple[html.Report, Gallery]:
     """A report that has all there is on a page, with every text of the data a given one."""
     metrics = {"image_retrieval_recall@1": 0.5, name: float("nan")}
-    row = {"model": name, "tower": "student", "language": name, "task": "zeroshot_retrieval", "metrics": metrics}
+    row: dict[str, Any] = {"model": name, "tower": "student", "language": name, "metrics": metrics}
+    row |= {"task": "zeroshot_retrieval"}
+    row["strata"] = {name: metrics, "others": metrics}
     rows = [row, row | {"tower": name}, row | {"trained": False, "language": f"{name} 2"}]
     item = {"model": name, "baseline": name, "language": name, "metric": name, "difference": 0, "low": -1, "high": 1}
     pair = {
@@ -259,7 +278,7 @@ def everything(name: str) -> tuple[html.Report, Gallery]:
         "command": name,
     }
     results |= {"language_confusion": [{"model": name, "languages": [name, "en"], "shares": [[0.5, 0.5], [1, 0]]}]}
-    results |= {"environment": {name: name}, "hashes": {name: name}}
+    results |= {"overlaps": [name], "environment": {name: name}, "hashes": {name: name}}
     log = [{"stage_index": 0, "stage": name, "step": step, "loss": 1.0} for step in (0, 1)]
     report = html.evaluated(Path(name), results, log)
     picture = np.zeros((8, 8, 3), np.uint8)
@@ -281,7 +300,7 @@ def test_text_of_data_is_not_markup() -> None:
 def test_any_name_and_number_is_shown(tmp_path: Path, name: str) -> None:
     html.write([everything(name)[0]], tmp_path / "report.html", everything(name)[1])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert set(charts_of(page)) == {"headline-chart", "scores-1", "compared-1", "curve-loss"}
+    assert set(charts_of(page)) == {"headline-chart", "strata-chart", "scores-1", "compared-1", "curve-loss"}
     assert '<td class="number" data-value="">–</td>' in page
 
 
