@@ -7,8 +7,31 @@ from typing import Any
 
 from tqdm import tqdm as tqdm_bar
 
+_quiet = False
 EVERY = 30.0  # seconds between two lines
+SOON = 2.0  # seconds after which work that is usually shorter gets a bar
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} left{postfix}"
+
+
+def set_quiet(quiet: bool) -> None:
+    """Say whether this process draws bars and prints what is neither a result nor a warning."""
+    global _quiet
+    _quiet = quiet
+
+
+def note(line: str) -> None:
+    """Print a line that is neither a result nor a warning, above the bars; nothing if the process is quiet."""
+    if not _quiet:
+        tqdm.write(line)
+
+
+def is_quiet() -> bool:
+    """Whether bars and notes are left out.
+
+    >>> is_quiet()
+    False
+    """
+    return _quiet
 
 
 class tqdm(tqdm_bar):
@@ -20,7 +43,7 @@ class tqdm(tqdm_bar):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._printed = time.time()
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **(options | ({"disable": True} if _quiet else {})))
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Draw the bar, or print a line if it is time."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.disk import ADVICE
 from mclip_kit.errors import MclipError, PeerError, RecipeError, first_line
+from mclip_kit.progress import set_quiet
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -41,12 +42,16 @@ def languages_of(langs: str | None) -> list[str] | str:
     return languages
 
 
-def command_line(context: click.Context) -> str:
-    """The command as it was typed: its arguments, and the options that were given on the command line."""
+def command_line(context: click.Context, but: Collection[str] = ()) -> str:
+    """The command as it was typed: its arguments, and the options that were given on the command line.
+
+    Args:
+        but: parameters that are left out.
+    """
     words = []
     for option in context.command.params:
         name, given = str(option.name), context.params.get(str(option.name))
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if name not in but and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             values = list(given) if isinstance(given, tuple) else [given]
             if isinstance(option, click.Option):
                 flag = option.opts[-1]
@@ -69,6 +74,10 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         quiet()
+        if os.environ.get("NO_COLOR"):  # https://no-color.org
+            ctx.color = False
+        set_quiet(ctx.params["quiet"])
+        ctx.call_on_close(lambda: set_quiet(False))
         if ctx.params["offline"]:
             _go_offline()
         try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
+from mclip_kit.cli.output import note
 from mclip_kit.disk import check_writable
 from mclip_kit.layout import REPORT
 
@@ -26,4 +27,4 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     from mclip_kit.train.logging import read_log
 
     html.write([html.read(run, read_log(run)) for run in dict.fromkeys(runs)], out)
-    click.echo(f"written: {out}")
+    note(f"written: {out}")

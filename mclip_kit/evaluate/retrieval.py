@@ -18,6 +18,7 @@ from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.ranks import KS, both_ranks, median_rank, recall
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.progress import SOON, tqdm
 
 TEACHER, STUDENT = "teacher", "student"  # towers
 WAYS = {"t2i": ("image", "text-to-image"), "i2t": ("text", "image-to-text")}
@@ -200,7 +201,7 @@ def _scorer(
         text_QD = (embed.teacher if tower == TEACHER else embed.student)(captions.texts[rows_Q].tolist())
         embed.log_nonfinite(f"{tower} text", text_QD)
         found = {}
-        for name in names:
+        for name in tqdm(names, f"rank: {tower}", unit="language", leave=False, delay=SOON):
             own_Q = captions.languages[rows_Q] == name
             places_Q = np.searchsorted(images_G, captions.images[rows_Q[own_Q]])
             try:
