@@ -13,10 +13,11 @@ from markupsafe import Markup
 
 from mclip_kit.errors import one_line
 
-LABEL, BAR, GAP, SPACE = 20, 14, 3, 8  # heights: a line of text, a bar, between bars, between groups
+LABEL, BAR, GAP, SPACE = 20, 17, 3, 8  # heights: a line of text, a bar, between bars, between groups
 HEAD, PANEL = 22, 150  # heights of a panel of curves: the numbers of stages, the curves
 COLOURS = 8  # classes s0 ... s7 of page.css
-INSIDE = 85.0  # percent of the width from which on the figure of a bar is inside it
+INSIDE, ROOM = 0.85, 0.2
+"""Lengths, as shares of the width, above which the figure of a bar is inside it: always, and where the mark follows."""
 Curve = Sequence[tuple[float, float]]
 """Points (step, value)."""
 
@@ -77,7 +78,9 @@ def bars(
         y += LABEL
         for number, name in enumerate(series):
             if name in group.values:
-                bar, text = _bar(group.values[name], top, y, number, group.faint)
+                value = group.values[name]
+                inside = value > top * INSIDE or (mark is not None and top * ROOM < value <= mark[1])
+                bar, text = _bar(value, top, y, number, group.faint, inside)
                 drawn.append(bar)
                 texts.append(text)
                 y += BAR + GAP
@@ -88,15 +91,14 @@ def bars(
     return _svg(key, title, "; ".join(figures), y + LABEL, drawn)
 
 
-def _bar(value: float, top: float, y: int, number: int, faint: bool) -> tuple[Markup, Markup]:
-    """A bar and its figure."""
+def _bar(value: float, top: float, y: int, number: int, faint: bool, inside: bool) -> tuple[Markup, Markup]:
+    """A bar and its figure, inside or beside it."""
     width = 100 * max(value, 0.0) / top
-    inside = width > INSIDE
     place = {"dx": -6, "text_anchor": "end"} if inside else {"dx": 6}
     colour = f"s{number % COLOURS}{' faint' * faint}"
     return (
         _tag("rect", x=0, y=y, width=f"{width:.3f}%", height=BAR, rx=2, class_=f"bar {colour}"),
-        _text(f"{value:.1f}", width, y + BAR - 3, f"figure{' in' * (inside and not faint)}", **place),
+        _text(f"{value:.1f}", width, y + BAR - 4, f"figure{' in' * (inside and not faint)}", **place),
     )
 
 

@@ -49,6 +49,10 @@ def test_nothing_is_drawn_outside_or_over_another_thing() -> None:
     figures = [element for element in chart.iter("text") if "figure" in element.attrib["class"]]
     inside = [text.attrib.get("text-anchor") == "end" for text in figures]
     assert inside == [False, False, True, True]  # a figure beside a long bar would leave the page
+    marked = parsed(charts.bars("c", "R@1", ["a"], groups, ("teacher's English", 40.0)))
+    figures = [element for element in marked.iter("text") if "figure" in element.attrib["class"]]
+    inside = [text.attrib.get("text-anchor") == "end" for text in figures]
+    assert inside == [False, True, True, True]  # beside the second bar the line of the mark would cross it
 
 
 def test_intervals_have_a_common_scale_and_say_what_they_show() -> None:

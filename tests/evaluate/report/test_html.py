@@ -140,7 +140,10 @@ CONTRAST = """() => {
   const back = (part) => { const own = getComputedStyle(part).backgroundColor;
     return rgb(own)[3] ? own : back(part.parentElement); };
   const texts = [...document.querySelectorAll("p, th, td, a, li, pre, summary, figcaption, svg text:not(.in)")];
-  return [back(document.body), Math.min(...texts.map((text) => ratio(colour(text), back(text)))), texts.length];
+  const named = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+  const bars = [...Array(8).keys()].map((number) => ratio(named("--on"), named(`--s${number}`)));
+  const ratios = [...bars, ...texts.map((text) => ratio(colour(text), back(text)))];
+  return [back(document.body), Math.min(...ratios), ratios.length];
 }"""
 
 
@@ -171,7 +174,7 @@ def test_exact_figures_leaks_and_hashes_are_on_the_page(run: Path) -> None:
     assert "3 of 12 pictures" in page
     assert "batch_size: 24" in page
     assert "torch 2.11" in page
-    assert f'<pre tabindex="0">{found["command"]}</pre>' in page
+    assert f'<pre class="command">{found["command"]}</pre>' in page
     assert len(found["hashes"]) == 2
     assert all(re.search(f"<code>{value}</code>", page) for value in found["hashes"].values())
 
