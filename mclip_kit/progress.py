@@ -1,6 +1,7 @@
 """Progress bars: tqdm's on a terminal; in a file or a pipe one plain line every half minute, and none of quick work."""
 
 import io
+import sys
 import threading
 import time
 from typing import Any
@@ -53,6 +54,12 @@ class tqdm(tqdm_bar):
             self._printed = time.time()
             print(self._line(), file=self.fp, flush=True)
         return True
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """Print a line above the bars, at once: in a log it is before what comes after it on standard error."""
+        super().write(s, file, end, nolock)
+        (file or sys.stdout).flush()
 
     def _line(self) -> str:
         facts = {**self.format_dict, "bar_format": LINE, "ncols": None}

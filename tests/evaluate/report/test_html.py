@@ -289,6 +289,16 @@ def everything(name: str) -> tuple[html.Report, Gallery]:
     return replace(report, recipe=name, recipe_file=Path(name)), gallery
 
 
+def test_pictures_are_those_of_their_model_only() -> None:
+    one, gallery = everything("one")
+    two, _ = everything("two")
+    page = html.render([one, two], gallery)
+    assert page.count('alt="right picture, one"') == 1
+    assert 'alt="right picture, two"' not in page  # the gallery is of the other model
+    assert page.count("found: two</figcaption>") == 1
+    assert "one: 1 of 2 captions: " in page
+
+
 def test_text_of_data_is_not_markup() -> None:
     hostile = "\"'><script>alert(1)</script><b onload=x>{{ 7 * 7 }}"
     page = html.render([everything(hostile)[0], everything("other")[0]], everything(hostile)[1])
