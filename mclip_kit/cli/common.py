@@ -76,7 +76,7 @@ class Commands(click.Group):
         quiet()
         if os.environ.get("NO_COLOR"):  # https://no-color.org
             ctx.color = False
-        set_quiet(ctx.params["quiet"])
+        set_quiet(ctx.params.get("quiet", False))
         ctx.call_on_close(lambda: set_quiet(False))
         if ctx.params["offline"]:
             _go_offline()
