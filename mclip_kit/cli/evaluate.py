@@ -117,6 +117,7 @@ def _score(request: Request, command: str) -> dict[str, Any]:
     found = EVALUATIONS[request.task].run(request)
     about = settings(request) | {"device": found.device} | made_by(request, command)
     about["overlaps"] = known_overlaps(request.data)
+    about["leakage_checked"] = [str(name) for name in request.models if (name.resolve().parent / LEAKAGE).is_file()]
     lists = {name: getattr(found, name) for name in ("results", "comparisons", "confusions", "language_confusion")}
     lists["leakage"] = _leaks(request)
     if found.same_images:

@@ -75,11 +75,20 @@ def _own(name: str) -> Markup:
     return Markup((files("mclip_kit.evaluate.report") / name).read_text(encoding="utf-8"))
 
 
-def _leaks(reports: Sequence[Report]) -> list[str] | None:
-    """A sentence for each leak; None if no evaluation was read, so that nothing was compared."""
-    if not any(report.results["evaluations"] for report in reports):
-        return None
-    return list(dict.fromkeys(leak_line(leak) for report in reports for leak in report.results["leakage"]))
+def _leaks(reports: Sequence[Report]) -> dict[str, list[str]]:
+    """A sentence for each leak, and the models whose training data was compared with the test sets, or was not.
+
+    What earlier versions wrote does not say whether it was.
+    """
+    found = {leak_line(leak): None for report in reports for leak in report.results["leakage"]}
+    lists: dict[str, dict[str, None]] = {"checked": {}, "unchecked": {}}
+    for report in reports:
+        for about in report.results["evaluations"]:
+            models = {str(row["model"]) for row in report.results["results"]}
+            checked = about.get("leakage_checked")
+            for model in sorted(models if checked is not None else ()):
+                lists["checked" if model in checked else "unchecked"][model] = None
+    return {"found": list(found), **{name: list(models) for name, models in lists.items()}}
 
 
 def _overlaps(reports: Sequence[Report]) -> list[str]:

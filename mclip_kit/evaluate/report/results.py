@@ -114,6 +114,7 @@ def read_results(file: Path) -> dict[str, Any]:
         _check_lists(whole)
         _ = "".join([*(whole[key] for key in ("data", "task", "split", "protocol")), *whole.get("overlaps", [])])
         _ = [dict(whole.get(key) or {}) for key in ("environment", "hashes")]
+        _ = "".join(whole.get("leakage_checked", []))
         _joined([whole])
         return whole
     except MALFORMED as error:

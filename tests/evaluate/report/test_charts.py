@@ -1,14 +1,20 @@
 """Charts: places and figures are those of the data, and a screen reader gets all of them."""
 
+import doctest
 import re
 from itertools import pairwise
+from types import ModuleType
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from mclip_kit import progress
+from mclip_kit.cli import output
+from mclip_kit.data import languages
 from mclip_kit.evaluate.report import charts
 from mclip_kit.evaluate.report.charts import Group, Interval
+from mclip_kit.train.callbacks import stage_summary
 
 
 def parsed(svg: str) -> ElementTree.Element:
@@ -104,6 +110,13 @@ def test_any_name_is_one_line_of_text(name: str) -> None:
     chart = parsed(charts.bars("c", name, [name], [Group(name, {name: 1.0})], (name, 2.0)))
     assert all((element.text or "").isprintable() for element in chart.iter())
     assert not list(chart.iter("script"))
+
+
+@pytest.mark.parametrize("module", [charts, languages, output, progress, stage_summary], ids=lambda it: it.__name__)
+def test_examples_run(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
 
 
 def test_no_data_is_an_empty_chart() -> None:

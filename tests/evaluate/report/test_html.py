@@ -317,6 +317,16 @@ def test_any_name_and_number_is_shown(tmp_path: Path, name: str) -> None:
     assert '<td class="number" data-value="">–</td>' in page
 
 
+@pytest.mark.parametrize(("checked", "said"), [(["m"], "names none"), ([], "not known of m,"), (None, "")])
+def test_whether_leaks_were_looked_for_is_said(checked: list[str] | None, said: str) -> None:
+    row = {"model": "m", "tower": "student", "language": "de", "task": "translation", "metrics": {"bleu": 1.0}}
+    settings = {"data": "coco", "task": "translation", "split": "test", "protocol": "any"}
+    results = settings | {"results": [row], "leakage": [], "comparisons": []}
+    results |= {} if checked is None else {"leakage_checked": checked}
+    page = html.render([html.evaluated(Path("m"), results, [])], Gallery())
+    assert (said in page) if said else ("Leaks: " not in page)
+
+
 def test_a_leak_of_a_baseline_is_shown_once() -> None:
     leak = Leak("coco train", "coco test", "pictures", 3, 12)
     results = {"results": [], "comparisons": [], "leakage": [{"model": "baseline", **as_json([leak])[0]}]}
