@@ -21,7 +21,7 @@ JSON = click.option(
     help="Print JSON, and nothing else, on standard output; all else on standard error.",
 )
 INTERVAL = re.compile(r"[+-]\d+\.\d \[([+-]\d+\.\d), ([+-]\d+\.\d)\]")
-NEVER = re.compile(r"\S+ +never trained(?= )")
+NEVER = re.compile(r"(?m)(?<=^  )\S+  never trained")  # not the line of their mean
 
 
 def note(line: str) -> None:
