@@ -150,7 +150,7 @@ def test_colours_mark_what_is_certain_and_only_on_terminals(place: Path, squares
 
 
 def test_only_intervals_on_one_side_of_zero_and_languages_never_trained_have_a_colour() -> None:
-    line = "  tr  never trained    -3.0 [-7.0, -0.1]   +3.0 [+0.1, +7.0]   +0.1 [+0.0, +0.3]   gallery [12]\nmean of 1 never trained"
+    line = "  tr  never trained    -3.0 [-7.0, -0.1]   +3.0 [+0.1, +7.0]   +0.1 [+0.0, +0.3]\nmean of 1 never trained"
     red, green, yellow = "\x1b[31m", "\x1b[32m", "\x1b[33m"
     found = coloured(line)
     assert re.findall(r"(\x1b\[3.m)(.*?)\x1b\[0m", found) == [
