@@ -6,7 +6,7 @@ A chart is one picture to a screen reader: its title, and its figures as a descr
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -75,20 +75,24 @@ def bars(
     drawn, texts, y = [], [], LABEL if mark else 0
     for group in groups:
         texts.append(_text(group.label, 0, y + 15, "label"))
-        y += LABEL
-        for number, name in enumerate(series):
-            if name in group.values:
-                value = group.values[name]
-                inside = value > top * INSIDE or (mark is not None and top * ROOM < value <= mark[1])
-                bar, text = _bar(value, top, y, number, group.faint, inside)
-                drawn.append(bar)
-                texts.append(text)
-                y += BAR + GAP
-        y += SPACE
+        own = [_bar(*bar) for bar in _places(group, series, top, mark, y + LABEL)]
+        drawn += [bar for bar, _ in own]
+        texts += [text for _, text in own]
+        y += LABEL + len(own) * (BAR + GAP) + SPACE
     drawn += [*(_mark(*mark, top, y) if mark else ()), *texts, *_axis(top, y)]  # letters over lines over bars
     several = len(series) > 1
     figures = [_figures(group, several) for group in groups] + ([f"{mark[0]}: {mark[1]:.1f}"] if mark else [])
     return _svg(key, title, "; ".join(figures), y + LABEL, drawn)
+
+
+def _places(
+    group: Group, series: Sequence[str], top: float, mark: tuple[str, float] | None, y: int
+) -> Iterator[tuple[float, float, int, int, bool, bool]]:
+    """What `_bar` takes, of each bar of a group from y on."""
+    known = [(number, group.values[name]) for number, name in enumerate(series) if name in group.values]
+    for place, (number, value) in enumerate(known):
+        inside = value > top * INSIDE or (mark is not None and top * ROOM < value <= mark[1])
+        yield value, top, y + place * (BAR + GAP), number, group.faint, inside
 
 
 def _bar(value: float, top: float, y: int, number: int, faint: bool, inside: bool) -> tuple[Markup, Markup]:
@@ -179,24 +183,32 @@ def curves(
     marks = powers(min(values), max(values)) if logarithmic else ticks(min(values), max(values))
     low, high = marks[0], marks[-1]
     steps = steps or 1.0
-    drawn = []
-    for value in marks:
-        y = HEAD + PANEL * (high - value) / (high - low)
-        drawn.append(_tag("line", x1="0", x2="100%", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid"))
-        shown = f"{10**value:g}" if logarithmic else f"{value:g}"
-        drawn.append(_text(shown, 0, y + 4, "tick", dx=-6, text_anchor="end"))
-    for number, start in enumerate(stages, 1):
-        x = 100 * start / steps
-        drawn.append(_tag("line", x1=f"{x:.3f}%", x2=f"{x:.3f}%", y1=0, y2=HEAD + PANEL, class_="stage"))
-        drawn.append(_text(f"stage {number}" if number == 1 else str(number), x, 11, "tick", dx=4))
+    drawn = [*_grid(marks, logarithmic), *_stages(stages, steps)]
     for number, lines in enumerate(series.values()):
         for points in lines:
             places = [(x / steps, (high - scale(y)) / (high - low)) for x, y in points]
             drawn += _curve(places, f"s{number % COLOURS}")
-    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        drawn.append(_text(f"{steps * share:,.0f}", 100 * share, HEAD + PANEL + 15, "tick", text_anchor=anchor))
     described = "; ".join(_ends_of(name, lines) for name, lines in series.items())
     return _svg(key, title, described, HEAD + PANEL + LABEL, drawn, "chart curves")
+
+
+def _grid(marks: Sequence[float], logarithmic: bool) -> Iterator[Markup]:
+    """A line at each mark, and its value to the left of it."""
+    for value in marks:
+        y = HEAD + PANEL * (marks[-1] - value) / (marks[-1] - marks[0])
+        yield _tag("line", x1="0", x2="100%", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid")
+        shown = f"{10**value:g}" if logarithmic else f"{value:g}"
+        yield _text(shown, 0, y + 4, "tick", dx=-6, text_anchor="end")
+
+
+def _stages(stages: Sequence[float], steps: float) -> Iterator[Markup]:
+    """A line where each stage begins, with its number, and numbers of steps below the panel."""
+    for number, start in enumerate(stages, 1):
+        x = 100 * start / steps
+        yield _tag("line", x1=f"{x:.3f}%", x2=f"{x:.3f}%", y1=0, y2=HEAD + PANEL, class_="stage")
+        yield _text(f"stage {number}" if number == 1 else str(number), x, 11, "tick", dx=4)
+    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        yield _text(f"{steps * share:,.0f}", 100 * share, HEAD + PANEL + 15, "tick", text_anchor=anchor)
 
 
 def _curve(places: Sequence[tuple[float, float]], colour: str) -> list[Markup]:

@@ -1,5 +1,6 @@
 """Comparisons of a report: differences between models and baselines, with their bootstrap intervals."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ def comparisons(reports: Sequence[Report]) -> list[dict[str, Any]]:
             where = f"{item.get('split', '')} of {item.get('dataset', '')}"
             groups.setdefault((scores.name_of(reports, report, item), str(item["baseline"]), where), []).append(item)
     drawn = {
-        group: [_interval(item) for item in items if item["metric"] == items[0]["metric"]]
+        group: [_interval(item) for item in items if item["metric"] == items[0]["metric"] and _is_finite(item)]
         for group, items in groups.items()
     }
     scale = charts.span(row for rows in drawn.values() for row in rows)
@@ -53,6 +54,10 @@ def _metric_words(reports: Sequence[Report]) -> dict[str, str]:
 
 def _language(code: str) -> str:
     return "mean of languages" if code == MEAN else named_language(code)
+
+
+def _is_finite(item: Mapping[str, Any]) -> bool:
+    return all(math.isfinite(item[key]) for key in ("difference", "low", "high"))
 
 
 def _interval(item: Mapping[str, Any]) -> Interval:

@@ -38,15 +38,7 @@ def headline(reports: Sequence[Report]) -> dict[str, Any] | None:
 def _headline(reports: Sequence[Report], place: tuple[str, ...], metric: Metric) -> dict[str, Any]:
     rows = [(report, row) for report, row in scores.rows_of(reports) if scores.place_of(row) == place]
     rows = [(report, row) for report, row in rows if scores.value_of(row, metric) is not None]
-    students: dict[str, list[Row]] = {}
-    for report, row in rows:
-        if row["tower"] == STUDENT:
-            students.setdefault(scores.name_of(reports, report, row), []).append(row)
-    teachers = {
-        scores.name_of(reports, report, row): row
-        for report, row in rows
-        if row["tower"] == TEACHER and row["language"] == TEACHER_LANGUAGE
-    }
+    students, teachers = _towers([(scores.name_of(reports, report, row), row) for report, row in rows])
     same = {metric.text(row["metrics"][metric.name]) for row in teachers.values()}
     title = f"{metric.axis[:1].upper()}{metric.axis[1:]}"
     return {
@@ -63,6 +55,16 @@ def _headline(reports: Sequence[Report], place: tuple[str, ...], metric: Metric)
         "shown": (place, metric.name),
         "is_all": all(scores.is_plain(row) for _, row in rows) and len(same) < 2,
     }
+
+
+def _towers(rows: Sequence[tuple[str, Row]]) -> tuple[dict[str, list[Row]], dict[str, Row]]:
+    """Model -> the rows of its student; model -> the row of its teacher's English."""
+    students: dict[str, list[Row]] = {}
+    for model, row in rows:
+        if row["tower"] == STUDENT:
+            students.setdefault(model, []).append(row)
+    own = [(model, row) for model, row in rows if row["tower"] == TEACHER]
+    return students, {model: row for model, row in own if row["language"] == TEACHER_LANGUAGE}
 
 
 def _sentence(metric: Metric, rows: Sequence[Row], teacher: Row | None) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _check_lists(content: dict[str, Any]) -> None:
         shapes = [len(confused["languages"]), *map(len, confused["shares"])]
         if shapes != [len(confused["shares"])] * len(shapes):
             raise ValueError("language_confusion is not square")
-        _ = [f"{share:.0%}" for row in confused["shares"] for share in row]
+        _ = [round(100 * share) for row in confused["shares"] for share in row]
 
 
 def leak_line(leak: dict[str, Any]) -> str:
