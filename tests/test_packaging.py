@@ -20,7 +20,10 @@ def test_the_source_distribution_has_the_package_and_none_of_the_tests(tmp_path:
     assert not [name for name in names if name.startswith("tests")]
     wanted = [*ROOT.glob("mclip_kit/**/*.py"), *ROOT.glob("recipes/*.yaml"), *ROOT.glob("data_prep/*.yaml")]
     assert {str(path.relative_to(ROOT)) for path in wanted} <= names
-    assert {"mclip_kit/evaluate/report/page.html", "mclip_kit/py.typed", "README.md", "setup.py"} <= names
+    pages = {
+        f"mclip_kit/{room}/page.{kind}" for room in ("evaluate/report", "search") for kind in ("html", "css", "js")
+    }
+    assert {*pages, "mclip_kit/py.typed", "README.md", "setup.py"} <= names
 
 
 def test_advice_names_what_an_index_has_at_the_versions_of_setup_py() -> None:

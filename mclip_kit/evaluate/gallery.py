@@ -55,12 +55,12 @@ class Gallery:
 
     Attributes:
         queries: heading -> queries and what they found.
-        pictures: name -> picture, uint8 (S, S, 3), of those that are confused.
+        pictures: (full path of the prepared folder, name) -> picture, uint8 (S, S, 3), of those that are confused.
         credit: authors and licences of the pictures.
-        model: whose they are.
+        model: whose queries they are.
     """
 
     queries: Mapping[str, Sequence[QueryResult]] = field(default_factory=dict)
-    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    pictures: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     credit: str = ""
     model: str = ""

@@ -66,7 +66,8 @@ def run(request: Request) -> Findings:
     languages = [language for language in results if language != TEACHER]
     found_split = qualitative.embedded(model, captions, request.split, languages, cache)
     about_model = {"model": str(name)}
-    pairs, pictures = qualitative.confused_pairs(found_split)
+    pairs, own = qualitative.confused_pairs(found_split)
+    pictures = {(str(request.data.resolve()), picture): pixels for picture, pixels in own.items()}
     codes, shares_LL = qualitative.confusion(found_split.text_QD, captions.languages[found_split.rows_Q])
     return Findings(
         tables.distinct(rows),

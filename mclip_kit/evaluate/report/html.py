@@ -109,8 +109,8 @@ def _entries(reports: Sequence[Report], name: str) -> list[dict[str, Any]]:
 
 def _confused(pair: Mapping[str, Any], gallery: Gallery) -> dict[str, Any]:
     """A pair of confused pictures; without sources of pictures if the gallery does not have them."""
-    own = gallery.pictures if pair["model"] == gallery.model else {}
-    sources = [_picture(own[name]) if name in own else "" for name in (pair["picture"], pair["found"])]
+    known = [gallery.pictures.get((pair["folder"], name)) for name in (pair["picture"], pair["found"])]
+    sources = ["" if pixels is None else _picture(pixels) for pixels in known]
     languages = [named_language(language) for language in pair["languages"]]
     return dict(pair) | {"sources": sources, "languages": languages, "name": named_language(pair["language"])}
 

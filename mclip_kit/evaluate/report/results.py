@@ -81,7 +81,8 @@ def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     joined: dict[str, Any] = {"evaluations": [], **{key: [] for key in LISTS}}
     for part in parts:
         about = {key: value for key, value in part.items() if key not in LISTS}
-        data = {"dataset": Path(about["data"]).name, "split": about["split"], "protocol": about["protocol"]}
+        data = {"dataset": Path(about["data"]).name, "folder": str(about.get("folder", about["data"]))}
+        data |= {"split": about["split"], "protocol": about["protocol"]}
         joined["evaluations"].append(about)
         for key in OF_A_MODEL:
             joined[key] += [data | row for row in part.get(key, [])]

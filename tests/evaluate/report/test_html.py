@@ -210,6 +210,9 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     html = out.read_text(encoding="utf-8")
     assert "2 runs side by side" in html
     assert f"Recipe: {other}" in html
+    names = [pair["picture"] for pair in results["confusions"]]
+    assert names
+    assert all(html.count(f'alt="right picture, {name}"') == 2 * names.count(name) for name in names)
     assert html.count('id="curve-loss"') == 1
     assert ">12.3</td>" in html
     assert '<td class="number" data-value="">–</td>' in html
@@ -217,6 +220,18 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     for folder in (run, other):
         assert f"{folder} " in text
         assert f'<span class="model">{folder}:</span>' in html
+
+
+def test_data_that_is_gone_leaves_names_without_pictures(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "eval" / "data.test", tmp_path / "eval")
+    results = json.loads((tmp_path / "eval" / "results.json").read_text(encoding="utf-8"))
+    write_json(tmp_path / "eval" / "results.json", results | {"folder": str(tmp_path / "gone")})
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "eval"), "--out", str(tmp_path / "report.html")])
+    assert done.exit_code == 0, done.output
+    assert f"{tmp_path / 'gone'}: its pictures are not shown: " in done.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<img" not in page
+    assert f"right: {results['confusions'][0]['picture']}</figcaption>" in page
 
 
 @pytest.mark.parametrize(
@@ -285,16 +300,16 @@ def everything(name: str) -> tuple[html.Report, Gallery]:
     log = [{"stage_index": 0, "stage": name, "step": step, "loss": 1.0} for step in (0, 1)]
     report = html.evaluated(Path(name), results, log)
     picture = np.zeros((8, 8, 3), np.uint8)
-    gallery = Gallery({name: [QueryResult(name, name, [picture], [True])]}, {name: picture}, name, name)
+    gallery = Gallery({name: [QueryResult(name, name, [picture], [True])]}, {(name, name): picture}, name, name)
     return replace(report, recipe=name, recipe_file=Path(name)), gallery
 
 
-def test_pictures_are_those_of_their_model_only() -> None:
+def test_pictures_are_those_of_their_data_only() -> None:
     one, gallery = everything("one")
     two, _ = everything("two")
     page = html.render([one, two], gallery)
     assert page.count('alt="right picture, one"') == 1
-    assert 'alt="right picture, two"' not in page  # the gallery is of the other model
+    assert 'alt="right picture, two"' not in page  # the gallery is of the other data
     assert page.count("found: two</figcaption>") == 1
     assert "one: 1 of 2 captions: " in page
 
