@@ -8,16 +8,25 @@ from typing import Any
 
 from tqdm import tqdm as tqdm_bar
 
-_quiet = False
+_quiet = _downloads = False
 EVERY = 30.0  # seconds between two lines
 SOON = 2.0  # seconds after which work that is usually shorter gets a bar
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} left{postfix}"
 
 
-def set_quiet(quiet: bool) -> None:
-    """Say whether this process draws bars and prints what is neither a result nor a warning."""
-    global _quiet
-    _quiet = quiet
+def set_quiet(quiet: bool, downloads: bool = False) -> None:
+    """Say whether this process draws no bars and prints neither notes nor what else is no result and no warning.
+
+    Args:
+        downloads: whether the hub's own bars of downloads are drawn; see `models.hub.limit_bars`.
+    """
+    global _quiet, _downloads
+    _quiet, _downloads = quiet, downloads and not quiet
+
+
+def shows_downloads() -> bool:
+    """Whether the hub's bars of downloads are drawn."""
+    return _downloads
 
 
 def note(line: str) -> None:

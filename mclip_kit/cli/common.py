@@ -22,13 +22,14 @@ from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.disk import ADVICE
 from mclip_kit.errors import MclipError, PeerError, RecipeError, first_line
-from mclip_kit.progress import set_quiet
+from mclip_kit.progress import set_quiet, shows_downloads
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ANY = click.Path(path_type=Path)
 FAULT = 70  # EX_SOFTWARE of sysexits.h
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
+QUIET = {BARS: "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 
 
@@ -73,11 +74,11 @@ class Commands(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
+        set_quiet(ctx.params.get("quiet", False), downloads=sys.stderr.isatty())
+        ctx.call_on_close(lambda: set_quiet(False))
         quiet()
         if os.environ.get("NO_COLOR"):  # https://no-color.org
             ctx.color = False
-        set_quiet(ctx.params.get("quiet", False))
-        ctx.call_on_close(lambda: set_quiet(False))
         if ctx.params["offline"]:
             _go_offline()
         try:
@@ -165,15 +166,18 @@ class Mistake(click.ClickException):
 
 
 def quiet() -> None:
-    """Silence the logs and progress bars of libraries; this program reports what matters itself.
+    """Silence the logs and progress bars of libraries, but not of downloads; this program reports what matters itself.
 
     Libraries that are not imported yet read the environment; transformers is told if it is.
     """
     for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+        if name != BARS or not shows_downloads():
+            os.environ.setdefault(name, value)
     logging.getLogger().setLevel(logging.CRITICAL)
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
+        from mclip_kit.models.hub import limit_bars
+
+        limit_bars()
         transformers_logging.set_verbosity_error()
