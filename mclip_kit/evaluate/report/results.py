@@ -16,8 +16,14 @@ LISTS = ("results", "comparisons", "leakage", "confusions", "language_confusion"
 """Lists of results.json; those after the first are missing in what earlier versions wrote."""
 OF_A_MODEL = tuple(name for name in LISTS if name != "leakage")
 """Lists whose entries have the key `model`, the model of an evaluation that they are about."""
-ROW = ("model", "tower", "language", "task", "dataset", "split", "protocol")
-"""Keys of a row of results; of rows that have the same values of all of them, the last one counts."""
+OF_DATA = ("model", "folder", "split", "protocol")
+SAME = {
+    "results": ("model", "tower", "language", "task", "dataset", "split", "protocol"),
+    "comparisons": (*OF_DATA, "baseline", "language", "metric"),
+    "confusions": (*OF_DATA, "picture", "found"),
+    "language_confusion": OF_DATA,
+}
+"""List -> keys; of its entries that have the same values of all of them, the last one counts."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,12 @@ def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for key in OF_A_MODEL:
             joined[key] += [data | row for row in part.get(key, [])]
         joined["leakage"] += part["leakage"]
-    rows = {tuple(row.get(key) for key in ROW): row for row in joined["results"]}
-    return joined | {"results": list(rows.values())}
+    return joined | {name: _last(joined[name], keys) for name, keys in SAME.items()}
+
+
+def _last(entries: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The entries, the last of those that have the same values of the keys."""
+    return list({tuple(str(entry.get(key)) for key in keys): entry for entry in entries}.values())
 
 
 def _recipe(run: Path, named: Path) -> tuple[str, Path | None]:

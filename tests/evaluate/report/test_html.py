@@ -332,6 +332,22 @@ def test_any_name_and_number_is_shown(tmp_path: Path, name: str) -> None:
     assert '<td class="number" data-value="">–</td>' in page
 
 
+def test_of_two_evaluations_of_the_same_data_the_last_counts(tmp_path: Path) -> None:
+    about = {"data": "coco", "task": "retrieval", "split": "test", "protocol": "any", "results": []}
+    item = {"model": "m", "baseline": "b", "language": "de", "metric": "mean_recall", "low": 0.0, "high": 0.2}
+    confused = {"model": "m", "languages": ["de", "en"]}
+    for number, share in enumerate((0.1, 0.3)):
+        lists = {
+            "comparisons": [item | {"difference": share}],
+            "language_confusion": [confused | {"shares": [[share, 1 - share], [1, 0]]}],
+        }
+        write_json(tmp_path / "eval" / f"coco.test{number}" / "results.json", about | lists)
+    found = html.read(tmp_path, []).results
+    assert [one["difference"] for one in found["comparisons"]] == [0.3]
+    assert [one["shares"][0][0] for one in found["language_confusion"]] == [0.3]
+    assert len(found["evaluations"]) == 2
+
+
 @pytest.mark.parametrize(("checked", "said"), [(["m"], "names none"), ([], "not known of m,"), (None, "")])
 def test_whether_leaks_were_looked_for_is_said(checked: list[str] | None, said: str) -> None:
     row = {"model": "m", "tower": "student", "language": "de", "task": "translation", "metrics": {"bleu": 1.0}}
