@@ -20,10 +20,10 @@ OF_DATA = ("model", "folder", "split", "protocol")
 SAME = {
     "results": ("model", "tower", "language", "task", "dataset", "split", "protocol"),
     "comparisons": (*OF_DATA, "baseline", "language", "metric"),
-    "confusions": (*OF_DATA, "picture", "found"),
-    "language_confusion": OF_DATA,
 }
 """List -> keys; of its entries that have the same values of all of them, the last one counts."""
+OF_ALL = ("confusions", "language_confusion")
+"""Lists about all captions of an evaluation: of two evaluations of the same data, those of the last one count."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,20 @@ def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         data |= {"split": about["split"], "protocol": about["protocol"]}
         joined["evaluations"].append(about)
         for key in OF_A_MODEL:
-            joined[key] += [data | row for row in part.get(key, [])]
+            own = [data | row for row in part.get(key, [])]
+            known = {_key(row, OF_DATA) for row in own if key in OF_ALL}
+            joined[key] = [row for row in joined[key] if _key(row, OF_DATA) not in known] + own
         joined["leakage"] += part["leakage"]
     return joined | {name: _last(joined[name], keys) for name, keys in SAME.items()}
 
 
 def _last(entries: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
     """The entries, the last of those that have the same values of the keys."""
-    return list({tuple(str(entry.get(key)) for key in keys): entry for entry in entries}.values())
+    return list({_key(entry, keys): entry for entry in entries}.values())
+
+
+def _key(entry: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(entry.get(key)) for key in keys)
 
 
 def _recipe(run: Path, named: Path) -> tuple[str, Path | None]:

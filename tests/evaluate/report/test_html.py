@@ -336,15 +336,18 @@ def test_of_two_evaluations_of_the_same_data_the_last_counts(tmp_path: Path) -> 
     about = {"data": "coco", "task": "retrieval", "split": "test", "protocol": "any", "results": []}
     item = {"model": "m", "baseline": "b", "language": "de", "metric": "mean_recall", "low": 0.0, "high": 0.2}
     confused = {"model": "m", "languages": ["de", "en"]}
+    pair = {"model": "m", "found": "x", "count": 1, "captions": 2, "languages": ["de"], "language": "de", "query": "q"}
     for number, share in enumerate((0.1, 0.3)):
         lists = {
             "comparisons": [item | {"difference": share}],
+            "confusions": [pair | {"picture": name} for name in ("both", f"only {number}")],
             "language_confusion": [confused | {"shares": [[share, 1 - share], [1, 0]]}],
         }
         write_json(tmp_path / "eval" / f"coco.test{number}" / "results.json", about | lists)
     found = html.read(tmp_path, []).results
     assert [one["difference"] for one in found["comparisons"]] == [0.3]
     assert [one["shares"][0][0] for one in found["language_confusion"]] == [0.3]
+    assert [one["picture"] for one in found["confusions"]] == ["both", "only 1"]
     assert len(found["evaluations"]) == 2
 
 
