@@ -39,7 +39,7 @@ REQUIRES = [
     "tensorboard>=2.17",
     "timm>=1.0.17",  # LAMB
     "pillow>=10.1",  # scalable built-in font
-    "matplotlib>=3.9",  # report.html; its DejaVu Sans has the Arabic letters of retrieval.png
+    "matplotlib>=3.9",  # for its DejaVu Sans alone: the letters of Europe and Arabic in retrieval.png
     "jinja2>=3.1",
 ]
 
@@ -101,6 +101,7 @@ DEV = [
     "pyright[nodejs]>=1.1.414",  # brings its own Node.js; what type checkers see of the public API is tested
 ]
 
+
 setup(
     name="mclip-kit",
     version=VERSION,
@@ -113,7 +114,7 @@ setup(
     packages=[*find_packages(include=["mclip_kit", "mclip_kit.*"]), "mclip_kit.recipes", "mclip_kit.data_prep"],
     package_dir={"mclip_kit.recipes": "recipes", "mclip_kit.data_prep": "data_prep"},
     package_data={
-        "mclip_kit": ["py.typed", "doctor/starter.yaml.jinja", "evaluate/report/page.html", "search/page.*"],
+        "mclip_kit": ["py.typed", "doctor/starter.yaml.jinja", "evaluate/report/page.*", "search/page.*"],
         "mclip_kit.recipes": ["*.yaml"],
         "mclip_kit.data_prep": ["*.yaml"],
     },

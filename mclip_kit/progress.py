@@ -1,14 +1,47 @@
 """Progress bars: tqdm's on a terminal; in a file or a pipe one plain line every half minute, and none of quick work."""
 
 import io
+import sys
 import threading
 import time
 from typing import Any
 
 from tqdm import tqdm as tqdm_bar
 
+_quiet = _downloads = False
 EVERY = 30.0  # seconds between two lines
+SOON = 2.0  # seconds after which work that is usually shorter gets a bar
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} left{postfix}"
+
+
+def set_quiet(quiet: bool, downloads: bool = False) -> None:
+    """Say whether this process draws no bars and prints neither notes nor what else is no result and no warning.
+
+    Args:
+        downloads: whether the hub's own bars of downloads are drawn; see `models.hub.limit_bars`.
+    """
+    global _quiet, _downloads
+    _quiet, _downloads = quiet, downloads and not quiet
+
+
+def shows_downloads() -> bool:
+    """Whether the hub's bars of downloads are drawn."""
+    return _downloads
+
+
+def note(line: str) -> None:
+    """Print a line that is neither a result nor a warning, above the bars; nothing if the process is quiet."""
+    if not _quiet:
+        tqdm.write(line)
+
+
+def is_quiet() -> bool:
+    """Whether bars and notes are left out.
+
+    >>> is_quiet()
+    False
+    """
+    return _quiet
 
 
 class tqdm(tqdm_bar):
@@ -20,7 +53,7 @@ class tqdm(tqdm_bar):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._printed = time.time()
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **(options | ({"disable": True} if _quiet else {})))
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Draw the bar, or print a line if it is time."""
@@ -30,6 +63,12 @@ class tqdm(tqdm_bar):
             self._printed = time.time()
             print(self._line(), file=self.fp, flush=True)
         return True
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """Print a line above the bars, at once: in a log it is before what comes after it on standard error."""
+        super().write(s, file, end, nolock)
+        (file or sys.stdout).flush()
 
     def _line(self) -> str:
         facts = {**self.format_dict, "bar_format": LINE, "ncols": None}

@@ -32,6 +32,7 @@ from mclip_kit.errors import MclipError
 from mclip_kit.evaluate.base import Gallery, QueryResult
 from mclip_kit.evaluate.class_names import read_file
 from mclip_kit.evaluate.report import html
+from mclip_kit.evaluate.report.results import LISTS
 from mclip_kit.interop.facts import front_matter
 from mclip_kit.models.encoding import open_picture
 from mclip_kit.models.safe_load import read_pickle
@@ -294,7 +295,7 @@ def test_a_damaged_prepared_file_is_not_read(squares: Path, here: Path, file: st
 
 
 def test_a_report_shows_markup_as_text(here: Path, browser: Any) -> None:
-    results: dict[str, Any] = {"evaluations": [], "results": [], "comparisons": [], "leakage": []}
+    results: dict[str, Any] = {"evaluations": [], **{name: [] for name in LISTS}}
     gallery = Gallery({MARKUP: [QueryResult("en", MARKUP, [np.zeros((8, 8, 3), np.uint8)], [True])]})
     html.write([html.Report(MARKUP, results, recipe=MARKUP)], here / "report.html", gallery)
     tab = browser.new_page()

@@ -24,7 +24,10 @@ def test_the_source_distribution_has_the_package_and_none_of_the_tests(tmp_path:
     assert not [name for name in names if name.startswith("tests")]
     wanted = [*ROOT.glob("mclip_kit/**/*.py"), *ROOT.glob("recipes/*.yaml"), *ROOT.glob("data_prep/*.yaml")]
     assert {str(path.relative_to(ROOT)) for path in wanted} <= names
-    assert {"mclip_kit/evaluate/report/page.html", "mclip_kit/py.typed", "README.md", "setup.py"} <= names
+    pages = {
+        f"mclip_kit/{room}/page.{kind}" for room in ("evaluate/report", "search") for kind in ("html", "css", "js")
+    }
+    assert {*pages, "mclip_kit/py.typed", "README.md", "setup.py"} <= names
 
 
 def test_the_quickstart_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path, squares: Path) -> None:

@@ -44,6 +44,20 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "\rreading: 100%" in out.getvalue()
 
 
+def test_a_quiet_process_draws_nothing_and_prints_no_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Terminal()
+    progress.note("loud")
+    progress.set_quiet(True)
+    try:
+        list(tqdm(range(3), "reading", file=out, mininterval=0))
+        progress.note("still")
+        tqdm.write("a warning")
+    finally:
+        progress.set_quiet(False)
+    assert not out.getvalue()
+    assert capsys.readouterr().out == "loud\na warning\n"
+
+
 def test_a_bar_made_in_part_closes_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)

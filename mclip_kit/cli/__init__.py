@@ -23,8 +23,9 @@ from mclip_kit.cli.train import extract, train
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mclip-kit")
 @click.option("--offline", is_flag=True, help="Ask no model hub for anything.")
+@click.option("--quiet", is_flag=True, help="Print results, warnings and errors only.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(offline: bool, debug: bool) -> None:
+def cli(offline: bool, quiet: bool, debug: bool) -> None:
     """Give an existing CLIP many languages, cheaply."""
 
 

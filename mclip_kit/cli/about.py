@@ -5,6 +5,7 @@ import sys
 import click
 
 from mclip_kit.cli.common import SET
+from mclip_kit.cli.output import JSON, json_alone, note
 
 
 @click.command()
@@ -24,19 +25,28 @@ def recipes(show: str | None) -> None:
 @click.command()
 @click.argument("recipe", required=False)
 @SET
-def doctor(recipe: str | None, overrides: tuple[str, ...]) -> None:
+@JSON
+def doctor(recipe: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check this machine, the installed packages and a recipe; say how to fix each problem.
 
     The exit code is 1 if there is a problem.
     """
     from mclip_kit.doctor import conclusion, diagnose
-    from mclip_kit.doctor.findings import PROBLEM
+    from mclip_kit.doctor.findings import NOTE, OK, PROBLEM
 
     if overrides and recipe is None:
         raise click.UsageError("--set overrides a key of a recipe: name the recipe too")
     findings = []
-    for finding in diagnose(recipe, overrides):
-        findings.append(finding)
-        click.echo(str(finding))
-    click.echo(conclusion(recipe, findings))
+    with json_alone(as_json) as show_json:
+        for finding in diagnose(recipe, overrides):
+            findings.append(finding)
+            colour = {PROBLEM: "red", NOTE: "yellow"}.get(finding.status)
+            show = note if as_json or finding.status == OK else click.echo
+            show(click.style(str(finding), fg=colour))
+        ends = conclusion(recipe, findings)
+        if as_json:
+            rows = [{"status": one.status.lower(), "what": one.what, "fix": one.fix} for one in findings]
+            show_json({"recipe": recipe, "conclusion": ends, "findings": rows})
+        else:
+            click.echo(ends)
     sys.exit(any(finding.status == PROBLEM for finding in findings))

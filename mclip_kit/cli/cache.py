@@ -1,12 +1,18 @@
 """mclip-kit cache ls | verify | prune"""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mclip_kit.cli.common import FOLDER
+from mclip_kit.cli.output import JSON, json_alone
 from mclip_kit.files import readable
+
+if TYPE_CHECKING:
+    from mclip_kit.features.manage import TableInfo
 
 
 @click.group()
@@ -26,13 +32,18 @@ ROOT = click.option(
 
 @cache.command("ls")
 @ROOT
-def cache_ls(root: Path) -> None:
+@JSON
+def cache_ls(root: Path, as_json: bool) -> None:
     """List the tables: rows, size, type, precision, last use, weights."""
     from datetime import datetime
 
     from mclip_kit.features.manage import list_tables
 
-    tables = list_tables(root)
+    with json_alone(as_json) as show_json:
+        tables = list_tables(root)
+        if as_json:
+            show_json({"root": str(root), "tables": [_facts(table) for table in tables]})
+            return
     for table in tables:
         used = f"{datetime.fromtimestamp(table.used):%Y-%m-%d %H:%M}"
         dtype = table.item_format.dtype
@@ -41,6 +52,11 @@ def cache_ls(root: Path) -> None:
             f"{table.precision:8} {used}  {table.source} ({table.weights[:8]})"
         )
     click.echo(f"{root}: {len(tables)} tables, {readable(sum(table.bytes for table in tables))}")
+
+
+def _facts(table: "TableInfo") -> dict[str, Any]:
+    """A table for --json; the time of its last use is in seconds since 1970."""
+    return {**asdict(table), "folder": str(table.folder)}
 
 
 @cache.command("verify")

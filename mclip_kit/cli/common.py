@@ -3,29 +3,33 @@
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.disk import ADVICE
 from mclip_kit.errors import MclipError, PeerError, RecipeError, first_line
+from mclip_kit.progress import set_quiet, shows_downloads
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ANY = click.Path(path_type=Path)
 FAULT = 70  # EX_SOFTWARE of sysexits.h
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
+QUIET = {BARS: "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 
 
@@ -37,6 +41,25 @@ def languages_of(langs: str | None) -> list[str] | str:
     if not languages:
         raise RecipeError("--langs names no language; write codes with commas between them, or leave it out")
     return languages
+
+
+def command_line(context: click.Context, but: Collection[str] = ()) -> str:
+    """The command as it was typed: its arguments, and the options that were given on the command line.
+
+    Args:
+        but: parameters that are left out.
+    """
+    words = []
+    for option in context.command.params:
+        name, given = str(option.name), context.params.get(str(option.name))
+        if name not in but and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            values = list(given) if isinstance(given, tuple) else [given]
+            if isinstance(option, click.Option):
+                flag = option.opts[-1]
+                words += [flag] if option.is_flag else [word for value in values for word in (flag, str(value))]
+            else:
+                words[:0] = map(str, values)
+    return shlex.join(["mclip-kit", str(context.info_name), *words])
 
 
 class Terminated(KeyboardInterrupt):
@@ -51,7 +74,11 @@ class Commands(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
+        set_quiet(ctx.params.get("quiet", False), downloads=sys.stderr.isatty())
+        ctx.call_on_close(lambda: set_quiet(False))
         quiet()
+        if os.environ.get("NO_COLOR"):  # https://no-color.org
+            ctx.color = False
         if ctx.params["offline"]:
             _go_offline()
         try:
@@ -139,15 +166,18 @@ class Mistake(click.ClickException):
 
 
 def quiet() -> None:
-    """Silence the logs and progress bars of libraries; this program reports what matters itself.
+    """Silence the logs and progress bars of libraries, but not of downloads; this program reports what matters itself.
 
     Libraries that are not imported yet read the environment; transformers is told if it is.
     """
     for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+        if name != BARS or not shows_downloads():
+            os.environ.setdefault(name, value)
     logging.getLogger().setLevel(logging.CRITICAL)
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
+        from mclip_kit.models.hub import limit_bars
+
+        limit_bars()
         transformers_logging.set_verbosity_error()

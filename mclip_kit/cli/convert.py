@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
+from mclip_kit.cli.output import note
 from mclip_kit.disk import check_new
 from mclip_kit.errors import CheckpointError
 from mclip_kit.files import new_folder
@@ -57,7 +58,7 @@ def _write(model: Any, out: Path, place: str, clip: str | None = None, weights: 
 
 
 def _next(out: Path) -> None:
-    click.echo(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  init_from: {out}")
+    note(f"{out}: score it with: mclip-kit eval {out}; tune it with a recipe that says  init_from: {out}")
 
 
 @import_.command("e5")

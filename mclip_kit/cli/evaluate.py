@@ -9,7 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mclip_kit.cli.common import FILE, FOLDER, languages_of
+from mclip_kit.cli.common import FILE, FOLDER, command_line, languages_of
+from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
 from mclip_kit.disk import check_writable
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
 from mclip_kit.files import write_json
@@ -62,9 +63,17 @@ def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
     type=FOLDER,
     help="The folder for results.json, report.html, ...  [default: eval/DATA.SPLIT[.TASK]/ next to the model]",
 )
+@JSON
 @click.pass_context
 def evaluate(
-    context: click.Context, /, models: tuple[Path, ...], task: str, langs: str | None, out: Path | None, **options: Any
+    context: click.Context,
+    /,
+    models: tuple[Path, ...],
+    task: str,
+    langs: str | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Score model folders in every language.
 
@@ -85,25 +94,32 @@ def evaluate(
         models=tuple(dict.fromkeys(models)),
         languages=languages_of(langs),
         out=out or Path(),
-        show=lambda table: click.echo(f"\n{table}"),
+        show=lambda table: (note if as_json else click.echo)(f"\n{coloured(table)}"),
         **options,
     )
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
     check_writable(request.out)
-    with hold(request.out, RESULTS, "writes results there", OTHER):
-        _score(request)
+    with hold(request.out, RESULTS, "writes results there", OTHER), json_alone(as_json) as show_json:
+        results = _score(request, command_line(context, but=("as_json",)))
+        if as_json:
+            show_json(results)
 
 
-def _score(request: Request) -> None:
-    """Score, write results and report, and record the scores in the models' cards."""
+def _score(request: Request, command: str) -> dict[str, Any]:
+    """Score, write results and report, and record the scores in the models' cards; return results.json and files."""
+    from mclip_kit.data.leakage import known_overlaps
     from mclip_kit.evaluate.folders import settings
     from mclip_kit.evaluate.report import html
+    from mclip_kit.evaluate.report.reproduce import made_by
     from mclip_kit.interop.card import record
     from mclip_kit.train.logging import read_log
 
     found = EVALUATIONS[request.task].run(request)
-    about = settings(request) | {"device": found.device}
-    lists = {"results": found.results, "comparisons": found.comparisons, "leakage": _leaks(request)}
+    about = settings(request) | {"device": found.device} | made_by(request, command)
+    about["overlaps"] = known_overlaps(request.data)
+    about["leakage_checked"] = [str(name) for name in request.models if (name.resolve().parent / LEAKAGE).is_file()]
+    lists = {name: getattr(found, name) for name in ("results", "comparisons", "confusions", "language_confusion")}
+    lists["leakage"] = _leaks(request)
     if found.same_images:
         lists["same_images"] = [same.row(name) for name, same in found.same_images.items()]
     replaced = (request.out / RESULTS).exists()
@@ -112,13 +128,14 @@ def _score(request: Request) -> None:
     html.write(reports, request.out / REPORT, found.gallery)
     files = [request.out / RESULTS, request.out / REPORT, *found.files]
     if found.device:
-        click.echo(f"\ncomputed on: {found.device}")
+        note(f"\ncomputed on: {found.device}")
     for name in request.models if request.task == "retrieval" else ():
         same = {"same_images": found.same_images[name].line} if name in found.same_images else {}
         remark = record(name, partial(_facts, results=lists, model=str(name), more=same))
         if remark:
-            click.echo(remark)
-    click.echo(f"written{' over earlier results' if replaced else ''}: {', '.join(map(str, files))}")
+            warn(remark)
+    note(f"written{' over earlier results' if replaced else ''}: {', '.join(map(str, files))}")
+    return about | lists | {"files": [str(file) for file in files]}
 
 
 def _facts(known: dict[str, Any], results: dict[str, Any], model: str, more: dict[str, Any]) -> dict[str, Any]:
@@ -133,12 +150,12 @@ def _leaks(request: Request) -> list[dict[str, Any]]:
     from mclip_kit.data import leakage
 
     for line in leakage.known_overlaps(request.data):
-        click.echo(f"overlap, {request.data}: {line}")
+        warn(f"overlap, {request.data}: {line}")
     leaks = []
     others = [Path(other) for other in request.baseline if (Path(other) / MODEL_CONFIG).is_file()]
     for name in dict.fromkeys([*request.models, *others]):
         trained = leakage.read_json(name.resolve().parent / LEAKAGE)
         for leak in leakage.leaks_into(trained, request.data, request.split):
             leaks.append({"model": str(name), **asdict(leak)})
-            click.echo(f"leak, {name}: {leak.line()}")
+            warn(f"leak, {name}: {leak.line()}")
     return leaks

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mclip_kit.cli.common import FOLDER, languages_of
+from mclip_kit.cli.output import note
 from mclip_kit.disk import check_new
 from mclip_kit.errors import CheckpointError
 from mclip_kit.interop.export import FORMATS, module
@@ -116,9 +117,9 @@ def _export(name: str, model: Path, out: Path, hub: str | None, options: dict[st
     for group, value in found.differences.items():
         more = "" if group in allowed else "  differs: see below"
         click.echo(f"  {group:{width}}  {value:.1e}{more}")
-    for note in found.notes:
-        click.echo(note)
-    click.echo(f"\n{form.lines(loaded, options).format(folder=out)}")
+    for line in found.notes:
+        click.echo(line)
+    note(f"\n{form.lines(loaded, options).format(folder=out)}")
     _push(out, hub)
 
 
@@ -206,9 +207,9 @@ def export_clip_retrieval(model: Path, data: Path, split: str, langs: str | None
     found = clip_retrieval.export(loaded, captions, out, split, languages, rows, model)
     files = f"{found.files} file{'s' * (found.files > 1)}"
     click.echo(f"{out}: {found.rows:,} rows of {found.pictures:,} pictures, in {files} of each kind")
-    for note in found.notes():
-        click.echo(note)
-    click.echo(f"\nclip-retrieval index --embeddings_folder {out} --index_folder INDEX")
+    for line in found.notes():
+        click.echo(line)
+    note(f"\nclip-retrieval index --embeddings_folder {out} --index_folder INDEX")
 
 
 @click.command("push")

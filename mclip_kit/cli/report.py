@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
+from mclip_kit.cli.output import note, warn
 from mclip_kit.disk import check_writable
 from mclip_kit.layout import REPORT
 
@@ -22,8 +23,14 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     for run in runs:
         check_folder(run)
     check_writable(out)
+    from mclip_kit.evaluate.gallery import Gallery
     from mclip_kit.evaluate.report import html
+    from mclip_kit.evaluate.report.pictures import confused_pictures
     from mclip_kit.train.logging import read_log
 
-    html.write([html.read(run, read_log(run)) for run in dict.fromkeys(runs)], out)
-    click.echo(f"written: {out}")
+    reports = [html.read(run, read_log(run)) for run in dict.fromkeys(runs)]
+    pictures, lines = confused_pictures(reports)
+    for line in lines:
+        warn(line)
+    html.write(reports, out, Gallery(pictures=pictures))
+    note(f"written: {out}")

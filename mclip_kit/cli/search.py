@@ -1,16 +1,16 @@
 """`mclip-kit embed`, `index`, `search` and `demo`."""
 
 import importlib.util
-import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
+from mclip_kit.cli.output import JSON, ShowJson, json_alone, note
 from mclip_kit.disk import check_writable
 from mclip_kit.errors import CheckpointError, DataError, one_line
 from mclip_kit.layout import MODEL_CONFIG
@@ -95,7 +95,7 @@ def index(embeddings: Path, out: Path, kind: Any) -> None:
         click.echo("exact: every picture is compared")
     else:
         click.echo(f"recall of the exact 10 nearest: {100 * built.recall:.1f}%, queries: {built.queries}")
-    click.echo(f'then: mclip-kit search {out} "ein Hund im Schnee"')
+    note(f'then: mclip-kit search {out} "ein Hund im Schnee"')
 
 
 @click.command()
@@ -104,42 +104,56 @@ def index(embeddings: Path, out: Path, kind: Any) -> None:
 @MODEL
 @click.option("--image", type=FILE, help="Find pictures like this one.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON a query.")
+@JSON
 @click.option("--open", "opened", is_flag=True, help="Show a sheet of the pictures.")
 def search(
     index: Path, queries: tuple[str, ...], model: Path | None, image: Path | None, top: int, as_json: bool, opened: bool
 ) -> None:
-    """Find pictures by texts in any language; without QUERIES, a query a line from standard input."""
+    """Find pictures by texts in any language; without QUERIES, a query a line from standard input.
+
+    --json prints a line a query.
+    """
     if image and queries:
         raise click.UsageError("give --image or texts, not both")
     if not image and not queries and sys.stdin.isatty():
         raise click.UsageError('give a query, as in: mclip-kit search INDEX "ein Hund im Schnee"')
     _check_packages("faiss")
-    from mclip_kit.search.search import Search
-
-    searcher = Search(index, model)
-    if image:
-        found = [(image.name, searcher.pictures(image, top)[0])]
-        _show(*found[0], as_json)
-    else:
-        found, empty = [], 0
-        typed = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
-        given: Iterable[str] = queries or typed
-        for text in (_utf8(line) for line in given):
-            if text.strip():
-                found.append((text, searcher.texts(text, top)[0]))
-                _show(*found[-1], as_json)
-                _tell_script(searcher, text)
-            else:
-                empty += 1
-        if empty or not found:
-            click.echo(f"{empty} empty queries were left out" if empty else "standard input had no query", err=True)
+    with json_alone(as_json) as show_json:
+        found = list(_found(index, queries, model, image, top, show_json if as_json else None))
     if opened and found:
         from mclip_kit.search.sheet import write_sheet
 
         sheet = write_sheet(found)
         click.echo(f"opening {sheet}", err=True)
         click.launch(str(sheet))
+
+
+def _found(
+    index: Path, queries: Sequence[str], model: Path | None, image: Path | None, top: int, show: ShowJson | None
+) -> Iterator[tuple[str, Sequence["Hit"]]]:
+    """Each query and what it finds, which is printed at once."""
+    from mclip_kit.search.search import Search
+
+    searcher = Search(index, model)
+    if image:
+        hits = searcher.pictures(image, top)[0]
+        _show(image.name, hits, show)
+        yield image.name, hits
+        return
+    count, empty = 0, 0
+    typed = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
+    given: Iterable[str] = queries or typed
+    for text in (_utf8(line) for line in given):
+        if text.strip():
+            hits = searcher.texts(text, top)[0]
+            _show(text, hits, show)
+            _tell_script(searcher, text)
+            count += 1
+            yield text, hits
+        else:
+            empty += 1
+    if empty or not count:
+        click.echo(f"{empty} empty queries were left out" if empty else "standard input had no query", err=True)
 
 
 def _utf8(query: str) -> str:
@@ -160,10 +174,11 @@ def _check_packages(*packages: str) -> None:
         )
 
 
-def _show(query: str, hits: Sequence["Hit"], as_json: bool) -> None:
-    if as_json:
+def _show(query: str, hits: Sequence["Hit"], show: ShowJson | None) -> None:
+    """Print what a query finds: by `show`, or for people."""
+    if show:
         rows = [{"file": hit.file, "score": round(hit.score, 6), "caption": hit.caption} for hit in hits]
-        click.echo(json.dumps({"query": query, "hits": rows}, ensure_ascii=False))
+        show({"query": query, "hits": rows})
         return
     click.echo(one_line(query))
     for rank, hit in enumerate(hits, 1):

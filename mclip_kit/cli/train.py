@@ -10,6 +10,7 @@ from mclip_kit import layout
 from mclip_kit.cli.common import FOLDER, SET
 from mclip_kit.disk import check_writable
 from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.progress import is_quiet
 
 
 @click.command()
@@ -36,8 +37,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     try:
         evaluate = evaluator(checked)
         run = Run(checked, folder, evaluate, resume)
-        lines = [run.describe(), *(evaluate.describe() if evaluate else ())]
-        run.accelerator.print("\n".join(lines), flush=True)
+        lines = run.warnings() if is_quiet() else [run.describe(), *(evaluate.describe() if evaluate else ())]
+        for line in lines:
+            run.accelerator.print(line, flush=True)
         if dry_run:
             for line in run.dry_run():
                 run.accelerator.print(line, flush=True)
@@ -80,7 +82,8 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     from mclip_kit.train.run import Run
 
     run = Run(checked, out or Path("runs", Path(recipe).stem), resume=True)
-    run.accelerator.print(run.describe(), flush=True)
+    for line in run.warnings() if is_quiet() else [run.describe()]:
+        run.accelerator.print(line, flush=True)
     run.extract()
     if run.cache.refused:
         raise DataError(

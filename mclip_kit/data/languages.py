@@ -63,3 +63,44 @@ def is_language(code: str) -> bool:
     """
     language, mark, region = normalize_language(code).partition("_")
     return language in KNOWN_CODES and (not mark or (region.isalnum() and len(region) in (2, 3, 4)))
+
+
+NAMES = dict(
+    pair.split("=")
+    for pair in """
+    af=Afrikaans am=Amharic ar=Arabic ast=Asturian az=Azerbaijani be=Belarusian bg=Bulgarian bn=Bengali br=Breton
+    bs=Bosnian ca=Catalan ceb=Cebuano cs=Czech cy=Welsh da=Danish de=German el=Greek en=English eo=Esperanto es=Spanish
+    et=Estonian eu=Basque fa=Persian fi=Finnish fil=Filipino fr=French fy=Frisian ga=Irish gd=Gaelic gl=Galician
+    gu=Gujarati ha=Hausa haw=Hawaiian he=Hebrew hi=Hindi hr=Croatian ht=Haitian hu=Hungarian hy=Armenian id=Indonesian
+    ig=Igbo is=Icelandic it=Italian ja=Japanese jv=Javanese ka=Georgian kk=Kazakh km=Khmer kn=Kannada ko=Korean
+    ku=Kurdish ky=Kyrgyz la=Latin lb=Luxembourgish lo=Lao lt=Lithuanian lv=Latvian mg=Malagasy mi=Maori mk=Macedonian
+    ml=Malayalam mn=Mongolian mr=Marathi ms=Malay mt=Maltese my=Burmese nb=Norwegian ne=Nepali nl=Dutch nn=Nynorsk
+    no=Norwegian oc=Occitan or=Odia pa=Punjabi pl=Polish ps=Pashto pt=Portuguese quz=Quechua ro=Romanian ru=Russian
+    sa=Sanskrit sd=Sindhi si=Sinhala sk=Slovak sl=Slovenian so=Somali sq=Albanian sr=Serbian su=Sundanese sv=Swedish
+    sw=Swahili ta=Tamil te=Telugu tg=Tajik th=Thai tk=Turkmen tl=Filipino tr=Turkish tt=Tatar ug=Uyghur uk=Ukrainian
+    ur=Urdu uz=Uzbek vi=Vietnamese war=Waray wo=Wolof xh=Xhosa yi=Yiddish yo=Yoruba yue=Cantonese zh=Chinese zu=Zulu
+    """.split()  # noqa: SIM905
+)
+"""Code -> the language's English name, of the languages of the common corpora."""
+
+
+def language_name(code: str) -> str:
+    """The English name of a language, without its region or script; empty if it is not known.
+
+    >>> language_name("pt-BR"), language_name("xx")
+    ('Portuguese', '')
+    """
+    return NAMES.get(normalize_language(code).partition("_")[0], "")
+
+
+def named_language(code: str) -> str:
+    """A language, or a direction of translation, as people read it: its name and its code.
+
+    >>> named_language("de"), named_language("de-en"), named_language("zh-TW"), named_language("xx")
+    ('German (de)', 'German to English (de-en)', 'Chinese (zh-TW)', 'xx')
+    """
+    source, mark, target = code.partition("-")
+    if mark and target.islower() and language_name(source) and language_name(target):
+        return f"{language_name(source)} to {language_name(target)} ({code})"
+    name = language_name(code)
+    return f"{name} ({code})" if name else code

@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mclip_kit.errors import RecipeError
+from mclip_kit.evaluate.gallery import Gallery as Gallery
+from mclip_kit.evaluate.gallery import QueryResult as QueryResult
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from mclip_kit.config.recipe import Recipe
 
 ResultRows = list[dict[str, Any]]
 """Rows of results.json: each has a task, a model, a language, a tower and metrics."""
+SEED = 1
+"""Of the draws of intervals and of the queries that are shown."""
 Scorer = Callable[[Any, Any, Any], dict[str, Any]]
 """(model, feature cache, task) -> values for the log."""
 
@@ -43,6 +45,8 @@ class Metric:
         fraction: whether results.json has it as a fraction; tables and charts show percent.
         drawn: whether report.html has a chart of it.
         log_name: its name in a log, where fractions are in percent; the same as `name` if empty.
+        sentence: what follows the percentage in the first sentence of a report; empty: the description is used.
+        averaged: whether a mean over languages says something.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Metric:
     fraction: bool = True
     drawn: bool = False
     log_name: str = ""
+    sentence: str = ""
+    averaged: bool = True
 
     def text(self, value: float | None) -> str:
         """A value of results.json as a table shows it: fractions in percent, a dash where there is no number."""
@@ -115,38 +121,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class QueryResult:
-    """One query and the pictures that a model found for it.
-
-    Attributes:
-        language: of the query: an ISO code, such as `ja` or `zh-tw`.
-        query: its text.
-        pictures: the top k, best first, each uint8 (S, S, 3).
-        right: of each picture, whether it is a right answer.
-    """
-
-    language: str
-    query: str
-    pictures: list[np.ndarray]
-    right: list[bool]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """What report.html shows besides numbers.
-
-    Attributes:
-        queries: heading -> queries and what they found.
-        confusion: languages, and shares (L, L), see `qualitative.confusion`.
-        credit: authors and licences of the pictures.
-    """
-
-    queries: Mapping[str, Sequence[QueryResult]] = field(default_factory=dict)
-    confusion: tuple[list[str], np.ndarray] | None = None
-    credit: str = ""
-
-
-@dataclass(frozen=True)
 class Findings:
     """What an evaluation found.
 
@@ -156,6 +130,7 @@ class Findings:
         same_images: model -> what was found about its image vectors.
         files: what the evaluation itself wrote.
         gallery: for report.html.
+        confusions, language_confusion: lists of results.json, see `qualitative`.
         device: what the models ran on, see `device_name`; empty: no model ran.
     """
 
@@ -163,6 +138,8 @@ class Findings:
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     gallery: Gallery | None = None
+    confusions: list[dict[str, Any]] = field(default_factory=list)
+    language_confusion: list[dict[str, Any]] = field(default_factory=list)
     device: str = ""
     same_images: dict[Path, Any] = field(default_factory=dict)
 

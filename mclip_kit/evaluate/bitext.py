@@ -25,10 +25,17 @@ from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import load
 from mclip_kit.models.projectors import pool
 from mclip_kit.models.text_encoder import Encoder, encoder_within
+from mclip_kit.progress import SOON, tqdm
 
 METRICS = (
     Metric("retrieval_error", "error", "sentence retrieval error rate"),
-    Metric("retrieval_accuracy", "accuracy", "sentence retrieval accuracy", drawn=True),
+    Metric(
+        "retrieval_accuracy",
+        "accuracy",
+        "sentence retrieval accuracy",
+        drawn=True,
+        sentence="of sentences have their translation as the nearest sentence",
+    ),
 )
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -43,7 +50,8 @@ def mean_pooled(encoder: Encoder, batch_size: int = 64) -> Embed:
         order = np.argsort([len(ids) for ids in tokens], kind="stable")
         out_NH = np.zeros((len(texts), encoder.width), np.float32)
         with evaluating(encoder):
-            for start in range(0, len(order), batch_size):
+            starts = range(0, len(order), batch_size)
+            for start in tqdm(starts, "embed sentences", unit="batch", leave=False, delay=SOON):
                 rows = order[start : start + batch_size]
                 ids_BT, mask_BT = encoder.pad([tokens[row] for row in rows])
                 pooled_BH = pool(encoder(ids_BT, mask_BT).float(), mask_BT, "mean")
@@ -92,7 +100,7 @@ def evaluate(
         count: how many sentences, the first ones, of the first corpus that has the direction; None: all.
     """
     found: dict[Direction, tuple[int, float]] = {}
-    for source, target in directions:
+    for source, target in tqdm(directions, "compare sentences", unit="direction", leave=False, delay=SOON):
         if (source, target) not in found:
             texts, translations = held_out_sentences(bitexts, split, (source, target), count)
             forth, back = errors(embed, texts, translations)

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mclip_kit.errors import DataError
+from mclip_kit.evaluate.base import SEED
 from mclip_kit.evaluate.ranks import KS
 from mclip_kit.evaluate.retrieval import COMPARED, MEAN_RECALL, RECALLS, TEACHER, Retrieval
+from mclip_kit.progress import SOON, tqdm
 
 RESAMPLES = 2000
 CELLS = 2**22  # pictures times resamples that are drawn at once
@@ -42,7 +44,7 @@ class Difference:
 
 
 def compare(
-    ours: Mapping[str, Retrieval], theirs: Mapping[str, Retrieval], resamples: int = RESAMPLES, seed: int = 1
+    ours: Mapping[str, Retrieval], theirs: Mapping[str, Retrieval], resamples: int = RESAMPLES, seed: int = SEED
 ) -> list[Difference]:
     """Differences of `retrieval.COMPARED`, ours minus theirs, of each language and of the mean over languages.
 
@@ -102,7 +104,8 @@ def resampled_means(means: Sequence[Values], resamples: int, seed: int) -> np.nd
     counts_NM = np.stack([np.bincount(place, minlength=N) for place in places], axis=1).astype(float)
     draw = np.random.default_rng(seed)
     out_RM = np.empty((resamples, len(means)))
-    for start in range(0, resamples, step := max(1, CELLS // N)):
+    starts = range(0, resamples, step := max(1, CELLS // N))
+    for start in tqdm(starts, "bootstrap", unit="block", leave=False, delay=SOON):
         B = min(step, resamples - start)
         drawn_BN = draw.integers(N, size=(B, N)) + N * np.arange(B)[:, None]
         times_BN = np.bincount(drawn_BN.ravel(), minlength=B * N).reshape(B, N).astype(float)

@@ -1,16 +1,18 @@
-"""What a report shows besides numbers: the best and the worst queries, and which languages are confused.
+"""What a report shows besides numbers: the best and the worst queries, and which pictures and languages are confused.
 
 Shapes: Q captions, G pictures, D embedding, L languages, B captions of a block.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mclip_kit.data.captions import Captions
-from mclip_kit.evaluate.base import QueryResult
+from mclip_kit.evaluate.base import SEED
 from mclip_kit.evaluate.embedder import Embedder
+from mclip_kit.evaluate.gallery import ConfusedPair, QueryResult
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
@@ -42,7 +44,7 @@ def embedded(
     languages: Sequence[str],
     cache: FeatureCache | None = None,
     most: int = MOST,
-    seed: int = 1,
+    seed: int = SEED,
 ) -> EmbeddedSplit:
     """Embed the pictures of a split and about `most` of its captions; of a picture, all captions or none.
 
@@ -104,7 +106,7 @@ def extremes(found: EmbeddedSplit, count: int = 4, top: int = 5) -> tuple[list[Q
     return first(order), first(order[::-1])
 
 
-def random_queries(found: EmbeddedSplit, languages: Sequence[str], top: int = 5, seed: int = 1) -> list[QueryResult]:
+def random_queries(found: EmbeddedSplit, languages: Sequence[str], top: int = 5, seed: int = SEED) -> list[QueryResult]:
     """One query of each language, drawn at random whether it succeeds or not, and the first pictures that it finds."""
     draw, captions = np.random.default_rng(seed), found.captions
     rows = []
@@ -119,15 +121,53 @@ def _query_result(found: EmbeddedSplit, query: int, top: int) -> QueryResult:
     best = np.argsort(-(found.image_GD @ found.text_QD[query]), kind="stable")[:top]
     captions, row = found.captions, found.rows_Q[query]
     right = captions.groups[found.images_G[best]] == captions.groups[captions.images[row]]
-    pictures = [captions.picture(int(image)) for image in found.images_G[best]]
-    for picture in pictures:
-        picture.thumbnail((SIDE, SIDE))
     return QueryResult(
         str(captions.languages[row]),
         str(captions.texts[row]),
-        list(map(np.asarray, pictures)),
+        [small_picture(captions, int(image)) for image in found.images_G[best]],
         [bool(hit) for hit in right],
     )
+
+
+def small_picture(captions: Captions, image: int) -> np.ndarray:
+    """A picture of the table, shrunk; uint8 (S, S, 3)."""
+    picture = captions.picture(image)
+    picture.thumbnail((SIDE, SIDE))
+    return np.asarray(picture)
+
+
+def confused_pairs(found: EmbeddedSplit, count: int = 8) -> tuple[list[ConfusedPair], dict[str, np.ndarray]]:
+    """The wrong pictures that the captions of a picture find first most often, and the pictures by their names.
+
+    Pictures of the same group count as one. Equal counts are in the order of the picture table.
+    """
+    captions, images_Q = found.captions, found.captions.images[found.rows_Q]
+    groups_Q, groups_G = captions.groups[images_Q], captions.groups[found.images_G]
+    first_Q = nearest_pictures(found)
+    of_group = Counter(groups_Q.tolist())
+    wrong_Q = np.flatnonzero(groups_G[first_Q] != groups_Q)
+    queries: dict[tuple[int, int], list[int]] = {}
+    for query in wrong_Q.tolist():
+        queries.setdefault((groups_Q[query], groups_G[first_Q[query]]), []).append(query)
+    chosen = sorted(queries.values(), key=len, reverse=True)[:count]
+    pairs: list[ConfusedPair] = []
+    pictures: dict[str, np.ndarray] = {}
+    for own in chosen:
+        images = int(images_Q[own[0]]), int(found.images_G[first_Q[own[0]]])
+        pictures |= {str(captions.names[image]): small_picture(captions, image) for image in images}
+        rows = found.rows_Q[own]
+        languages = list(dict.fromkeys(captions.languages[rows].tolist()))
+        names = [str(captions.names[image]) for image in images]
+        size = of_group[int(groups_Q[own[0]])]
+        text = str(captions.texts[rows[0]])
+        pairs.append(ConfusedPair(names[0], names[1], len(own), size, languages, languages[0], text))
+    return pairs, pictures
+
+
+def nearest_pictures(found: EmbeddedSplit) -> np.ndarray:
+    """The number of the picture that each caption finds first, int64 (Q,)."""
+    blocks = [found.text_QD[start : start + BLOCK] for start in range(0, len(found.text_QD), BLOCK)]
+    return np.concatenate([(block @ found.image_GD.T).argmax(1) for block in blocks] or [np.empty(0, np.int64)])
 
 
 def confusion(text_QD: np.ndarray, languages_Q: np.ndarray) -> tuple[list[str], np.ndarray]:

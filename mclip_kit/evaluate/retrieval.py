@@ -18,10 +18,12 @@ from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.ranks import KS, both_ranks, median_rank, recall
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.progress import SOON, tqdm
 
 TEACHER, STUDENT = "teacher", "student"  # towers
 WAYS = {"t2i": ("image", "text-to-image"), "i2t": ("text", "image-to-text")}
 """Direction -> what is looked for, by which clip-benchmark names the direction; and the direction in words."""
+SENTENCES = {("t2i", 1): "of captions find their own picture first"}
 RECALLS = tuple(
     Metric(
         f"{target}_retrieval_recall@{k}",
@@ -29,6 +31,7 @@ RECALLS = tuple(
         f"{words} R@{k}",
         drawn=k == 1,
         log_name=f"{way}_r{k}",
+        sentence=SENTENCES.get((way, k), ""),
     )
     for way, (target, words) in WAYS.items()
     for k in KS
@@ -42,6 +45,7 @@ MEDIANS = tuple(
         f"{words} median rank",
         fraction=False,
         log_name=f"{way}_median_rank",
+        averaged=False,
     )
     for way, (target, words) in WAYS.items()
 )
@@ -197,7 +201,7 @@ def _scorer(
         text_QD = (embed.teacher if tower == TEACHER else embed.student)(captions.texts[rows_Q].tolist())
         embed.log_nonfinite(f"{tower} text", text_QD)
         found = {}
-        for name in names:
+        for name in tqdm(names, f"rank: {tower}", unit="language", leave=False, delay=SOON):
             own_Q = captions.languages[rows_Q] == name
             places_Q = np.searchsorted(images_G, captions.images[rows_Q[own_Q]])
             try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.evaluate import qualitative
-from mclip_kit.evaluate.base import Findings, Gallery, Request, ResultRows
+from mclip_kit.evaluate.base import Findings, Gallery, QueryResult, Request, ResultRows
 from mclip_kit.evaluate.baselines import baseline
 from mclip_kit.evaluate.bootstrap import compare
 from mclip_kit.evaluate.checks import open_data
@@ -64,19 +64,33 @@ def run(request: Request) -> Findings:
         request.show(f"{name}: {found_same.line}")
     picture = request.out / PICTURE
     languages = [language for language in results if language != TEACHER]
-    gallery = _drawn(qualitative.embedded(model, captions, request.split, languages, cache), languages, picture, credit)
-    return Findings(tables.distinct(rows), comparisons, [picture], gallery, device_name(model.device), same)
+    found_split = qualitative.embedded(model, captions, request.split, languages, cache)
+    about_model = {"model": str(name)}
+    pairs, own = qualitative.confused_pairs(found_split)
+    pictures = {(str(request.data.resolve()), picture): pixels for picture, pixels in own.items()}
+    codes, shares_LL = qualitative.confusion(found_split.text_QD, captions.languages[found_split.rows_Q])
+    return Findings(
+        tables.distinct(rows),
+        comparisons,
+        [picture],
+        Gallery(_drawn(found_split, languages, picture, credit), pictures, credit, str(name)),
+        [about_model | asdict(pair) for pair in pairs],
+        [about_model | {"languages": codes, "shares": shares_LL.round(4).tolist()}],
+        device_name(model.device),
+        same,
+    )
 
 
-def _drawn(found: qualitative.EmbeddedSplit, languages: list[str], path: Path, credit: str) -> Gallery:
+def _drawn(
+    found: qualitative.EmbeddedSplit, languages: list[str], path: Path, credit: str
+) -> dict[str, list[QueryResult]]:
     """Draw one query a language, and choose those of the report."""
     from mclip_kit.evaluate.report import contact_sheet
 
     title, footer = f"What one model finds in {len(languages)} languages", f"Queries are drawn at random. {credit}"
     contact_sheet.draw(qualitative.random_queries(found, languages), path, title, footer)
     best, worst = qualitative.extremes(found)
-    confused = qualitative.confusion(found.text_QD, found.captions.languages[found.rows_Q])
-    return Gallery({"Best queries": best, "Worst queries": worst}, confused, credit)
+    return {"Best queries": best, "Worst queries": worst}
 
 
 def _credit(data: Path) -> str:

@@ -26,7 +26,7 @@ from mclip_kit.models.multilingual_clip import MultilingualClip, load
 
 TEXTS = 4096  # prompts that are embedded at once
 METRICS = (
-    Metric("acc1", "top-1", "top-1 accuracy", drawn=True),
+    Metric("acc1", "top-1", "top-1 accuracy", drawn=True, sentence="of pictures get their own class first"),
     Metric("acc5", "top-5", "top-5 accuracy"),
     Metric("mean_per_class_recall", "class mean", "mean per-class recall"),
 )

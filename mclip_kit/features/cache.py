@@ -17,7 +17,7 @@ from mclip_kit.features import hashing
 from mclip_kit.features.shards import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import temporary_directory, write_json
-from mclip_kit.progress import tqdm
+from mclip_kit.progress import is_quiet, tqdm
 
 
 class FeatureCache:
@@ -62,6 +62,11 @@ class FeatureCache:
     def is_persistent(self, tower: str) -> bool:
         """Whether features of a tower are kept for later runs."""
         return self.root is not None and tower not in self.trained
+
+    def note(self, line: str) -> None:
+        """Log a line that is no warning, unless the process is quiet."""
+        if not is_quiet():
+            self.log(line)
 
     def do_without(self, error: Exception) -> None:
         """Say that features for which there is no room are computed in every step."""

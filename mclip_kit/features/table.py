@@ -24,7 +24,7 @@ from mclip_kit.features.job import ExtractionJob, first_of_each, load_batches, s
 from mclip_kit.features.shard_writer import ShardWriter, claim_shard, remove_damaged
 from mclip_kit.features.shards import ItemFormat, Shard, is_sound, shard_name
 from mclip_kit.files import readable
-from mclip_kit.progress import tqdm
+from mclip_kit.progress import is_quiet, tqdm
 
 SHARD_BYTES = 256 << 20
 FULL = 0.95  # part of the free disk that features may take
@@ -185,7 +185,8 @@ class Table:
         size, free = items * self.item_format.item_bytes, shutil.disk_usage(self.folder).free
         if size > FULL * free:
             raise NoRoom(f"{self.name} would take {readable(size)}, but {self.folder} has {readable(free)} free")
-        self._log(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
+        if not is_quiet():
+            self._log(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
 
     def _verify(self, keys_N2: np.ndarray, quiet: bool) -> None:
         self._verify_index()

@@ -6,10 +6,13 @@ from functools import cache
 
 import huggingface_hub.constants as hub
 from huggingface_hub import get_session
+from huggingface_hub.utils.tqdm import enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from mclip_kit.errors import CheckpointError
+from mclip_kit.progress import shows_downloads
 
+DOWNLOADS = ("huggingface_hub.http_get", "huggingface_hub.xet_get")  # names of the hub's bars
 PATIENCE = 3.0  # seconds to connect, and to answer
 
 
@@ -62,10 +65,22 @@ def quiet_transformers() -> Iterator[None]:
     """Without transformers' bars, load reports and warnings: what they say is checked, and is an error of ours."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    limit_bars()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def limit_bars() -> None:
+    """Of the bars of transformers and of the hub, leave none but those of downloads, if the command line wants them."""
+    transformers_logging.disable_progress_bar()  # all of the hub's too
+    if shows_downloads() and not hub.HF_HUB_DISABLE_PROGRESS_BARS:
+        for name in DOWNLOADS:
+            enable_progress_bars(name)
+
+
+if shows_downloads():
+    limit_bars()

@@ -28,6 +28,7 @@ from mclip_kit.models.hub import quiet_transformers
 from mclip_kit.models.model_folder import check_hashes, write_config
 from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder, xlmr_config
+from mclip_kit.progress import SOON, tqdm
 
 
 class LanguageLinear(nn.Module):
@@ -179,7 +180,8 @@ class Translator(nn.Module):
         order = sorted(range(len(texts)), key=lambda row: -len(tokens[row]))
         written = [""] * len(texts)
         with evaluating(self):
-            for start in range(0, len(order), batch_size):
+            starts = range(0, len(order), batch_size)
+            for start in tqdm(starts, f"translate {source}-{target}", unit="batch", leave=False, delay=SOON):
                 rows = order[start : start + batch_size]
                 ids_BT, mask_BT = self.encoder.pad([tokens[row] for row in rows])
                 room = min(2 * ids_BT.shape[1] + 10, self.encoder.positions - len(given))

@@ -30,12 +30,7 @@ from mclip_kit.train.dry_run import dry_run
 from mclip_kit.train.leaks import shared_with_tests, training_splits
 from mclip_kit.train.logging import Log, report_unreadable
 from mclip_kit.train.loop import Loop, stop_requests, train
-from mclip_kit.train.optim import (
-    learning_rate,
-    optimizer_of,
-    set_activation_checkpointing,
-    trainable,
-)
+from mclip_kit.train.optim import learning_rate, optimizer_of, set_activation_checkpointing, trainable
 from mclip_kit.train.outcome import card_facts
 from mclip_kit.train.parameter_table import table
 from mclip_kit.train.processes import on_main
@@ -96,10 +91,14 @@ class Run:
         """The towers, their parameters, what each stage trains and how, and known leaks of test sets."""
         lines = [f"{self.folder} on {self.accelerator.device}, {self.accelerator.mixed_precision} mixed precision"]
         lines += table(self.model, self.recipe.stages, self.trained)
-        lines += [f"  leak: {leak.line()}" for leak in self.leaks]
-        for folder in without_fingerprints(training_splits(self.recipe)):
-            lines.append(f"  {folder}: has no fingerprints, so it cannot be checked for rows of test sets")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.warnings()])
+
+    def warnings(self) -> list[str]:
+        """Lines about known leaks of test sets, and about folders that cannot be checked for them."""
+        unknown = without_fingerprints(training_splits(self.recipe))
+        return [f"  leak: {leak.line()}" for leak in self.leaks] + [
+            f"  {folder}: has no fingerprints, so it cannot be checked for rows of test sets" for folder in unknown
+        ]
 
     def tasks(self) -> Iterator[Task]:
         """The tasks of all stages as they are before training: what a stage trains is not frozen in the next ones."""

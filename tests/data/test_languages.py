@@ -2,7 +2,16 @@
 
 import pytest
 
-from mclip_kit.data.languages import ALIASES, is_language, language_spellings, normalize_language
+from mclip_kit.data.languages import (
+    ALIASES,
+    KNOWN_CODES,
+    NAMES,
+    is_language,
+    language_name,
+    language_spellings,
+    named_language,
+    normalize_language,
+)
 
 SAME = {
     "en": ["en", "EN", " en\n"],
@@ -50,3 +59,27 @@ def test_codes_of_languages(code):
 @pytest.mark.parametrize("code", ["", "x", "seg", "alt", "jpg", "0001", "caption", "de_", "de_x", "de_latin"])
 def test_other_endings_are_no_languages(code):
     assert not is_language(code)
+
+
+def test_every_name_is_of_a_known_code():
+    assert not set(NAMES) - KNOWN_CODES - {"quz"}
+    assert {"ja", "zh", "de", "sw", "quz"} <= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("pt_br", "Portuguese (pt_br)"),
+        ("jp", "Japanese (jp)"),
+        ("en-zh", "English to Chinese (en-zh)"),
+        ("pt_br-en", "Portuguese to English (pt_br-en)"),
+        ("mean", "mean"),
+        ("", ""),
+    ],
+)
+def test_codes_in_words(code, shown):
+    assert named_language(code) == shown
+
+
+def test_a_name_has_no_region():
+    assert language_name("zh_tw") == language_name("zh-CN") == "Chinese"

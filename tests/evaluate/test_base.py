@@ -77,5 +77,6 @@ def test_a_new_evaluation_takes_one_module_and_one_line(tmp_path: Path, monkeypa
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["results"]
     assert (row["task"], row["metrics"]) == ("counted_files", {"files": 1})
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert '<th title="number of files">files</th>' in page
-    assert 'alt="number of files by language"' in page
+    assert '<th scope="col" class="number" title="number of files">files</th>' in page
+    assert ">Number of files, by language</title>" in page
+    assert "<strong>1.0</strong> is the number of files (English (en))" in page

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mclip_kit.data.captions import read_captions
-from mclip_kit.evaluate.qualitative import EmbeddedSplit, confusion, extremes, margins
+from mclip_kit.evaluate.qualitative import EmbeddedSplit, confused_pairs, confusion, extremes, margins
 
 
 def test_margins_are_those_of_a_slow_loop() -> None:
@@ -44,3 +44,27 @@ def test_extremes_are_the_best_and_the_worst(squares: Path) -> None:
     assert worst[0].right == [False, False]
     assert [row.right for row in best] == [[True, False]] * 3
     assert len({row.language for row in best}) == 3
+
+
+def test_confused_pairs_are_counted_by_their_captions(squares: Path) -> None:
+    captions = read_captions(squares)
+    rows = captions.select("test")
+    images = np.unique(captions.images[rows])
+    image_GD = np.eye(len(images))
+    finds = np.searchsorted(images, captions.images[rows])
+    languages = captions.languages[rows].tolist()
+    own = [np.flatnonzero(finds == place) for place in range(len(images))]
+    finds[own[0]] = 3  # all three captions of the first picture find the fourth one
+    finds[own[5][:2]] = 1  # two of the sixth find the second
+    found, pictures = confused_pairs(EmbeddedSplit(captions, images, image_GD, rows, image_GD[finds]))
+    name = [captions.names[image] for image in images]
+    assert [(pair.picture, pair.found, pair.count, pair.captions) for pair in found] == [
+        (name[0], name[3], 3, 3),
+        (name[5], name[1], 2, 3),
+    ]
+    assert found[1].languages == [languages[query] for query in own[5][:2]]
+    assert found[1].query == captions.texts[rows[own[5][0]]]
+    assert set(pictures) == {name[0], name[3], name[5], name[1]}
+    np.testing.assert_array_equal(pictures[name[3]], np.asarray(captions.picture(int(images[3]))))
+    assert confused_pairs(EmbeddedSplit(captions, images, image_GD, rows, image_GD[finds]), count=1)[0] == found[:1]
+    assert confused_pairs(EmbeddedSplit(captions, images, image_GD, rows[:0], image_GD[:0])) == ([], {})

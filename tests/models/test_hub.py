@@ -1,6 +1,9 @@
 """Whether the hub answers is asked once; a hub that does not answer is not asked for files."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,3 +97,25 @@ def connections(server: socket.socket, listens: bool) -> int:
             break
         count += 1
     return count
+
+
+BARS = """
+from mclip_kit import progress
+progress.set_quiet({quiet}, downloads={downloads})
+from mclip_kit.models.hub import DOWNLOADS, quiet_transformers
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from transformers.utils import logging
+for _ in range(2):
+    with quiet_transformers():
+        pass
+    with quiet_transformers():
+        print(*(not are_progress_bars_disabled(name) for name in (*DOWNLOADS, None)), logging.is_progress_bar_enabled())
+"""
+
+
+@pytest.mark.parametrize(("quiet", "downloads", "drawn"), [(False, True, True), (True, True, False)])
+def test_downloads_alone_have_bars_where_they_are_wanted(quiet: bool, downloads: bool, drawn: bool) -> None:
+    code = BARS.format(quiet=quiet, downloads=downloads)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines() == [f"{drawn} {drawn} False False"] * 2

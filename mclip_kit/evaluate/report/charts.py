@@ -1,124 +1,282 @@
-"""Charts of a report, as SVG: scores by language, training curves, confusion of languages."""
+"""Charts of a report, as inline SVG: bars by language, intervals of differences, curves of training.
 
-import io
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+Places from left to right are percents and all other lengths are CSS pixels, so a chart fills the width that it has, on
+a phone too, and its letters keep their size. Colours are classes of page.css, which has them for light, dark and paper.
+A chart is one picture to a screen reader: its title, and its figures as a description.
+"""
 
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-COLOURS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#0891b2", "#be123c", "#6b7280", "#ca8a04")
-GRID = "#e5e7eb"
-WIDTH = 7.2  # inches; the page scales it
-Series = Mapping[str, Sequence[tuple[float, float]]]
-"""Name of a curve -> its points."""
+from markupsafe import Markup
+
+from mclip_kit.errors import one_line
+
+LABEL, BAR, GAP, SPACE = 20, 17, 3, 8  # heights: a line of text, a bar, between bars, between groups
+HEAD, PANEL = 22, 150  # heights of a panel of curves: the numbers of stages, the curves
+COLOURS = 8  # classes s0 ... s7 of page.css
+INSIDE, ROOM = 0.85, 0.2
+"""Lengths, as shares of the width, above which the figure of a bar is inside it: always, and where the mark follows."""
+Curve = Sequence[tuple[float, float]]
+"""Points (step, value)."""
 
 
-def bars(scores: Mapping[str, Mapping[str, float]], label: str) -> str:
-    """Groups of horizontal bars; SVG.
+@dataclass(frozen=True)
+class Group:
+    """The bars of one language.
+
+    Attributes:
+        label: its name.
+        values: series -> what is drawn; a series that the language lacks has no bar.
+        faint: whether the bars are drawn hollow.
+    """
+
+    label: str
+    values: Mapping[str, float]
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference and its interval, low to high."""
+
+    label: str
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        """The difference and the interval in figures."""
+        return f"{self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+    @property
+    def outcome(self) -> str:
+        """`better` or `worse` if the interval is on one side of zero, else `open`."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "open"
+
+
+def bars(
+    key: str, title: str, series: Sequence[str], groups: Sequence[Group], mark: tuple[str, float] | None = None
+) -> Markup:
+    """Horizontal bars from zero: a label, below it a bar for each series, and a line across all for `mark`.
 
     Args:
-        scores: series -> language -> percent; a language that a series lacks has no bar.
-        label: of the axis.
+        key: of the chart on its page, as an id begins.
+        series: names, in the order of the colours.
+        mark: what the bars are compared with, and its value.
+
+    >>> "28.1" in bars("c", "accuracy, percent", ["student"], [Group("German (de)", {"student": 28.1})])
+    True
     """
-    languages = list(dict.fromkeys(language for own in scores.values() for language in own))
-    thick = 0.8 / max(len(scores), 1)
-    figure, axes = _figure(0.9 + max(len(languages), 1) * max(0.26, 0.13 * len(scores)))
-    for number, (name, own) in enumerate(scores.items()):
-        places = [place + thick * (number - (len(scores) - 1) / 2) for place, n in enumerate(languages) if n in own]
-        values = [own[language] for language in languages if language in own]
-        colour = COLOURS[number % len(COLOURS)]
-        axes.barh(places, values, thick * 0.92, label=drawable_name(name), color=colour)
-        if len(scores) <= 3:
-            for place, value in zip(places, values, strict=True):
-                axes.annotate(f"{value:.1f}", (value, place), (3, 0), textcoords="offset points", va="center", size=7)
-    axes.set_yticks(range(len(languages)), map(drawable_name, languages))
-    axes.set_ylim(len(languages) - 0.4, -0.6)
-    axes.set_xlabel(label, size=8)
-    axes.grid(axis="x", color=GRID)
-    _legend(figure, list(scores))
-    return _svg(figure)
+    known = [value for group in groups for value in group.values.values()]
+    top = ceiling(max([*known, mark[1] if mark else 0.0], default=0.0))
+    drawn, texts, y = [], [], LABEL if mark else 0
+    for group in groups:
+        texts.append(_text(group.label, 0, y + 15, "label"))
+        own = [_bar(*bar) for bar in _places(group, series, top, mark, y + LABEL)]
+        drawn += [bar for bar, _ in own]
+        texts += [text for _, text in own]
+        y += LABEL + len(own) * (BAR + GAP) + SPACE
+    drawn += [*(_mark(*mark, top, y) if mark else ()), *texts, *_axis(top, y)]  # letters over lines over bars
+    several = len(series) > 1
+    figures = [_figures(group, several) for group in groups] + ([f"{mark[0]}: {mark[1]:.1f}"] if mark else [])
+    return _svg(key, title, "; ".join(figures), y + LABEL, drawn)
 
 
-def curves(panels: Mapping[str, Series], stages: Sequence[tuple[str, float]] = ()) -> str:
-    """Panels from top to bottom, each with its curves over the steps of all stages; SVG.
+def _places(
+    group: Group, series: Sequence[str], top: float, mark: tuple[str, float] | None, y: int
+) -> Iterator[tuple[float, float, int, int, bool, bool]]:
+    """What `_bar` takes, of each bar of a group from y on."""
+    known = [(number, group.values[name]) for number, name in enumerate(series) if name in group.values]
+    for place, (number, value) in enumerate(known):
+        inside = value > top * INSIDE or (mark is not None and top * ROOM < value <= mark[1])
+        yield value, top, y + place * (BAR + GAP), number, group.faint, inside
+
+
+def _bar(value: float, top: float, y: int, number: int, faint: bool, inside: bool) -> tuple[Markup, Markup]:
+    """A bar and its figure, inside or beside it."""
+    width = 100 * max(value, 0.0) / top
+    place = {"dx": -6, "text_anchor": "end"} if inside else {"dx": 6}
+    colour = f"s{number % COLOURS}{' faint' * faint}"
+    return (
+        _tag("rect", x=0, y=y, width=f"{width:.3f}%", height=BAR, rx=2, class_=f"bar {colour}"),
+        _text(f"{value:.1f}", width, y + BAR - 4, f"figure{' in' * (inside and not faint)}", **place),
+    )
+
+
+def _mark(name: str, value: float, top: float, height: int) -> list[Markup]:
+    """A dashed line from top to bottom, with its name and value above it."""
+    x = 100 * value / top
+    anchor = "start" if x < 30 else "end" if x > 70 else "middle"
+    line = _tag("line", x1=f"{x:.3f}%", x2=f"{x:.3f}%", y1=LABEL - 2, y2=height, class_="mark")
+    return [line, _text(f"{name}: {value:.1f}", x, 13, "marked", text_anchor=anchor)]
+
+
+def _axis(top: float, y: int) -> Iterable[Markup]:
+    yield _tag("line", x1="0", x2="100%", y1=y, y2=y, class_="axis")
+    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        yield _text(f"{top * share:g}", 100 * share, y + 14, "tick", text_anchor=anchor)
+
+
+def _figures(group: Group, several: bool) -> str:
+    named = [f"{name} {value:.1f}" if several else f"{value:.1f}" for name, value in group.values.items()]
+    return f"{group.label}: {', '.join(named)}"
+
+
+def intervals(key: str, title: str, rows: Sequence[Interval], span: tuple[float, float]) -> Markup:
+    """Differences with their intervals around a line at zero.
 
     Args:
-        panels: label of the axis -> curves.
-        stages: name and first step of each stage, drawn as a line.
+        span: the values at the left and the right edge, so that several charts can have the same scale.
+
+    >>> "better" in intervals("c", "difference", [Interval("German (de)", 2.0, 0.5, 3.1)], (-4, 4))
+    True
     """
-    figure, places = _figure(0.6 + 2.1 * len(panels), len(panels))
-    rows = np.atleast_1d(np.asarray(places))
-    for axes, (label, series) in zip(rows, panels.items(), strict=True):
-        for at, (name, points) in enumerate(series.items()):
-            look: dict[str, Any] = {"color": COLOURS[at % len(COLOURS)], "marker": "o" if len(points) < 40 else None}
-            axes.plot(*zip(*points, strict=True), label=drawable_name(name), ms=3, lw=1.3, **look)
-        for name, start in stages:
-            axes.axvline(start, color=GRID, lw=1.2, zorder=0)
-            if axes is rows[0]:
-                axes.text(start, 1.02, drawable_name(name), transform=axes.get_xaxis_transform(), size=7)
-        axes.set_ylabel(label, size=8)
-        axes.grid(axis="y", color=GRID)
-        if len(series) > 1:
-            axes.legend(frameon=False, fontsize=7)
-    axes.set_xlabel("step", size=8)
-    return _svg(figure)
+    low, high = span
+
+    def place(value: float) -> float:
+        return 100 * (value - low) / (high - low)
+
+    drawn, y = [], 0
+    for row in rows:
+        drawn += [_text(row.label, 0, y + 15, "label"), _text(row.text, 100, y + 15, "figure", text_anchor="end")]
+        middle = y + LABEL + BAR // 2
+        ends = {"x1": f"{place(row.low):.3f}%", "x2": f"{place(row.high):.3f}%"}
+        drawn.append(_tag("line", **ends, y1=middle, y2=middle, class_=f"interval {row.outcome}"))
+        drawn.append(_tag("circle", cx=f"{place(row.difference):.3f}%", cy=middle, r=5, class_=f"dot {row.outcome}"))
+        y += LABEL + BAR + SPACE
+    zero = place(0)
+    drawn.insert(0, _tag("line", x1=f"{zero:.3f}%", x2=f"{zero:.3f}%", y1=0, y2=y, class_="mark"))
+    drawn.append(_tag("line", x1="0", x2="100%", y1=y, y2=y, class_="axis"))
+    for value, anchor in ((low, "start"), (0.0, "middle"), (high, "end")):
+        drawn.append(_text(f"{value:+g}" if value else "0", place(value), y + 14, "tick", text_anchor=anchor))
+    described = "; ".join(f"{row.label}: {row.text}, {row.outcome}" for row in rows)
+    return _svg(key, title, described, y + LABEL, drawn)
 
 
-def matrix(names: Sequence[str], shares_LL: np.ndarray, rows: str, columns: str) -> str:
-    """Shares (L, L) in percent as a shaded table; SVG.
+def span(rows: Iterable[Interval]) -> tuple[float, float]:
+    """Round values that have zero and all intervals between them, as far from zero on both sides."""
+    most = ceiling(max((abs(value) for row in rows for value in (row.low, row.high)), default=1.0))
+    return -most, most
+
+
+def curves(
+    key: str,
+    title: str,
+    series: Mapping[str, Sequence[Curve]],
+    steps: float,
+    stages: Sequence[float] = (),
+    logarithmic: bool = False,
+) -> Markup:
+    """One panel of curves over the steps of all stages.
 
     Args:
-        rows, columns: labels of the axes.
+        series: name -> a curve for each stage.
+        steps: at the right edge.
+        stages: the first step of each stage; a line with the stage's number is drawn there.
+        logarithmic: whether the values, which are positive, are drawn by their logarithms.
     """
-    figure, axes = _figure(1.2 + 0.36 * len(names))
-    axes.imshow(shares_LL, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    labels = [drawable_name(name) for name in names]
-    axes.set_xticks(range(len(names)), labels)
-    axes.set_yticks(range(len(names)), labels)
-    axes.set_ylabel(rows, size=8)
-    axes.set_xlabel(columns, size=8)
-    for (row, column), share in np.ndenumerate(shares_LL):
-        colour = "white" if share > 0.55 else "#111827"
-        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", size=7, color=colour)
-    return _svg(figure)
+    scale = math.log10 if logarithmic else float
+    values = [scale(y) for lines in series.values() for points in lines for _, y in points]
+    marks = powers(min(values), max(values)) if logarithmic else ticks(min(values), max(values))
+    low, high = marks[0], marks[-1]
+    steps = steps or 1.0
+    drawn = [*_grid(marks, logarithmic), *_stages(stages, steps)]
+    for number, lines in enumerate(series.values()):
+        for points in lines:
+            places = [(x / steps, (high - scale(y)) / (high - low)) for x, y in points]
+            drawn += _curve(places, f"s{number % COLOURS}")
+    described = "; ".join(_ends_of(name, lines) for name, lines in series.items())
+    return _svg(key, title, described, HEAD + PANEL + LABEL, drawn, "chart curves")
 
 
-def drawable_name(name: str) -> str:
-    """A name as matplotlib draws it: no mathematics between `$`, no control characters.
+def _grid(marks: Sequence[float], logarithmic: bool) -> Iterator[Markup]:
+    """A line at each mark, and its value to the left of it."""
+    for value in marks:
+        y = HEAD + PANEL * (marks[-1] - value) / (marks[-1] - marks[0])
+        yield _tag("line", x1="0", x2="100%", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid")
+        shown = f"{10**value:g}" if logarithmic else f"{value:g}"
+        yield _text(shown, 0, y + 4, "tick", dx=-6, text_anchor="end")
 
-    Matplotlib leaves names that begin with an underscore out of legends; a zero-width space in front prevents that.
+
+def _stages(stages: Sequence[float], steps: float) -> Iterator[Markup]:
+    """A line where each stage begins, with its number, and numbers of steps below the panel."""
+    for number, start in enumerate(stages, 1):
+        x = 100 * start / steps
+        yield _tag("line", x1=f"{x:.3f}%", x2=f"{x:.3f}%", y1=0, y2=HEAD + PANEL, class_="stage")
+        yield _text(f"stage {number}" if number == 1 else str(number), x, 11, "tick", dx=4)
+    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        yield _text(f"{steps * share:,.0f}", 100 * share, HEAD + PANEL + 15, "tick", text_anchor=anchor)
+
+
+def _curve(places: Sequence[tuple[float, float]], colour: str) -> list[Markup]:
+    """A line through places in the unit square, and a dot at each if they are few."""
+    points = " ".join(f"{1000 * x:.2f},{1000 * y:.2f}" for x, y in places)
+    line = _tag("polyline", points=points, class_=f"curve {colour}", vector_effect="non-scaling-stroke")
+    box = {"viewBox": "0 0 1000 1000", "preserveAspectRatio": "none", "overflow": "visible"}
+    drawn = [_tag("svg", line, x=0, y=HEAD, width="100%", height=PANEL, **box)]
+    if len(places) < 40:
+        drawn += [
+            _tag("circle", cx=f"{100 * x:.3f}%", cy=f"{HEAD + PANEL * y:.1f}", r=2.5, class_=f"dot {colour}")
+            for x, y in places
+        ]
+    return drawn
+
+
+def _ends_of(name: str, lines: Sequence[Curve]) -> str:
+    points = [point for line in lines for point in line]
+    return f"{name}: {points[0][1]:.4g} at step {points[0][0]:,.0f}, {points[-1][1]:.4g} at step {points[-1][0]:,.0f}"
+
+
+def ceiling(value: float) -> float:
+    """The least of 1, 2, 5 times a power of ten that is not below a value; 1 for zero.
+
+    >>> ceiling(37.2), ceiling(0.03), ceiling(0)
+    (50.0, 0.05, 1.0)
     """
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
-    return ("\u200b" if shown.startswith("_") else "") + shown.replace("$", r"\$")
+    if not value > 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return float(f"{next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9)):.12g}")
 
 
-def _figure(height: float, panels: int = 1) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    places = figure.subplots(panels, sharex=True)
-    for axes in np.atleast_1d(np.asarray(places)):
-        _without_frame(axes)
-    return figure, places
+def ticks(low: float, high: float) -> list[float]:
+    """Two to six round values; the first is not above `low`, the last not below `high`.
+
+    >>> ticks(0.3, 2.2)
+    [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    """
+    step = ceiling((high - low) / 5 or abs(high) or 1.0)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
 
 
-def _without_frame(axes: Axes) -> None:
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+def powers(low: float, high: float) -> list[float]:
+    """The whole numbers around an interval, at most six of them."""
+    first, last = math.floor(low + 1e-9), math.ceil(high - 1e-9)
+    step = -(-max(last - first, 1) // 5)
+    return [float(first + number * step) for number in range(-(-max(last - first, 1) // step) + 1)]
 
 
-def _legend(figure: Figure, names: Sequence[str]) -> None:
-    if len(names) > 1:
-        columns = 1 if max(map(len, names)) > 48 else 2
-        figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=columns)
+def _svg(
+    key: str, title: str, description: str, height: float, inside: Iterable[Markup], kind: str = "chart"
+) -> Markup:
+    names = [_tag("title", one_line(title), id=f"{key}-title"), _tag("desc", one_line(description), id=f"{key}-desc")]
+    labels = {"role": "img", "aria_labelledby": f"{key}-title {key}-desc"}
+    return _tag("svg", *names, *inside, class_=kind, id=key, width="100%", height=f"{height:g}", **labels)
 
 
-def _svg(figure: Figure) -> str:
-    written = io.StringIO()
-    with rc_context({"svg.hashsalt": "mclip_kit"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the name of a run may be in any script
-        figure.savefig(written, format="svg", metadata={"Date": None})
-    return written.getvalue()
+def _text(words: str, x: float, y: float, kind: str, **more: object) -> Markup:
+    """A line of text; `x` is a percentage."""
+    return _tag("text", one_line(words), x=f"{x:.3f}%", y=f"{y:g}", class_=kind, **more)
+
+
+def _tag(name: str, *inside: str, **attributes: object) -> Markup:
+    """An element; attributes have underscores for hyphens, and `class_` for class."""
+    pairs = [
+        Markup(' {}="{}"').format(attribute.rstrip("_").replace("_", "-"), value)
+        for attribute, value in attributes.items()
+    ]
+    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup().join(pairs), Markup().join(inside))

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 
+from mclip_kit.data.languages import language_name
 from mclip_kit.evaluate.base import QueryResult
 from mclip_kit.evaluate.report import fonts
 from mclip_kit.files import write_whole
@@ -27,18 +28,6 @@ NO_FONT = "(no font for this script)"
 HAN, OPENING = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff", "「『（《【"
 CLOSING = "、。，．！？；：」』）》】ー々っゃゅょッャュョ"
 PIECE = re.compile(rf"[{OPENING}]*(?:[{HAN}]|[^\s{HAN}{OPENING}]+)[{CLOSING}]*\s*|\S\s*")
-
-LANGUAGES = dict(
-    pair.split("=")
-    for pair in """
-    ar=Arabic bg=Bulgarian bn=Bengali ca=Catalan cs=Czech da=Danish de=German el=Greek en=English es=Spanish
-    et=Estonian fa=Persian fi=Finnish fil=Filipino fr=French gl=Galician gu=Gujarati he=Hebrew hi=Hindi hr=Croatian
-    hu=Hungarian hy=Armenian id=Indonesian it=Italian ja=Japanese ka=Georgian ko=Korean ku=Kurdish lt=Lithuanian
-    lv=Latvian mi=Maori mk=Macedonian mn=Mongolian mr=Marathi ms=Malay my=Burmese nb=Norwegian nl=Dutch no=Norwegian
-    pl=Polish pt=Portuguese quz=Quechua ro=Romanian ru=Russian sk=Slovak sl=Slovenian sq=Albanian sr=Serbian
-    sv=Swedish sw=Swahili ta=Tamil te=Telugu th=Thai tr=Turkish uk=Ukrainian ur=Urdu vi=Vietnamese zh=Chinese
-    """.split()  # noqa: SIM905
-)
 
 
 def draw(rows: Sequence[QueryResult], path: Path, title: str, footer: str) -> None:
@@ -89,7 +78,7 @@ def _query(pen: ImageDraw.ImageDraw, row: QueryResult, top: int) -> None:
     leading = round(font.size * LEADING)
     y = top + (ROW - 28 - leading * len(lines)) / 2 + 16
     x: float = MARGIN
-    name = LANGUAGES.get(re.split("[-_]", row.language.lower())[0], "")
+    name = language_name(row.language)
     for label, colour in ((name, SOFT), (row.language, FAINT), (note, FAINT)):
         x += _label(pen, x, y, label, colour) + 8 if label else 0
     # The lines of a right-to-left text are aligned on the right; their block begins where every other text begins.

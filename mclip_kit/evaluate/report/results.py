@@ -12,9 +12,18 @@ from mclip_kit.evaluate.base import Metric
 from mclip_kit.evaluate.folders import result_files
 from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
 
-LISTS = ("results", "comparisons", "leakage")  # lists of results.json
-ROW = ("model", "tower", "language", "task", "dataset", "split", "protocol")
-"""Keys of a row of results; of rows that have the same values of all of them, the last one counts."""
+LISTS = ("results", "comparisons", "leakage", "confusions", "language_confusion")
+"""Lists of results.json; those after the first are missing in what earlier versions wrote."""
+OF_A_MODEL = tuple(name for name in LISTS if name != "leakage")
+"""Lists whose entries have the key `model`, the model of an evaluation that they are about."""
+OF_DATA = ("model", "folder", "split", "protocol")
+SAME = {
+    "results": ("model", "tower", "language", "task", "dataset", "split", "protocol"),
+    "comparisons": (*OF_DATA, "baseline", "language", "metric"),
+}
+"""List -> keys; of its entries that have the same values of all of them, the last one counts."""
+OF_ALL = ("confusions", "language_confusion")
+"""Lists about all captions of an evaluation: of two evaluations of the same data, those of the last one count."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,14 @@ class Report:
         results: the content of every results.json, see `_joined`.
         log: rows of metrics.jsonl.
         recipe: the text of the resolved recipe.
+        recipe_file: where it is.
     """
 
     name: str
     results: dict[str, Any]
     log: list[dict[str, Any]] = field(default_factory=list)
     recipe: str = ""
+    recipe_file: Path | None = None
 
 
 def evaluated(model: Path, results: dict[str, Any], log: list[dict[str, Any]]) -> Report:
@@ -41,8 +52,8 @@ def evaluated(model: Path, results: dict[str, Any], log: list[dict[str, Any]]) -
         results: the content of results.json, of any number of models.
         log: of the run that made the model; empty if there is none.
     """
-    own = {key: [row for row in results[key] if row["model"] == str(model)] for key in ("results", "comparisons")}
-    return Report(str(model), _joined([results | own]), log, _recipe(model.resolve().parent))
+    own = {key: [row for row in results.get(key, []) if row["model"] == str(model)] for key in OF_A_MODEL}
+    return Report(str(model), _joined([results | own]), log, *_recipe(model.resolve().parent, model.parent))
 
 
 def read(folder: Path, log: list[dict[str, Any]]) -> Report:
@@ -55,7 +66,8 @@ def read(folder: Path, log: list[dict[str, Any]]) -> Report:
     """
     if not log:
         check_folder(folder, with_log=False)
-    return Report(str(folder), _joined([read_results(file) for file in result_files(folder)]), log, _recipe(folder))
+    parts = [read_results(file) for file in result_files(folder)]
+    return Report(str(folder), _joined(parts), log, *_recipe(folder, folder))
 
 
 def check_folder(folder: Path, with_log: bool = True) -> None:
@@ -70,23 +82,37 @@ def check_folder(folder: Path, with_log: bool = True) -> None:
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several results.json as one: their lists, and `evaluations`, what each says about itself.
 
-    Every row gets the protocol of its evaluation, and every comparison also its data and split.
+    Every entry of a list about a model gets the data, the split and the protocol of its evaluation.
     """
     joined: dict[str, Any] = {"evaluations": [], **{key: [] for key in LISTS}}
     for part in parts:
         about = {key: value for key, value in part.items() if key not in LISTS}
-        data = {"dataset": Path(about["data"]).name, "split": about["split"], "protocol": about["protocol"]}
+        data = {"dataset": Path(about["data"]).name, "folder": str(about.get("folder", about["data"]))}
+        data |= {"split": about["split"], "protocol": about["protocol"]}
         joined["evaluations"].append(about)
-        joined["results"] += [data | row for row in part["results"]]
-        joined["comparisons"] += [data | row for row in part["comparisons"]]
+        for key in OF_A_MODEL:
+            own = [data | row for row in part.get(key, [])]
+            known = {_key(row, OF_DATA) for row in own if key in OF_ALL}
+            joined[key] = [row for row in joined[key] if _key(row, OF_DATA) not in known] + own
         joined["leakage"] += part["leakage"]
-    rows = {tuple(row.get(key) for key in ROW): row for row in joined["results"]}
-    return joined | {"results": list(rows.values())}
+    return joined | {name: _last(joined[name], keys) for name, keys in SAME.items()}
 
 
-def _recipe(run: Path) -> str:
+def _last(entries: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The entries, the last of those that have the same values of the keys."""
+    return list({_key(entry, keys): entry for entry in entries}.values())
+
+
+def _key(entry: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(entry.get(key)) for key in keys)
+
+
+def _recipe(run: Path, named: Path) -> tuple[str, Path | None]:
+    """The text of a run's recipe, and its file as the user named the run; empty and None if it has none."""
     written = run / RECIPE
-    return written.read_text(encoding="utf-8", errors="replace") if written.is_file() else ""
+    if not written.is_file():
+        return "", None
+    return written.read_text(encoding="utf-8", errors="replace"), named / RECIPE
 
 
 def read_results(file: Path) -> dict[str, Any]:
@@ -99,18 +125,35 @@ def read_results(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         for row in content["results"]:
             _ = "".join(row[key] for key in ("language", "tower", "model", "task"))
-            _ = [Metric("", "").text(value) for value in row["metrics"].values()]
-        whole = {"comparisons": [], "leakage": [], **content}
-        for leak in whole["leakage"]:
-            leak_line(leak)
-        for item in whole["comparisons"]:
-            _ = item["model"], item["baseline"], item["language"], item["metric"]
-            _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
-        _ = "".join(whole[key] for key in ("data", "task", "split", "protocol"))
+            parts = [row["metrics"], *dict(row.get("strata") or {}).values()]
+            _ = [Metric("", "").text(value) for metrics in parts for value in metrics.values()]
+        whole = {**{key: [] for key in LISTS}, **content}
+        _check_lists(whole)
+        _ = "".join([*(whole[key] for key in ("data", "task", "split", "protocol")), *whole.get("overlaps", [])])
+        _ = [dict(whole.get(key) or {}) for key in ("environment", "hashes")]
+        _ = "".join(whole.get("leakage_checked", []))
         _joined([whole])
         return whole
     except MALFORMED as error:
         raise DataError(f"{file}: damaged ({first_line(error)}); run mclip-kit eval again") from None
+
+
+def _check_lists(content: dict[str, Any]) -> None:
+    """Raise what plain code raises for malformed JSON if an entry lacks what the page shows of it."""
+    for leak in content["leakage"]:
+        leak_line(leak)
+    for item in content["comparisons"]:
+        _ = "".join(item[key] for key in ("model", "baseline", "language", "metric"))
+        _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
+    for pair in content["confusions"]:
+        _ = "".join(pair[key] for key in ("model", "picture", "found", "query", "language"))
+        _ = ", ".join(pair["languages"]), pair["count"] / pair["captions"]
+    for confused in content["language_confusion"]:
+        _ = "".join([confused["model"], *confused["languages"]])
+        shapes = [len(confused["languages"]), *map(len, confused["shares"])]
+        if shapes != [len(confused["shares"])] * len(shapes):
+            raise ValueError("language_confusion is not square")
+        _ = [round(100 * share) for row in confused["shares"] for share in row]
 
 
 def leak_line(leak: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from mclip_kit.train.callbacks.evaluate import Evaluate
 from mclip_kit.train.callbacks.health import Health
 from mclip_kit.train.callbacks.logger import Logger
 from mclip_kit.train.callbacks.nonfinite_guard import NonfiniteGuard
+from mclip_kit.train.callbacks.stage_summary import StageSummary
 from mclip_kit.train.callbacks.wise_ft import WiseFt
 
 CALLBACKS: list[type[Callback]] = [
@@ -19,6 +20,7 @@ CALLBACKS: list[type[Callback]] = [
     EarlyStopping,
     Evaluate,  # calls `after_evaluation` of all
     WiseFt,
+    StageSummary,
     Health,
     Checkpointer,  # last: what the others do after a step or a stage is done again if the run is killed before it
 ]

@@ -21,4 +21,4 @@ class Logger(Callback):
         at.run.write(at.index, at.step, {"score": scores.score, **scores.values})
         shown = {scores.labels.get(name, name): scores.values[name] for name in scores.shown if name in scores.values}
         line = "; ".join(f"{name} {value:.1f}" for name, value in (shown or {"score": scores.score}).items())
-        at.run.cache.log(f"  step {at.step}: {line}")
+        at.run.cache.note(f"  step {at.step}: {line}")

@@ -49,4 +49,4 @@ class WiseFt(Callback):
             values = {f"wise_ft_{name}": value for name, value in {"score": scores.score, **scores.values}.items()}
             at.run.write(at.index, at.step, {"wise_ft": alpha, **known, **values})
             line += f"; score {scores.score:.1f}, tuned {known['tuned_score']:.1f}, at the start {at.best['start']:.1f}"
-        at.run.cache.log(line)
+        at.run.cache.note(line)

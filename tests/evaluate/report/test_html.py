@@ -1,11 +1,13 @@
 """report.html, opened in a real browser where there is one."""
 
-import base64
 import json
 import re
+import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.leakage import Leak, as_json
-from mclip_kit.evaluate.base import Gallery, metrics_of
+from mclip_kit.evaluate.base import Gallery, QueryResult, metrics_of
 from mclip_kit.evaluate.report import html
 from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.files import write_json
@@ -53,44 +55,147 @@ def opened(browser: Any, path: Path, width: int) -> tuple[Any, list[str]]:
     return tab, complaints
 
 
-def charts_of(html: str) -> list[str]:
-    """The SVG of each chart; matplotlib keeps the text of labels as comments."""
-    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', html)
-    return [base64.b64decode(chart).decode() for chart in found]
+def page_of(run: Path) -> tuple[str, dict[str, Any]]:
+    """The page of an evaluation, and its results.json."""
+    folder = run / "eval" / "data.test"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    return page, json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("width", [PHONE, 1280])
-def test_the_report_in_a_browser(browser: Any, run: Path, width: int) -> None:
-    tab, complaints = opened(browser, run / "eval" / "data.test" / "report.html", width)
-    assert not complaints
+def charts_of(page: str) -> dict[str, ElementTree.Element]:
+    """Each chart of a page, by its id."""
+    found = re.findall(r'(?m)^<svg class="chart[^"]*".*</svg>$', page)
+    return {chart.attrib["id"]: chart for chart in map(ElementTree.fromstring, found)}
+
+
+def described(page: str, key: str) -> str:
+    """The description of a chart, which has all of its figures."""
+    return charts_of(page)[key].findtext("desc") or ""
+
+
+def test_the_first_chart_has_the_figures_of_results_json(run: Path) -> None:
+    page, results = page_of(run)
+    recalls = {
+        (row["tower"], row["language"]): 100 * row["metrics"]["image_retrieval_recall@1"] for row in results["results"]
+    }
+    text = described(page, "headline-chart")
+    for code, name in (("de", "German"), ("fr", "French"), ("en", "English")):
+        assert f"{name} ({code}): {recalls['student', code]:.1f}" in text
+    assert f"teacher's English: {recalls['teacher', 'en']:.1f}" in text
+    mean = np.mean([recalls["student", code] for code in ("en", "de", "fr")])
+    lead = re.sub(r"<[^>]*>", "", page[page.index('<p class="lead"') :])
+    assert lead.startswith(
+        f"{mean:.1f}% of captions find their own picture first (text-to-image R@1, mean of 3 languages)"
+    )
+    assert f"the teacher's own English text tower {recalls['teacher', 'en']:.1f}%." in lead
+
+
+def test_the_report_on_a_phone(browser: Any, run: Path) -> None:
+    tab, complaints = opened(browser, run / "eval" / "data.test" / "report.html", PHONE)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE
     widths = tab.eval_on_selector_all("img", "all => all.map(i => i.complete ? i.naturalWidth * i.clientWidth : 0)")
-    assert len(widths) >= 2 + 8 * 5
+    assert len(widths) >= 8 * 5
     assert min(widths) > 0
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    text = tab.inner_text("body")
-    found = json.loads((run / "eval" / "data.test" / "results.json").read_text(encoding="utf-8"))
-    lines = [line.split("\t") for line in text.splitlines()]
-    for row in found["results"]:
-        cells = [metrics_of(row["task"])[name].text(value) for name, value in row["metrics"].items()]
-        assert any(line[-len(cells) :] == cells and row["language"] in line[1] for line in lines), row
-    for item in found["comparisons"]:
-        assert f"{100 * item['difference']:+.1f}" in text
-    assert "Leak, " in text
-    assert "3 of 12 pictures" in text
-    assert "batch_size: 24" in text
-    assert "torch 2.11" in text
+    boxes = tab.eval_on_selector_all(
+        "svg text",
+        "all => all.map(t => [t.textContent, t.getBoundingClientRect().left, t.getBoundingClientRect().right])",
+    )
+    assert not [box for box in boxes if box[1] < 0 or box[2] > PHONE]
+    assert not complaints
     tab.close()
 
 
+def test_the_tables_of_the_report_sort_by_keyboard(browser: Any, run: Path) -> None:
+    tab, complaints = opened(browser, run / "eval" / "data.test" / "report.html", 1280)
+    table = tab.locator("table.sortable").first
+    head = table.locator("th", has_text="T2I R@5")
+    place = table.locator("thead th").all_inner_texts().index(head.inner_text())
+
+    def column() -> list[float]:
+        return [float(text) for text in table.locator(f"tbody td:nth-child({place + 1})").all_inner_texts()]
+
+    before, last = column(), table.locator("tfoot").inner_text()
+    head.locator("button").focus()
+    tab.keyboard.press("Enter")
+    assert (column(), head.get_attribute("aria-sort")) == (sorted(before, reverse=True), "descending")
+    tab.keyboard.press("Space")
+    assert (column(), head.get_attribute("aria-sort")) == (sorted(before), "ascending")
+    table.locator("th", has_text="language").locator("button").click()
+    assert head.get_attribute("aria-sort") is None
+    assert table.locator("tbody th").all_inner_texts() == sorted(table.locator("tbody th").all_inner_texts())
+    assert table.locator("tfoot").inner_text() == last
+    assert not complaints
+    tab.close()
+
+
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgb = (colour) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data]; };
+  const light = (colour) => rgb(colour).slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+  const colour = (part) => getComputedStyle(part)[part instanceof SVGElement ? "fill" : "color"];
+  const back = (part) => { const own = getComputedStyle(part).backgroundColor;
+    return rgb(own)[3] ? own : back(part.parentElement); };
+  const texts = [...document.querySelectorAll("p, th, td, a, li, pre, summary, figcaption, svg text:not(.in)")];
+  const named = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+  const bars = [...Array(8).keys()].map((number) => ratio(named("--on"), named(`--s${number}`)));
+  const ratios = [...bars, ...texts.map((text) => ratio(colour(text), back(text)))];
+  return [back(document.body), Math.min(...ratios), ratios.length];
+}"""
+
+
+def test_the_report_is_readable_in_light_in_dark_and_on_paper(browser: Any, run: Path) -> None:
+    tab, complaints = opened(browser, run / "eval" / "data.test" / "report.html", PHONE)
+    papers = []
+    for look in ({"color_scheme": "light"}, {"color_scheme": "dark"}, {"color_scheme": "dark", "media": "print"}):
+        tab.emulate_media(**look)
+        paper, contrast, texts = tab.evaluate(CONTRAST)
+        assert texts > 100
+        papers.append(paper)
+        assert contrast >= 4.5, look  # WCAG 2.2, 1.4.3
+    assert papers == ["rgb(255, 255, 255)", "rgb(17, 24, 39)", "rgb(255, 255, 255)"]
+    assert not complaints
+    tab.close()
+
+
+def test_exact_figures_leaks_and_hashes_are_on_the_page(run: Path) -> None:
+    page, found = page_of(run)
+    for row in found["results"]:
+        cells = [metrics_of(row["task"])[name].text(value) for name, value in row["metrics"].items()]
+        written = "".join(rf'<td class="number" data-value="[^"]*">{cell}</td>' for cell in cells)
+        assert re.search(rf"\({row['language']}\)</th><td>{row['tower']}</td>{written}", page), row
+    for item in found["comparisons"]:
+        texts = [re.escape(f"{100 * item[key]:+.1f}") for key in ("difference", "low", "high")]
+        assert re.search("".join(rf'<td class="number" data-value="[^"]*">{text}</td>' for text in texts), page), item
+    assert "Leak</strong>, " in page
+    assert "3 of 12 pictures" in page
+    assert "batch_size: 24" in page
+    assert "torch 2.11" in page
+    assert f'<pre class="command">{found["command"]}</pre>' in page
+    assert len(found["hashes"]) == 2
+    assert all(re.search(f"<code>{value}</code>", page) for value in found["hashes"].values())
+
+
+def test_the_recorded_command_gives_the_recorded_results(run: Path, tmp_path: Path) -> None:
+    _, found = page_of(run)
+    first, *words = shlex.split(found["command"])
+    assert first == "mclip-kit"
+    again = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    other = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
+    assert other.pop("command") == f"{found.pop('command')} --out {tmp_path / 'again'}"
+    assert other == found
+
+
 def test_the_report_needs_no_other_file(run: Path) -> None:
-    html = (run / "eval" / "data.test" / "report.html").read_text(encoding="utf-8")
-    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    page, _ = page_of(run)
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert sources
-    assert all(source.startswith("data:") for source in sources)
-    bars, _, _, confused = charts_of(html)
-    for language in ("de", "en", "fr"):
-        assert f"<!-- {language} -->" in bars
-        assert f"<!-- {language} -->" in confused
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert all(f'id="{source[1:]}"' in page for source in sources if source.startswith("#"))
 
 
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
@@ -105,12 +210,28 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     html = out.read_text(encoding="utf-8")
     assert "2 runs side by side" in html
     assert f"Recipe: {other}" in html
-    assert html.count('alt="training curves"') == 1
-    assert '<td class="">12.3</td>' in html
-    assert '<td class="">–</td>' in html
-    bars = charts_of(html)[0]
+    names = [pair["picture"] for pair in results["confusions"]]
+    assert names
+    assert all(html.count(f'alt="right picture, {name}"') == 2 * names.count(name) for name in names)
+    assert html.count('id="curve-loss"') == 1
+    assert ">12.3</td>" in html
+    assert '<td class="number" data-value="">–</td>' in html
+    text = described(html, "headline-chart")
     for folder in (run, other):
-        assert f"{folder}, student" in bars
+        assert f"{folder} " in text
+        assert f'<span class="model">{folder}:</span>' in html
+
+
+def test_data_that_is_gone_leaves_names_without_pictures(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "eval" / "data.test", tmp_path / "eval")
+    results = json.loads((tmp_path / "eval" / "results.json").read_text(encoding="utf-8"))
+    write_json(tmp_path / "eval" / "results.json", results | {"folder": str(tmp_path / "gone")})
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "eval"), "--out", str(tmp_path / "report.html")])
+    assert done.exit_code == 0, done.output
+    assert f"{tmp_path / 'gone'}: its pictures are not shown: " in done.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<img" not in page
+    assert f"right: {results['confusions'][0]['picture']}</figcaption>" in page
 
 
 @pytest.mark.parametrize(
@@ -123,6 +244,8 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
         ({"results.json": '{"results": [], "comparisons": [{"model": "x"}]}'}, "results.json: damaged"),
         ({"results.json": '{"results": [], "task": "retrieval"}'}, "results.json: damaged"),
         ({"results.json": "[]"}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "confusions": [{"model": "x"}]}'}, "results.json: damaged"),
+        ({"results.json": '{"results": [], "language_confusion": [{"languages": ["de"]}]}'}, "results.json: damaged"),
         (
             {"results.json": '{"results": [{"language": 1, "tower": 1, "model": 1, "task": 1, "metrics": {}}]}'},
             "results.json: damaged",
@@ -144,26 +267,98 @@ def test_a_damaged_log_and_recipe_leave_what_is_whole(run: Path, tmp_path: Path)
     (tmp_path / "run" / "recipe.yaml").write_bytes(b"about: \xff")
     done = CliRunner().invoke(cli, ["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")])
     assert done.exit_code == 0, done.output
-    assert 'alt="training curves"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="curve-loss"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def everything(name: str) -> tuple[html.Report, Gallery]:
+    """A report that has all there is on a page, with every text of the data a given one."""
+    metrics = {"image_retrieval_recall@1": 0.5, name: float("nan")}
+    row: dict[str, Any] = {"model": name, "tower": "student", "language": name, "metrics": metrics}
+    row |= {"task": "zeroshot_retrieval"}
+    row["strata"] = {name: metrics, "others": metrics}
+    rows = [row, row | {"tower": name}, row | {"trained": False, "language": f"{name} 2"}]
+    item = {"model": name, "baseline": name, "language": name, "metric": name, "difference": 0, "low": -1, "high": 1}
+    pair = {
+        "model": name,
+        "picture": name,
+        "found": name,
+        "count": 1,
+        "captions": 2,
+        "languages": [name],
+        "query": name,
+    }
+    leak = {"model": name, "trained": name, "held_out": name, "kind": "texts", "count": 1, "of": 2}
+    results = {"data": name, "task": "retrieval", "split": name, "protocol": name, "results": rows, "leakage": [leak]}
+    results |= {
+        "comparisons": [item],
+        "confusions": [pair | {"captions": 2, "language": name}],
+        "device": name,
+        "command": name,
+    }
+    results |= {"language_confusion": [{"model": name, "languages": [name, "en"], "shares": [[0.5, 0.5], [1, 0]]}]}
+    results |= {"overlaps": [name], "environment": {name: name}, "hashes": {name: name}}
+    log = [{"stage_index": 0, "stage": name, "step": step, "loss": 1.0} for step in (0, 1)]
+    report = html.evaluated(Path(name), results, log)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    gallery = Gallery({name: [QueryResult(name, name, [picture], [True])]}, {(name, name): picture}, name, name)
+    return replace(report, recipe=name, recipe_file=Path(name)), gallery
+
+
+def test_pictures_are_those_of_their_data_only() -> None:
+    one, gallery = everything("one")
+    two, _ = everything("two")
+    page = html.render([one, two], gallery)
+    assert page.count('alt="right picture, one"') == 1
+    assert 'alt="right picture, two"' not in page  # the gallery is of the other data
+    assert page.count("found: two</figcaption>") == 1
+    assert "one: 1 of 2 captions: " in page
 
 
 def test_text_of_data_is_not_markup() -> None:
-    row = {"model": "<b>x</b>", "tower": "student", "language": "en", "task": "translation", "metrics": {"bleu": 1.0}}
-    results = {"results": [row], "comparisons": [], "leakage": []}
-    page = html.render([html.Report("<script>alert(1)</script>", results)], Gallery())
-    assert "<script>" not in page
+    hostile = "\"'><script>alert(1)</script><b onload=x>{{ 7 * 7 }}"
+    page = html.render([everything(hostile)[0], everything("other")[0]], everything(hostile)[1])
+    assert page.count("<script>") == 1  # the page's own
+    assert "<b onload" not in page
+    assert "{{ 7 * 7 }}" in page
+    plain = html.render([everything("plain")[0], everything("other")[0]], everything("plain")[1])
+    assert re.findall(r"<([a-z]+)", page) == re.findall(r"<([a-z]+)", plain)
 
 
 @pytest.mark.parametrize("name", ["$x^$", "a\udcff", "a\x01", "_日本"])
 def test_any_name_and_number_is_shown(tmp_path: Path, name: str) -> None:
-    metrics = {"bleu": 1.0, "chrf": float("nan")}
-    row = {"model": name, "tower": name, "language": name, "task": "translation", "metrics": metrics}
-    results = {"results": [row, row | {"model": "other"}], "comparisons": [], "leakage": []}
-    gallery = Gallery({}, ([name, "en"], np.eye(2)))
-    html.write([html.Report(name, results)], tmp_path / "report.html", gallery)
+    html.write([everything(name)[0]], tmp_path / "report.html", everything(name)[1])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert len(charts_of(page)) == 2
-    assert '<td class="">–</td>' in page
+    assert set(charts_of(page)) == {"headline-chart", "strata-chart", "scores-1", "compared-1", "curve-loss"}
+    assert '<td class="number" data-value="">–</td>' in page
+
+
+def test_of_two_evaluations_of_the_same_data_the_last_counts(tmp_path: Path) -> None:
+    about = {"data": "coco", "task": "retrieval", "split": "test", "protocol": "any", "results": []}
+    item = {"model": "m", "baseline": "b", "language": "de", "metric": "mean_recall", "low": 0.0, "high": 0.2}
+    confused = {"model": "m", "languages": ["de", "en"]}
+    pair = {"model": "m", "found": "x", "count": 1, "captions": 2, "languages": ["de"], "language": "de", "query": "q"}
+    for number, share in enumerate((0.1, 0.3)):
+        lists = {
+            "comparisons": [item | {"difference": share}],
+            "confusions": [pair | {"picture": name} for name in ("both", f"only {number}")],
+            "language_confusion": [confused | {"shares": [[share, 1 - share], [1, 0]]}],
+        }
+        write_json(tmp_path / "eval" / f"coco.test{number}" / "results.json", about | lists)
+    found = html.read(tmp_path, []).results
+    assert [one["difference"] for one in found["comparisons"]] == [0.3]
+    assert [one["shares"][0][0] for one in found["language_confusion"]] == [0.3]
+    assert [one["picture"] for one in found["confusions"]] == ["both", "only 1"]
+    assert len(found["evaluations"]) == 2
+
+
+@pytest.mark.parametrize(("checked", "said"), [(["m"], "names none"), ([], "not known of m,"), (None, "")])
+def test_whether_leaks_were_looked_for_is_said(checked: list[str] | None, said: str) -> None:
+    row = {"model": "m", "tower": "student", "language": "de", "task": "translation", "metrics": {"bleu": 1.0}}
+    settings = {"data": "coco", "task": "translation", "split": "test", "protocol": "any"}
+    results = settings | {"results": [row], "leakage": [], "comparisons": []}
+    results |= {} if checked is None else {"leakage_checked": checked}
+    page = html.render([html.evaluated(Path("m"), results, [])], Gallery())
+    assert (said in page) if said else ("Leaks: " not in page)
 
 
 def test_a_leak_of_a_baseline_is_shown_once() -> None:
