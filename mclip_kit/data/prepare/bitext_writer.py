@@ -77,7 +77,7 @@ def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: 
     if not model.exists():
         sides = [raw_text(prefix) for pair in pairs if pair[0] == "train" for prefix in side_prefixes(bitext, pair)]
         lines = (line for side in sides for line in File(side).lines())
-        note(f"training a SentencePiece model of {vocabulary.pieces:,} pieces; it tells nothing of its progress")
+        note(f"training a SentencePiece model of {vocabulary.pieces:,} pieces (SentencePiece shows no progress)")
         return train_sentencepiece(lines, model, vocabulary.pieces, vocabulary.coverage)
     return XlmrTokenizer(model)
 
