@@ -121,7 +121,7 @@ def score(
     """
     if protocol == "xtd" and len(text_images_Q):
         captions_G = np.bincount(text_images_Q)
-        most = int(captions_G.argmax())
+        most = int(np.argmax(captions_G))
         if captions_G[most] > 1:
             raise DataError(
                 f"protocol xtd takes one caption a picture and picture {most} has {captions_G[most]}: keep one caption "

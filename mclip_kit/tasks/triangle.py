@@ -74,11 +74,11 @@ class TriangleTask(Task):
         if len(dropping) == len(stage.edges) and not any(rows.teacher_texts):
             raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
         counts = np.bincount(rows.languages_N) if stage.monolingual else np.array([len(rows)])
-        if counts.min() < stage.batch_size:
-            where = f" in {rows.languages[int(counts.argmin())]}" if stage.monolingual else ""
+        if np.min(counts) < stage.batch_size:
+            where = f" in {rows.languages[int(np.argmin(counts))]}" if stage.monolingual else ""
             raise DataError(
-                f"stage {stage.name}: {counts.min()} rows{where} are too few for a batch of {stage.batch_size}; lower "
-                "batch_size"
+                f"stage {stage.name}: {np.min(counts)} rows{where} are too few for a batch of {stage.batch_size}; "
+                "lower batch_size"
             )
 
     @property
