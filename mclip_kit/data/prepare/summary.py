@@ -13,6 +13,7 @@ from mclip_kit.data.unknown import check_unknown
 from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
 
+COARSE = 100  # rows of a split below which one row changes a score by more than a percent
 MANY_LANGUAGES = 20  # of more, only the number is printed, and the fewest and most captions or pairs
 
 
@@ -61,9 +62,9 @@ def _missing_pictures(folder: Path, manifest: dict[str, Any]) -> str:
     example = (counts.get("rows") or {}).get("examples", {}).get("missing_pictures", "")
     where = manifest.get("pictures") or manifest.get("source")
     if manifest.get("pictures"):
-        again = "complete that folder, or correct the names, and prepare again"
+        again = f"complete that folder, or correct the names, remove {folder} and prepare again"
     else:
-        again = "prepare again with --images DIR"
+        again = f"correct the names, remove {folder} and prepare again, with --images DIR if they lie elsewhere"
     return (
         f"{counts['missing_pictures']:,} of {counts['images']:,} picture files were not found"
         + (f" in {where}" if where else "")
@@ -82,9 +83,11 @@ def _drawn(manifest: dict[str, Any]) -> list[str]:
     shown = ", ".join(f"{split} {share:g}" for split, share in shares.items())
     missing = [split for split, share in shares.items() if share and split not in rows]
     none = f"; nothing is in {' and '.join(missing)}: too few rows, or too many equal texts" if missing else ""
+    small = [split for split, count in rows.items() if count < COARSE and split != "train"]
+    coarse = f"; scores of so few rows as in {' and '.join(sorted(small))} are coarse" if small else ""
     return [
-        f"  splits drawn by picture and text ({shown}): {counts}{none}; change them with --set splits.test=0.2, or "
-        "--set splits={} for train alone"
+        f"  splits drawn by picture and text ({shown}): {counts}{none}{coarse}; change them with "
+        "--set splits.test=0.2, or --set splits={} for train alone"
     ]
 
 

@@ -7,7 +7,8 @@ from mclip_kit.train.checkpoint import TrainState
 
 SAME, LOST = 0.95, 0.05  # a collapse: mean cosine of different rows above the one, share of matches below the other
 SPIKE = 20.0  # a gradient norm, as a multiple of the usual one
-GRACE = 0.1  # share of a stage in which new towers may still give all texts the same embedding
+GRACE, FIRST = 0.1, 50  # share of a stage, and steps after the warm-up, in which new towers may still give all texts
+# the same embedding
 
 
 class Warnings:
@@ -15,16 +16,20 @@ class Warnings:
 
     Args:
         steps: of the stage.
+        warmup: those of them in which the learning rate rises.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._first = max(20, int(GRACE * steps))
+    def __init__(self, steps: int, warmup: int = 0) -> None:
+        self._first = max(warmup + FIRST, int(GRACE * steps))
         self._usual: float | None = None
         self._known: set[str] = set()
 
     def check_step(self, step: int, values: dict[str, float]) -> Iterator[str]:
         """Warnings about a step."""
-        if step >= self._first and values.get("cosine", 0) > SAME and values.get("matching", 1) < LOST:
+        collapsed = values.get("cosine", 0) > SAME and values.get("matching", 1) < LOST
+        if "collapse" in self._known and not collapsed and values.get("matching", 0) > 2 * LOST:
+            yield from self._once("apart", f"the embeddings are apart again: {values['matching']:.0%} match their own")
+        if step >= self._first and collapsed:
             yield from self._once(
                 "collapse",
                 f"the embeddings have collapsed: all texts have nearly the same one (mean cosine "
@@ -52,7 +57,7 @@ class CollapseMonitor(Callback):
 
     def __init__(self, at: Progress, state: TrainState) -> None:
         super().__init__(at, state)
-        self._warnings = Warnings(at.loop.steps)
+        self._warnings = Warnings(at.loop.steps, at.stage.warmup_steps)
 
     def after_step(self) -> None:
         """Check the step."""

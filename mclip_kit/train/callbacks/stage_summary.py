@@ -33,6 +33,8 @@ class StageSummary(Callback):
         line = f"{at.loop.name}: trained {', '.join(at.stage.train)}, {steps}, {duration(self._seconds())}"
         if at.best and at.evaluation:
             line += f"; {self._metric} {at.best['start']:.1f} before, {final_score(at.best, at.evaluation):.1f} after"
+            if at.evaluation.keep == "best" and at.best["step"] != at.step:
+                line += f", with the weights of step {at.best['step']:.0f}, the best"
         at.run.cache.note(line)
 
     def _seconds(self) -> float:

@@ -297,11 +297,11 @@ def test_a_caption_never_gets_another_captions_picture():
     names = [f"imgs/sku{number}/main.jpg" for number in (1, 4, 5)]
     said = done("--pairs", table("tsv", [{"image": name, "caption": name} for name in names]), "--out", "out")
     assert "2 of 3 picture files were not found in " in said
-    assert "such as imgs/sku4/main.jpg (their `file` in images.tsv is empty): prepare again with --images DIR" in said
+    assert "such as imgs/sku4/main.jpg (their `file` in images.tsv is empty): correct the names, remove " in said
     assert [path.exists() for path in read_captions("out").files] == [True, False, False]
     said = done("--pairs", table("tsv", [{"image": "main.jpg", "caption": "x"}]), "--images", "imgs", "--out", "bare")
     assert "whose name fits several files, such as main.jpg (sku1/main.jpg, sku2/main.jpg, sku3/main.jpg)" in said
-    assert "complete that folder, or correct the names, and prepare again" in said
+    assert "complete that folder, or correct the names, remove " in said
     assert "--images" not in said
 
 
