@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,23 @@ def test_wrong_folders_in_one_line(tmp_path: Path, files: dict[str, str], messag
         (tmp_path / name).write_text(text, encoding="utf-8")
     out = tmp_path / "report.html"
     assert_one_line(CliRunner().invoke(cli, ["report", str(tmp_path), "--out", str(out)]), message)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda results: results["results"][0].update(dataset=[]),
+        lambda results: results["confusions"][0].update(folder={}),
+        lambda results: results["language_confusion"][0]["shares"][0].__setitem__(0, 10**400),
+    ],
+)
+def test_damage_inside_an_entry_is_one_line(run: Path, tmp_path: Path, damage: Callable[[Any], None]) -> None:
+    _, results = page_of(run)
+    damage(results)
+    write_json(tmp_path / "results.json", results)
+    out = tmp_path / "report.html"
+    assert_one_line(CliRunner().invoke(cli, ["report", str(tmp_path), "--out", str(out)]), "results.json: damaged")
     assert not out.exists()
 
 
