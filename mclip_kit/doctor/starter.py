@@ -71,13 +71,14 @@ class Starter:
         """What to run next."""
         prepared = dict.fromkeys(data.words for data in (self.captions, self.bitext) if data and data.words)
         model = Path("runs", recipe.stem, "model")
+        file = f"./{recipe}" if str(recipe).startswith("-") else str(recipe)  # it is no option
         score = ["mclip-kit", "eval", str(model)]
         if self.captions:
             score += ["--data", self.captions.folder]
         elif self.bitext:
             score += ["--task", "bitext", "--data", str(Path(self.bitext.folder).parent)]
         lines = [["mclip-kit", "prepare", *words] for words in prepared]
-        return [shlex.join(words) for words in [*lines, ["mclip-kit", "train", str(recipe)], score]]
+        return [shlex.join(words) for words in [*lines, ["mclip-kit", "train", file], score]]
 
 
 def choose(found: Found, root: Path) -> tuple[Starter, list[str]]:

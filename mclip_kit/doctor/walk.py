@@ -33,7 +33,7 @@ def walk(root: Path, is_unit: Callable[[Path, set[str]], bool], others: list[str
     """
 
     def refuse(error: OSError) -> None:
-        others.append(f"{error.filename}: cannot be read ({error.strerror}); make it readable")
+        others.append(f"{Path(error.filename)}: cannot be read ({error.strerror}); make it readable")
 
     for here, inner, names in os.walk(root, onerror=refuse):
         path = Path(here)
@@ -47,6 +47,7 @@ def walk(root: Path, is_unit: Callable[[Path, set[str]], bool], others: list[str
         _tell(path, links, "links to folders, which are not looked into; name such a folder to look at it", others)
         _tell(path, sorted(set(shown) - set(files)), "links to nothing, or no files; they are not read", others)
         if len(path.relative_to(root).parts) >= DEPTH:
+            _tell(path, inner, f"deeper than {DEPTH} folders, which is not looked into; name such a folder", others)
             inner.clear()
         yield Folder(path, files)
 

@@ -197,6 +197,16 @@ def test_a_folder_that_cannot_be_read_is_said(here: Path, monkeypatch: pytest.Mo
     assert "closed: cannot be read (Permission denied); make it readable\n" in typed("init").output
 
 
+def test_folders_that_are_too_deep_are_said(here: Path) -> None:
+    deep = here / "a" / "b" / "c" / "d"
+    (deep / "e").mkdir(parents=True)
+    parallel(deep, "en", "de")
+    said = typed("init", "--out=-r.yaml").output
+    assert "a/b/c/d/train.en, a/b/c/d/train.de: parallel text" in said
+    assert "a/b/c/d/e: deeper than 4 folders, which is not looked into; name such a folder\n" in said
+    assert "  mclip-kit train ./-r.yaml\n" in said
+
+
 def test_coco_s_layout(here: Path) -> None:
     names = pictures(here / "val2017", 5)
     (here / "annotations").mkdir()
