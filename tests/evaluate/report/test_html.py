@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe
@@ -233,6 +234,35 @@ def test_data_that_is_gone_leaves_names_without_pictures(run: Path, tmp_path: Pa
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<img" not in page
     assert f"right: {results['confusions'][0]['picture']}</figcaption>" in page
+
+
+def test_a_picture_that_is_gone_hides_no_other_one(run: Path, squares: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "squares"
+    shutil.copytree(squares, prepared)
+    (tmp_path / "files").mkdir()
+    _, results = page_of(run)
+    first = results["confusions"][0]["picture"]
+    table = (prepared / "images.tsv").read_text(encoding="utf-8").splitlines()
+    for place, pixels in enumerate(np.load(prepared / "images.npy"), 1):
+        name = table[place].partition("\t")[0]
+        if name != first:
+            Image.fromarray(pixels).save(tmp_path / "files" / f"{name}.png")
+        table[place] += f"\t{tmp_path / 'files' / name}.png"
+    (prepared / "images.tsv").write_text("\n".join([f"{table[0]}\tfile", *table[1:], ""]), encoding="utf-8")
+    (prepared / "images.npy").unlink()
+    tiny.without_hashes(prepared)
+    write_json(tmp_path / "eval" / "results.json", results | {"folder": str(prepared), "hashes": {}})
+    words = ["report", str(tmp_path / "eval"), "--out", str(tmp_path / "report.html")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert f"{first} is not shown: {tmp_path / 'files' / first}.png: not a readable picture" in done.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<img" in page
+    assert f'picture, {first}"' not in page
+    write_json(tmp_path / "eval" / "results.json", results | {"folder": str(prepared)})
+    again = CliRunner().invoke(cli, words)
+    assert f"{prepared}: its pictures are not shown: it was prepared again since the evaluation\n" in again.output
+    assert "<img" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
