@@ -1,24 +1,24 @@
 """What a folder has that training needs: captioned pictures, parallel text, a CLIP, an encoder. Nothing is changed."""
 
-import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.data.corpora import CODE
 from mclip_kit.data.corpora.account import Account
+from mclip_kit.data.corpora.beside import split_of
 from mclip_kit.data.corpora.folder import Captioned
 from mclip_kit.data.corpora.metadata import read_metadata
 from mclip_kit.data.corpora.records import ENDINGS
 from mclip_kit.data.corpora.tree import METADATA, Tree, read_tree
 from mclip_kit.data.languages import DOUBTFUL, TEACHER_LANGUAGE, is_language, normalize_language
 from mclip_kit.data.prepare.adhoc import declare
+from mclip_kit.doctor.found import ODD, Data, Found, teacher_first
+from mclip_kit.doctor.units import note_unit
 from mclip_kit.doctor.walk import Folder, has_odd_characters, walk
-from mclip_kit.errors import MALFORMED, MclipError, first_line
-from mclip_kit.layout import BITEXT, CLIP, ENCODER, MANIFEST, MODEL_CONFIG, PROJECTOR
+from mclip_kit.errors import MclipError
+from mclip_kit.layout import BITEXT
 from mclip_kit.progress import SOON, tqdm
 
 PARALLEL = re.compile(
@@ -26,58 +26,13 @@ PARALLEL = re.compile(
 )
 """The name of one language's file of parallel text: train.de, news-de.txt.gz, de.txt."""
 SHARD = re.compile(r"(?P<head>.*?)\d+\.tar")
-ENCODERS = {"xlm-roberta", "xlm-roberta-xl", "bert", "roberta", "distilbert"}
-"""Values of `model_type` of transformers folders that `encoder: hf:DIR` takes."""
-ODD = "its path has control characters or is not UTF-8; rename it"
 COUNTED = 1 << 20  # bytes of a file whose lines are counted; the rest is estimated
 
 
-@dataclass(frozen=True)
-class Data:
-    """Rows to train on.
-
-    Attributes:
-        what: for people.
-        kind: `captions` or `bitext`.
-        languages: codes, the teacher's first.
-        folder: where they are prepared, or will be.
-        words: words after `mclip-kit prepare`; none: they are prepared.
-        rows: about how many there are; 0: unknown.
-    """
-
-    what: str
-    kind: str
-    languages: list[str]
-    folder: str
-    words: tuple[str, ...] = ()
-    rows: int = 0
-
-
-@dataclass
-class Found:
-    """What a folder has.
-
-    Attributes:
-        data: rows to train on, prepared ones first.
-        clips: values of a recipe's `teacher.model`.
-        encoders: values of a recipe's `encoder`.
-        others: what looked like one of these and is not taken, with the reason.
-    """
-
-    data: list[Data] = field(default_factory=list)
-    clips: list[str] = field(default_factory=list)
-    encoders: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-    def first(self, kind: str) -> Data | None:
-        """The first rows of a kind."""
-        return next((data for data in self.data if data.kind == kind), None)
-
-
 def discover(root: Path) -> Found:
-    """Look through a folder, `DEPTH` folders deep; what cannot be read is among the others."""
+    """Look through a folder, see `walk`; what cannot be read is among the others."""
     found = Found()
-    walked = walk(root, lambda path, names: _note_unit(path, names, found), found.others)
+    walked = walk(root, lambda path, names: note_unit(path, names, found), found.others)
     folders = list(tqdm(walked, "looking", leave=False, unit=" folders"))
     holding = [place.path for place in folders if place.pictures()]
     for place in tqdm(folders, "reading", leave=False, unit=" folders", delay=SOON):
@@ -88,71 +43,14 @@ def discover(root: Path) -> Found:
     for kind in (found.clips, found.encoders):
         found.others += [f"{name}: {ODD}" for name in kind if has_odd_characters(name)]
         kind[:] = [name for name in kind if not has_odd_characters(name)]
-    found.data.sort(key=lambda data: (bool(data.words), -data.rows))
+    found.data.sort(key=lambda data: (bool(data.words), _is_held_out(data), -data.rows))
     return found
 
 
-def _note_unit(path: Path, names: set[str], found: Found) -> bool:
-    """Note a folder that is a prepared one, a model, a CLIP or an encoder."""
-    if MANIFEST in names and _prepared(path, found):
-        return True
-    if PROJECTOR in names and MODEL_CONFIG in names:
-        found.others.append(f"{path}: a multilingual CLIP; its parts are local-dir:{path / CLIP}, hf:{path / ENCODER}")
-    elif "open_clip_config.json" in names:
-        found.clips.append(f"local-dir:{path}")
-    elif "config.json" in names and (kind := _model_type(path / "config.json")):
-        if kind in ENCODERS:
-            found.encoders.append(f"hf:{path}")
-        elif kind == "altclip":
-            found.others.append(f"{path}: an AltCLIP; mclip-kit import altclip {path} makes it a model folder")
-        else:
-            found.others.append(f"{path}: a model of kind {kind}; teacher.model takes open_clip's folders")
-    else:
-        return False
-    return True
-
-
-def _model_type(path: Path) -> str | None:
-    """The `model_type` of a transformers folder; None: it is another folder."""
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return None
-    return kind if isinstance(kind, str) else None
-
-
-def _prepared(path: Path, found: Found) -> bool:
-    """Note a prepared folder; False: its manifest is that of another program."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        if isinstance(manifest, dict) and "counts" not in manifest:
-            return False
-        found.data += (data := _rows_of(path, manifest["counts"]))
-        if not data:
-            found.others.append(f"{path}: prepared, and has no rows to train on")
-    except (OSError, *MALFORMED) as error:
-        found.others.append(f"{path / MANIFEST}: damaged ({first_line(error)}); prepare the corpus again")
-    return True
-
-
-def _rows_of(path: Path, counts: dict[str, Any]) -> list[Data]:
-    """What a prepared folder has to train on; its counts are those of its manifest."""
-    captions, pairs = (dict(counts[key].get("train", {})) for key in ("captions", "sentence_pairs"))
-    spoken = [language for pair in pairs for language in pair.split("-")]
-    kinds = (
-        [("captions", list(captions), captions, path)] if counts["images"] > counts.get("missing_pictures", 0) else []
-    )
-    if has_odd_characters(str(path)) or not all(CODE.fullmatch(code) for code in [*captions, *spoken]):
-        raise ValueError("its path or its languages have characters that a recipe cannot hold")
-    return [
-        Data(f"{path}: prepared", kind, _teacher_first(languages), str(folder), rows=int(sum(rows.values())))
-        for kind, languages, rows, folder in [*kinds, ("bitext", spoken, pairs, path / BITEXT)]
-        if rows
-    ]
-
-
-def _teacher_first(languages: Iterable[str]) -> list[str]:
-    return sorted(set(languages), key=lambda code: (code != TEACHER_LANGUAGE, code))
+def _is_held_out(data: Data) -> bool:
+    """Whether files that are not prepared yet are called after a validation or test split."""
+    name = Path(data.words[1].rpartition("=")[2]).name if data.words else ""
+    return any(split_of(part) in ("valid", "test") for part in re.split("[._-]", name))
 
 
 def _declared(
@@ -208,7 +106,9 @@ def _tables(place: Folder, holding: Sequence[Path], found: Found) -> None:
 
 def _lines(path: Path) -> int:
     """About how many lines a text file has; 0 of other files, and of those that cannot be read."""
-    if path.suffix.lower() in (".parquet", ".xlsx", ".gz", ".xz", ".bz2"):
+    if path.suffix.lower() == ".parquet":
+        return _parquet_rows(path)
+    if path.suffix.lower() in (".xlsx", ".gz", ".xz", ".bz2"):
         return 0
     try:
         size = path.stat().st_size
@@ -217,6 +117,15 @@ def _lines(path: Path) -> int:
     except OSError:
         return 0
     return round(part.count(b"\n") * max(1.0, size / max(1, len(part))))
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, ValueError):  # a broken one is refused when its columns are read
+        return 0
 
 
 def _shards(place: Folder, found: Found) -> None:
@@ -243,7 +152,7 @@ def _parallel(place: Folder, found: Found) -> None:
                 files[code] = str(place.path / name)
     for files in groups.values():
         if len(files) > 1:
-            languages = _teacher_first(files)
+            languages = teacher_first(files)
             named = [f"{code}={files[code]}" for code in languages]
             what = f"{', '.join(files[code] for code in languages)}: parallel text"
             _declared(found, what, "bitext", ("--bitext", *named), _lines(Path(files[languages[0]])), files=named)
@@ -271,9 +180,11 @@ def _pictures(root: Path, holding: list[Path], found: Found) -> None:
 
 
 def _class_parents(root: Path, tops: list[Path]) -> list[Path]:
-    """Sibling folders of pictures (classes, or train and val) as their parent folder, unless that is the root."""
-    parents = [path.parent if path != root and path.parent != root else path for path in tops]
-    return list(dict.fromkeys(parents))
+    """Sibling folders of pictures (classes, or train and val) as their parent; the root only if they are splits."""
+    splits = {split_of(path.name) for path in tops if path.parent == root} - {None}
+    inside = [path.parent != root or (len(splits) > 1 and split_of(path.name)) for path in tops]
+    parents = [path.parent if own and path != root else path for own, path in zip(inside, tops, strict=True)]
+    return [path for path in dict.fromkeys(parents) if not any(other in path.parents for other in parents)]
 
 
 def _has_captions(tree: Tree) -> bool:

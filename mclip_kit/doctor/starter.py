@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mclip_kit.data.languages import TEACHER_LANGUAGE
-from mclip_kit.doctor.discover import Data, Found
+from mclip_kit.doctor.found import Data, Found
 from mclip_kit.errors import DataError
 
 TEMPLATE = "starter.yaml.jinja"

@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -17,7 +19,8 @@ from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load
 from mclip_kit.config.yaml import shipped
 from mclip_kit.data.tokenizer import XlmrTokenizer
-from mclip_kit.doctor.discover import Data, discover
+from mclip_kit.doctor.discover import discover
+from mclip_kit.doctor.found import Data
 from mclip_kit.doctor.starter import Starter, batch_size
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.text_encoder import new_encoder
@@ -195,6 +198,35 @@ def test_a_folder_that_cannot_be_read_is_said(here: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert "closed: cannot be read (Permission denied); make it readable\n" in typed("init").output
+
+
+def test_held_out_splits_are_not_trained_on(here: Path) -> None:
+    for shade, split in enumerate(("test", "train", "val"), 1):
+        for name in pictures(here / split, 2):
+            colour = (80 * shade, 0, int(name[:3]))
+            Image.new("RGB", (16, 16), colour).save(here / split / name)
+            (here / split / name).with_suffix(".txt").write_text(f"{split} {name}\n")
+    for split in ("dev", "train"):
+        parallel(here, "en", "de", name=split)
+        (here / f"captions_{split}.csv").write_text("image,caption\n000.png,red\n")
+    found = discover(Path("."))
+    assert [data.words[1] for data in found.data] == [
+        "en=train.en",
+        ".",
+        "captions_train.csv",
+        "en=dev.en",
+        "captions_dev.csv",
+    ]
+    prepared = typed("prepare", "--folder", ".", "--out", "data/all").output
+    assert "captions, test: en 2\n" in prepared
+    assert "captions, train: en 2\n" in prepared
+
+
+def test_the_largest_table_comes_first(here: Path) -> None:
+    table = pa.table({"image": [f"{row}.png" for row in range(9)], "caption": ["red"] * 9})
+    pq.write_table(table, here / "large.parquet")
+    (here / "small.csv").write_text("image,caption\n000.png,red\n")
+    assert [data.words[1] for data in discover(Path(".")).data] == ["large.parquet", "small.csv"]
 
 
 def test_folders_that_are_too_deep_are_said(here: Path) -> None:
