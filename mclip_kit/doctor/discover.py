@@ -25,6 +25,8 @@ PARALLEL = re.compile(
     r"(?s)(?P<head>.*?)(?P<mark>^|[._-])(?P<language>[A-Za-z]{2,3}([-_][A-Za-z]{2,4})?)(?P<tail>(\.txt)?(\.gz|\.xz|\.bz2)?)"
 )
 """The name of one language's file of parallel text: train.de, news-de.txt.gz, de.txt."""
+TEXT_TABLE = re.compile(rb"(image(_name)?|file_?name)\s*[,;|\t]|\S+\.(jpe?g|png)#\d+[\t ]", re.IGNORECASE)
+"""The start of a text file that is a table: its columns, or NAME.jpg#0 and a caption."""
 SHARD = re.compile(r"(?P<head>.*?)\d+\.tar")
 COUNTED = 1 << 20  # bytes of a file whose lines are counted; the rest is estimated
 
@@ -98,10 +100,21 @@ def _tables(place: Folder, holding: Sequence[Path], found: Found) -> None:
     """Tables; a metadata.jsonl beside pictures belongs to their folder, and a .json to the picture of its name."""
     pictures = {os.path.splitext(name)[0] for name in place.pictures()}
     for name in place.names:
+        path, known = place.path / name, name.lower().endswith(tuple(ENDINGS))
         of_pictures = name.lower() in METADATA if pictures else False
-        if name.lower().endswith(tuple(ENDINGS)) and not of_pictures and name.removesuffix(".json") not in pictures:
-            path = place.path / name
+        if (known and not of_pictures and name.removesuffix(".json") not in pictures) or _is_text_table(path):
             _declared(found, f"{path}: a table", None, ("--pairs", str(path)), _lines(path), holding, table=path)
+
+
+def _is_text_table(path: Path) -> bool:
+    """Whether a text file is a table by its first line, as Flickr8k's captions.txt and Flickr30k's .token are."""
+    if path.suffix not in (".txt", ".token"):
+        return False
+    try:
+        with open(path, "rb") as handle:
+            return bool(TEXT_TABLE.match(handle.readline(1000)))
+    except OSError:
+        return False
 
 
 def _lines(path: Path) -> int:

@@ -257,6 +257,22 @@ def test_coco_s_layout(here: Path) -> None:
     assert "not found" not in prepared.output
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("captions.txt", ["image,caption", "000.png,red", "001.png,blue"]),
+        ("a.token", ["000.png#0\tred", "001.png#0\tblue"]),
+    ],
+)
+def test_tables_of_flickr_are_found(here: Path, name: str, lines: list[str]) -> None:
+    pictures(here / "Images", 2)
+    (here / name).write_text("\n".join(lines) + "\n")
+    (here / "notes.txt").write_text("an image, and what else\n")
+    (only,) = discover(Path(".")).data
+    assert only.words[:2] == ("--pairs", name)
+    assert "captions, train: en 2\n" in typed("prepare", *only.words, "--set", "splits={}").output
+
+
 def test_a_json_table_among_its_pictures(here: Path) -> None:
     names = pictures(here / "photos", 3)
     rows = [{"image": name, "caption": f"a cat, {name}"} for name in names]
