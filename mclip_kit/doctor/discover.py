@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,15 @@ def _tables(place: Folder, holding: Sequence[Path], found: Found) -> None:
     pictures = {os.path.splitext(name)[0] for name in place.pictures()}
     for name in place.names:
         path, known = place.path / name, name.lower().endswith(tuple(ENDINGS))
-        of_pictures = name.lower() in METADATA if pictures else False
-        if (known and not of_pictures and name.removesuffix(".json") not in pictures) or _is_text_table(path):
+        of_pictures = bool(pictures) and (name.lower() in METADATA or _is_beside(name, pictures))
+        if not of_pictures and (known or _is_text_table(path)):
             _declared(found, f"{path}: a table", None, ("--pairs", str(path)), _lines(path), holding, table=path)
+
+
+def _is_beside(name: str, pictures: Collection[str]) -> bool:
+    """Whether a file is the caption of a picture; `pictures` are their names without endings."""
+    stem, ending = os.path.splitext(name)
+    return ending in (".txt", ".json") and (stem in pictures or os.path.splitext(stem)[0] in pictures)
 
 
 def _is_text_table(path: Path) -> bool:
