@@ -54,6 +54,7 @@ ENCODER = "encoder"
 DECODER = "decoder"
 PROJECTOR = "projector.safetensors"
 CARD = "card.json"
+DAMAGED_CARD = f"damaged-{CARD}"  # what a damaged one is kept as; it is not pushed to a hub
 README = "README.md"
 TRANSLATOR_CONFIG = "translator.json"
 LANGUAGE_LINEAR = "language_linear.safetensors"

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import FILE
-from mclip_kit.errors import DataError
+from mclip_kit.errors import DataError, one_line
 
 
 @click.command()
@@ -23,15 +23,15 @@ def init(folder: Path, out: Path) -> None:
     from mclip_kit.files import write_text
 
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name the one that has your pictures, captions or parallel text")
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}; name the one that has your pictures, captions or parallel text")
     if out.exists():
         raise DataError(f"{out}: exists already and is not replaced; name another file with --out")
     starter, left = choose(discover(folder), folder)
     for data in filter(None, (starter.captions, starter.bitext)):
-        click.echo(f"{data.what} ({', '.join(data.languages)})")
-    click.echo(
-        "\n".join([f"CLIP: {starter.clip or 'none found'}", f"encoder: {starter.encoder or 'none found'}", *left])
-    )
+        click.echo(one_line(f"{data.what} ({', '.join(data.languages)})"))
+    for line in (f"CLIP: {starter.clip or 'none found'}", f"encoder: {starter.encoder or 'none found'}", *left):
+        click.echo(one_line(line))
     write_text(out, starter.recipe())
     click.echo(f"{out} is written; run next:")
     for command in starter.commands(out):

@@ -1,173 +1,74 @@
 """What a folder has that training needs: captioned pictures, parallel text, a CLIP, an encoder. Nothing is changed."""
 
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from mclip_kit.data.corpora.account import Account
+from mclip_kit.data.corpora.beside import split_of
 from mclip_kit.data.corpora.folder import Captioned
 from mclip_kit.data.corpora.metadata import read_metadata
 from mclip_kit.data.corpora.records import ENDINGS
 from mclip_kit.data.corpora.tree import METADATA, Tree, read_tree
-from mclip_kit.data.images import SUFFIXES
 from mclip_kit.data.languages import DOUBTFUL, TEACHER_LANGUAGE, is_language, normalize_language
 from mclip_kit.data.prepare.adhoc import declare
-from mclip_kit.errors import MALFORMED, MclipError, first_line
-from mclip_kit.layout import BITEXT, CLIP, ENCODER, MANIFEST, MODEL_CONFIG, PROJECTOR
-from mclip_kit.progress import tqdm
+from mclip_kit.doctor.found import ODD, Data, Found, teacher_first
+from mclip_kit.doctor.units import note_unit
+from mclip_kit.doctor.walk import Folder, has_odd_characters, walk
+from mclip_kit.errors import MclipError
+from mclip_kit.layout import BITEXT
+from mclip_kit.progress import SOON, tqdm
 
-DEPTH = 4  # folders within folders that are looked into
-ELSEWHERE = {"runs", "exports", "node_modules", "__pycache__", "site-packages"}
-"""Folders that are not looked into, besides hidden ones and virtual environments."""
 PARALLEL = re.compile(
-    r"(?P<head>.*?)(?P<mark>^|[._-])(?P<language>[A-Za-z]{2,3}([-_][A-Za-z]{2,4})?)(?P<tail>(\.txt)?(\.gz|\.xz|\.bz2)?)"
+    r"(?s)(?P<head>.*?)(?P<mark>^|[._-])(?P<language>[A-Za-z]{2,3}([-_][A-Za-z]{2,4})?)(?P<tail>(\.txt)?(\.gz|\.xz|\.bz2)?)"
 )
 """The name of one language's file of parallel text: train.de, news-de.txt.gz, de.txt."""
+TEXT_TABLE = re.compile(rb"(image(_name)?|file_?name)\s*[,;|\t]|\S+\.(jpe?g|png)#\d+[\t ]", re.IGNORECASE)
+"""The start of a text file that is a table: its columns, or NAME.jpg#0 and a caption."""
 SHARD = re.compile(r"(?P<head>.*?)\d+\.tar")
-ENCODERS = {"xlm-roberta", "xlm-roberta-xl", "bert", "roberta", "distilbert"}
-"""Values of `model_type` of transformers folders that `encoder: hf:DIR` takes."""
 COUNTED = 1 << 20  # bytes of a file whose lines are counted; the rest is estimated
 
 
-@dataclass(frozen=True)
-class Data:
-    """Rows to train on.
-
-    Attributes:
-        what: for people.
-        kind: `captions` or `bitext`.
-        languages: codes, the teacher's first.
-        folder: where they are prepared, or will be.
-        words: words after `mclip-kit prepare`; none: they are prepared.
-        rows: about how many there are; 0: unknown.
-    """
-
-    what: str
-    kind: str
-    languages: list[str]
-    folder: str
-    words: tuple[str, ...] = ()
-    rows: int = 0
-
-
-@dataclass
-class Found:
-    """What a folder has.
-
-    Attributes:
-        data: rows to train on, prepared ones first.
-        clips: values of a recipe's `teacher.model`.
-        encoders: values of a recipe's `encoder`.
-        others: what looked like one of these and is not taken, with the reason.
-    """
-
-    data: list[Data] = field(default_factory=list)
-    clips: list[str] = field(default_factory=list)
-    encoders: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-    def first(self, kind: str) -> Data | None:
-        """The first rows of a kind."""
-        return next((data for data in self.data if data.kind == kind), None)
-
-
 def discover(root: Path) -> Found:
-    """Look through a folder, `DEPTH` folders deep.
-
-    Raises:
-        DataError: a folder or file of it cannot be read.
-    """
+    """Look through a folder, see `walk`; what cannot be read is among the others."""
     found = Found()
-    folders = [Folder(path, names) for path, names in tqdm(_walk(root, found), "looking", leave=False, unit=" folders")]
-    for place in folders:
+    walked = walk(root, lambda path, names: note_unit(path, names, found), found.others)
+    folders = list(tqdm(walked, "looking", leave=False, unit=" folders"))
+    holding = [place.path for place in folders if place.pictures()]
+    for place in tqdm(folders, "reading", leave=False, unit=" folders", delay=SOON):
         _shards(place, found)
-        _tables(place, found)
+        _tables(place, holding, found)
         _parallel(place, found)
-    _pictures(root, folders, found)
-    found.data.sort(key=lambda data: (bool(data.words), -data.rows))
+    _pictures(root, holding, found)
+    for kind in (found.clips, found.encoders):
+        found.others += [f"{name}: {ODD}" for name in kind if has_odd_characters(name)]
+        kind[:] = [name for name in kind if not has_odd_characters(name)]
+    found.data.sort(key=lambda data: (bool(data.words), _is_held_out(data), -data.rows))
     return found
 
 
-@dataclass(frozen=True)
-class Folder:
-    """A folder and the names of its files, sorted."""
-
-    path: Path
-    names: list[str]
-
-    def pictures(self) -> list[str]:
-        """Names of pictures."""
-        return [name for name in self.names if os.path.splitext(name)[1].lower() in SUFFIXES]
+def _is_held_out(data: Data) -> bool:
+    """Whether files that are not prepared yet are called after a validation or test split."""
+    name = Path(data.words[1].rpartition("=")[2]).name if data.words else ""
+    return any(split_of(part) in ("valid", "test") for part in re.split("[._-]", name))
 
 
-def _walk(root: Path, found: Found) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder with its files; those that are one thing (a CLIP, a prepared folder) are noted, not entered."""
-    for here, inner, names in os.walk(root):
-        path = Path(here)
-        if _note_unit(path, set(names), found) or "pyvenv.cfg" in names or len(path.relative_to(root).parts) >= DEPTH:
-            inner.clear()
-        else:
-            inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in ELSEWHERE)
-            yield path, sorted(name for name in names if not name.startswith("."))
-
-
-def _note_unit(path: Path, names: set[str], found: Found) -> bool:
-    """Note a folder that is a prepared one, a model, a CLIP or an encoder."""
-    if MANIFEST in names:
-        _prepared(path, found)
-    elif PROJECTOR in names and MODEL_CONFIG in names:
-        found.others.append(f"{path}: a multilingual CLIP; its parts are local-dir:{path / CLIP}, hf:{path / ENCODER}")
-    elif "open_clip_config.json" in names:
-        found.clips.append(f"local-dir:{path}")
-    elif "config.json" in names and (kind := _model_type(path / "config.json")):
-        if kind in ENCODERS:
-            found.encoders.append(f"hf:{path}")
-        elif kind == "altclip":
-            found.others.append(f"{path}: an AltCLIP; mclip-kit import altclip {path} makes it a model folder")
-        else:
-            found.others.append(f"{path}: a model of kind {kind}; teacher.model takes open_clip's folders")
-    else:
-        return False
-    return True
-
-
-def _model_type(path: Path) -> str | None:
-    """The `model_type` of a transformers folder; None: it is another folder."""
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return None
-    return kind if isinstance(kind, str) else None
-
-
-def _prepared(path: Path, found: Found) -> None:
-    try:
-        counts = json.loads((path / MANIFEST).read_bytes())["counts"]
-        captions, pairs = (dict(counts[key].get("train", {})) for key in ("captions", "sentence_pairs"))
-        what = f"{path}: prepared"
-        if captions and counts["images"]:
-            rows = sum(captions.values())
-            found.data.append(Data(what, "captions", _teacher_first(captions), str(path), rows=rows))
-        if pairs:
-            spoken = [language for pair in pairs for language in pair.split("-")]
-            found.data.append(
-                Data(what, "bitext", _teacher_first(spoken), str(path / BITEXT), rows=sum(pairs.values()))
-            )
-    except MALFORMED as error:
-        found.others.append(f"{path / MANIFEST}: damaged ({first_line(error)}); prepare the corpus again")
-
-
-def _teacher_first(languages: Iterable[str]) -> list[str]:
-    return sorted(set(languages), key=lambda code: (code != TEACHER_LANGUAGE, code))
-
-
-def _declared(found: Found, what: str, kind: str | None, words: tuple[str, ...], rows: int, **files: Any) -> None:
+def _declared(
+    found: Found,
+    what: str,
+    kind: str | None,
+    words: tuple[str, ...],
+    rows: int,
+    holding: Sequence[Path] = (),
+    **files: Any,
+) -> None:
     """Add files as `mclip-kit prepare` would read them; if it would not, they are among the others."""
     given = {"files": [], "table": None, "shards": None, "folder": None, "languages": [], **files}
+    if any(map(has_odd_characters, words)):
+        found.others.append(f"{what}: {ODD}")
+        return
     try:
         name, tree = declare(**given)
     except MclipError as error:
@@ -175,6 +76,8 @@ def _declared(found: Found, what: str, kind: str | None, words: tuple[str, ...],
         return
     options = tree["options"]
     kind = kind or ("captions" if options.get("image") or options.get("captions") else "bitext")
+    if kind == "captions" and given["table"] and not options.get("content"):
+        words += _pictures_of(given["table"].parent, holding)
     folder = f"data/{name}"
     if any(not data.words and Path(data.folder) in (Path(folder), Path(folder, BITEXT)) for data in found.data):
         return  # prepared before
@@ -186,24 +89,62 @@ def _declared(found: Found, what: str, kind: str | None, words: tuple[str, ...],
     found.data.append(Data(what, kind, languages, place, (*words, "--out", folder), rows))
 
 
-def _tables(place: Folder, found: Found) -> None:
-    """Tables; a metadata.jsonl beside pictures belongs to their folder."""
+def _pictures_of(place: Path, holding: Sequence[Path]) -> tuple[str, ...]:
+    """The words that say where the pictures of a table are, if none are in its folder or below."""
+    if not holding or any(folder.is_relative_to(place) for folder in holding):
+        return ()
+    return ("--images", os.path.commonpath(holding))
+
+
+def _tables(place: Folder, holding: Sequence[Path], found: Found) -> None:
+    """Tables; a metadata.jsonl beside pictures belongs to their folder, and a .json to the picture of its name."""
+    pictures = {os.path.splitext(name)[0] for name in place.pictures()}
     for name in place.names:
-        if name.lower().endswith(tuple(ENDINGS)) and not (name.lower() in METADATA and place.pictures()):
-            if name.endswith(".json") and len(place.pictures()) > 1:
-                continue  # beside a picture, or of its folder
-            path = place.path / name
-            _declared(found, f"{path}: a table", None, ("--pairs", str(path)), _lines(path), table=path)
+        path, known = place.path / name, name.lower().endswith(tuple(ENDINGS))
+        of_pictures = bool(pictures) and (name.lower() in METADATA or _is_beside(name, pictures))
+        if not of_pictures and (known or _is_text_table(path)):
+            _declared(found, f"{path}: a table", None, ("--pairs", str(path)), _lines(path), holding, table=path)
+
+
+def _is_beside(name: str, pictures: Collection[str]) -> bool:
+    """Whether a file is the caption of a picture; `pictures` are their names without endings."""
+    stem, ending = os.path.splitext(name)
+    return ending in (".txt", ".json") and (stem in pictures or os.path.splitext(stem)[0] in pictures)
+
+
+def _is_text_table(path: Path) -> bool:
+    """Whether a text file is a table by its first line, as Flickr8k's captions.txt and Flickr30k's .token are."""
+    if path.suffix not in (".txt", ".token"):
+        return False
+    try:
+        with open(path, "rb") as handle:
+            return bool(TEXT_TABLE.match(handle.readline(1000)))
+    except OSError:
+        return False
 
 
 def _lines(path: Path) -> int:
-    """About how many lines a text file has; 0 of other files."""
-    if path.suffix.lower() in (".parquet", ".xlsx", ".gz", ".xz", ".bz2"):
+    """About how many lines a text file has; 0 of other files, and of those that cannot be read."""
+    if path.suffix.lower() == ".parquet":
+        return _parquet_rows(path)
+    if path.suffix.lower() in (".xlsx", ".gz", ".xz", ".bz2"):
         return 0
-    size = path.stat().st_size
-    with open(path, "rb") as handle:
-        part = handle.read(COUNTED)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as handle:
+            part = handle.read(COUNTED)
+    except OSError:
+        return 0
     return round(part.count(b"\n") * max(1.0, size / max(1, len(part))))
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, ValueError):  # a broken one is refused when its columns are read
+        return 0
 
 
 def _shards(place: Folder, found: Found) -> None:
@@ -223,24 +164,30 @@ def _parallel(place: Folder, found: Found) -> None:
         match = PARALLEL.fullmatch(name)
         if match and is_language(match["language"]) and not name.lower().endswith(tuple(ENDINGS)):
             code = normalize_language(match["language"])
-            if code not in DOUBTFUL or match["tail"]:
-                groups.setdefault((match["head"], match["mark"], match["tail"]), {})[code] = str(place.path / name)
+            files = groups.setdefault((match["head"], match["mark"], match["tail"]), {})
+            if code in files:
+                found.others.append(f"{place.path / name}: in the same language as {files[code]}; not in the recipe")
+            elif code not in DOUBTFUL or match["tail"]:
+                files[code] = str(place.path / name)
     for files in groups.values():
         if len(files) > 1:
-            languages = _teacher_first(files)
+            languages = teacher_first(files)
             named = [f"{code}={files[code]}" for code in languages]
             what = f"{', '.join(files[code] for code in languages)}: parallel text"
             _declared(found, what, "bitext", ("--bitext", *named), _lines(Path(files[languages[0]])), files=named)
 
 
-def _pictures(root: Path, folders: list[Folder], found: Found) -> None:
+def _pictures(root: Path, holding: list[Path], found: Found) -> None:
     """Pictures that no table captions: each topmost folder that has some, with captions beside them or without."""
-    holding = [place.path for place in folders if place.pictures()]
     tops = [path for path in holding if not any(other in path.parents for other in holding)]
     tops = _class_parents(root, tops)
     captioned = any(data.kind == "captions" and "--pairs" in data.words for data in found.data)
     for path in tops:
-        tree = read_tree(path, Account(), check=False)
+        try:
+            tree = read_tree(path, Account(), check=False)
+        except MclipError as error:
+            found.others.append(str(error))
+            continue
         if _has_captions(tree):
             what = f"{path}: {len(tree.pictures):,} pictures with captions beside them"
             _declared(found, what, "captions", ("--folder", str(path)), len(tree.pictures), folder=path)
@@ -252,9 +199,11 @@ def _pictures(root: Path, folders: list[Folder], found: Found) -> None:
 
 
 def _class_parents(root: Path, tops: list[Path]) -> list[Path]:
-    """Sibling folders of pictures (classes, or train and val) as their parent folder, unless that is the root."""
-    parents = [path.parent if path != root and path.parent != root else path for path in tops]
-    return list(dict.fromkeys(parents))
+    """Sibling folders of pictures (classes, or train and val) as their parent; the root only if they are splits."""
+    splits = {split_of(path.name) for path in tops if path.parent == root} - {None}
+    inside = [path.parent != root or (len(splits) > 1 and split_of(path.name)) for path in tops]
+    parents = [path.parent if own and path != root else path for own, path in zip(inside, tops, strict=True)]
+    return [path for path in dict.fromkeys(parents) if not any(other in path.parents for other in parents)]
 
 
 def _has_captions(tree: Tree) -> bool:

@@ -1,20 +1,21 @@
 """A first recipe for what a folder has: projectors on frozen towers, with comments that say what to change."""
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mclip_kit.data.languages import TEACHER_LANGUAGE
-from mclip_kit.doctor.discover import Data, Found
+from mclip_kit.doctor.found import Data, Found
 from mclip_kit.errors import DataError
 
 TEMPLATE = "starter.yaml.jinja"
 CLIP, WEIGHTS = "ViT-B-32", "openai"  # of open_clip's names, if the folder has no CLIP
 ENCODER = "hf:xlm-roberta-base"  # if it has no encoder
+MOST = 20  # lines about what is not in the recipe
 SMALLEST, LARGEST = 8, 256  # rows of a batch
 NOTHING = (
     "nothing to train on: no table with columns image and caption, no pictures with captions beside them "
@@ -70,13 +71,14 @@ class Starter:
         """What to run next."""
         prepared = dict.fromkeys(data.words for data in (self.captions, self.bitext) if data and data.words)
         model = Path("runs", recipe.stem, "model")
+        file = f"./{recipe}" if str(recipe).startswith("-") else str(recipe)  # it is no option
         score = ["mclip-kit", "eval", str(model)]
         if self.captions:
             score += ["--data", self.captions.folder]
         elif self.bitext:
             score += ["--task", "bitext", "--data", str(Path(self.bitext.folder).parent)]
         lines = [["mclip-kit", "prepare", *words] for words in prepared]
-        return [shlex.join(words) for words in [*lines, ["mclip-kit", "train", str(recipe)], score]]
+        return [shlex.join(words) for words in [*lines, ["mclip-kit", "train", file], score]]
 
 
 def choose(found: Found, root: Path) -> tuple[Starter, list[str]]:
@@ -89,12 +91,17 @@ def choose(found: Found, root: Path) -> tuple[Starter, list[str]]:
     usable = [data for data in found.data if data.kind == "bitext" and TEACHER_LANGUAGE in data.languages]
     bitext = usable[0] if usable else None
     if captions is None and bitext is None:
-        raise DataError("; ".join([f"{root}: {NOTHING}", *found.others]))
+        raise DataError("; ".join([f"{root}: {NOTHING}", *_some(found.others)]))
     clips, encoders = ([*names, None] for names in (found.clips, found.encoders))
     left = [f"{data.what}: not in the recipe ({_why(data)})" for data in found.data if data not in (captions, bitext)]
     left += [f"{name}: not in the recipe, which has {clips[0]}" for name in found.clips[1:]]
     left += [f"{name}: not in the recipe, which has {encoders[0]}" for name in found.encoders[1:]]
-    return Starter(captions, bitext, clips[0], encoders[0]), [*left, *found.others]
+    return Starter(captions, bitext, clips[0], encoders[0]), _some([*left, *found.others])
+
+
+def _some(lines: list[str]) -> list[str]:
+    """Lines about what is left out; of many, the first ones and the number of the others."""
+    return [*lines[:MOST], *([f"and {len(lines) - MOST:,} more"] if len(lines) > MOST else [])]
 
 
 def _why(data: Data) -> str:
@@ -114,5 +121,9 @@ def batch_size(rows: int) -> int:
 
 
 def quoted(value: str) -> str:
-    """A string as YAML reads it."""
-    return json.dumps(value, ensure_ascii=False)
+    """A string as YAML reads it, in one line.
+
+    >>> quoted('a "b" #')
+    '"a \\\\"b\\\\" #"'
+    """
+    return str(yaml.safe_dump(value, allow_unicode=True, default_style='"', width=10**6)).strip()

@@ -69,17 +69,18 @@ def record(folder: Path, facts: Facts | Callable[[Facts], Facts]) -> str | None:
         facts: of its card.json; they replace those of the same names. A function gets what the card has; no other
             process changes it meanwhile.
     Returns:
-        That card.json was damaged, or why README.md stays as it is; None: both were written.
+        That card.json was damaged, and why README.md stays as it is; None: both were written.
     """
-    card, damaged = folder / layout.CARD, folder / f"damaged-{layout.CARD}"
+    card = folder / layout.CARD
     try:
         with locked(card, wait=True):
             known = facts_of(folder)
             lost = card.exists() and not known
             if lost:
-                card.replace(damaged)
+                card.replace(folder / layout.DAMAGED_CARD)
             stays = _write(folder, {**known, **(facts(known) if callable(facts) else facts)})
-            return f"{card}: damaged; it is kept as {damaged.name}, and a new one was begun" if lost else stays
+            new = f"{card}: damaged; it is kept as {layout.DAMAGED_CARD}, and a new one was begun"
+            return "; ".join(filter(None, (new if lost else None, stays))) or None
     except DiskError as error:
         return f"the card stays as it was: {error}"
 

@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from mclip_kit.errors import CheckpointError, first_line
+from mclip_kit.layout import DAMAGED_CARD
 
 
 def is_repo(name: str) -> bool:
@@ -38,7 +39,7 @@ def push(folder: Path, repo: str) -> str:
     try:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
-        done = api.upload_folder(repo_id=repo, folder_path=folder)
+        done = api.upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=DAMAGED_CARD)
     except LocalTokenNotFoundError:
         raise CheckpointError(f"{repo}: you are not logged in; run hf auth login first; {again}") from None
     except Exception as error:

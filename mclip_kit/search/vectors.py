@@ -89,7 +89,7 @@ def facts_of(embeddings: Path) -> dict[str, str]:
     """What `embed` wrote of its vectors: `kind`, `model`, `space`; nothing for those of another program.
 
     Raises:
-        DataError: they are damaged, or were not finished.
+        DataError: they are damaged, lack a file, or were not finished.
     """
     path = embeddings / FACTS
     if not path.is_file():
@@ -98,6 +98,9 @@ def facts_of(embeddings: Path) -> dict[str, str]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found.get("unfinished"):
             raise DataError(f"{embeddings}: embedding it was interrupted; run mclip-kit embed again, it goes on there")
+        gone = next((name for name in dict(found.get("files") or {}) if not (embeddings / name).is_file()), None)
+        if gone is not None:
+            raise DataError(f"{embeddings / gone}: missing; embed again")
         return {name: found[name] + "" for name in ("kind", "model", "space")}
     except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: damaged: {first_line(error)}; embed again") from None

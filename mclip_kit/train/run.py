@@ -143,8 +143,8 @@ class Run:
         self.load(state.model)
         self._learnt(state.languages)
         on_main(lambda: self._write_head(state))
-        for index in range(state.stage + 1, len(self.recipe.stages)):
-            _ = self._task(index, self.trained[index]).rows  # what is wrong with them is an error now, not hours later
+        later = range(state.stage + 1, len(self.recipe.stages))  # errors in their rows come now, not hours later
+        on_main(lambda: [len(self._task(index, self.trained[index]).rows) for index in later])
         for index in range(state.stage, len(self.recipe.stages)):
             self._stage(index, state)
             state = TrainState(index + 1)

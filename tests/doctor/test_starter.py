@@ -1,12 +1,15 @@
 """`mclip-kit init`: what it finds in a folder, the recipe that it writes, and the commands that it prints."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -16,7 +19,8 @@ from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load
 from mclip_kit.config.yaml import shipped
 from mclip_kit.data.tokenizer import XlmrTokenizer
-from mclip_kit.doctor.discover import Data, discover
+from mclip_kit.doctor.discover import discover
+from mclip_kit.doctor.found import Data
 from mclip_kit.doctor.starter import Starter, batch_size
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.text_encoder import new_encoder
@@ -150,6 +154,145 @@ def test_what_it_finds(here: Path, squares: Path) -> None:
     assert "more/train.de, more/train.fr: parallel text: not in the recipe (the CLIP reads English" in said
 
 
+def test_a_folder_s_oddities_stop_nothing(here: Path) -> None:
+    parallel(here, "en", "de")
+    parallel(here, "en", "de", name="a\nb")
+    parallel(here, "en", "de", name="caf\udce9")
+    parallel(here / "caf\udce9 #", "en", "fr")
+    parallel(here / "web", "en", "ja", "jp", name="{{x}} #")
+    (here / "web" / "manifest.json").write_text('{"name": "of another program"}')
+    (here / "gone.csv").symlink_to("nowhere.csv")
+    os.mkfifo(here / "pipe.csv")
+    (here / "loop").symlink_to(here)
+    (here / "package.json").write_text('{"name": "x"}')
+    for name, counts in {"one": 3, "two": {"captions": {"train": {"en": "x"}}, "sentence_pairs": {}}}.items():
+        (here / name).mkdir()
+        (here / name / "manifest.json").write_text(json.dumps({"counts": counts}))
+    said = typed("init")
+    assert said.exit_code == 0, said.output
+    load("recipe.yaml")
+    lines = said.output.splitlines()
+    for line in (
+        "train.en, train.de: parallel text (en, de)",
+        "gone.csv and 1 more: links to nothing, or no files; they are not read",
+        "loop: links to folders, which are not looked into; name such a folder to look at it",
+        "web/{{x}} #.jp: in the same language as web/{{x}} #.ja; not in the recipe",
+        "a\\nb.en, a\\nb.de: parallel text: its path has control characters or is not UTF-8; rename it",
+        "one/manifest.json: damaged ('int' object is not subscriptable); prepare the corpus again",
+    ):
+        assert line in lines
+    assert "two/manifest.json: damaged" in said.output
+    assert "caf\\udce9.en" in said.output
+    assert "caf\\udce9 #/train.en" in said.output
+
+
+def test_a_folder_that_cannot_be_read_is_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel(here, "en", "de")
+    (here / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert "closed: cannot be read (Permission denied); make it readable\n" in typed("init").output
+
+
+def test_held_out_splits_are_not_trained_on(here: Path) -> None:
+    for shade, split in enumerate(("test", "train", "val"), 1):
+        for name in pictures(here / split, 2):
+            colour = (80 * shade, 0, int(name[:3]))
+            Image.new("RGB", (16, 16), colour).save(here / split / name)
+            (here / split / name).with_suffix(".txt").write_text(f"{split} {name}\n")
+    for split in ("dev", "train"):
+        parallel(here, "en", "de", name=split)
+        (here / f"captions_{split}.csv").write_text("image,caption\n000.png,red\n")
+    found = discover(Path("."))
+    assert [data.words[1] for data in found.data] == [
+        "en=train.en",
+        ".",
+        "captions_train.csv",
+        "en=dev.en",
+        "captions_dev.csv",
+    ]
+    prepared = typed("prepare", "--folder", ".", "--out", "data/all").output
+    assert "captions, test: en 2\n" in prepared
+    assert "captions, train: en 2\n" in prepared
+
+
+def test_the_largest_table_comes_first(here: Path) -> None:
+    table = pa.table({"image": [f"{row}.png" for row in range(9)], "caption": ["red"] * 9})
+    pq.write_table(table, here / "large.parquet")
+    (here / "small.csv").write_text("image,caption\n000.png,red\n")
+    assert [data.words[1] for data in discover(Path(".")).data] == ["large.parquet", "small.csv"]
+
+
+def test_folders_that_are_too_deep_are_said(here: Path) -> None:
+    deep = here / "a" / "b" / "c" / "d"
+    (deep / "e").mkdir(parents=True)
+    parallel(deep, "en", "de")
+    said = typed("init", "--out=-r.yaml").output
+    assert "a/b/c/d/train.en, a/b/c/d/train.de: parallel text" in said
+    assert "a/b/c/d/e: deeper than 4 folders, which is not looked into; name such a folder\n" in said
+    assert "  mclip-kit train ./-r.yaml\n" in said
+
+
+def test_coco_s_layout(here: Path) -> None:
+    names = pictures(here / "val2017", 5)
+    (here / "annotations").mkdir()
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    for kind, text in {"captions": {"caption": "a cat"}, "instances": {"bbox": [1, 2, 3, 4]}}.items():
+        rows = [{"id": number, "image_id": number, **text} for number in range(5)]
+        content = json.dumps({"images": images, "annotations": rows}, indent=4 if kind == "instances" else None)
+        (here / "annotations" / f"{kind}_val2017.json").write_text(content)
+    said = typed("init")
+    assert "annotations/captions_val2017.json: a table (en)\n" in said.output
+    assert "annotations/instances_val2017.json: COCO's boxes or keypoints, without captions;" in said.output
+    (command,) = [shlex.split(line) for line in said.output.splitlines() if "mclip-kit prepare" in line]
+    assert command[4:6] == ["--images", "val2017"]
+    prepared = typed(*command[1:])
+    assert "data/captions_val2017: 5 pictures" in prepared.output
+    assert "not found" not in prepared.output
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("captions.txt", ["image,caption", "000.png,red", "001.png,blue"]),
+        ("a.token", ["000.png#0\tred", "001.png#0\tblue"]),
+    ],
+)
+def test_tables_of_flickr_are_found(here: Path, name: str, lines: list[str]) -> None:
+    pictures(here / "Images", 2)
+    (here / name).write_text("\n".join(lines) + "\n")
+    (here / "notes.txt").write_text("an image, and what else\n")
+    (only,) = discover(Path(".")).data
+    assert only.words[:2] == ("--pairs", name)
+    assert "captions, train: en 2\n" in typed("prepare", *only.words, "--set", "splits={}").output
+
+
+def test_a_json_table_among_its_pictures(here: Path) -> None:
+    names = pictures(here / "photos", 3)
+    rows = [{"image": name, "caption": f"a cat, {name}"} for name in names]
+    (here / "photos" / "captions.json").write_text(json.dumps(rows))
+    (here / "photos" / "000.json").write_text('{"caption": "of the picture of its name"}')
+    assert {data.words[:2] for data in discover(Path(".")).data} == {
+        ("--folder", "photos"),
+        ("--pairs", "photos/captions.json"),
+    }
+
+
+def test_of_many_lines_the_first_are_shown(here: Path) -> None:
+    for number in range(30):
+        (here / f"{number:02}.csv").write_text("a,b\n1,2\n")
+    said = typed("init").output
+    assert "19.csv" in said
+    assert "20.csv" not in said
+    assert said.endswith("; and 10 more\n")
+
+
 def test_a_prepared_folder_needs_no_command(squares: Path, here: Path) -> None:
     said = typed("init", squares).output
     assert f"{squares}: prepared (en, de, fr)" in said
@@ -176,6 +319,7 @@ def test_nothing_is_replaced(here: Path) -> None:
     assert (said.exit_code, (here / "recipe.yaml").read_text()) == (2, "mine")
     assert "--out" in said.output
     assert typed("init", "nowhere").exit_code == 2
+    assert "captions.tsv: not a folder;" in typed("init", "captions.tsv", "--out", "other.yaml").output
 
 
 @pytest.mark.parametrize(("rows", "size"), [(0, 256), (1, 8), (64, 8), (1000, 64), (4096, 256), (10**9, 256)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.utils import filter_repo_objects
 
 from mclip_kit.cli import cli
 from mclip_kit.interop import parity
@@ -139,6 +140,10 @@ def test_a_damaged_card_is_begun_again(tmp_path: Path) -> None:
     assert (tmp_path / "damaged-card.json").read_text() == "["
     assert facts_of(tmp_path)["recipe"] == "mine"
     assert record(tmp_path, {"recipe": "other"}) is None
+    (tmp_path / "card.json").write_text("[")
+    said = str(record(tmp_path, {}))  # which README.md was written is not known any more
+    assert "a new one was begun; " in said
+    assert "README.md: not written" in said
 
 
 def test_names_of_the_hub_become_base_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +289,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     class Commit:
         commit_url = "https://huggingface.co/commit/1"
 
-    def upload(self: HfApi, *, repo_id: str, folder_path: Path) -> Commit:
-        calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+    def upload(self: HfApi, *, repo_id: str, folder_path: Path, ignore_patterns: str) -> Commit:
+        names = sorted(path.name for path in Path(folder_path).iterdir())
+        calls.append((repo_id, list(filter_repo_objects(names, ignore_patterns=ignore_patterns))))
         return Commit()
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -295,10 +301,13 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_model_and_an_export_are_sent_with_their_cards(trained: Path, tmp_path: Path, sent, monkeypatch) -> None:
+    (trained / "damaged-card.json").write_text("[")
     done = typed("push", trained, "me/model")
+    (trained / "damaged-card.json").unlink()
     assert done.output == f"{trained}: sent to https://huggingface.co/commit/1\n"
     assert sent[0] == ("me/model", True)
     assert {"README.md", "card.json", "config.json", "clip"} <= set(sent[1][1])
+    assert "damaged-card.json" not in sent[1][1]
     del sent[:]
     model = load(trained, "cpu")
     monkeypatch.setattr(parity, "read", lambda reader, folders, wanted: [parity.own(model, wanted)])  # read elsewhere
@@ -335,7 +344,9 @@ def test_what_the_hub_says_is_one_line_and_the_folder_stays(trained: Path, sent,
         raise wrong
 
     monkeypatch.setattr(HfApi, "create_repo", create)
+    (trained / "damaged-card.json").write_text("[")
     done = typed("push", trained, "me/model")
+    (trained / "damaged-card.json").unlink()
     assert done.exit_code == 2
     assert done.output == (
         f"Error: me/model: {said}{trained} stays as it is; send it again with mclip-kit push {trained} me/model\n"

@@ -193,6 +193,15 @@ def test_damaged_vectors_are_not_indexed(where, embedded, tmp_path):
         build(folder, tmp_path / "index")
 
 
+def test_vectors_of_which_a_part_is_gone_are_not_indexed(embedded, tmp_path):
+    shutil.copytree(embedded, tmp_path / "vectors")
+    facts = json.loads((embedded / "embeddings.json").read_text(encoding="utf-8"))
+    facts["files"] |= {"img_emb/img_emb_0001.npy": "0" * 64, "metadata/metadata_0001.parquet": "0" * 64}
+    (tmp_path / "vectors" / "embeddings.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(DataError, match=r"img_emb_0001.npy: missing; embed again"):
+        build(tmp_path / "vectors", tmp_path / "index")
+
+
 def test_recall_is_measured_with_captions_where_there_are_some(tmp_path):
     folder = foreign(tmp_path / "vectors", drawn(500))
     (folder / "text_emb").mkdir()

@@ -170,6 +170,22 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(number: int, best
     assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.pt").step == 5
 
 
+def too_large_a_batch(recipe: Path, folder: Path) -> None:
+    """In each rank: a run whose second stage has too few rows."""
+    run = Run(load(recipe), folder)
+    with pytest.raises(DataError if run.is_main else PeerError, match="rows are too few for a batch of 5000"):
+        run.go()
+
+
+def test_the_main_process_alone_checks_the_rows_of_later_stages(squares: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe(squares)
+    del tree["evaluation"]
+    tree["stages"][2]["batch_size"] = 5000
+    recipe = tiny.write_recipe(tree, tmp_path / "tiny.yaml")
+    done = processes.run(too_large_a_batch, recipe, tmp_path / "run", ranks=2)
+    assert done.returncode == 0, done.stderr
+
+
 def values_and_errors() -> None:
     """In each rank: what `on_main` gives."""
     state = build_accelerator(load("quickstart"))

@@ -119,8 +119,17 @@ def _captions_of_another_form(file: File, form: Table) -> str | None:
     content = content if content is not None else file.json()
     images = content.get("images") if isinstance(content, dict) else None
     if isinstance(images, list) and images and isinstance(images[0], dict):
-        return "coco" if "annotations" in content else "karpathy" if "sentences" in images[0] else None
+        if "annotations" in content:
+            return _coco(file, content["annotations"])
+        return "karpathy" if "sentences" in images[0] else None
     return None
+
+
+def _coco(file: File, annotations: Any) -> str:
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    if isinstance(first, dict) and "caption" not in first:
+        raise DataError(f"{file}: COCO's boxes or keypoints, without captions; take its captions_*.json")
+    return "coco"
 
 
 def _names(opened: OpenTable) -> list[str]:

@@ -140,6 +140,8 @@ def read_results(file: Path) -> dict[str, Any]:
 
 def _check_lists(content: dict[str, Any]) -> None:
     """Raise what plain code raises for malformed JSON if an entry lacks what the page shows of it."""
+    for row in (row for name in OF_A_MODEL for row in content[name]):
+        _ = "".join(row.get(key, "") for key in ("dataset", *OF_DATA))
     for leak in content["leakage"]:
         leak_line(leak)
     for item in content["comparisons"]:
@@ -153,7 +155,7 @@ def _check_lists(content: dict[str, Any]) -> None:
         shapes = [len(confused["languages"]), *map(len, confused["shares"])]
         if shapes != [len(confused["shares"])] * len(shapes):
             raise ValueError("language_confusion is not square")
-        _ = [round(100 * share) for row in confused["shares"] for share in row]
+        _ = [round(100.0 * share) for row in confused["shares"] for share in row]
 
 
 def leak_line(leak: dict[str, Any]) -> str:

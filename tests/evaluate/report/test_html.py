@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe
@@ -234,6 +236,35 @@ def test_data_that_is_gone_leaves_names_without_pictures(run: Path, tmp_path: Pa
     assert f"right: {results['confusions'][0]['picture']}</figcaption>" in page
 
 
+def test_a_picture_that_is_gone_hides_no_other_one(run: Path, squares: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "squares"
+    shutil.copytree(squares, prepared)
+    (tmp_path / "files").mkdir()
+    _, results = page_of(run)
+    first = results["confusions"][0]["picture"]
+    table = (prepared / "images.tsv").read_text(encoding="utf-8").splitlines()
+    for place, pixels in enumerate(np.load(prepared / "images.npy"), 1):
+        name = table[place].partition("\t")[0]
+        if name != first:
+            Image.fromarray(pixels).save(tmp_path / "files" / f"{name}.png")
+        table[place] += f"\t{tmp_path / 'files' / name}.png"
+    (prepared / "images.tsv").write_text("\n".join([f"{table[0]}\tfile", *table[1:], ""]), encoding="utf-8")
+    (prepared / "images.npy").unlink()
+    tiny.without_hashes(prepared)
+    write_json(tmp_path / "eval" / "results.json", results | {"folder": str(prepared), "hashes": {}})
+    words = ["report", str(tmp_path / "eval"), "--out", str(tmp_path / "report.html")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert f"{first} is not shown: {tmp_path / 'files' / first}.png: not a readable picture" in done.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<img" in page
+    assert f'picture, {first}"' not in page
+    write_json(tmp_path / "eval" / "results.json", results | {"folder": str(prepared)})
+    again = CliRunner().invoke(cli, words)
+    assert f"{prepared}: its pictures are not shown: it was prepared again since the evaluation\n" in again.output
+    assert "<img" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -257,6 +288,23 @@ def test_wrong_folders_in_one_line(tmp_path: Path, files: dict[str, str], messag
         (tmp_path / name).write_text(text, encoding="utf-8")
     out = tmp_path / "report.html"
     assert_one_line(CliRunner().invoke(cli, ["report", str(tmp_path), "--out", str(out)]), message)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda results: results["results"][0].update(dataset=[]),
+        lambda results: results["confusions"][0].update(folder={}),
+        lambda results: results["language_confusion"][0]["shares"][0].__setitem__(0, 10**400),
+    ],
+)
+def test_damage_inside_an_entry_is_one_line(run: Path, tmp_path: Path, damage: Callable[[Any], None]) -> None:
+    _, results = page_of(run)
+    damage(results)
+    write_json(tmp_path / "results.json", results)
+    out = tmp_path / "report.html"
+    assert_one_line(CliRunner().invoke(cli, ["report", str(tmp_path), "--out", str(out)]), "results.json: damaged")
     assert not out.exists()
 
 
