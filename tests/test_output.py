@@ -42,7 +42,8 @@ def test_a_stage_ends_with_a_line_of_what_it_trained_and_its_scores(place: Path)
         line for line in (place / "printed.txt").read_text().splitlines() if line.startswith("stage 1/1 distill: ")
     )
     found = re.fullmatch(
-        r"stage 1/1 distill: trained student, (\d+) steps, \d+ s; (.*) ([\d.]+) before, ([\d.]+) after(?:, with the weights of step \d+, the best)?",
+        r"stage 1/1 distill: trained student, (\d+) steps, \d+ s; (.*) ([\d.]+) before, ([\d.]+) after"
+        r"(?:, with the weights of step \d+, the best)?",
         line,
     )
     assert found

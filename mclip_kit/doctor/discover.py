@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mclip_kit.doctor.found import ODD, Data, Found, teacher_first
 from mclip_kit.doctor.units import note_unit
 from mclip_kit.doctor.walk import Folder, has_odd_characters, walk
 from mclip_kit.errors import MclipError
-from mclip_kit.layout import BITEXT
+from mclip_kit.layout import BITEXT, CLIP, ENCODER
 from mclip_kit.progress import SOON, tqdm
 
 PARALLEL = re.compile(
@@ -42,6 +43,8 @@ def discover(root: Path) -> Found:
         _tables(place, holding, found)
         _parallel(place, found)
     _pictures(root, holding, found)
+    found.clips += [f"local-dir:{Path(model, CLIP)}" for model in found.models]
+    found.encoders += [f"hf:{Path(model, ENCODER)}" for model in found.models]
     for kind in (found.clips, found.encoders):
         found.others += [f"{name}: {ODD}" for name in kind if has_odd_characters(name)]
         kind[:] = [name for name in kind if not has_odd_characters(name)]
@@ -72,7 +75,7 @@ def _declared(
     try:
         name, tree = declare(**given)
     except MclipError as error:
-        found.others.append(str(error))
+        found.others.append(f"{shlex.join(['mclip-kit', 'prepare', *words])} would say: {error}")
         return
     options = tree["options"]
     kind = kind or ("captions" if options.get("image") or options.get("captions") else "bitext")
@@ -181,7 +184,7 @@ def _pictures(root: Path, holding: list[Path], found: Found) -> None:
     """Pictures that no table captions: each topmost folder that has some, with captions beside them or without."""
     tops = [path for path in holding if not any(other in path.parents for other in holding)]
     tops = _class_parents(root, tops)
-    captioned = any(data.kind == "captions" and "--pairs" in data.words for data in found.data)
+    captioned = found.first("captions") is not None  # by a table, or prepared
     for path in tops:
         try:
             tree = read_tree(path, Account(), check=False)

@@ -37,12 +37,14 @@ class Found:
         data: rows to train on, prepared ones first.
         clips: values of a recipe's `teacher.model`.
         encoders: values of a recipe's `encoder`.
+        models: model folders, whose parts are taken if there is nothing else.
         others: what looked like one of these and is not taken, with the reason.
     """
 
     data: list[Data] = field(default_factory=list)
     clips: list[str] = field(default_factory=list)
     encoders: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
     def first(self, kind: str) -> Data | None:

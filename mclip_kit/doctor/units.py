@@ -8,7 +8,7 @@ from mclip_kit.data.corpora import CODE
 from mclip_kit.doctor.found import Data, Found, teacher_first
 from mclip_kit.doctor.walk import has_odd_characters
 from mclip_kit.errors import MALFORMED, first_line
-from mclip_kit.layout import BITEXT, CLIP, ENCODER, MANIFEST, MODEL_CONFIG, PROJECTOR
+from mclip_kit.layout import BITEXT, MANIFEST, MODEL_CONFIG, PROJECTOR
 
 ENCODERS = {"xlm-roberta", "xlm-roberta-xl", "bert", "roberta", "distilbert"}
 """Values of `model_type` of transformers folders that `encoder: hf:DIR` takes."""
@@ -19,7 +19,7 @@ def note_unit(path: Path, names: set[str], found: Found) -> bool:
     if MANIFEST in names and _prepared(path, found):
         return True
     if PROJECTOR in names and MODEL_CONFIG in names:
-        found.others.append(f"{path}: a multilingual CLIP; its parts are local-dir:{path / CLIP}, hf:{path / ENCODER}")
+        found.models.append(str(path))
     elif "open_clip_config.json" in names:
         found.clips.append(f"local-dir:{path}")
     elif "config.json" in names and (kind := _model_type(path / "config.json")):

@@ -138,14 +138,17 @@ def test_what_it_finds(here: Path, squares: Path) -> None:
     t5 = here / "t5"
     t5.mkdir()
     (t5 / "config.json").write_text('{"model_type": "t5"}')
+    (here / "student").mkdir()
+    for name in ("projector.safetensors", "config.json"):
+        (here / "student" / name).write_text("{}")
     found = discover(Path("."))
     assert [(data.kind, data.languages, data.words) for data in found.data] == [
         ("bitext", ["en", "pt_br"], ("--bitext", "en=news.en", "pt_br=news.pt-BR", "--out", "data/en-pt_br")),
         ("bitext", ["de", "fr"], ("--bitext", "de=more/train.de", "fr=more/train.fr", "--out", "data/de-fr")),
         ("captions", ["en", "de"], ("--folder", "photos", "--out", "data/photos")),
     ]
-    assert found.encoders == ["hf:bert"]
-    assert found.clips == []
+    assert found.encoders == ["hf:bert", "hf:student/encoder"]
+    assert found.clips == ["local-dir:student/clip"]
     others = "\n".join(found.others)
     assert "unclear.csv" in others
     assert "bare: 2 pictures without captions" in others
@@ -250,7 +253,7 @@ def test_coco_s_layout(here: Path) -> None:
     said = typed("init")
     assert "annotations/captions_val2017.json: a table (en)\n" in said.output
     assert "annotations/instances_val2017.json: COCO's boxes or keypoints, without captions;" in said.output
-    (command,) = [shlex.split(line) for line in said.output.splitlines() if "mclip-kit prepare" in line]
+    (command,) = [shlex.split(line) for line in said.output.splitlines() if line.startswith("  mclip-kit prepare")]
     assert command[4:6] == ["--images", "val2017"]
     prepared = typed(*command[1:])
     assert "data/captions_val2017: 5 pictures" in prepared.output
