@@ -77,6 +77,9 @@ def test_train_then_eval_from_a_fresh_folder(type_: Type, recipe: Path, tmp_path
         ("student", "fr"),
     ]
     assert (tmp_path / "runs/tiny/eval/data.test/retrieval.png").is_file()
+    asked = type_("eval", "runs/tiny/model", "--langs", "en,fr", "--json")  # --data: what it was trained on
+    assert asked.exit_code == 0, asked.output
+    assert json.loads(asked.stdout)["results"] == written["results"]
 
 
 def test_several_models_stand_in_one_table(type_: Type, recipe: Path, tmp_path: Path) -> None:

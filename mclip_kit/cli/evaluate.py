@@ -14,7 +14,7 @@ from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
 from mclip_kit.disk import check_writable
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
 from mclip_kit.files import write_json
-from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, REPORT, RESULTS
+from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
 from mclip_kit.locks import OTHER, hold
 
 
@@ -29,9 +29,8 @@ def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
 @click.option(
     "--data",
     type=FOLDER,
-    default=Path("data/emoji"),
-    show_default=True,
-    help="A prepared folder; for zeroshot also a folder of class folders.",
+    help="A prepared folder; for zeroshot also a folder of class folders.  [default: the captions that the first model "
+    "was trained on, else data/emoji]",
 )
 @click.option("--split", default="test", show_default=True)
 @click.option("--langs", help="Languages, separated by commas.  [default: all]")
@@ -70,6 +69,7 @@ def evaluate(
     /,
     models: tuple[Path, ...],
     task: str,
+    data: Path | None,
     langs: str | None,
     out: Path | None,
     as_json: bool,
@@ -92,6 +92,7 @@ def evaluate(
     request = Request(
         task=task,
         models=tuple(dict.fromkeys(models)),
+        data=data or _trained_on(models[0]),
         languages=languages_of(langs),
         out=out or Path(),
         show=lambda table: (note if as_json else click.echo)(f"\n{coloured(table)}"),
@@ -103,6 +104,15 @@ def evaluate(
         results = _score(request, command_line(context, but=("as_json",)))
         if as_json:
             show_json(results)
+
+
+def _trained_on(model: Path) -> Path:
+    """The captions of the recipe that a model is from, if it is in its run's folder; else the embedded corpus."""
+    from mclip_kit.config.recipe import load
+
+    recipe = model.resolve().parent / RECIPE
+    captions = load(recipe).data.captions if recipe.is_file() else None
+    return Path(captions or "data/emoji")
 
 
 def _score(request: Request, command: str) -> dict[str, Any]:
