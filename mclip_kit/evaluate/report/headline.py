@@ -11,11 +11,12 @@ from mclip_kit.evaluate.retrieval import STUDENT, TEACHER
 
 Row = Mapping[str, Any]
 CHOICES = {
-    "zeroshot_retrieval": "n_images",
-    "zeroshot_classification": "n_classes",
-    "bitext_retrieval": "n_captions",
+    "zeroshot_retrieval": ("n_images", "pictures"),
+    "zeroshot_classification": ("n_classes", "classes"),
+    "bitext_retrieval": ("n_captions", "sentences"),
 }
-"""Task of results.json -> the count of a row among which one is drawn by chance."""
+"""Task of results.json -> the count of a row among which one is drawn by chance, and what is counted."""
+FEW = 100  # choices below which one of them moves a score by more than a point
 WEAKEST = 3  # languages that are named
 
 
@@ -46,7 +47,7 @@ def _headline(reports: Sequence[Report], place: tuple[str, ...], metric: Metric)
             _sentence(metric, own, teachers.get(name)) | {"model": name if len(students) > 1 else ""}
             for name, own in students.items()
         ],
-        "chance": _chance(place[0], [row for own in students.values() for row in own], metric),
+        **_chance(place[0], [row for own in students.values() for row in own], metric),
         "title": title,
         "where": scores.title_of(place),
         "series": list(students),
@@ -74,6 +75,8 @@ def _sentence(metric: Metric, rows: Sequence[Row], teacher: Row | None) -> dict[
     first = trained or others
     ordered = sorted(rows, key=lambda row: scores.value_of(row, metric) or 0.0)
     unit = "%" if metric.fraction else ""
+    best = _named(metric, ordered[-1], unit)
+    lowest = [_named(metric, row, unit) for row in ordered[: min(WEAKEST, len(rows) - 1)]]
     return {
         "mean": metric.text(scores.mean(first, metric)) + unit,
         "what": metric.sentence or f"is the {metric.description}",
@@ -84,8 +87,8 @@ def _sentence(metric: Metric, rows: Sequence[Row], teacher: Row | None) -> dict[
         "teacher": metric.text(teacher["metrics"][metric.name]) + unit if teacher else "",
         "others": metric.text(scores.mean(others, metric)) + unit if trained and others else "",
         "n_others": len(others),
-        "weakest": [_named(metric, row, unit) for row in ordered[: min(WEAKEST, len(rows) - 1)]],
-        "best": _named(metric, ordered[-1], unit),
+        "weakest": [one for one in lowest if one["value"] != best["value"]],
+        "best": best,
     }
 
 
@@ -114,10 +117,13 @@ def _strata(title: str, metric: Metric, students: Mapping[str, Sequence[Row]]) -
     return {"trained": trained, "svg": charts.bars("strata-chart", f"{title}, by kind of picture", [*students], groups)}
 
 
-def _chance(task: str, rows: Sequence[Row], metric: Metric) -> str:
-    """The score of a draw by chance, of the largest gallery; empty where it is not known."""
-    counts = [row[CHOICES[task]] for row in rows if isinstance(row.get(CHOICES.get(task, "")), int)]
-    return f"{100 / max(counts):.2g}%" if counts and max(counts) > 0 and metric.fraction else ""
+def _chance(task: str, rows: Sequence[Row], metric: Metric) -> dict[str, Any]:
+    """The largest number of choices, what they are, and the score of a draw by chance; empty where it is not known."""
+    key, what = CHOICES.get(task, ("", ""))
+    most = max((row[key] for row in rows if isinstance(row.get(key), int)), default=0)
+    known = metric.fraction and most > 0
+    chance = f"{100 / most:.2g}%" if known else ""
+    return {"choices": f"{most:,} {what}" if known else "", "chance": chance, "few": known and most < FEW}
 
 
 def _chart(title: str, metric: Metric, students: Mapping[str, Sequence[Row]], teacher: Row | None) -> Any:

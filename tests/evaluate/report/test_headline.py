@@ -43,10 +43,24 @@ def test_means_are_of_trained_languages_and_the_weakest_come_first() -> None:
     ]
     found = headline([report("m", *rows)])
     assert found
-    assert found["chance"] == "0.25%"
+    assert (found["choices"], found["chance"], found["few"]) == ("400 pictures", "0.25%", False)
     expected = "German (de): 40.0; Japanese (ja): 30.0; French (fr): 20.0; Turkish (tr), never trained: 1.0"
     assert f"{expected}; teacher&#39;s English: 50.0" in found["svg"]
     assert not found["is_all"]  # the teacher read German too: that has its own chart
+
+
+def test_few_pictures_and_equal_languages_are_said() -> None:
+    rows = [row("m", code, 0.8, n_images=15) for code in ("de", "fr")]
+    assert "weakest" not in words(report("m", *rows))[0]
+    page = html.render([report("m", *rows)], Gallery())
+    assert "Among 15 pictures; by chance: 6.7%. <strong>So few choices make a score coarse.</strong>" in page
+
+
+def test_a_split_that_is_trained_on_is_said() -> None:
+    shown = report("m", row("m", "de", 0.4))
+    assert "is what models are trained on" not in html.render([shown], Gallery())
+    shown.results["evaluations"][0]["split"] = "train"
+    assert "the split train of data/x is what models are trained on" in html.render([shown], Gallery())
 
 
 def test_one_language_and_no_teacher() -> None:
