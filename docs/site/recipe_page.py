@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 Tree = Mapping[str, Any]
-NAMES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "none"}
+NAMES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "`null`"}
+OR_NULL = ", or `null`"
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 RECIPE = """# Recipe reference
 
@@ -87,7 +88,8 @@ def _row(key: str, value: Tree, field: FieldInfo, use: str) -> str:
         one = colon and choice in value.get("enum", ())
         meaning += f" `{choice}` only for {of_choice}." if one else f" Only for {use}."
     bounds = " ".join(dict.fromkeys(_bounds([*field.metadata, field.annotation])))
-    cells = (f"`{key}`", f"{_type(value)} {bounds}".strip(), default, _escaped(meaning))
+    words, optional = _type(value).removesuffix(OR_NULL), _type(value).endswith(OR_NULL)
+    cells = (f"`{key}`", f"{words} {bounds}".strip() + OR_NULL * optional, default, _escaped(meaning))
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
@@ -110,7 +112,7 @@ def _bounds(annotations: list[Any]) -> Iterator[str]:
 
 def _default(value: Any) -> str:
     if value is None or value == "see the section":
-        return value or "none"
+        return value or "`null`"
     return f"`{value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)}`"
 
 
@@ -118,11 +120,13 @@ def _type(value: Tree) -> str:
     """A type in words, with links to sections."""
     for union in ("anyOf", "oneOf"):
         if union in value:
-            return " or ".join(dict.fromkeys(_type(choice) for choice in value[union]))
+            kinds = dict.fromkeys(_type(choice) for choice in value[union])
+            own = " or ".join(kind for kind in kinds if kind != NAMES["null"])
+            return own + OR_NULL * (NAMES["null"] in kinds)
     if "$ref" in value:
         return f"[section](#{value['$ref'].rpartition('/')[2].lower()})"
     if "const" in value or "enum" in value:
-        return " ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
+        return " or ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
     if "prefixItems" in value:
         return " and ".join(map(_type, value["prefixItems"]))
     if value.get("type") == "array":
