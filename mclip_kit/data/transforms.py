@@ -42,11 +42,12 @@ def read_pixels(
     if captions.pixels is not None:
         return to_pixels(captions.pixels[images], transform, preprocess), []
     shape, unreadable = (len(images), 3, *picture_size(preprocess)), []
-    pixels_NCHW = torch.empty(shape, memory_format=torch.channels_last).zero_()  # convolutions run faster so
+    pixels_NCHW = torch.empty(shape, memory_format=torch.channels_last)  # convolutions run faster so
     for row, image in enumerate(images):
         try:
             pixels_NCHW[row] = transform(captions.open(int(image)))
         except DataError:
+            pixels_NCHW[row] = 0
             unreadable.append(row)
     return pixels_NCHW, unreadable
 
