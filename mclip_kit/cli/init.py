@@ -14,9 +14,9 @@ from mclip_kit.errors import DataError, one_line
 def init(folder: Path, out: Path) -> None:
     """Look at a folder and write a recipe for what it has, and the commands to run next.
 
-    It looks four folders deep and finds tables of captions, pictures with captions beside them, shards, parallel text,
-    what is prepared already, a CLIP in open_clip's form and a transformers encoder. It asks nothing and writes
-    nothing else.
+    It looks four folders deep, but not into hidden folders, runs/ and exports/. It finds tables of captions, pictures
+    with captions beside them, shards, parallel text, what is prepared already, a CLIP in open_clip's form, a
+    transformers encoder and model folders. It asks nothing and writes nothing else.
     """
     from mclip_kit.doctor.discover import discover
     from mclip_kit.doctor.starter import choose
