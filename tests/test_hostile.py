@@ -29,8 +29,8 @@ from mclip_kit.data import images
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.corpora import declaration
 from mclip_kit.errors import MclipError
-from mclip_kit.evaluate.base import Gallery, QueryResult
 from mclip_kit.evaluate.class_names import read_file
+from mclip_kit.evaluate.gallery import Gallery, QueryResult
 from mclip_kit.evaluate.report import html
 from mclip_kit.evaluate.report.results import LISTS
 from mclip_kit.interop.facts import front_matter

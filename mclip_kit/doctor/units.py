@@ -8,6 +8,7 @@ from mclip_kit.data.corpora import CODE
 from mclip_kit.doctor.found import Data, Found, teacher_first
 from mclip_kit.doctor.walk import has_odd_characters
 from mclip_kit.errors import MALFORMED, first_line
+from mclip_kit.interop.facts import read_json
 from mclip_kit.layout import BITEXT, MANIFEST, MODEL_CONFIG, PROJECTOR
 
 ENCODERS = {"xlm-roberta", "xlm-roberta-xl", "bert", "roberta", "distilbert"}
@@ -36,10 +37,7 @@ def note_unit(path: Path, names: set[str], found: Found) -> bool:
 
 def _model_type(path: Path) -> str | None:
     """The `model_type` of a transformers folder; None: it is another folder."""
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return None
+    kind = read_json(path).get("model_type")
     return kind if isinstance(kind, str) else None
 
 

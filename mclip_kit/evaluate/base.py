@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mclip_kit.errors import RecipeError
-from mclip_kit.evaluate.gallery import Gallery as Gallery
-from mclip_kit.evaluate.gallery import QueryResult as QueryResult
+from mclip_kit.evaluate.gallery import Gallery
 
 if TYPE_CHECKING:
     from mclip_kit.config.recipe import Recipe

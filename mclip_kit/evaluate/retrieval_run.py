@@ -7,11 +7,12 @@ from typing import Any
 
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.evaluate import qualitative
-from mclip_kit.evaluate.base import Findings, Gallery, QueryResult, Request, ResultRows
+from mclip_kit.evaluate.base import Findings, Request, ResultRows
 from mclip_kit.evaluate.baselines import baseline
 from mclip_kit.evaluate.bootstrap import compare
 from mclip_kit.evaluate.checks import open_data
 from mclip_kit.evaluate.embedder import device_name
+from mclip_kit.evaluate.gallery import Gallery, QueryResult
 from mclip_kit.evaluate.report import tables
 from mclip_kit.evaluate.retrieval import METRICS as METRICS
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER, evaluate

@@ -22,8 +22,7 @@ from mclip_kit.models.multilingual_clip import MultilingualClip
 
 TEXTS = 256  # of a batch of teacher texts: texts + characters / 16
 TOKENS = 4096  # of a batch of the encoder
-PICTURES = {"cpu": 32}  # of a batch, by device: on a CPU smaller ones stay in its cache (benchmarks/embed_images.py)
-MANY_PICTURES = 64  # of a batch elsewhere
+PICTURES, CPU_PICTURES = 64, 32  # of a batch; smaller ones stay in a CPU's cache (benchmarks/embed_images.py)
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class FrozenTowers:
         job = ExtractionJob(
             load=lambda part: read_pixels(captions, images[list(part)], clip.transform, clip.preprocess),
             run=lambda pixels_BCHW: self._eval("image", pixels_BCHW),
-            batch_items=PICTURES.get(self.model.device.type, MANY_PICTURES),
+            batch_items=CPU_PICTURES if self.model.device.type == "cpu" else PICTURES,
             workers=self.cache.workers if captions.pixels is None else 0,
         )
         keys_N2 = self.picture_keys(captions, images) if keys_N2 is None else keys_N2

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 
 from mclip_kit.data.languages import language_name
-from mclip_kit.evaluate.base import QueryResult
+from mclip_kit.evaluate.gallery import QueryResult
 from mclip_kit.evaluate.report import fonts
 from mclip_kit.files import write_whole
 

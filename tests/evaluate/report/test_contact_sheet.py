@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageFont
 
-from mclip_kit.evaluate.base import QueryResult
+from mclip_kit.evaluate.gallery import QueryResult
 from mclip_kit.evaluate.report import contact_sheet, fonts
 from mclip_kit.evaluate.report.contact_sheet import draw
 

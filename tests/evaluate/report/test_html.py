@@ -19,7 +19,8 @@ from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.leakage import Leak, as_json
-from mclip_kit.evaluate.base import Gallery, QueryResult, metrics_of
+from mclip_kit.evaluate.base import metrics_of
+from mclip_kit.evaluate.gallery import Gallery, QueryResult
 from mclip_kit.evaluate.report import html
 from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.files import write_json
