@@ -121,6 +121,7 @@ def _score(request: Request, command: str) -> dict[str, Any]:
     from mclip_kit.evaluate.folders import settings
     from mclip_kit.evaluate.report import html
     from mclip_kit.evaluate.report.reproduce import made_by
+    from mclip_kit.evaluate.report.results import OF_A_MODEL
     from mclip_kit.interop.card import record
     from mclip_kit.train.logging import read_log
 
@@ -128,7 +129,7 @@ def _score(request: Request, command: str) -> dict[str, Any]:
     about = settings(request) | {"device": found.device} | made_by(request, command)
     about["overlaps"] = known_overlaps(request.data)
     about["leakage_checked"] = [str(name) for name in request.models if (name.resolve().parent / LEAKAGE).is_file()]
-    lists = {name: getattr(found, name) for name in ("results", "comparisons", "confusions", "language_confusion")}
+    lists = {name: getattr(found, name) for name in OF_A_MODEL}
     lists["leakage"] = _leaks(request)
     if found.same_images:
         lists["same_images"] = [same.row(name) for name, same in found.same_images.items()]

@@ -126,6 +126,7 @@ class Findings:
     Attributes:
         results: rows of results.json.
         comparisons: its rows on differences to baselines.
+        intervals: its rows on intervals of scores.
         same_images: model -> what was found about its image vectors.
         files: what the evaluation itself wrote.
         gallery: for report.html.
@@ -135,6 +136,7 @@ class Findings:
 
     results: ResultRows
     comparisons: list[dict[str, Any]] = field(default_factory=list)
+    intervals: list[dict[str, Any]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     gallery: Gallery | None = None
     confusions: list[dict[str, Any]] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""Is one tower better than another, or is the difference chance? Paired bootstrap intervals.
+"""How sure are the scores of a tower, and is one better than another or is it chance? Bootstrap intervals.
 
-Both towers answer the same queries, so the difference of their answers is resampled (paired). The captions of a picture
+Two towers answer the same queries, so the difference of their answers is resampled (paired). The captions of a picture
 are not independent, so pictures are drawn, not queries: with replacement, each with all of its queries (clusters).
 Pictures that look the same count as one. The interval goes from the 2.5th to the 97.5th percentile of the resampled
 differences: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile intervals) and section
@@ -9,13 +9,13 @@ differences: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapte
 Shapes: N pictures, Q queries, M means, R resamples, B resamples of a block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.base import SEED
+from mclip_kit.evaluate.base import SEED, Metric
 from mclip_kit.evaluate.ranks import KS
 from mclip_kit.evaluate.retrieval import COMPARED, MEAN_RECALL, RECALLS, TEACHER, Retrieval
 from mclip_kit.progress import SOON, tqdm
@@ -43,6 +43,42 @@ class Difference:
     high: float
 
 
+@dataclass(frozen=True)
+class Interval:
+    """The 95% interval of a score, as fractions.
+
+    Attributes:
+        languages: whose mean it is; one, or several.
+        metric: a name of `retrieval.COMPARED`.
+    """
+
+    languages: tuple[str, ...]
+    metric: str
+    low: float
+    high: float
+
+
+def intervals(
+    results: Mapping[str, Retrieval], groups: Sequence[Sequence[str]], resamples: int = RESAMPLES, seed: int = SEED
+) -> list[Interval]:
+    """Intervals of `retrieval.COMPARED`, of the mean over each group of languages; none of fewer than two pictures.
+
+    They say how much a score depends on which pictures are in the test set; not how much it depends on the seed of the
+    training, which only other trainings can say.
+
+    Args:
+        groups: languages of `results`; empty groups are left out.
+        resamples: how many times the pictures are drawn; all languages use the same draws.
+        seed: of the draws.
+    """
+    values = {language: _answers(own) for language, own in results.items()}
+    pictures = {picture for parts in values.values() for _, pictures_Q in parts for picture in pictures_Q.tolist()}
+    if len(pictures) < 2:
+        return []
+    found = _estimates(values, [tuple(group) for group in groups if group], resamples, seed)
+    return [Interval(group, metric.name, low, high) for group, metric, _, low, high in found]
+
+
 def compare(
     ours: Mapping[str, Retrieval], theirs: Mapping[str, Retrieval], resamples: int = RESAMPLES, seed: int = SEED
 ) -> list[Difference]:
@@ -55,30 +91,46 @@ def compare(
     Raises:
         DataError: there are fewer than two pictures.
     """
-    languages = [language for language in ours if language in theirs and language != TEACHER]
-    means = [values for language in languages for values in _differences(ours[language], theirs[language])]
+    languages = tuple(language for language in ours if language in theirs and language != TEACHER)
+    values = {language: _differences(ours[language], theirs[language]) for language in languages}
+    groups = [(language,) for language in languages] + ([languages] if len(languages) > 1 else [])
+    return [
+        Difference(group[0] if len(group) == 1 else "mean", metric.name, difference, low, high)
+        for group, metric, difference, low, high in _estimates(values, groups, resamples, seed)
+    ]
+
+
+def _estimates(
+    values: Mapping[str, Sequence[Values]], groups: Sequence[tuple[str, ...]], resamples: int, seed: int
+) -> Iterator[tuple[tuple[str, ...], Metric, float, float, float]]:
+    """Of each group of languages and each of `retrieval.COMPARED`: the mean, and its interval.
+
+    Args:
+        values: language -> for each of `RECALLS`, a value per query.
+    """
+    means = [value for own in values.values() for value in own]
+    starts = {language: place * len(RECALLS) for place, language in enumerate(values)}
     observed_M, resampled_RM = means_of(means), resampled_means(means, resamples, seed)
-    each = len(RECALLS)
-    parts = {language: [each * place] for place, language in enumerate(languages)}
-    if len(languages) > 1:
-        parts["mean"] = list(range(0, len(means), each))
-    found = []
-    for language, starts in parts.items():
+    for group in groups:
         for metric in COMPARED:
-            recalls = range(each) if metric is MEAN_RECALL else [RECALLS.index(metric)]
-            columns = [start + recall for start in starts for recall in recalls]
+            recalls = range(len(RECALLS)) if metric is MEAN_RECALL else [RECALLS.index(metric)]
+            columns = [starts[language] + recall for language in group for recall in recalls]
             low, high = np.nanpercentile(resampled_RM[:, columns].mean(1), [2.5, 97.5])
-            difference = observed_M[columns].mean()
-            found.append(Difference(language, metric.name, float(difference), float(low), float(high)))
-    return found
+            yield group, metric, float(observed_M[columns].mean()), float(low), float(high)
+
+
+def _answers(found: Retrieval) -> list[Values]:
+    """For each of `RECALLS`, a value per query: 1 if it is right, else 0."""
+    ways = [(found.t2i_Q, found.groups_Q), (found.i2t_G, found.groups_G)]
+    return [((ranks <= k).astype(float), pictures) for ranks, pictures in ways for k in KS]
 
 
 def _differences(ours: Retrieval, theirs: Retrieval) -> list[Values]:
     """For each of `RECALLS`, a value per query: 1 where only ours is right, -1 where only theirs is, else 0."""
-    ways = [(ours.t2i_Q, theirs.t2i_Q, ours.groups_Q), (ours.i2t_G, theirs.i2t_G, ours.groups_G)]
     assert np.array_equal(ours.groups_Q, theirs.groups_Q)
     assert np.array_equal(ours.groups_G, theirs.groups_G)
-    return [((a <= k).astype(float) - (b <= k), pictures) for a, b, pictures in ways for k in KS]
+    pairs = zip(_answers(ours), _answers(theirs), strict=True)
+    return [(mine - other, pictures) for (mine, pictures), (other, _) in pairs]
 
 
 def means_of(means: Sequence[Values]) -> np.ndarray:

@@ -1,21 +1,23 @@
 """`mclip-kit eval --task retrieval`: tables of models and their baselines, retrieval.png, and a gallery."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.evaluate import qualitative
 from mclip_kit.evaluate.base import Findings, Request, ResultRows
 from mclip_kit.evaluate.baselines import baseline
-from mclip_kit.evaluate.bootstrap import compare
+from mclip_kit.evaluate.bootstrap import compare, intervals
 from mclip_kit.evaluate.checks import open_data
 from mclip_kit.evaluate.embedder import device_name
 from mclip_kit.evaluate.gallery import Gallery, QueryResult
 from mclip_kit.evaluate.report import tables
 from mclip_kit.evaluate.retrieval import METRICS as METRICS
-from mclip_kit.evaluate.retrieval import STUDENT, TEACHER, evaluate
+from mclip_kit.evaluate.retrieval import STUDENT, TEACHER, Retrieval, evaluate
 from mclip_kit.evaluate.retrieval import VALIDATION as VALIDATION
 from mclip_kit.evaluate.same_images import SameImages, open_older, same_images
 from mclip_kit.features.cache import FeatureCache
@@ -39,6 +41,7 @@ def run(request: Request) -> Findings:
     scored: list[tables.Scored] = []
     differences: list[str] = []
     comparisons: list[dict[str, Any]] = []
+    sure: list[dict[str, Any]] = []
     same: dict[Path, SameImages] = {}
     for name in request.models:
         model, cache = load(name), FeatureCache()
@@ -46,6 +49,7 @@ def run(request: Request) -> Findings:
         about = request.about(name, model.made_from)
         scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
         rows += tables.retrieval_rows(results, about, STUDENT, model.trained_languages)
+        sure += [{"model": str(name)} | row for row in _intervals(results, model.trained_languages)]
         if request.same_images and older:
             same[name] = same_images(model, request.same_images, older, captions, request.split, request.data)
         for against, score in baselines.items():
@@ -73,6 +77,7 @@ def run(request: Request) -> Findings:
     return Findings(
         tables.distinct(rows),
         comparisons,
+        sure,
         [picture],
         Gallery(_drawn(found_split, languages, picture, credit), pictures, credit, str(name)),
         [about_model | asdict(pair) for pair in pairs],
@@ -80,6 +85,21 @@ def run(request: Request) -> Findings:
         device_name(model.device),
         same,
     )
+
+
+def _intervals(results: dict[str, Retrieval], trained: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Intervals of each language, and of the means over the trained languages and over the others."""
+    own = [language for language in results if language != TEACHER]
+    groups = [[language] for language in results]
+    for wanted in (True, False):
+        mean = [language for language in own if (trained is None or language in trained) == wanted]
+        groups += [mean] if len(mean) > 1 else []
+    return [
+        {"tower": TEACHER, **asdict(item), "languages": [TEACHER_LANGUAGE]}
+        if item.languages == (TEACHER,)
+        else {"tower": STUDENT, **asdict(item)}
+        for item in intervals(results, groups)
+    ]
 
 
 def _drawn(

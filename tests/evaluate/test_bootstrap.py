@@ -5,7 +5,7 @@ import pytest
 
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate import bootstrap
-from mclip_kit.evaluate.bootstrap import compare, means_of, resampled_means
+from mclip_kit.evaluate.bootstrap import compare, intervals, means_of, resampled_means
 from mclip_kit.evaluate.retrieval import Retrieval
 
 
@@ -58,6 +58,24 @@ def test_intervals_are_those_of_scipy():
     assert (found[0].language, found[0].metric) == ("de", "image_retrieval_recall@1")
     assert found[0].difference == pytest.approx(differences.mean())
     assert (found[0].low, found[0].high) == pytest.approx(tuple(expected), abs=0.01)
+
+
+def test_intervals_of_a_score_are_those_of_scipy_and_each_group_has_its_own():
+    stats = pytest.importorskip("scipy.stats", reason="scipy comes with the extra `dev` only")
+    results = {"de": luck(120, 1, 1), "fr": luck(120, 1, 2, shift=3), "teacher": luck(120, 1, 3)}
+    found = {(one.languages, one.metric): one for one in intervals(results, [["de"], ["de", "fr"], ["teacher"], []])}
+    assert len(found) == 3 * 3
+    right = [(results[language].t2i_Q <= 1).astype(float) for language in ("de", "fr")]
+    for languages, values in ((("de",), right[0]), (("de", "fr"), (right[0] + right[1]) / 2)):
+        expected = stats.bootstrap(
+            (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5)
+        )
+        one = found[languages, "image_retrieval_recall@1"]
+        assert (one.low, one.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.015)
+
+
+def test_one_picture_has_no_interval():
+    assert intervals({"de": retrieval([1, 2], [1], [4, 4], [4])}, [["de"]]) == []
 
 
 def test_intervals_hold_the_truth_and_those_of_single_captions_do_not():

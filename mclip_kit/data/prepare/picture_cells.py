@@ -1,5 +1,6 @@
 """Where the pictures of a prepared folder are: the column `file` of images.tsv, and pictures copied out of tables."""
 
+import difflib
 import io
 import os
 import re
@@ -8,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mclip_kit.data import images
-from mclip_kit.data.corpora.picture_files import Matches, PictureFiles
+from mclip_kit.data.corpora.picture_files import Matches, PictureFiles, split_path
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 from mclip_kit.layout import IMAGES_TABLE, PICTURES_TAR
 
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
+
+MANY = 200_000  # files above which no near name is looked for; it takes 2 us a file
 
 
 class PictureTar:
@@ -51,6 +54,21 @@ def fill_in_files(folder: Path, finder: PictureFiles) -> Matches:
         with write_whole(table) as temporary:
             _copy_with_files(table, temporary, matches.found)
     return matches
+
+
+def near_file(name: str, files: list[str]) -> str:
+    """The file whose own name is nearly that of a picture; empty if there is none, or there are too many to look at.
+
+    >>> near_file("photos/fox-1.jpg", ["a/cat.jpg", "b/fox_1.jpg"])
+    'b/fox_1.jpg'
+    """
+    if len(files) > MANY:
+        return ""
+    names = {file.rpartition("/")[2]: file for file in reversed(files)}
+    last = (split_path(name) or [""])[-1]
+    if last in names:
+        return ""  # in another folder: another picture
+    return next((names[near] for near in difflib.get_close_matches(last, names, n=1, cutoff=0.8)), "")
 
 
 def _copy_with_files(table: Path, to: Path, files: dict[str, str]) -> None:

@@ -59,7 +59,8 @@ def _describe(folder: Path, manifest: dict[str, Any]) -> str:
 def _missing_pictures(folder: Path, manifest: dict[str, Any]) -> str:
     """How many picture files were not found, and what to do, which depends on where they were looked for."""
     counts = manifest["counts"]
-    example = (counts.get("rows") or {}).get("examples", {}).get("missing_pictures", "")
+    examples = (counts.get("rows") or {}).get("examples", {})
+    example, near = examples.get("missing_pictures", ""), examples.get("near_pictures", "")
     where = manifest.get("pictures") or manifest.get("source")
     if manifest.get("pictures"):
         again = f"complete that folder, or correct the names, remove {folder} and prepare again"
@@ -69,6 +70,7 @@ def _missing_pictures(folder: Path, manifest: dict[str, Any]) -> str:
         f"{counts['missing_pictures']:,} of {counts['images']:,} picture files were not found"
         + (f" in {where}" if where else "")
         + (f", such as {example}" if example else "")
+        + (f", of which {near} is near" if near else "")
         + f" (their `file` in {IMAGES_TABLE} is empty): {again}, or put them, under the names in that table, into "
         f"{folder / PICTURES}"
     )

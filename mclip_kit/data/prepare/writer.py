@@ -13,7 +13,7 @@ from mclip_kit.data.corpora import SPLIT, Corpus, Row
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.cleaning import Cleaner
 from mclip_kit.data.prepare.hashes import BLOCK
-from mclip_kit.data.prepare.picture_cells import UNFIT, PictureTar, fill_in_files, fit_path
+from mclip_kit.data.prepare.picture_cells import UNFIT, PictureTar, fill_in_files, fit_path, near_file
 from mclip_kit.data.prepare.splits import EXACT, SplitByHash, draw_exactly
 from mclip_kit.errors import DataError
 from mclip_kit.layout import (
@@ -172,11 +172,13 @@ class TableWriter:
     def _find_pictures(self) -> None:
         """Find the other pictures' files, now that all names are known."""
         account = self.source.account
-        matches = fill_in_files(self.folder, self.source.pictures(self.corpus.pictures is not None))
+        finder = self.source.pictures(self.corpus.pictures is not None)
+        matches = fill_in_files(self.folder, finder)
         if matches.missing:
             self.counts["missing_pictures",] = matches.missing
         if matches.example:
             account.examples["missing_pictures"] = matches.example
+            account.examples |= {"near_pictures": near} if (near := near_file(matches.example, finder.files)) else {}
         account.ignore(AMBIGUOUS, matches.where, matches.ambiguous)
 
     def _add_pairs(self, split: str, texts: Texts) -> int:

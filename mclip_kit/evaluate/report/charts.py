@@ -7,7 +7,7 @@ A chart is one picture to a screen reader: its title, and its figures as a descr
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
@@ -20,6 +20,8 @@ INSIDE, ROOM = 0.85, 0.2
 """Lengths, as shares of the width, above which the figure of a bar is inside it: always, and where the mark follows."""
 Curve = Sequence[tuple[float, float]]
 """Points (step, value)."""
+Ends = tuple[float, float]
+"""Low and high."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Group:
         label: its name.
         values: series -> what is drawn; a series that the language lacks has no bar.
         faint: whether the bars are drawn hollow.
+        ranges: series -> the ends of the value's interval, where it is known.
     """
 
     label: str
     values: Mapping[str, float]
     faint: bool = False
+    ranges: Mapping[str, Ends] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,13 @@ def bars(
     >>> "28.1" in bars("c", "accuracy, percent", ["student"], [Group("German (de)", {"student": 28.1})])
     True
     """
-    known = [value for group in groups for value in group.values.values()]
+    known = [end for group in groups for name in group.values for end in _ends(group, name)]
     top = ceiling(max([*known, mark[1] if mark else 0.0], default=0.0))
     drawn, texts, y = [], [], LABEL if mark else 0
     for group in groups:
         texts.append(_text(group.label, 0, y + 15, "label"))
         own = [_bar(*bar) for bar in _places(group, series, top, mark, y + LABEL)]
-        drawn += [bar for bar, _ in own]
+        drawn += [part for parts, _ in own for part in parts]
         texts += [text for _, text in own]
         y += LABEL + len(own) * (BAR + GAP) + SPACE
     drawn += [*(_mark(*mark, top, y) if mark else ()), *texts, *_axis(top, y)]  # letters over lines over bars
@@ -85,25 +89,33 @@ def bars(
     return _svg(key, title, "; ".join(figures), y + LABEL, drawn)
 
 
+def _ends(group: Group, name: str) -> Ends:
+    """The ends of a value's interval; twice the value where no interval is known."""
+    return group.ranges.get(name, (group.values[name], group.values[name]))
+
+
 def _places(
     group: Group, series: Sequence[str], top: float, mark: tuple[str, float] | None, y: int
-) -> Iterator[tuple[float, float, int, int, bool, bool]]:
+) -> Iterator[tuple[float, Ends, float, int, str, bool]]:
     """What `_bar` takes, of each bar of a group from y on."""
-    known = [(number, group.values[name]) for number, name in enumerate(series) if name in group.values]
-    for place, (number, value) in enumerate(known):
-        inside = value > top * INSIDE or (mark is not None and top * ROOM < value <= mark[1])
-        yield value, top, y + place * (BAR + GAP), number, group.faint, inside
+    known = [(number, name) for number, name in enumerate(series) if name in group.values]
+    for place, (number, name) in enumerate(known):
+        value, (low, high) = group.values[name], _ends(group, name)
+        inside = high > top * INSIDE or (mark is not None and low > top * ROOM and value <= mark[1])
+        colour = f"s{number % COLOURS}{' faint' * group.faint}"
+        yield value, (low, high), top, y + place * (BAR + GAP), colour, inside
 
 
-def _bar(value: float, top: float, y: int, number: int, faint: bool, inside: bool) -> tuple[Markup, Markup]:
-    """A bar and its figure, inside or beside it."""
-    width = 100 * max(value, 0.0) / top
+def _bar(value: float, ends: Ends, top: float, y: int, colour: str, inside: bool) -> tuple[list[Markup], Markup]:
+    """A bar with its interval as a thin line, and its figure, inside or beside both."""
+    low, high, width = (100 * max(end, 0.0) / top for end in (*ends, value))
     place = {"dx": -6, "text_anchor": "end"} if inside else {"dx": 6}
-    colour = f"s{number % COLOURS}{' faint' * faint}"
-    return (
-        _tag("rect", x=0, y=y, width=f"{width:.3f}%", height=BAR, rx=2, class_=f"bar {colour}"),
-        _text(f"{value:.1f}", width, y + BAR - 4, f"figure{' in' * (inside and not faint)}", **place),
-    )
+    drawn = [_tag("rect", x=0, y=y, width=f"{width:.3f}%", height=BAR, rx=2, class_=f"bar {colour}")]
+    if high > low:
+        middle = y + BAR / 2
+        drawn.append(_tag("line", x1=f"{low:.3f}%", x2=f"{high:.3f}%", y1=middle, y2=middle, class_="range"))
+    kind = f"figure{' in' * (inside and 'faint' not in colour)}"
+    return drawn, _text(f"{value:.1f}", low if inside else high, y + BAR - 4, kind, **place)
 
 
 def _mark(name: str, value: float, top: float, height: int) -> list[Markup]:
@@ -121,7 +133,11 @@ def _axis(top: float, y: int) -> Iterable[Markup]:
 
 
 def _figures(group: Group, several: bool) -> str:
-    named = [f"{name} {value:.1f}" if several else f"{value:.1f}" for name, value in group.values.items()]
+    named = []
+    for name, value in group.values.items():
+        low, high = _ends(group, name)
+        between = f" (95% interval {low:.1f} to {high:.1f})" if high > low else ""
+        named.append(f"{name} " * several + f"{value:.1f}{between}")
     return f"{group.label}: {', '.join(named)}"
 
 

@@ -44,14 +44,16 @@ def _headline(reports: Sequence[Report], place: tuple[str, ...], metric: Metric)
     title = f"{metric.axis[:1].upper()}{metric.axis[1:]}"
     return {
         "sentences": [
-            _sentence(metric, own, teachers.get(name)) | {"model": name if len(students) > 1 else ""}
+            _sentence(metric, own, teachers.get(name))
+            | {"model": name if len(students) > 1 else "", "between": _between(reports, name, own, metric)}
             for name, own in students.items()
         ],
         **_chance(place[0], [row for own in students.values() for row in own], metric),
         "title": title,
         "where": scores.title_of(place),
+        "ranges": any(item["metric"] == metric.name for report in reports for item in report.results["intervals"]),
         "series": list(students),
-        "svg": _chart(title, metric, students, next(iter(teachers.values())) if len(same) == 1 else None),
+        "svg": _chart(reports, title, metric, students, next(iter(teachers.values())) if len(same) == 1 else None),
         "strata": _strata(title, metric, students),
         "shown": (place, metric.name),
         "is_all": all(scores.is_plain(row) for _, row in rows) and len(same) < 2,
@@ -72,7 +74,7 @@ def _sentence(metric: Metric, rows: Sequence[Row], teacher: Row | None) -> dict[
     """The parts of a model's sentence: means, the teacher's figure, and the weakest and the best language."""
     trained = [row for row in rows if scores.is_trained(row)]
     others = [row for row in rows if not scores.is_trained(row)]
-    first = trained or others
+    first = _first(rows)
     ordered = sorted(rows, key=lambda row: scores.value_of(row, metric) or 0.0)
     unit = "%" if metric.fraction else ""
     best = _named(metric, ordered[-1], unit)
@@ -90,6 +92,17 @@ def _sentence(metric: Metric, rows: Sequence[Row], teacher: Row | None) -> dict[
         "weakest": [one for one in lowest if one["value"] != best["value"]],
         "best": best,
     }
+
+
+def _first(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose mean a sentence begins with: the trained languages, or all if there are none."""
+    return [row for row in rows if scores.is_trained(row)] or list(rows)
+
+
+def _between(reports: Sequence[Report], name: str, rows: Sequence[Row], metric: Metric) -> str:
+    """The interval of the mean that a sentence begins with; empty if it is not known."""
+    ends = scores.interval_of(reports, name, _first(rows), metric)
+    return f"{ends[0]:.1f} to {ends[1]:.1f}" if ends else ""
 
 
 def _named(metric: Metric, row: Row, unit: str) -> dict[str, Any]:
@@ -126,15 +139,20 @@ def _chance(task: str, rows: Sequence[Row], metric: Metric) -> dict[str, Any]:
     return {"choices": f"{most:,} {what}" if known else "", "chance": chance, "few": known and most < FEW}
 
 
-def _chart(title: str, metric: Metric, students: Mapping[str, Sequence[Row]], teacher: Row | None) -> Any:
+def _chart(
+    reports: Sequence[Report], title: str, metric: Metric, students: Mapping[str, Sequence[Row]], teacher: Row | None
+) -> Any:
     """Bars of all models by language, best first, and the teacher's English as a line."""
     values: dict[str, dict[str, float]] = {}
+    ranges: dict[str, dict[str, tuple[float, float]]] = {}
     trained: set[str] = set()
     for name, rows in students.items():
         for row in rows:
             value = scores.value_of(row, metric)
             if value is not None:
                 values.setdefault(row["language"], {})[name] = value
+                ends = scores.interval_of(reports, name, [row], metric)
+                ranges.setdefault(row["language"], {}).update({name: ends} if ends else {})
             trained |= {row["language"]} if scores.is_trained(row) else set()
     order = sorted(values, key=lambda language: -sum(values[language].values()) / len(values[language]))
     groups = [
@@ -142,6 +160,7 @@ def _chart(title: str, metric: Metric, students: Mapping[str, Sequence[Row]], te
             named_language(language) + ("" if language in trained else f", {scores.NEVER}"),
             values[language],
             faint=language not in trained,
+            ranges=ranges[language],
         )
         for language in order
     ]

@@ -12,7 +12,7 @@ from mclip_kit.evaluate.base import Metric
 from mclip_kit.evaluate.folders import result_files
 from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
 
-LISTS = ("results", "comparisons", "leakage", "confusions", "language_confusion")
+LISTS = ("results", "comparisons", "intervals", "leakage", "confusions", "language_confusion")
 """Lists of results.json; those after the first are missing in what earlier versions wrote."""
 OF_A_MODEL = tuple(name for name in LISTS if name != "leakage")
 """Lists whose entries have the key `model`, the model of an evaluation that they are about."""
@@ -20,6 +20,7 @@ OF_DATA = ("model", "folder", "split", "protocol")
 SAME = {
     "results": ("model", "tower", "language", "task", "dataset", "split", "protocol"),
     "comparisons": (*OF_DATA, "baseline", "language", "metric"),
+    "intervals": (*OF_DATA, "tower", "languages", "metric"),
 }
 """List -> keys; of its entries that have the same values of all of them, the last one counts."""
 OF_ALL = ("confusions", "language_confusion")
@@ -147,6 +148,9 @@ def _check_lists(content: dict[str, Any]) -> None:
     for item in content["comparisons"]:
         _ = "".join(item[key] for key in ("model", "baseline", "language", "metric"))
         _ = [f"{item[key]:+.1f}" for key in ("difference", "low", "high")]
+    for item in content["intervals"]:
+        _ = "".join([item["tower"], item["metric"], *item["languages"]])
+        _ = [f"{item[key]:.1f}" for key in ("low", "high")]
     for pair in content["confusions"]:
         _ = "".join(pair[key] for key in ("model", "picture", "found", "query", "language"))
         _ = ", ".join(pair["languages"]), pair["count"] / pair["captions"]

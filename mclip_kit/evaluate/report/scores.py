@@ -13,6 +13,8 @@ from mclip_kit.evaluate.retrieval import STUDENT, TEACHER
 SIZES = {"n_images": "pictures", "n_captions": "texts", "n_classes": "classes"}
 """Counts of a row of results.json -> the heads of their columns."""
 NEVER = "never trained"
+Cells = dict[str, dict[str, tuple[str, Mapping[str, Any]]]]
+"""Language -> series of a chart -> name of the model, and the row of results.json."""
 
 
 def name_of(reports: Sequence[Report], report: Report, row: Mapping[str, Any]) -> str:
@@ -58,6 +60,23 @@ def value_of(row: Mapping[str, Any], metric: Metric) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(value) * (100 if metric.fraction else 1)
+
+
+def interval_of(reports: Sequence[Report], name: str, rows: Sequence[Mapping[str, Any]], metric: Metric) -> Any:
+    """The ends of the interval of the mean of a model's rows, in the unit of `value_of`; None if it is not known.
+
+    Args:
+        name: of the model, see `name_of`.
+        rows: of one tower and one evaluation.
+    """
+    about = {key: rows[0].get(key) for key in ("tower", "dataset", "split", "protocol")} | {"metric": metric.name}
+    for report in reports:
+        for item in report.results["intervals"]:
+            same = {key: item.get(key) for key in about} == about and name_of(reports, report, item) == name
+            if same and {*item["languages"]} == {row["language"] for row in rows}:
+                scale = 100 if metric.fraction else 1
+                return scale * item["low"], scale * item["high"]
+    return None
 
 
 def tables(reports: Sequence[Report]) -> list[dict[str, Any]]:
@@ -143,18 +162,17 @@ def drawn_charts(reports: Sequence[Report], skipped: Sequence[tuple[Any, str]] =
         skipped: places and names of metrics that are drawn elsewhere.
     """
     several = len(names(reports)) > 1
-    found: dict[Any, tuple[Metric, dict[str, dict[str, float]], list[str]]] = {}
+    found: dict[Any, tuple[Metric, Cells]] = {}
     for report, row in rows_of(reports):
-        series = f"{name_of(reports, report, row)}, {row['tower']}" if several else str(row["tower"])
+        name = name_of(reports, report, row)
+        series = f"{name}, {row['tower']}" if several else str(row["tower"])
         for metric in metrics_of(row["task"]).values():
-            value = value_of(row, metric)
-            if metric.drawn and value is not None and (place_of(row), metric.name) not in skipped:
-                chart = found.setdefault((place_of(row), metric.name), (metric, {}, []))
-                chart[1].setdefault(row["language"], {})[series] = value
-                chart[2].append(series)
+            if metric.drawn and value_of(row, metric) is not None and (place_of(row), metric.name) not in skipped:
+                _, cells = found.setdefault((place_of(row), metric.name), (metric, {}))
+                cells.setdefault(row["language"], {})[series] = name, row
     return [
-        _chart(f"scores-{number}", title_of(place), metric, values, sorted(dict.fromkeys(series), key=_is_other))
-        for number, ((place, _), (metric, values, series)) in enumerate(found.items(), 1)
+        _chart(reports, f"scores-{number}", title_of(place), metric, cells)
+        for number, ((place, _), (metric, cells)) in enumerate(found.items(), 1)
     ]
 
 
@@ -163,16 +181,21 @@ def _is_other(series: str) -> bool:
     return series.rpartition(", ")[2] != STUDENT
 
 
-def _chart(
-    key: str, where: str, metric: Metric, values: Mapping[str, Mapping[str, float]], series: list[str]
-) -> dict[str, Any]:
+def _chart(reports: Sequence[Report], key: str, where: str, metric: Metric, cells: Cells) -> dict[str, Any]:
     title = f"{metric.axis[:1].upper()}{metric.axis[1:]}"
-    order = sorted(values, key=lambda language: -values[language].get(series[0], -1.0))
-    groups = [charts.Group(named_language(language), values[language]) for language in order]
+    series = sorted(dict.fromkeys(name for own in cells.values() for name in own), key=_is_other)
+    groups = []
+    for language, own in cells.items():
+        ends = {name: interval_of(reports, model, [row], metric) for name, (model, row) in own.items()}
+        values = {name: value_of(row, metric) or 0.0 for name, (_, row) in own.items()}
+        known = {name: both for name, both in ends.items() if both}
+        groups.append(charts.Group(named_language(language), values, ranges=known))
+    groups.sort(key=lambda group: -group.values.get(series[0], -1.0))
     return {
         "title": title,
         "where": where,
         "series": series,
+        "ranges": any(group.ranges for group in groups),
         "svg": charts.bars(key, f"{title}, by language. {where}", series, groups),
     }
 

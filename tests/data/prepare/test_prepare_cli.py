@@ -291,6 +291,14 @@ def test_a_picture_under_another_name_is_known_by_its_content():
     )
 
 
+def test_a_picture_that_is_missing_is_named_with_the_file_that_is_near():
+    for number in (1, 2):
+        picture(Path(f"imgs/fox-{number}.png"), number)
+    rows = [{"image": name, "caption": name} for name in ("fox-1.png", "fox_2.png", "hen.png")]
+    said = done("--pairs", table("tsv", rows), "--out", "out")
+    assert "such as fox_2.png, of which imgs/fox-2.png is near (their `file` in images.tsv is empty): correct" in said
+
+
 def test_a_caption_never_gets_another_captions_picture():
     for number in (1, 2, 3):
         picture(Path(f"imgs/sku{number}/main.jpg"), number)

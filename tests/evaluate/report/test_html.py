@@ -82,13 +82,24 @@ def test_the_first_chart_has_the_figures_of_results_json(run: Path) -> None:
         (row["tower"], row["language"]): 100 * row["metrics"]["image_retrieval_recall@1"] for row in results["results"]
     }
     text = described(page, "headline-chart")
+    ends = {
+        (row["tower"], *row["languages"]): f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+        for row in results["intervals"]
+        if row["metric"] == "image_retrieval_recall@1"
+    }
+    assert set(ends) == {("student", code) for code in ("en", "de", "fr")} | {
+        ("student", "en", "de", "fr"),
+        ("teacher", "en"),
+    }
     for code, name in (("de", "German"), ("fr", "French"), ("en", "English")):
-        assert f"{name} ({code}): {recalls['student', code]:.1f}" in text
+        between = f" (95% interval {ends['student', code]})" if recalls["student", code] else ""
+        assert f"{name} ({code}): {recalls['student', code]:.1f}{between}" in text
     assert f"teacher's English: {recalls['teacher', 'en']:.1f}" in text
     mean = np.mean([recalls["student", code] for code in ("en", "de", "fr")])
     lead = re.sub(r"<[^>]*>", "", page[page.index('<p class="lead"') :])
     assert lead.startswith(
-        f"{mean:.1f}% of captions find their own picture first (text-to-image R@1, mean of 3 languages)"
+        f"{mean:.1f}% of captions find their own picture first (text-to-image R@1, mean of 3 languages; "
+        f"95% interval {ends['student', 'en', 'de', 'fr']})"
     )
     assert f"the teacher's own English text tower {recalls['teacher', 'en']:.1f}%." in lead
 
