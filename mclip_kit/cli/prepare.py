@@ -37,6 +37,11 @@ from mclip_kit.disk import check_writable
     "folder a class, or bare; folders train/, val/ and test/ are splits.",
 )
 @click.option(
+    "--again",
+    is_flag=True,
+    help="Prepare anew if the folder is there, such as after a correction of its source; it is replaced at the end.",
+)
+@click.option(
     "--list", "listing", is_flag=True, help="List the corpora, their sizes and licences, and where they are prepared."
 )
 def prepare(
@@ -52,6 +57,7 @@ def prepare(
     pairs: Path | None,
     webdataset: str | None,
     folder: Path | None,
+    again: bool,
     listing: bool,
 ) -> None:
     """Prepare a corpus for training and evaluation.
@@ -91,5 +97,5 @@ def prepare(
     target = out or Path("data", name)
     if not target.exists():
         check_writable(target)
-    manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), workers)
+    manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), workers, again)
     click.echo(summary.describe(target, manifest))

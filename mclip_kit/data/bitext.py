@@ -76,7 +76,7 @@ class Bitext:
         if len(left.tokens) != len(right.tokens):
             raise DataError(
                 f"{self.folder / name}: {len(left.tokens)} {source} lines but {len(right.tokens)} {target} lines; "
-                "prepare the corpus again"
+                "prepare it with --again"
             )
         return left, right
 
@@ -92,7 +92,7 @@ class Bitext:
             texts = TextLines(raw)
             if len(texts) != len(tokens):
                 raise DataError(
-                    f"{raw}: {len(texts)} lines of text but {len(tokens)} binarised ones; prepare the corpus again"
+                    f"{raw}: {len(texts)} lines of text but {len(tokens)} binarised ones; prepare it with --again"
                 )
         else:
             texts = DecodedText(fairseq_io.Sentences(prefix), self.pieces(language))

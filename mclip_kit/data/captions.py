@@ -170,7 +170,7 @@ def read_captions(folder: str | Path) -> Captions:
     captions = _read_table(folder / CAPTIONS_TABLE, CAPTION_COLUMNS)
     wrong = next((line for line, row in enumerate(images, 2) if not row[1].isdecimal()), None)
     if wrong:
-        raise DataError(f"{folder / IMAGES_TABLE} line {wrong}: its group is not a number; prepare the corpus again")
+        raise DataError(f"{folder / IMAGES_TABLE} line {wrong}: its group is not a number; prepare it with --again")
     groups = np.array([int(row[1]) for row in images], dtype=np.int64)
     has_pixels = bool(images) and len(images[0]) == len(IMAGE_COLUMNS)
     pixels = _read_pixels(folder, len(images)) if has_pixels else None
@@ -197,7 +197,7 @@ def _rows_of(rows: list[list[str]], row_of: Mapping[str, int], path: Path) -> np
     """The row in the picture table of the picture in each first cell, int64."""
     unknown = next((line for line, row in enumerate(rows, 2) if row[0] not in row_of), None)
     if unknown:
-        raise DataError(f"{path} line {unknown}: its image is not in {IMAGES_TABLE}; prepare the corpus again")
+        raise DataError(f"{path} line {unknown}: its image is not in {IMAGES_TABLE}; prepare it with --again")
     return np.array([row_of[row[0]] for row in rows], dtype=np.int64)
 
 
@@ -215,11 +215,13 @@ def _read_pixels(folder: Path, count: int) -> np.ndarray:
     try:
         pixels = open_array(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({error}); prepare the corpus again") from None
+        raise DataError(f"{path}: damaged ({error}); prepare it with --again") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise DataError(f"{path}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3); prepare the corpus again")
+        raise DataError(f"{path}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3); prepare it with --again")
     if len(pixels) != count:
-        raise DataError(f"{folder}: {path.name} has {len(pixels)} pictures, {IMAGES_TABLE} {count}; prepare it again")
+        raise DataError(
+            f"{folder}: {path.name} has {len(pixels)} pictures, {IMAGES_TABLE} {count}; prepare it with --again"
+        )
     return pixels
 
 
@@ -229,9 +231,9 @@ def _read_table(path: Path, columns: tuple[str, ...], more: str | None = None) -
         with open(path, encoding="utf-8", newline="\n") as handle:  # a CR inside a caption ends no row
             header, *rows = (line.rstrip("\r\n").split("\t") for line in handle)
     except FileNotFoundError:
-        raise DataError(f"{path}: missing; prepare the corpus again") from None
+        raise DataError(f"{path}: missing; prepare it with --again") from None
     except ValueError as error:
-        raise DataError(f"{path}: not a UTF-8 table ({error}); prepare the corpus again") from None
+        raise DataError(f"{path}: not a UTF-8 table ({error}); prepare it with --again") from None
     if more and tuple(header) == (*columns, more):
         columns = (*columns, more)
     if tuple(header) != columns:

@@ -172,15 +172,15 @@ def _check_whole(index: Path, data: Path) -> None:
     with open(index, "rb") as handle:
         header = handle.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
-            raise DataError(f"{index}: not an index of fairseq's mmap format; prepare the corpus again")
+            raise DataError(f"{index}: not an index of fairseq's mmap format; prepare it with --again")
         _, version, code, count = HEADER.unpack(header)
         itemsize = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}.get(code)
         if version != 1 or itemsize is None or index.stat().st_size != HEADER.size + 12 * count:
-            raise DataError(f"{index}: damaged; prepare the corpus again")
+            raise DataError(f"{index}: damaged; prepare it with --again")
         sizes, pointers = np.fromfile(handle, np.int32, count), np.fromfile(handle, np.int64, count)
     ends = sizes.cumsum(dtype=np.int64) * itemsize
     if (sizes < 1).any() or (pointers != np.concatenate(([0], ends))[:-1]).any():  # a sentence has </s> at least
-        raise DataError(f"{index}: damaged; prepare the corpus again")
+        raise DataError(f"{index}: damaged; prepare it with --again")
     expected, found = int(sizes.sum(dtype=np.int64)) * itemsize, data.stat().st_size
     if found != expected:
-        raise DataError(f"{data}: {found} bytes, but its index says {expected}; prepare the corpus again")
+        raise DataError(f"{data}: {found} bytes, but its index says {expected}; prepare it with --again")

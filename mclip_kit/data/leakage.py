@@ -121,7 +121,7 @@ def _chunks(folder: Path, split: str, kind: str) -> Iterator[np.ndarray]:
     if not path.exists():
         return
     if path.stat().st_size % 8:
-        raise DataError(f"{path}: damaged, its length is not a multiple of 8; remove {folder} and prepare it again")
+        raise DataError(f"{path}: damaged, its length is not a multiple of 8; prepare it with --again")
     check_files(folder, [f"{FINGERPRINTS}/{path.name}"])
     with open(path, "rb") as handle:
         while len(chunk := np.fromfile(handle, "<u8", CHUNK)):

@@ -13,7 +13,7 @@ _known: dict[Path, tuple[int, ...]] = {}  # files that were compared by this pro
 
 
 def check_files(
-    folder: Path, names: Iterable[str], manifest: str = MANIFEST, again: str = "prepare the corpus again"
+    folder: Path, names: Iterable[str], manifest: str = MANIFEST, again: str = "prepare it with --again"
 ) -> None:
     """Compare files of a prepared folder with the hashes in its manifest.
 
@@ -45,7 +45,7 @@ def check_files(
         _known[file.absolute()] = _stamp(file)
 
 
-def _hashes(path: Path, again: str = "prepare the corpus again") -> dict[str, str]:
+def _hashes(path: Path, again: str = "prepare it with --again") -> dict[str, str]:
     """Name -> SHA-256 of each file that a manifest lists."""
     try:
         return {str(name): str(value) for name, value in dict(json.loads(path.read_bytes()).get("files") or {}).items()}

@@ -23,7 +23,7 @@ class TextLines(Sequence[str]):
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise DataError(f"{path}: missing; prepare the corpus again")
+            raise DataError(f"{path}: missing; prepare it with --again")
         self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
         ends = np.flatnonzero(self._bytes == ord("\n"))
         if len(self._bytes) and (not len(ends) or ends[-1] != len(self._bytes) - 1):

@@ -51,7 +51,7 @@ def _prepared(path: Path, found: Found) -> bool:
         if not data:
             found.others.append(f"{path}: prepared, and has no rows to train on")
     except (OSError, *MALFORMED) as error:
-        found.others.append(f"{path / MANIFEST}: damaged ({first_line(error)}); prepare the corpus again")
+        found.others.append(f"{path / MANIFEST}: damaged ({first_line(error)}); prepare it with --again")
     return True
 
 

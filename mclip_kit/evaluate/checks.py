@@ -85,7 +85,7 @@ def check_files(captions: Captions, split: str) -> None:
     here = f"put the pictures, under their names in {IMAGES_TABLE}, into {where / PICTURES}"
     raise DataError(
         f"{where}: none of its {split} pictures is there, such as {files[0]}; "
-        f"{here if never_found else 'put them back'}, or remove {where} and prepare it again with --images DIR"
+        f"{here if never_found else 'put them back'}, or prepare it with --again --images DIR"
     )
 
 

@@ -88,7 +88,7 @@ def _split_images(captions: Captions, split: str) -> np.ndarray:
     try:
         known = list(counts["counts"]["splits"])
     except (KeyError, TypeError):
-        raise DataError(f"{captions.folder / MANIFEST}: damaged; prepare the corpus again") from None
+        raise DataError(f"{captions.folder / MANIFEST}: damaged; prepare it with --again") from None
     if split not in known:
         raise DataError(f"{captions.folder}: no pictures in split {split!r}; there are {', '.join(known) or 'none'}")
     if len(known) > 1:

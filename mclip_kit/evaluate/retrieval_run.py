@@ -120,4 +120,4 @@ def _credit(data: Path) -> str:
         licences = json.loads((data / MANIFEST).read_text(encoding="utf-8"))["licences"]
         return "; ".join(f"{part['what']}: {part['by']}, {part['licence']}" for part in licences)
     except MALFORMED:
-        raise DataError(f"{data / MANIFEST}: damaged; prepare the corpus again") from None
+        raise DataError(f"{data / MANIFEST}: damaged; prepare it with --again") from None

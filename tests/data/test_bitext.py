@@ -42,7 +42,7 @@ def test_ids_are_cut_to_the_token_limit_and_texts_are_not(folder, tokenizer):
 @pytest.mark.parametrize("raw", [True, False], ids=["with texts", "binarised only"])
 def test_sides_of_different_length_are_refused(tmp_path, tokenizer, raw):
     binarize(tmp_path, tokenizer, ("en", "de"), (ENGLISH, GERMAN[:3]), raw=raw)
-    with pytest.raises(DataError, match=r"train\.en-de: 4 en lines but 3 de lines; prepare the corpus again"):
+    with pytest.raises(DataError, match=r"train\.en-de: 4 en lines but 3 de lines; prepare it with --again"):
         Bitext(tmp_path).read("train", "en", "de")
 
 

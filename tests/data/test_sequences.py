@@ -44,7 +44,7 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_missing_lines_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"lines\.txt: missing; prepare the corpus again"):
+    with pytest.raises(DataError, match=r"lines\.txt: missing; prepare it with --again"):
         TextLines(tmp_path / "lines.txt")
 
 

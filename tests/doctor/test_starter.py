@@ -181,7 +181,7 @@ def test_a_folder_s_oddities_stop_nothing(here: Path) -> None:
         "loop: links to folders, which are not looked into; name such a folder to look at it",
         "web/{{x}} #.jp: in the same language as web/{{x}} #.ja; not in the recipe",
         "a\\nb.en, a\\nb.de: parallel text: its path has control characters or is not UTF-8; rename it",
-        "one/manifest.json: damaged ('int' object is not subscriptable); prepare the corpus again",
+        "one/manifest.json: damaged ('int' object is not subscriptable); prepare it with --again",
     ):
         assert line in lines
     assert "two/manifest.json: damaged" in said.output

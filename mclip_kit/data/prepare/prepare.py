@@ -23,8 +23,11 @@ from mclip_kit.data.prepare.resume import (
     PROGRESS,
     Progress,
     check_prepared,
+    check_replaceable,
     describe_wanted,
     file_stamps,
+    put_back,
+    replace_folder,
     resume,
 )
 from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
@@ -38,7 +41,12 @@ from mclip_kit.progress import tqdm
 
 
 def prepare(
-    corpus: Corpus, out: Path, spm: Path | None = None, source: Source | None = None, workers: int | None = None
+    corpus: Corpus,
+    out: Path,
+    spm: Path | None = None,
+    source: Source | None = None,
+    workers: int | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Read a corpus and write its folder, whole or not at all.
 
@@ -51,14 +59,16 @@ def prepare(
         spm: a SentencePiece model in XLM-R's form; None trains one on the training text.
         source: where the corpus's files are; None for corpora that need no files.
         workers: number of processes for large inputs; None: as many as CPU cores.
+        again: prepare it anew if `out` exists, which is replaced when the new folder is whole.
     Returns:
         The manifest.
     Raises:
         CheckpointError: `spm` is not a SentencePiece model in XLM-R's form.
-        DataError: the source is missing or wrong, or `out` holds something else.
+        DataError: the source is missing or wrong, or `out` holds something else; with `again`, files that are not
+            from a preparation.
     """
     found = source or Source(None, obtain=corpus.obtain)
-    return write_prepared(lambda: find_reader(corpus)(corpus, found), corpus, out, spm, found, workers)
+    return write_prepared(lambda: find_reader(corpus)(corpus, found), corpus, out, spm, found, workers, again)
 
 
 def write_prepared(
@@ -68,16 +78,21 @@ def write_prepared(
     spm: Path | None = None,
     source: Source | None = None,
     workers: int | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """As `prepare`, but with the rows that the function `read` returns."""
     source = source or Source(None, obtain=corpus.obtain)
     wanted = describe_wanted(corpus, spm, source)
-    if os.path.lexists(out):
+    if os.path.lexists(out) and not again:
         return check_prepared(out, wanted)
     building = out.with_name(f".{out.name}.part")
     with disk_errors(out), hold(out, doing="is preparing it"):
-        if os.path.lexists(out):  # another process has just finished
+        put_back(out)
+        there = os.path.lexists(out)
+        if there and not again:  # another process has just finished
             return check_prepared(out, wanted)
+        if there:
+            check_replaceable(out)
         building.mkdir(parents=True, exist_ok=True)
         try:
             given = XlmrTokenizer(spm) if spm else None  # first, so that a wrong file is an error at once
@@ -86,7 +101,7 @@ def write_prepared(
         except Exception:  # not Ctrl-C: what it interrupts stays, to resume from
             shutil.rmtree(building, ignore_errors=True)
             raise
-        move(building, out)
+        (replace_folder if there else move)(building, out)
     return manifest
 
 

@@ -19,10 +19,22 @@ from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.writer import side_prefixes
 from mclip_kit.errors import MALFORMED, DataError
-from mclip_kit.files import hash_files
-from mclip_kit.layout import BITEXT, MANIFEST
+from mclip_kit.files import hash_files, move
+from mclip_kit.layout import (
+    BITEXT,
+    CAPTIONS_TABLE,
+    FINGERPRINTS,
+    IMAGES_ARRAY,
+    IMAGES_TABLE,
+    MANIFEST,
+    PICTURES_TAR,
+    UNCAPTIONED_TABLE,
+)
 
 PROGRESS = "read.json"
+OWN = (MANIFEST, IMAGES_ARRAY, IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE, BITEXT, FINGERPRINTS, PICTURES_TAR)
+"""What is at the top of a prepared folder, besides what a user puts there."""
+REPLACE = "prepare it anew with --again, or choose another --out"
 
 Progress = dict[str, Any]
 """The content of `read.json`."""
@@ -70,19 +82,60 @@ def check_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     except (OSError, *MALFORMED):
         raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out") from None
     if _without_prose(found) != _without_prose(wanted):
-        raise DataError(f"{out}: prepared from another declaration or source; remove it or choose another --out")
+        raise DataError(f"{out}: prepared from another declaration or source; {REPLACE}")
     try:
         known, files = dict(manifest.get("sources", {})), list(manifest["files"])
         sources = file_stamps(Path(path) for path in known if os.path.exists(path))  # others may have been removed
         lost = next((out / name for name in files if not (out / name).is_file()), None)
     except MALFORMED:
-        raise DataError(f"{out / MANIFEST}: damaged; remove {out} and prepare it again") from None
+        raise DataError(f"{out / MANIFEST}: damaged; {REPLACE}") from None
     for path, stamp in sources.items():
         if stamp != known[path]:
-            raise DataError(f"{path}: has changed since {out} was prepared; remove {out} or choose another --out")
+            raise DataError(f"{path}: has changed since {out} was prepared; {REPLACE}")
     if lost:
-        raise DataError(f"{lost}: missing; remove {out} and prepare it again")
+        raise DataError(f"{lost}: missing; {REPLACE}")
     return manifest
+
+
+def check_replaceable(out: Path) -> None:
+    """Check that a folder holds what `prepare` wrote and nothing else, so that another may take its place.
+
+    Raises:
+        DataError: it is something else, or somebody has put files into it.
+    """
+    if out.is_symlink():
+        raise DataError(f"{out}: a link to a folder; give the folder itself: --out {out.resolve()}")
+    if not (out / MANIFEST).is_file():
+        raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out")
+    written = None  # all that has the names of its files, if the manifest is damaged
+    with suppress(OSError, *MALFORMED):
+        written = {MANIFEST, *json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]}
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink())
+    others = [name for name in names if name.split("/")[0] not in OWN or (written is not None and name not in written)]
+    if others:
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+        raise DataError(f"{out / others[0]}{more}: not written by prepare; move it elsewhere, or choose another --out")
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Give a whole new folder the name of one that exists, which is removed; an interruption leaves one of them."""
+    old = _old(out)
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    move(new, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(out: Path) -> None:
+    """Finish, or undo, what was interrupted in `replace_folder`."""
+    if os.path.lexists(out):
+        shutil.rmtree(_old(out), ignore_errors=True)
+    elif _old(out).is_dir():
+        _old(out).rename(out)
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
 
 
 def resume(folder: Path, wanted: dict[str, Any]) -> Progress | None:

@@ -27,7 +27,7 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
         return _describe(folder, manifest)
     except MALFORMED as error:
         what = f"{folder / MANIFEST}: damaged ({first_line(error)})"
-        raise DataError(f"{what}; remove {folder} and prepare it again") from None
+        raise DataError(f"{what}; prepare it with --again") from None
 
 
 def _describe(folder: Path, manifest: dict[str, Any]) -> str:
@@ -63,9 +63,9 @@ def _missing_pictures(folder: Path, manifest: dict[str, Any]) -> str:
     example, near = examples.get("missing_pictures", ""), examples.get("near_pictures", "")
     where = manifest.get("pictures") or manifest.get("source")
     if manifest.get("pictures"):
-        again = f"complete that folder, or correct the names, remove {folder} and prepare again"
+        again = "complete that folder, or correct the names, and prepare with --again"
     else:
-        again = f"correct the names, remove {folder} and prepare again, with --images DIR if they lie elsewhere"
+        again = "correct the names and prepare with --again, and with --images DIR if they lie elsewhere"
     return (
         f"{counts['missing_pictures']:,} of {counts['images']:,} picture files were not found"
         + (f" in {where}" if where else "")

@@ -45,7 +45,7 @@ def _headline(reports: Sequence[Report], place: tuple[str, ...], metric: Metric)
     return {
         "sentences": [
             _sentence(metric, own, teachers.get(name))
-            | {"model": name if len(students) > 1 else "", "between": _between(reports, name, own, metric)}
+            | {"model": name if len(students) > 1 else "", "interval": _interval(reports, name, own, metric)}
             for name, own in students.items()
         ],
         **_chance(place[0], [row for own in students.values() for row in own], metric),
@@ -99,7 +99,7 @@ def _first(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if scores.is_trained(row)] or list(rows)
 
 
-def _between(reports: Sequence[Report], name: str, rows: Sequence[Row], metric: Metric) -> str:
+def _interval(reports: Sequence[Report], name: str, rows: Sequence[Row], metric: Metric) -> str:
     """The interval of the mean that a sentence begins with; empty if it is not known."""
     ends = scores.interval_of(reports, name, _first(rows), metric)
     return f"{ends[0]:.1f} to {ends[1]:.1f}" if ends else ""

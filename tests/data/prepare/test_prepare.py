@@ -144,7 +144,7 @@ def test_a_folder_of_another_declaration_is_refused(tmp_path, monkeypatch, chang
     corpus = with_reader(monkeypatch, few)
     prepare(corpus, tmp_path / "data")
     with pytest.raises(
-        DataError, match="prepared from another declaration or source; remove it or choose another --out"
+        DataError, match="prepared from another declaration or source; prepare it anew with --again, or"
     ):
         prepare(corpus.model_copy(update=change), tmp_path / "data")
 
@@ -179,7 +179,7 @@ def test_a_lost_file_is_noticed(tmp_path, monkeypatch):
     corpus = with_reader(monkeypatch, few)
     prepare(corpus, tmp_path / "data")
     (tmp_path / "data" / "bitext" / "dict.de.txt").unlink()
-    with pytest.raises(DataError, match=r"dict\.de\.txt: missing; remove .* and prepare it again"):
+    with pytest.raises(DataError, match=r"dict\.de\.txt: missing; prepare it anew with --again"):
         prepare(corpus, tmp_path / "data")
 
 
@@ -296,7 +296,10 @@ DAMAGE = {
         replaced("images.tsv", "grey-below-3\t95\teven\n", ""),
         r"images\.npy has 96 .*, images\.tsv 95",
     ),
-    "missing table": (lambda folder: (folder / "captions.tsv").unlink(), r"captions\.tsv: missing; prepare the corpus"),
+    "missing table": (
+        lambda folder: (folder / "captions.tsv").unlink(),
+        r"captions\.tsv: missing; prepare it",
+    ),
     "missing pictures": (lambda folder: (folder / "images.npy").unlink(), r"images\.npy"),
     "pictures cut in half": (cut("images.npy", 30_000), r"images\.npy"),
     "pictures cut in their header": (cut("images.npy", 40), r"images\.npy"),

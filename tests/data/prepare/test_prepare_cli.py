@@ -191,14 +191,46 @@ def test_a_second_time_the_folder_is_kept(spm):
         assert "out: 0 pictures\n  sentence pairs, train: en-de 1" in said
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
     other = refused("--bitext", *sides, "--spm", spm, "--out", "out", "--set", "cleaning.duplicates=true")
-    assert other == "Error: out: prepared from another declaration or source; remove it or choose another --out"
+    assert other.startswith("Error: out: prepared from another declaration or source; prepare it anew with --again, or")
 
 
 def test_a_changed_source_is_not_taken_for_the_prepared_one(spm):
     words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
     done(*words)
     text("a.de", "ein roter Hund")
-    assert "a.de: has changed since out was prepared; remove out or choose" in refused(*words)
+    assert "a.de: has changed since out was prepared; prepare it anew with --again, or choose" in refused(*words)
+    Path("out/pictures").mkdir()
+    Path("out/pictures/mine.png").write_bytes(b"kept")
+    said = refused(*words, "--again")
+    assert said == "Error: out/pictures/mine.png: not written by prepare; move it elsewhere, or choose another --out"
+    Path("out/pictures/mine.png").rename("mine.png")
+    done(*words, "--again")
+    assert Path("out/bitext/train.en-de.de.txt").read_text() == "ein roter Hund\n"
+    assert not [path.name for path in Path().iterdir() if path.name.startswith(".out")]
+    assert done(*words)  # the same again
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]"])
+def test_a_folder_with_a_damaged_manifest_is_replaced_by_again(spm, manifest):
+    words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
+    done(*words)
+    Path("out/manifest.json").write_text(manifest)
+    assert refused(*words)
+    done(*words, "--again")
+    assert json.loads(Path("out/manifest.json").read_text())["counts"]["sentence_pairs"] == {"train": {"en-de": 1}}
+
+
+def test_again_replaces_nothing_when_it_fails_and_finishes_what_was_interrupted(spm):
+    words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
+    done(*words)
+    text("a.de", "")
+    refused(*words, "--again")
+    text("a.de", "ein Hund")
+    assert Path("out/bitext/train.en-de.de.txt").read_text() == "ein Hund\n"
+    Path("out").rename(".out.old")  # killed between the two renames
+    done(*words, "--again")
+    assert Path("out/manifest.json").is_file()
+    assert not Path(".out.old").exists()
 
 
 def test_the_languages_of_a_table_with_numbers_may_be_chosen(spm):
@@ -305,11 +337,14 @@ def test_a_caption_never_gets_another_captions_picture():
     names = [f"imgs/sku{number}/main.jpg" for number in (1, 4, 5)]
     said = done("--pairs", table("tsv", [{"image": name, "caption": name} for name in names]), "--out", "out")
     assert "2 of 3 picture files were not found in " in said
-    assert "such as imgs/sku4/main.jpg (their `file` in images.tsv is empty): correct the names, remove " in said
+    assert (
+        "such as imgs/sku4/main.jpg (their `file` in images.tsv is empty): correct the names and prepare with --again"
+        in said
+    )
     assert [path.exists() for path in read_captions("out").files] == [True, False, False]
     said = done("--pairs", table("tsv", [{"image": "main.jpg", "caption": "x"}]), "--images", "imgs", "--out", "bare")
     assert "whose name fits several files, such as main.jpg (sku1/main.jpg, sku2/main.jpg, sku3/main.jpg)" in said
-    assert "complete that folder, or correct the names, remove " in said
+    assert "complete that folder, or correct the names, and prepare with --again" in said
     assert "--images" not in said
 
 
