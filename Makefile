@@ -34,6 +34,7 @@ lint: install
 
 docs: install  ## the documentation site, into build/site; nothing is fetched
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "read it, with its search:  $(BIN)/python -m http.server -d build/site"
 
 results: install  ## docs/results.md, three seeds; about an hour on two cores
 	$(BIN)/python benchmarks/results.py

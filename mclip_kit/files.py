@@ -72,6 +72,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def relative(path: Path) -> str:
+    """A path as it is typed in the current folder, if it is inside; else as it is."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
+
+
 def move(part: Path, folder: Path) -> None:
     """Give a folder its final name, after all of it is on the disk."""
     for file in part.rglob("*"):

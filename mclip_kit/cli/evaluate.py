@@ -13,7 +13,7 @@ from mclip_kit.cli.common import FILE, FOLDER, command_line, languages_of
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
 from mclip_kit.disk import check_writable
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
-from mclip_kit.files import write_json
+from mclip_kit.files import relative, write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
 from mclip_kit.locks import OTHER, hold
 
@@ -145,7 +145,7 @@ def _score(request: Request, command: str) -> dict[str, Any]:
         remark = record(name, partial(_facts, results=lists, model=str(name), more=same))
         if remark:
             warn(remark)
-    note(f"written{' over earlier results' if replaced else ''}: {', '.join(map(str, files))}")
+    note(f"written{' over earlier results' if replaced else ''}: {', '.join(map(relative, files))}")
     return about | lists | {"files": [str(file) for file in files]}
 
 

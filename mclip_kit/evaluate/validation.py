@@ -70,7 +70,7 @@ class Evaluator:
             name = TASKS[type(stage)].evaluation
             if name:
                 metric = self._metrics[stage.name]
-                by = f"by {validation_of(name).words(metric)}" if metric else "by its default metric"
+                by = f"by {validation_of(name).words(metric)}" if metric else "by the metric that its lines begin with"
                 lines.append(f"  {stage.name}: scored on {self._opened[name].data}, {by}; keeps its {keep} weights")
             else:
                 lines.append(f"  {stage.name}: not scored (kind {kind_of(stage)}); keeps its last weights")

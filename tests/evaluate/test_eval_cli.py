@@ -266,7 +266,8 @@ def test_pictures_that_cannot_be_read_are_an_error_and_no_score(eval_, squares, 
     (tmp_path / "data" / "images.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     done = eval_("--data", "data", "--langs", "de")
     assert_one_line(
-        done, "data: none of its test pictures is there, such as data/none.png; put them back, or remove data"
+        done,
+        "data: none of its test pictures is there, such as data/none.png; put them back, or prepare it with --again",
     )
     for image in ("red-left-3", "grey-below-3"):
         rows[1:] = [f"{line[:-8]}bad.png" if line.startswith(image) else line for line in rows[1:]]
@@ -278,7 +279,7 @@ def test_pictures_that_cannot_be_read_are_an_error_and_no_score(eval_, squares, 
     assert "Traceback" not in done.output
     table = tmp_path / "data" / "images.tsv"
     table.write_text(table.read_text().replace("none.png", "").replace("bad.png", ""), encoding="utf-8")
-    message = "put the pictures, under their names in images.tsv, into data/pictures, or remove data"
+    message = "put the pictures, under their names in images.tsv, into data/pictures, or prepare it with --again"
     assert_one_line(eval_("--data", "data", "--langs", "de"), message)
     (tmp_path / "data" / "pictures").mkdir()
     for name in read_captions(squares).names:
@@ -300,16 +301,16 @@ def test_every_evaluation_has_a_folder_of_its_own(folder, squares, colours, tmp_
         return next(line for line in done.output.splitlines() if line.startswith("written"))
 
     squares_data = ["--data", squares, "--langs", "de"]
-    assert eval_model(*squares_data).startswith(f"written: {run}/eval/data.test/results.json, ")
-    assert eval_model(*squares_data).startswith(f"written over earlier results: {run}/eval/data.test/results.json, ")
-    assert f" {run}/eval/data.test-2/results" in eval_model("--data", squares)
-    assert eval_model(*squares_data).startswith(f"written over earlier results: {run}/eval/data.test/results.json, ")
-    assert f" {run}/eval/data.valid/results" in eval_model(*squares_data, "--split", "valid")
-    assert f" {run}/eval/data.test.xtd/results" in eval_model(*squares_data, "--protocol", "xtd")
-    assert f" {run}/eval/data.test-3/results" in eval_model("--data", "other/data", "--langs", "de")
-    assert f" {run}/eval/data.test.model-wise_ft/results" in eval_model(*squares_data, model="model-wise_ft")
+    assert eval_model(*squares_data).startswith("written: run/eval/data.test/results.json, ")
+    assert eval_model(*squares_data).startswith("written over earlier results: run/eval/data.test/results.json, ")
+    assert " run/eval/data.test-2/results" in eval_model("--data", squares)
+    assert eval_model(*squares_data).startswith("written over earlier results: run/eval/data.test/results.json, ")
+    assert " run/eval/data.valid/results" in eval_model(*squares_data, "--split", "valid")
+    assert " run/eval/data.test.xtd/results" in eval_model(*squares_data, "--protocol", "xtd")
+    assert " run/eval/data.test-3/results" in eval_model("--data", "other/data", "--langs", "de")
+    assert " run/eval/data.test.model-wise_ft/results" in eval_model(*squares_data, model="model-wise_ft")
     bitext = ["--data", squares, "--task", "bitext", "--sentences", "5"]
-    assert f" {run}/eval/data.test.bitext/results" in eval_model(*bitext)
+    assert " run/eval/data.test.bitext/results" in eval_model(*bitext)
     done = CliRunner().invoke(cli, ["report", str(run), "--out", "all.html"])
     assert done.exit_code == 0, done.output
     page = (tmp_path / "all.html").read_text(encoding="utf-8")

@@ -101,7 +101,7 @@ def _places(
     known = [(number, name) for number, name in enumerate(series) if name in group.values]
     for place, (number, name) in enumerate(known):
         value, (low, high) = group.values[name], _ends(group, name)
-        inside = high > top * INSIDE or (mark is not None and low > top * ROOM and value <= mark[1])
+        inside = high > top * INSIDE or (mark is not None and low > top * ROOM and high <= mark[1])
         colour = f"s{number % COLOURS}{' faint' * group.faint}"
         yield value, (low, high), top, y + place * (BAR + GAP), colour, inside
 

@@ -61,6 +61,26 @@ def test_nothing_is_drawn_outside_or_over_another_thing() -> None:
     assert inside == [False, True, True, True]  # beside the second bar the line of the mark would cross it
 
 
+def test_a_bar_carries_its_interval_and_the_figure_is_not_on_it() -> None:
+    groups = [
+        Group("German (de)", {"a": 40.0}, ranges={"a": (30.0, 50.0)}),
+        Group("French (fr)", {"a": 80.0}, ranges={"a": (70.0, 90.0)}),
+        Group("Czech (cs)", {"a": 20.0}),
+    ]
+    chart = parsed(charts.bars("c", "R@1", ["a"], groups))
+    ranges = [line for line in chart.iter("line") if line.attrib["class"] == "range"]
+    assert [(percent(one.attrib["x1"]), percent(one.attrib["x2"])) for one in ranges] == [(30, 50), (70, 90)]
+    figures = [element for element in chart.iter("text") if "figure" in element.attrib["class"]]
+    assert [(percent(one.attrib["x"]), one.attrib.get("text-anchor")) for one in figures] == [
+        (50, None),
+        (70, "end"),
+        (20, None),
+    ]
+    assert chart.findtext("desc") == (
+        "German (de): 40.0 (95% interval 30.0 to 50.0); French (fr): 80.0 (95% interval 70.0 to 90.0); Czech (cs): 20.0"
+    )
+
+
 def test_intervals_have_a_common_scale_and_say_what_they_show() -> None:
     rows = [Interval("de", 2.0, 0.5, 3.5), Interval("fr", -1.0, -2.0, -0.1), Interval("en", 0.1, -0.4, 0.6)]
     scale = charts.span(rows)
