@@ -23,14 +23,15 @@ MODEL/                          what `mclip_kit.load` reads
 DATA/                           what `mclip-kit prepare` writes
     manifest.json               counts, hashes, licences, tool version
     images.npy                  uint8 (N, S, S, 3), only if the corpus renders its pictures itself
-    images.tsv                  one row a picture, in the order of images.npy
-    captions.tsv                one row a caption
-    uncaptioned.tsv             splits of pictures without a caption there: they belong to the split's gallery
+    images.arrow                one row a picture, in the order of images.npy; `mclip-kit data show DATA` prints it
+    captions.arrow              one row a caption
+    uncaptioned.arrow           splits of pictures without a caption there: they belong to the split's gallery
+                                (earlier versions: images.tsv, captions.tsv, uncaptioned.tsv, which are read too)
     bitext/                     fairseq-binarised parallel sentences: sentencepiece.bpe.model, dict.LANG.txt,
                                 SPLIT.SRC-TGT.LANG.bin and .idx, and .txt with the raw text
     fingerprints/               hashes of pictures and texts by split, for the leakage check
     pictures.tar                pictures that were inside a table, only if there were such
-    pictures/                   optional: picture files that a user adds later, under their names in images.tsv
+    pictures/                   optional: picture files that a user adds later, under the names of images.arrow
 """
 
 RECIPE = "recipe.yaml"
@@ -61,13 +62,16 @@ LANGUAGE_LINEAR = "language_linear.safetensors"
 
 MANIFEST = "manifest.json"
 IMAGES_ARRAY = "images.npy"
-IMAGES_TABLE = "images.tsv"
+IMAGES = "images.arrow"
+CAPTIONS = "captions.arrow"
+UNCAPTIONED = "uncaptioned.arrow"
+IMAGES_TABLE = "images.tsv"  # these three: while a folder is being built, and in folders of earlier versions
 CAPTIONS_TABLE = "captions.tsv"
 UNCAPTIONED_TABLE = "uncaptioned.tsv"
 BITEXT = "bitext"
 FINGERPRINTS = "fingerprints"
 PICTURES = "pictures"
 PICTURES_TAR = "pictures.tar"
-IMAGE_COLUMNS = ("image", "group", "stratum")  # of images.tsv; if pictures are files, a column `file` follows
-CAPTION_COLUMNS = ("image", "language", "split", "caption")  # of captions.tsv
-UNCAPTIONED_COLUMNS = ("image", "split")  # of uncaptioned.tsv
+IMAGE_COLUMNS = ("image", "group", "stratum")  # of a .tsv; if pictures are files, a column `file` follows
+CAPTION_COLUMNS = ("image", "language", "split", "caption")
+UNCAPTIONED_COLUMNS = ("image", "split")

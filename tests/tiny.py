@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from mclip_kit.data import tables
 from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.data.tokenizer import XlmrTokenizer
@@ -102,6 +103,16 @@ def without_hashes(folder: Path) -> Path:
     assert tree[entry]
     tree |= {"files": {}} if entry == "files" else {"hashes": None}
     config.write_text(json.dumps(tree), encoding="utf-8")
+    if (folder / "images.arrow").is_file():
+        as_text(folder)
+    return folder
+
+
+def as_text(folder: Path) -> Path:
+    """A prepared folder whose tables are text, as earlier versions wrote them."""
+    for name, lines in tables.as_text(tables.open_tables(folder)):
+        (folder / name).write_text("".join(lines), encoding="utf-8", newline="\n")
+        (folder / name).with_suffix(".arrow").unlink(missing_ok=True)
     return folder
 
 

@@ -1,5 +1,5 @@
 """The command line: init | prepare | extract | train | eval | report | import | export | push |
-embed | index | search | demo | cache | recipes | doctor.
+embed | index | search | demo | data | cache | recipes | doctor.
 
 Wiring only; heavy imports live inside commands.
 """
@@ -11,6 +11,7 @@ from mclip_kit.cli.about import doctor, recipes
 from mclip_kit.cli.cache import cache
 from mclip_kit.cli.common import Commands
 from mclip_kit.cli.convert import import_
+from mclip_kit.cli.data import data
 from mclip_kit.cli.evaluate import evaluate
 from mclip_kit.cli.export import export, push
 from mclip_kit.cli.init import init
@@ -30,7 +31,22 @@ def cli(offline: bool, quiet: bool, debug: bool) -> None:
 
 
 SEARCHING = (embed, index, search, demo)
-COMMANDS = (init, prepare, extract, train, evaluate, report, import_, export, push, *SEARCHING, cache, recipes, doctor)
+COMMANDS = (
+    init,
+    prepare,
+    extract,
+    train,
+    evaluate,
+    report,
+    import_,
+    export,
+    push,
+    *SEARCHING,
+    data,
+    cache,
+    recipes,
+    doctor,
+)
 for command in COMMANDS:
     cli.add_command(command)
 

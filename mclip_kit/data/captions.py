@@ -1,6 +1,6 @@
 """Image-caption pairs of a prepared folder.
 
-The pictures are rows of images.npy, or files. For files, the column `file` of images.tsv has a path, or a tar member
+The pictures are rows of images.npy, or files. For files, the column `file` of their table has a path, or a tar member
 as `data.images` names it. An empty cell means that the file was not found when the corpus was prepared; then it is
 looked for in the folder `pictures`, where a user may have put it since.
 """
@@ -11,25 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from mclip_kit.config.model import AS_SEEN
 from mclip_kit.data import images
 from mclip_kit.data.arrays import open_array
+from mclip_kit.data.columns import Labels, Strings, as_array, as_keys
 from mclip_kit.data.manifest import check_files
 from mclip_kit.data.pictures import to_rgb
+from mclip_kit.data.tables import open_tables
 from mclip_kit.errors import DataError, first_line
-from mclip_kit.layout import (
-    CAPTION_COLUMNS,
-    CAPTIONS_TABLE,
-    IMAGE_COLUMNS,
-    IMAGES_ARRAY,
-    IMAGES_TABLE,
-    MANIFEST,
-    PICTURES,
-    UNCAPTIONED_COLUMNS,
-    UNCAPTIONED_TABLE,
-)
+from mclip_kit.layout import IMAGES_ARRAY, MANIFEST, PICTURES
 
 
 @dataclass(frozen=True)
@@ -45,19 +38,21 @@ class Captions:
         images, languages, splits, texts: columns of the caption table; `images` are rows of the picture table.
         files: a path or tar member for each picture; empty if pictures are rows of `pixels`.
         uncaptioned: split -> pictures that have no caption there, as rows of the picture table.
+        keys: hash of the content of each picture, uint64 (N, 2), zeros where it is not known; None: of none.
     """
 
     folder: Path
     pixels: np.ndarray | None
-    names: list[str]
+    names: Sequence[str]
     groups: np.ndarray
-    strata: np.ndarray
+    strata: Labels
     images: np.ndarray
-    languages: np.ndarray
-    splits: np.ndarray
-    texts: np.ndarray
-    files: list[Path]
+    languages: Labels
+    splits: Labels
+    texts: Strings
+    files: Sequence[Path]
     uncaptioned: Mapping[str, np.ndarray] = field(default_factory=dict)
+    keys: np.ndarray | None = None
 
     def select(self, split: str | Mapping[str, str], languages: Sequence[str] | str = "all") -> np.ndarray:
         """The rows of the caption table that are in a split and in some languages, int64.
@@ -70,17 +65,17 @@ class Captions:
         """
         if not isinstance(split, str):
             return self._select_each(split, list(split) if languages == "all" else list(languages))
-        inside = self.splits == split
+        inside = self.splits.isin([split])
         if not inside.any():
-            known = sorted(set(self.splits))
+            known = self.splits.present()
             raise DataError(f"{self.folder}: no captions in split {split!r}; there are {', '.join(known) or 'none'}")
-        known = sorted(set(self.languages[inside]))
+        known = self.languages.present(inside)
         wanted = known if languages == "all" else list(languages)
         missing = [language for language in wanted if language not in known]
         if missing or not wanted:
             asked = ", ".join(missing) or "an empty list of languages"
             raise DataError(f"{self.folder}: no {split} captions in {asked}; there are {', '.join(known)}")
-        return np.flatnonzero(inside & np.isin(self.languages, wanted))
+        return np.flatnonzero(inside & self.languages.isin(wanted))
 
     def _select_each(self, splits: Mapping[str, str], languages: list[str]) -> np.ndarray:
         """The rows of each language from its own split, in the table's order."""
@@ -93,16 +88,16 @@ class Captions:
 
     def only(self, split: str) -> "Captions":
         """The same pictures with the captions of one split."""
-        rows = self.splits == split
-        columns = {name: getattr(self, name)[rows] for name in ("images", "languages", "splits", "texts")}
-        return replace(self, **columns)
+        rows = np.flatnonzero(self.splits.isin([split]))
+        labels = {name: getattr(self, name).take(rows) for name in ("languages", "splits", "texts")}
+        return replace(self, images=self.images[rows], **labels)
 
     def gallery(self, split: str) -> np.ndarray:
         """The pictures of a split, with or without captions, as rows of the picture table; int64, sorted.
 
         It is the same whatever languages are asked for.
         """
-        with_captions = self.images[self.splits == split]
+        with_captions = self.images[self.splits.isin([split])]
         return np.union1d(with_captions, self.uncaptioned.get(split, np.empty(0, np.int64))).astype(np.int64)
 
     def open(self, image: int) -> Image.Image:
@@ -137,17 +132,17 @@ class Captions:
 
 def uncaptioned(folder: Path, names: Sequence[str], strata: Sequence[str], files: Sequence[Path]) -> Captions:
     """Picture files of a folder that is not prepared, without captions; no two of them count as the same."""
-    none = np.empty(0, dtype=object)
+    none = Labels.of([])
     return Captions(
         folder=folder,
         pixels=None,
         names=list(names),
         groups=np.arange(len(names)),
-        strata=np.array(strata),
+        strata=Labels.of(list(strata)),
         images=np.empty(0, np.int64),
         languages=none,
         splits=none,
-        texts=none,
+        texts=Strings.of([]),
         files=list(files),
     )
 
@@ -166,48 +161,45 @@ def read_captions(folder: str | Path) -> Captions:
     """
     folder = Path(folder)
     check_prepared(folder)
-    images = _read_table(folder / IMAGES_TABLE, IMAGE_COLUMNS, "file")
-    captions = _read_table(folder / CAPTIONS_TABLE, CAPTION_COLUMNS)
-    wrong = next((line for line, row in enumerate(images, 2) if not row[1].isdecimal()), None)
-    if wrong:
-        raise DataError(f"{folder / IMAGES_TABLE} line {wrong}: its group is not a number; prepare it with --again")
-    groups = np.array([int(row[1]) for row in images], dtype=np.int64)
-    has_pixels = bool(images) and len(images[0]) == len(IMAGE_COLUMNS)
-    pixels = _read_pixels(folder, len(images)) if has_pixels else None
-    row_of = {row[0]: number for number, row in enumerate(images)}
-    named_images = _rows_of(captions, row_of, folder / CAPTIONS_TABLE)
-    without = _read_uncaptioned(folder / UNCAPTIONED_TABLE, row_of)
-    check_files(folder, (IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE, *([IMAGES_ARRAY] if has_pixels else [])))
+    tables = open_tables(folder)
+    images, captions, known = tables.images, tables.captions, tables.images.schema.names
+    pixels = _read_pixels(folder, len(images)) if "file" not in known and len(images) else None
+    check_files(folder, (*tables.names, *([IMAGES_ARRAY] if pixels is not None else [])))
     return Captions(
         folder=folder,
         pixels=pixels,
-        names=[row[0] for row in images],
-        groups=groups,
-        strata=np.array([row[2] for row in images]),
-        images=named_images,
-        languages=np.array([row[1] for row in captions]),
-        splits=np.array([row[2] for row in captions]),
-        texts=np.array([row[3] for row in captions], dtype=object),
-        files=[] if has_pixels else [folder / (row[3] or Path(PICTURES, row[0])) for row in images],
-        uncaptioned=without,
+        names=Strings(images["image"]),
+        groups=as_array(images["group"]),
+        strata=Labels.of(images["stratum"]),
+        images=as_array(captions["image"]),
+        languages=Labels.of(captions["language"]),
+        splits=Labels.of(captions["split"]),
+        texts=Strings(captions["caption"]),
+        files=Files(folder, Strings(images["image"]), Strings(images["file"])) if "file" in known else [],
+        uncaptioned=_uncaptioned(tables.uncaptioned),
+        keys=as_keys(images["key"]) if "key" in known else None,
     )
 
 
-def _rows_of(rows: list[list[str]], row_of: Mapping[str, int], path: Path) -> np.ndarray:
-    """The row in the picture table of the picture in each first cell, int64."""
-    unknown = next((line for line, row in enumerate(rows, 2) if row[0] not in row_of), None)
-    if unknown:
-        raise DataError(f"{path} line {unknown}: its image is not in {IMAGES_TABLE}; prepare it with --again")
-    return np.array([row_of[row[0]] for row in rows], dtype=np.int64)
-
-
-def _read_uncaptioned(path: Path, row_of: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _uncaptioned(table: pa.Table) -> dict[str, np.ndarray]:
     """Split -> its pictures without captions; a folder of an earlier version does not name them."""
-    if not path.is_file():
-        return {}
-    rows = _read_table(path, UNCAPTIONED_COLUMNS)
-    images, splits = _rows_of(rows, row_of, path), np.array([row[1] for row in rows])
-    return {str(split): images[splits == split] for split in np.unique(splits)}
+    images, splits = as_array(table["image"]), Labels.of(table["split"])
+    return {name: images[splits.isin([name])] for name in splits.names}
+
+
+class Files(Sequence[Path]):
+    """Where pictures are: a path or a tar member of each; `pictures/NAME` in the folder if it was not found."""
+
+    def __init__(self, folder: Path, names: Strings, files: Strings) -> None:
+        self._folder, self._names, self._files = folder, names, files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[image] for image in range(*index.indices(len(self)))]
+        return self._folder / (self._files[index] or Path(PICTURES, self._names[index]))
 
 
 def _read_pixels(folder: Path, count: int) -> np.ndarray:
@@ -219,26 +211,5 @@ def _read_pixels(folder: Path, count: int) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise DataError(f"{path}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3); prepare it with --again")
     if len(pixels) != count:
-        raise DataError(
-            f"{folder}: {path.name} has {len(pixels)} pictures, {IMAGES_TABLE} {count}; prepare it with --again"
-        )
+        raise DataError(f"{folder}: {path.name} has {len(pixels)} pictures, its table {count}; prepare it with --again")
     return pixels
-
-
-def _read_table(path: Path, columns: tuple[str, ...], more: str | None = None) -> list[list[str]]:
-    """The rows of a table; `more` is a column that may come after the others."""
-    try:
-        with open(path, encoding="utf-8", newline="\n") as handle:  # a CR inside a caption ends no row
-            header, *rows = (line.rstrip("\r\n").split("\t") for line in handle)
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; prepare it with --again") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not a UTF-8 table ({error}); prepare it with --again") from None
-    if more and tuple(header) == (*columns, more):
-        columns = (*columns, more)
-    if tuple(header) != columns:
-        raise DataError(f"{path} line 1: columns are {', '.join(header)}, not {', '.join(columns)}")
-    wrong = next((line for line, row in enumerate(rows, 2) if len(row) != len(columns)), None)
-    if wrong:
-        raise DataError(f"{path} line {wrong}: {len(rows[wrong - 2])} columns, not {len(columns)}")
-    return rows

@@ -75,10 +75,10 @@ def rows_from_captions(
         tokenize: the student's tokenizer.
     """
     rows = captions.select(split, languages)
-    texts = [str(text) for text in captions.texts[rows]]
-    codes, numbers = np.unique(captions.languages[rows], return_inverse=True)
+    texts = captions.texts[rows].tolist()
+    codes, numbers = np.unique(captions.languages[rows].astype(str), return_inverse=True)
     tokens = tokenize(texts)
-    known_N = captions.languages[rows] == teacher_language
+    known_N = captions.languages.isin([teacher_language])[rows]
     return TriangleRows(
         languages=[str(code) for code in codes],
         languages_N=numbers,

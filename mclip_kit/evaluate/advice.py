@@ -17,7 +17,7 @@ def eval_command(model: Path, recipe: Recipe) -> str:
     """
     if recipe.data.captions:
         captions = read_captions(recipe.data.captions)
-        known = {*map(str, captions.splits), *captions.uncaptioned} if len(captions.splits) else {"test"}
+        known = {*captions.splits.present(), *captions.uncaptioned} if len(captions.splits) else {"test"}
         words = ["--data", recipe.data.captions]
     else:
         folder = Path(next(iter(recipe.data.bitexts)))

@@ -12,7 +12,7 @@ from mclip_kit.evaluate import class_names
 from mclip_kit.evaluate.base import Request
 from mclip_kit.evaluate.labelled import Labelled, read_labelled
 from mclip_kit.evaluate.translated import TRANSLATED, translated
-from mclip_kit.layout import BITEXT, ENCODER, IMAGES_TABLE, MODEL, MODEL_CONFIG, PICTURES, TRANSLATOR_CONFIG
+from mclip_kit.layout import BITEXT, ENCODER, MODEL, MODEL_CONFIG, PICTURES, TRANSLATOR_CONFIG
 
 LOOKED_AT = 1000  # picture files
 
@@ -82,7 +82,8 @@ def check_files(captions: Captions, split: str) -> None:
         return
     where = captions.folder
     never_found = files[0].is_relative_to(captions.folder / PICTURES)
-    here = f"put the pictures, under their names in {IMAGES_TABLE}, into {where / PICTURES}"
+    names = f"mclip-kit data show {where} --table images"
+    here = f"put the pictures, under the names of {names}, into {where / PICTURES}"
     raise DataError(
         f"{where}: none of its {split} pictures is there, such as {files[0]}; "
         f"{here if never_found else 'put them back'}, or prepare it with --again --images DIR"

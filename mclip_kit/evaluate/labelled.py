@@ -52,7 +52,7 @@ def read_labelled(data: Path, split: str) -> Labelled:
     else:
         captions, images_N = _class_folders(data, split)
     of_all = not len(captions.images)  # where there are captions, strata need not be classes
-    found = sorted(set((captions.strata if of_all else captions.strata[images_N]).tolist()))
+    found = captions.strata.present() if of_all else captions.strata.present(images_N)
     if len(found) < 2:
         raise DataError(f"{data}: one class only ({found[0]}); zero-shot classification needs a folder per class")
     if all(name.isdecimal() for name in found):
@@ -82,7 +82,7 @@ def _split_images(captions: Captions, split: str) -> np.ndarray:
     if len(found := captions.gallery(split)):
         return found
     if len(captions.images) or captions.uncaptioned:
-        known = sorted({*map(str, captions.splits), *captions.uncaptioned})
+        known = sorted({*captions.splits.present(), *captions.uncaptioned})
         raise DataError(f"{captions.folder}: no pictures in split {split!r}; there are {', '.join(known)}")
     counts: dict[str, Any] = File(captions.folder / MANIFEST).json()
     try:

@@ -175,7 +175,7 @@ def evaluate(
     if languages == "all":
         found = dict(sorted(found.items(), key=lambda item: (item[0] != TEACHER_LANGUAGE, item[0])))
     results = {str(language): found[str(language)] for language in (found if languages == "all" else languages)}
-    if teacher_language in captions.languages[captions.select(split)]:
+    if teacher_language in captions.languages.present(captions.select(split)):
         own = scored(TEACHER, captions.select(split, [str(teacher_language)]))
         results = {TEACHER: own[str(teacher_language)], **results}
     return results
@@ -234,14 +234,14 @@ def _open(recipe: Recipe, stages: Sequence[Any]) -> Opened:
     captions = read_captions(recipe.data.captions)
     split, languages = wanted.split, wanted.languages
     try:
-        known = sorted(set(captions.languages[captions.select(split)].tolist()))
+        known = captions.languages.present(captions.select(split))
     except DataError as error:
         raise RecipeError(f"evaluation.split: {error}") from None
     try:
         rows = captions.select(split, languages)
     except DataError as error:
         raise RecipeError(f"evaluation.languages: {error}") from None
-    scored = sorted(set(captions.languages[rows].tolist()))
+    scored = captions.languages.present(rows)
     names = names_of(scored, with_teacher=TEACHER_LANGUAGE in known)
     kept = captions.only(split)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mclip_kit.data.captions import Captions
+from mclip_kit.data.columns import Strings
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError
@@ -20,15 +21,15 @@ def translated(captions: Captions, file: Path, split: str, languages: Sequence[s
         DataError: the table is damaged or lacks one of the captions.
     """
     table = read_translations(file)
-    texts = captions.texts.copy()
+    texts = captions.texts.tolist()
     for row in captions.select(split, languages):
         language, text = str(captions.languages[row]), str(captions.texts[row]).strip()
         english = table.get((language, text)) or table.get(("", text)) or (text if language == TEACHER_LANGUAGE else "")
         if not english:
-            where = f"{captions.folder / 'captions.tsv'} line {row + 2}"
+            where = f"line {row + 2} of mclip-kit data show {captions.folder}"
             raise DataError(f"{file}: no English for {text!r} ({language}, {where}); add a line for this caption")
         texts[row] = english
-    return replace(captions, texts=texts)
+    return replace(captions, texts=Strings.of(texts))
 
 
 def read_translations(file: Path) -> dict[tuple[str, str], str]:

@@ -114,7 +114,8 @@ def _of_rows(path: Path, rows: Iterable[Row]) -> Iterator[Block]:
 def _of_prepared(captions: Captions) -> Iterator[Block]:
     array = (captions.folder / IMAGES_ARRAY).absolute()
     texts = [""] * len(captions.names)
-    for own in (captions.languages != TEACHER_LANGUAGE, captions.languages == TEACHER_LANGUAGE):  # the latter wins
+    teachers_N = captions.languages.isin([TEACHER_LANGUAGE])
+    for own in (~teachers_N, teachers_N):  # the latter wins
         for row in np.flatnonzero(own)[::-1]:
             texts[captions.images[row]] = str(captions.texts[row])
     for start in range(0, len(texts), BLOCK):

@@ -68,13 +68,13 @@ def test_a_damaged_picture_is_named_wherever_it_lies(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_not_found_may_be_put_there_later(tmp_path: Path, both: Captions) -> None:
-    assert both.files == [tmp_path / "data" / "pictures" / name for name in ("a", "b")]
+    assert list(both.files) == [tmp_path / "data" / "pictures" / name for name in ("a", "b")]
     with pytest.raises(DataError, match=r"data/pictures/a: not a readable picture: .*No such file"):
         both.picture(0)
     red(tmp_path / "data" / "pictures" / "a")
     assert both.picture(0).size == (4, 4)
     absolute = read_captions(folder(tmp_path / "data", [str(tmp_path / "x.png"), ""]))
-    assert absolute.files == [tmp_path / "x.png", tmp_path / "data" / "pictures" / "b"]
+    assert list(absolute.files) == [tmp_path / "x.png", tmp_path / "data" / "pictures" / "b"]
 
 
 def test_each_language_may_have_its_own_split(both: Captions) -> None:

@@ -8,6 +8,7 @@ import pytest
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.tables import as_text, open_tables
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
 from mclip_kit.evaluate.baselines import baseline, read_translations, translated
 from mclip_kit.evaluate.bootstrap import compare
@@ -71,7 +72,7 @@ def test_another_model_is_scored_by_its_own_towers(model, captions, tmp_path):
 def test_only_wanted_captions_are_translated(captions, tmp_path):
     rows = english(captions)
     found = translated(captions, table(rows, tmp_path / "de.tsv"), "test", ["de"])
-    changed = np.flatnonzero(found.texts != captions.texts)
+    changed = np.flatnonzero(np.array(found.texts.tolist()) != np.array(captions.texts.tolist()))
     assert changed.tolist() == captions.select("test", ["de"]).tolist()
     assert found.texts[changed[0]] == rows[str(captions.texts[changed[0]])]
     assert captions.texts[changed[0]].startswith("Quadrat")
@@ -82,10 +83,13 @@ def test_a_missing_caption_is_named_with_its_line(captions, tmp_path):
     missing = sorted(rows)[3]
     del rows[missing]
     file = table(rows, tmp_path / "de.tsv")
-    with pytest.raises(DataError, match=r"de\.tsv: no English for .* \(de, .*captions\.tsv line \d+\)") as error:
+    with pytest.raises(
+        DataError, match=r"de\.tsv: no English for .* \(de, line \d+ of mclip-kit data show .*\)"
+    ) as error:
         baseline(f"translated:{file}", captions, "test", ["de"])
-    line = int(str(error.value).partition("line ")[2].partition(")")[0])
-    written = (captions.folder / "captions.tsv").read_text(encoding="utf-8").splitlines()[line - 1]
+    line = int(str(error.value).partition("line ")[2].partition(" of")[0])
+    written = dict(as_text(open_tables(captions.folder)))["captions.tsv"]
+    written = "".join(written).splitlines()[line - 1]
     assert written.endswith(f"\tde\ttest\t{missing}")
     assert repr(missing) in str(error.value)
 

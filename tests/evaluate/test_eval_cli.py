@@ -111,8 +111,8 @@ def test_image_retrieval_is_text_to_image_as_in_clip_benchmark():
 
 
 def test_baselines_are_compared_with_the_model_with_intervals(eval_, squares, folder, tmp_path):
-    lines = (squares / "captions.tsv").read_text(encoding="utf-8").splitlines()
-    german = [line.split("\t")[3] for line in lines if "\tde\ttest\t" in line]
+    captions = read_captions(squares)
+    german = captions.texts[captions.select("test", ["de"])].tolist()
     (tmp_path / "de.tsv").write_text("".join(f"{text}\ta square\n" for text in german), encoding="utf-8")
     names = ["teacher", "translated:de.tsv", str(folder)]
     done = eval_("--data", squares, "--langs", "en,de", *(word for name in names for word in ("--baseline", name)))
@@ -202,7 +202,7 @@ def test_wrong_words_end_in_one_line(eval_, squares, colours, tmp_path):
     assert_one_line(eval_("--data", squares, "--baseline", "techer"), "techer", "translated:FILE")
     (tmp_path / "few.tsv").write_text("Quadrat\tsquare\n", encoding="utf-8")
     missing = eval_("--data", squares, "--langs", "de", "--baseline", "translated:few.tsv")
-    assert_one_line(missing, "few.tsv: no English for 'Quadrat", "captions.tsv line")
+    assert_one_line(missing, "few.tsv: no English for 'Quadrat", "of mclip-kit data show ")
     assert_one_line(eval_("--data", squares, "--classes", "own.yaml"), "--classes is for --task zeroshot")
     assert_one_line(eval_("--data", squares, "--langs", "ja"), "no test captions in ja")
     zeroshot = ("--task", "zeroshot", "--data", colours)
@@ -279,7 +279,7 @@ def test_pictures_that_cannot_be_read_are_an_error_and_no_score(eval_, squares, 
     assert "Traceback" not in done.output
     table = tmp_path / "data" / "images.tsv"
     table.write_text(table.read_text().replace("none.png", "").replace("bad.png", ""), encoding="utf-8")
-    message = "put the pictures, under their names in images.tsv, into data/pictures, or prepare it with --again"
+    message = "put the pictures, under the names of mclip-kit data show data --table images, into data/pi"
     assert_one_line(eval_("--data", "data", "--langs", "de"), message)
     (tmp_path / "data" / "pictures").mkdir()
     for name in read_captions(squares).names:

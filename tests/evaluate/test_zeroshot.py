@@ -240,7 +240,7 @@ def test_pictures_of_several_splits_without_captions_know_their_split(colours, t
     assert not parts[0] & parts[1]
     with pytest.raises(DataError, match="no pictures in split 'valid'; there are test, train"):
         read_labelled(tmp_path / "data", "valid")
-    (tmp_path / "data" / "uncaptioned.tsv").unlink()  # as an earlier version prepared it
+    (tmp_path / "data" / "uncaptioned.arrow").unlink()  # as an earlier version prepared it
     with pytest.raises(DataError, match="it is not known which pictures are test"):
         read_labelled(tmp_path / "data", "test")
 

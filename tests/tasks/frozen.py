@@ -100,7 +100,7 @@ def fresh(model: MultilingualClip, kind: str, *inputs: Any) -> torch.Tensor:
 
 def as_files(squares: Path, folder: Path) -> Path:
     """The same corpus, each picture a PNG."""
-    tiny.corpus(folder)
+    tiny.without_hashes(tiny.corpus(folder))
     captions = read_captions(folder)
     assert captions.pixels is not None
     (folder / "pictures").mkdir()
@@ -111,7 +111,7 @@ def as_files(squares: Path, folder: Path) -> Path:
     lines = ["\t".join([*header, "file"]), *("\t".join([*row, f"pictures/{row[0]}.png"]) for row in rows)]
     (folder / "images.tsv").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (folder / "images.npy").unlink()
-    return tiny.without_hashes(folder)
+    return folder
 
 
 def with_broken_files(squares: Path, folder: Path) -> Path:

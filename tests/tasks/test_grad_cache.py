@@ -15,6 +15,7 @@ from mclip_kit.config.stages import Edge, TriangleStage
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.columns import Labels, Strings
 from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_captions
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
@@ -159,11 +160,12 @@ def test_parts_are_no_wider_than_their_texts(model, captions):
 def with_duplicates(captions: Captions) -> Captions:
     """The same pictures; every second one has the captions of the one before."""
     number = captions.images
-    texts = captions.texts.copy()
+    texts = captions.texts.tolist()
+    languages = np.array(captions.languages.tolist())
     for row in np.flatnonzero(number % 2):
-        same = (number == number[row] - 1) & (captions.languages == captions.languages[row])
+        same = (number == number[row] - 1) & (languages == languages[row])
         texts[row] = captions.texts[same][0]
-    return replace(captions, texts=texts, splits=np.full(len(texts), "train"))
+    return replace(captions, texts=Strings.of(texts), splits=Labels.of(["train"] * len(texts)))
 
 
 @pytest.mark.parametrize("positives", ["image", "image_sum", "pair"])

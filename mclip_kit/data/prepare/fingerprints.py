@@ -16,7 +16,7 @@ import numpy as np
 from mclip_kit.data.fairseq_io import side_file
 from mclip_kit.data.images import read_bytes
 from mclip_kit.data.leakage import fingerprint_file
-from mclip_kit.data.prepare.hashes import hash_contents, hash_pictures, hash_texts
+from mclip_kit.data.prepare.hashes import content_keys, hash_contents, hash_pictures, hash_texts
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
 from mclip_kit.progress import tqdm
@@ -80,8 +80,8 @@ def fingerprint_tables(folder: Path, splits: Mapping[str, tuple[str, ...]], hash
                 writer.add(str(split), "texts", hashes_N[row_splits == split])
 
 
-def hash_picture_table(folder: Path, count: int, source: str | None) -> dict[str, np.ndarray]:
-    """Hashes of all pictures of a folder, in the order of images.tsv: kind -> uint64 (N,).
+def hash_picture_table(folder: Path, count: int, source: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Hashes of all pictures of a folder, in the order of images.tsv: kind -> uint64 (N,); and keys, uint64 (N, 2).
 
     Args:
         folder: it has images.tsv, and images.npy if the pictures are not files.
@@ -91,6 +91,7 @@ def hash_picture_table(folder: Path, count: int, source: str | None) -> dict[str
     pixels = np.load(folder / IMAGES_ARRAY, mmap_mode="r") if (folder / IMAGES_ARRAY).exists() else None
     bar = tqdm(total=count, desc="pictures: hash", unit="picture", leave=False, disable=count < 1000)
     found: dict[str, list[np.ndarray]] = {"pictures": [], "contents": []}
+    keys = [np.empty((0, 2), "<u8")]
     start = 0
     with ThreadPoolExecutor(READERS) as readers, bar:
         for rows in row_blocks(folder / IMAGES_TABLE):
@@ -100,9 +101,11 @@ def hash_picture_table(folder: Path, count: int, source: str | None) -> dict[str
                 contents = [picture.tobytes() for picture in pixels[start : start + len(rows)]]
             found["pictures"].append(hash_pictures([row[0] for row in rows], source))
             found["contents"].append(hash_contents(contents))
+            keys.append(content_keys(contents))
             start += len(rows)
             bar.update(len(rows))
-    return {kind: np.concatenate([np.empty(0, "<u8"), *blocks]) for kind, blocks in found.items()}
+    hashes = {kind: np.concatenate([np.empty(0, "<u8"), *blocks]) for kind, blocks in found.items()}
+    return hashes, np.concatenate(keys)
 
 
 def side_hashes(prefix: Path) -> Path:

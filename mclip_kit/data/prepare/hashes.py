@@ -45,6 +45,12 @@ def hash_contents(contents: Iterable[bytes]) -> np.ndarray:
     return _as_array([_digest(content) for content in contents])
 
 
+def content_keys(contents: Iterable[bytes]) -> np.ndarray:
+    """Keys of pictures by their bytes, uint64 (N, 2), as the feature cache has them; zeros for empty bytes."""
+    digests = [blake2b(content, digest_size=16).digest() if content else bytes(16) for content in contents]
+    return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+
+
 def _digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=8).digest() if content else NO_HASH
 

@@ -12,6 +12,7 @@ from mclip_kit import __version__
 from mclip_kit.data.corpora import Content, Corpus, find_reader
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.bitext_writer import write_bitext
+from mclip_kit.data.prepare.columns import to_columns
 from mclip_kit.data.prepare.fingerprints import (
     fingerprint_bitext,
     fingerprint_tables,
@@ -117,12 +118,13 @@ def _read(content: Content, corpus: Corpus, folder: Path, source: Source, wanted
             raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.splits)} names")
         with write_whole(folder / IMAGES_ARRAY) as temporary:
             np.save(temporary, content.pixels)
-    hashed = hash_picture_table(folder, len(tables.splits), corpus.pictures)
+    hashed, keys_N2 = hash_picture_table(folder, len(tables.splits), corpus.pictures)
     if corpus.cleaning.leaks == "drop":
         drop_leaks(tables, hashed["contents"])
     counts = tables.counted()
     _check_counts(corpus, counts)
     fingerprint_tables(folder, tables.splits, hashed)
+    to_columns(folder, keys_N2)
     progress = {
         "wanted": wanted,
         "sources": file_stamps(sorted(source.used)),

@@ -22,17 +22,21 @@ from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.files import hash_files, move
 from mclip_kit.layout import (
     BITEXT,
+    CAPTIONS,
     CAPTIONS_TABLE,
     FINGERPRINTS,
+    IMAGES,
     IMAGES_ARRAY,
     IMAGES_TABLE,
     MANIFEST,
     PICTURES_TAR,
+    UNCAPTIONED,
     UNCAPTIONED_TABLE,
 )
 
 PROGRESS = "read.json"
-OWN = (MANIFEST, IMAGES_ARRAY, IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE, BITEXT, FINGERPRINTS, PICTURES_TAR)
+OWN = (MANIFEST, IMAGES_ARRAY, IMAGES, CAPTIONS, UNCAPTIONED, BITEXT, FINGERPRINTS, PICTURES_TAR)
+OWN_BEFORE = (IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE)  # of earlier versions
 """What is at the top of a prepared folder, besides what a user puts there."""
 REPLACE = "prepare it anew with --again, or choose another --out"
 
@@ -111,7 +115,10 @@ def check_replaceable(out: Path) -> None:
     with suppress(OSError, *MALFORMED):
         written = {MANIFEST, *json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]}
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink())
-    others = [name for name in names if name.split("/")[0] not in OWN or (written is not None and name not in written)]
+    ours = [
+        name for name in names if name.split("/")[0] in (*OWN, *OWN_BEFORE) and (written is None or name in written)
+    ]
+    others = sorted({*names} - {*ours})
     if others:
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         raise DataError(f"{out / others[0]}{more}: not written by prepare; move it elsewhere, or choose another --out")

@@ -11,7 +11,7 @@ from mclip_kit.data.leakage import known_overlaps, leaks_of
 from mclip_kit.data.prepare.bitext_writer import remedy
 from mclip_kit.data.unknown import check_unknown
 from mclip_kit.errors import MALFORMED, DataError, first_line
-from mclip_kit.layout import IMAGES_TABLE, MANIFEST, PICTURES
+from mclip_kit.layout import MANIFEST, PICTURES
 
 COARSE = 100  # rows of a split below which one row changes a score by more than a percent
 MANY_LANGUAGES = 20  # of more, only the number is printed, and the fewest and most captions or pairs
@@ -71,7 +71,7 @@ def _missing_pictures(folder: Path, manifest: dict[str, Any]) -> str:
         + (f" in {where}" if where else "")
         + (f", such as {example}" if example else "")
         + (f", of which {near} is near" if near else "")
-        + f" (their `file` in {IMAGES_TABLE} is empty): {again}, or put them, under the names in that table, into "
+        + f" (mclip-kit data show {folder} --table images): {again}, or put them, under the names in that table, into "
         f"{folder / PICTURES}"
     )
 

@@ -278,7 +278,7 @@ def test_names_that_are_not_utf8_or_not_printable_are_kept():
     )
     folder.rename("plain")
     assert "captions, train: en 1" in done("--folder", "plain", "--out", "pictures")
-    assert read_captions("pictures").names == ["Screenshot at 1.00\u202fPM.png"]
+    assert read_captions("pictures").names.tolist() == ["Screenshot at 1.00\u202fPM.png"]
 
 
 def corpus_of(name: str, source: str, split: str, **captions: str) -> None:
@@ -328,7 +328,9 @@ def test_a_picture_that_is_missing_is_named_with_the_file_that_is_near():
         picture(Path(f"imgs/fox-{number}.png"), number)
     rows = [{"image": name, "caption": name} for name in ("fox-1.png", "fox_2.png", "hen.png")]
     said = done("--pairs", table("tsv", rows), "--out", "out")
-    assert "such as fox_2.png, of which imgs/fox-2.png is near (their `file` in images.tsv is empty): correct" in said
+    assert (
+        "such as fox_2.png, of which imgs/fox-2.png is near (mclip-kit data show out --table images): correct" in said
+    )
 
 
 def test_a_caption_never_gets_another_captions_picture():
@@ -338,7 +340,7 @@ def test_a_caption_never_gets_another_captions_picture():
     said = done("--pairs", table("tsv", [{"image": name, "caption": name} for name in names]), "--out", "out")
     assert "2 of 3 picture files were not found in " in said
     assert (
-        "such as imgs/sku4/main.jpg (their `file` in images.tsv is empty): correct the names and prepare with --again"
+        "such as imgs/sku4/main.jpg (mclip-kit data show out --table images): correct the names and prepare with"
         in said
     )
     assert [path.exists() for path in read_captions("out").files] == [True, False, False]
