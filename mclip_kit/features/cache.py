@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mclip_kit.features import hashing
-from mclip_kit.features.shards import Dtype, ItemFormat
+from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import temporary_directory, write_json
 from mclip_kit.progress import is_quiet, tqdm

@@ -13,8 +13,8 @@ from mclip_kit.data.transforms import read_pixels
 from mclip_kit.errors import DataError
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.item_format import NonfiniteOutput
 from mclip_kit.features.job import ExtractionJob
-from mclip_kit.features.shards import NonfiniteOutput
 from mclip_kit.features.table import Table
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
@@ -43,11 +43,11 @@ class Features:
 
     def padded(self, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
         """Token states, float32 (B, T, width), with zeros after each input's last token, and mask, int64 (B, T)."""
-        rows = self.rows[inputs]
-        lengths_B = torch.from_numpy(self.table.lengths(rows))
+        lengths, states_NH = self.table.take_with_lengths(self.rows[inputs])
+        lengths_B = torch.from_numpy(lengths)
         mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
         states_BTH = torch.zeros(*mask_BT.shape, self.table.item_format.width)
-        states_BTH[mask_BT] = self.table.take(rows)
+        states_BTH[mask_BT] = states_NH
         return states_BTH, mask_BT.long()
 
     def unreadable(self) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mclip_kit.errors import DataError
+from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.shard_writer import ShardWriter, claim_shard
-from mclip_kit.features.shards import Dtype, ItemFormat, shard_name
+from mclip_kit.features.shards import shard_name
 from mclip_kit.features.table import NoRoom, Table
 from tests.features.tables import (
     FORK,
