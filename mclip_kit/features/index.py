@@ -89,13 +89,25 @@ def in_key_order(keys_N2: np.ndarray, positions: np.ndarray | None = None) -> It
     count = len(keys_N2) if positions is None else len(positions)
     pieces = min(255, _pieces(count))
     piece_N = np.zeros(count, np.uint8)
-    for start in range(0, count if pieces > 1 else 0, PIECE):
-        part = slice(start, start + PIECE)
+    for part in slices(count if pieces > 1 else 0):
         piece_N[part] = _piece(keys_N2[part if positions is None else positions[part], 0], pieces)
     for piece in range(pieces):
         place = np.flatnonzero(piece_N == piece)
         place = place if positions is None else positions[place]
         yield place[np.argsort(keys_N2[place, 0], kind="stable")]
+
+
+def slices(count: int) -> Iterator[slice]:
+    """Parts of so many rows, `PIECE` of them each."""
+    return (slice(start, start + PIECE) for start in range(0, count, PIECE))
+
+
+def shard_numbers(row_N: np.ndarray) -> list[int]:
+    """The numbers of the shards that have the rows, ascending; -1 is none."""
+    found = set[int]()
+    for part in slices(len(row_N)):
+        found |= set(np.unique(row_N[part] >> BITS).tolist())
+    return sorted(found - {-1})
 
 
 def _pieces(rows: int) -> int:

@@ -19,11 +19,11 @@ from torch import Tensor
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features.filling import fill_shards
-from mclip_kit.features.index import BITS, LOCAL, find, in_key_order, index_is_sound, open_index
+from mclip_kit.features.index import BITS, LOCAL, find, in_key_order, index_is_sound, open_index, shard_numbers, slices
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob, first_of_each, items_of, plan_shards
 from mclip_kit.features.shard_writer import remove_damaged
-from mclip_kit.features.shards import PIECE, DamagedShard, Shard, is_sound
+from mclip_kit.features.shards import DamagedShard, Shard, is_sound
 from mclip_kit.files import readable
 from mclip_kit.progress import is_quiet, tqdm
 
@@ -59,7 +59,8 @@ class Table:
     ) -> None:
         self.folder, self.item_format, self.name = folder, item_format, name
         self.shard_bytes, self._log = shard_bytes, log
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._checked: set[str] = set()
         self._numbers: dict[str, int] = {}
         self._open()
@@ -68,10 +69,10 @@ class Table:
         """Which rows have no features because their input could not be read; bool (N,)."""
         bad = [np.zeros(0, np.int64)]
         with self._while_it_is_there():
-            for number in _shard_numbers(rows):
+            for number in shard_numbers(rows):
                 bad.append((number << BITS) + np.flatnonzero(self._shard(number).unreadable_N))
         known, bad_N = np.sort(np.concatenate(bad)), np.zeros(len(rows), bool)
-        for part in _slices(len(rows) if len(known) else 0):
+        for part in slices(len(rows) if len(known) else 0):
             place_M = np.minimum(np.searchsorted(known, rows[part]), len(known) - 1)
             bad_N[part] = known[place_M] == rows[part]
         return bad_N
@@ -239,7 +240,7 @@ class Table:
 
     def _verify(self, row_N: np.ndarray, keys_N2: np.ndarray, quiet: bool) -> None:
         """Verify shards that have some of the rows, if they are small; find the rows of damaged ones again."""
-        needed = {number: self._shards[number] for number in _shard_numbers(row_N)}
+        needed = {number: self._shards[number] for number in shard_numbers(row_N)}
         unchecked = {number: shard for number, shard in needed.items() if shard.folder.name not in self._checked}
         size = sum(shard.items for shard in unchecked.values()) * self.item_format.item_bytes
         if size > VERIFIED_FIRST:
@@ -280,18 +281,6 @@ class Table:
 def shard_folders(folder: Path) -> list[Path]:
     """The folders of a table's whole shards."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != ".part")
-
-
-def _slices(count: int) -> Iterator[slice]:
-    return (slice(start, start + PIECE) for start in range(0, count, PIECE))
-
-
-def _shard_numbers(row_N: np.ndarray) -> list[int]:
-    """The numbers of the shards that have the rows, ascending; -1 is none."""
-    found = set[int]()
-    for part in _slices(len(row_N)):
-        found |= set(np.unique(row_N[part] >> BITS).tolist())
-    return sorted(found - {-1})
 
 
 def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
