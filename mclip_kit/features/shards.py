@@ -34,7 +34,7 @@ from mclip_kit.features.item_format import ItemFormat
 BLOCK = np.dtype([("rows", "<u4"), ("checksum", "<u4"), ("items", "<u8")])
 KEYS, OFFSETS, UNREADABLE, SUMS = "keys.bin", "offsets.bin", "unreadable.bin", "sums.bin"
 CHECKED = (KEYS, OFFSETS, UNREADABLE)  # files that have a checksum in shard.json
-PIECE = 1 << 20  # keys that are read at once
+PIECE = 1 << 18  # keys that are read at once
 READ = 1 << 22  # bytes that are read at once to compute a checksum
 
 
