@@ -149,10 +149,10 @@ class Shard:
         if not self.checks_rows:
             return np.stack([self._offsets_N[local_R], self._offsets_N[local_R + 1]], 1)
         spans = _spans(local_R, np.ones_like(local_R))
-        contents = self._read(OFFSETS, 8, [(start, length + 1) for start, length in spans])
-        ends = [np.frombuffer(content, "<i8") for content in contents]
-        bounds_R2 = np.concatenate([np.stack([part[:-1], part[1:]], 1) for part in ends])
-        if ((bounds_R2 < 0) | (bounds_R2 > self.items)).any() or (bounds_R2[:, 0] > bounds_R2[:, 1]).any():
+        offsets = np.frombuffer(self._read(OFFSETS, 8, [(start, length + 1) for start, length in spans]), "<i8")
+        last = np.cumsum([length + 1 for _, length in spans]) - 1
+        bounds_R2 = np.stack([np.delete(offsets, last), np.delete(offsets, np.append(0, last[:-1] + 1))], 1)
+        if bounds_R2.min() < 0 or bounds_R2.max() > self.items or (bounds_R2[:, 0] > bounds_R2[:, 1]).any():
             raise DamagedShard(self.folder, f"{OFFSETS} has another content than when it was written")
         return bounds_R2
 
@@ -167,25 +167,30 @@ class Shard:
         """
         files = self.item_format.files
         spans = _spans(bounds_R2[:, 0], bounds_R2[:, 1] - bounds_R2[:, 0])
-        contents = [b"".join(self._read(name, size, spans)) for name, size in files.items()]
+        contents = [self._read(name, size, spans) for name, size in files.items()]
         if self.checks_rows:
-            places = _spans(local_R, np.ones_like(local_R))
-            known_R = np.frombuffer(b"".join(self._read(SUMS, 4, places)), "<u4")
+            places = _spans(local_R, np.ones_like(local_R)) if self.ragged else spans
+            known_R = np.frombuffer(self._read(SUMS, 4, places), "<u4")
             if not np.array_equal(row_checksums(bounds_R2, contents, list(files.values())), known_R):
                 raise DamagedShard(self.folder, "a row has another content than when it was written")
         return self.item_format.decode(contents)
 
-    def _read(self, name: str, size: int, spans: list[tuple[int, int]]) -> list[bytes]:
+    def _read(self, name: str, size: int, spans: list[tuple[int, int]]) -> bytes:
         """Entries start .. start + length - 1 of a file, of `size` bytes each, for each pair of start and length."""
         file = os.open(self.folder / name, os.O_RDONLY)
         try:
-            return [os.pread(file, length * size, start * size) for start, length in spans]
+            content = b"".join([os.pread(file, length * size, start * size) for start, length in spans])
         finally:
             os.close(file)
+        if len(content) != size * sum(length for _, length in spans):
+            raise DamagedShard(self.folder, f"{name} is shorter than when it was written")
+        return content
 
 
 def _spans(starts_R: np.ndarray, lengths_R: np.ndarray) -> list[tuple[int, int]]:
     """Start and length of each run of adjacent entries, which are one read."""
+    if len(starts_R) == 1:
+        return [(int(starts_R[0]), int(lengths_R[0]))]
     new_R = np.append(True, starts_R[1:] != starts_R[:-1] + lengths_R[:-1])
     lengths = np.add.reduceat(lengths_R, np.flatnonzero(new_R))
     return list(zip(starts_R[new_R].tolist(), lengths.tolist(), strict=True))

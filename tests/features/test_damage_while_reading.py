@@ -17,6 +17,7 @@ from tests.features.tables import (
     Tower,
     assert_right,
     content,
+    empty,
     filled,
     flip,
     halve,
@@ -85,6 +86,19 @@ def test_every_flipped_byte_of_the_values_is_noticed(ragged: bool, dtype: str, t
         for path in same.iterdir():
             (shard / path.name).write_bytes(path.read_bytes())
     assert_right(table, rows, names, ragged, dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["values.bin", "scales.bin", "sums.bin", "offsets.bin", "unreadable.bin"])
+@pytest.mark.parametrize("damage", [halve, empty])
+def test_a_file_that_is_cut_while_the_table_is_open_is_noticed(
+    damage: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
+    table, rows = filled(tmp_path, Tower(NAMES, True), "int8", rows=90)
+    damage(whole_shards(tmp_path)[1] / name)
+    with pytest.raises(DataError, match=r"damaged: .*it is removed"):
+        table.unreadable(rows) if name == "unreadable.bin" else table.take(rows)
+    table, rows = filled(tmp_path, Tower(NAMES, True), "int8", rows=90)
+    assert_right(table, rows, NAMES, True, "int8")
 
 
 def test_damaged_flags_of_unreadable_inputs_are_noticed(tmp_path: Path) -> None:
