@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from side_by_side import last_line
 
+from mclip_kit.features.index import find as find_in
 from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.shards import ItemFormat
 from mclip_kit.features.table import Table
@@ -50,41 +51,35 @@ def opened(folder: Path) -> Table:
     return Table(folder, item_format, "made-up features", SHARD * item_format.item_bytes, log=lambda line: None)
 
 
-def fill(folder: Path, rows: int) -> None:
+def fill(folder: Path, keys_N2: np.ndarray, job: ExtractionJob) -> None:
     """Fill the table; nothing but what is missing is computed."""
-    keys_N2, job = job_of(rows)
     opened(folder).fill(keys_N2, job, rank=1)  # no progress bar
 
 
-def find(folder: Path, rows: int) -> None:
-    """Find all rows, key by key in their order."""
-    keys_N2, _ = job_of(rows)
-    opened(folder).find(keys_N2)
+def find(folder: Path, keys_N2: np.ndarray, job: ExtractionJob) -> None:
+    """Find all rows."""
+    assert opened(folder).find(keys_N2).min() >= 0
 
 
-def find_unsorted(folder: Path, rows: int) -> None:
+def find_unsorted(folder: Path, keys_N2: np.ndarray, job: ExtractionJob) -> None:
     """The baseline: search the keys as they come in each part of the index."""
-    from mclip_kit.features.index import find as find_in
-
-    keys_N2, _ = job_of(rows)
-    row_N = np.full(rows, -1)
+    row_N = np.full(len(keys_N2), -1)
     for part, numbers in opened(folder)._index:
         left = np.flatnonzero(row_N < 0)
         row_N[left] = find_in(part.columns, keys_N2[left], numbers)
+    assert row_N.min() >= 0
 
 
-def measure(work: Callable[[Path, int], object], folder: Path, rows: int) -> tuple[float, float]:
-    """Microseconds and bytes of private memory a row of some work; without the time of making up the inputs."""
+def measure(work: Callable[[Path, np.ndarray, ExtractionJob], None], folder: Path, rows: int) -> tuple[float, float]:
+    """Microseconds and bytes of private memory a row of some work."""
 
     def child(out: Connection) -> None:
-        started = time.perf_counter()
-        job_of(rows)
-        made = time.perf_counter() - started
         out.send(private("self"))
         out.recv()
+        inputs = job_of(rows)
         started = time.perf_counter()
-        work(folder, rows)
-        out.send(time.perf_counter() - started - made)
+        work(folder, *inputs)
+        out.send(time.perf_counter() - started)
         out.recv()  # until its memory has been looked at
 
     ours, theirs = FORK.Pipe()
