@@ -75,6 +75,7 @@ class Shard:
     def __init__(self, folder: Path, item_format: ItemFormat) -> None:
         self.folder, self.item_format = folder, item_format
         try:
+            self._written = self._time()
             wrong = self._describe(json.loads((folder / "shard.json").read_text(encoding="utf-8")))
         except (OSError, *MALFORMED) as error:
             raise DamagedShard(folder, str(error)) from None
@@ -100,6 +101,17 @@ class Shard:
             for name, size in sizes.items()
             if (self.folder / name).stat().st_size != counts.get(name, self.items) * size
         ]
+
+    def _time(self) -> tuple[int, int]:
+        status = (self.folder / "shard.json").stat()
+        return status.st_ino, status.st_mtime_ns
+
+    def is_current(self) -> bool:
+        """Whether the shard on the disk is the one that was opened, and was not removed or computed again."""
+        try:
+            return self._time() == self._written
+        except OSError:
+            return False
 
     @property
     def keys_N2(self) -> np.ndarray:

@@ -63,6 +63,7 @@ class Table:
             folder.mkdir(parents=True, exist_ok=True)
         self._checked: set[str] = set()
         self._numbers: dict[str, int] = {}
+        self._shards: dict[int, Shard] = {}
         self._open()
 
     def unreadable(self, rows: np.ndarray) -> np.ndarray:
@@ -124,11 +125,16 @@ class Table:
                 pass
 
     def _try_to_open(self) -> bool:
-        """Whether all shards that are there are sound, as far as they are read; otherwise those that are not go."""
+        """False if keys that the index needs are damaged; their shard is then removed."""
         shards: list[Shard] = []
+        known = {shard.folder.name: shard for shard in self._shards.values()}
+        for folder in shard_folders(self.folder):
+            before = known.get(folder.name)
+            try:
+                shards.append(before if before and before.is_current() else Shard(folder, self.item_format))
+            except DamagedShard:
+                self._remove_damaged(folder)
         try:
-            for folder in shard_folders(self.folder):
-                shards.append(Shard(folder, self.item_format))
             parts = open_index(self.folder, shards)
         except DamagedShard as error:
             self._remove_damaged(error.folder)
@@ -280,7 +286,8 @@ class Table:
 
 def shard_folders(folder: Path) -> list[Path]:
     """The folders of a table's whole shards."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != ".part")
+    with os.scandir(folder) as found:  # faster than iterdir and a look at each
+        return [folder / name for name in sorted(one.name for one in found if one.is_dir()) if name[-5:] != ".part"]
 
 
 def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

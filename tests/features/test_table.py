@@ -93,6 +93,17 @@ def test_another_table_sees_what_one_has_filled_since(tmp_path: Path) -> None:
     assert idle.count == 0
 
 
+def test_a_shard_that_another_table_computes_again_is_opened_again(tmp_path: Path) -> None:
+    """Its flags, and so their checksum, may be others."""
+    bad = Tower(NAMES, sized=False, bad=[103])
+    early, rows = filled(tmp_path, bad)
+    shutil.rmtree(next(shard.folder for shard in early._shards.values() if shard.unreadable_N.any()))
+    filled(tmp_path, Tower(NAMES, sized=False))
+    assert_right(early, early.fill(keys_of([7]), Tower([7]).job()), [7])
+    assert not early.unreadable(rows).any()
+    assert_right(early, rows, NAMES)
+
+
 @pytest.mark.parametrize("ragged", [False, True])
 def test_batches_are_of_similar_size_and_within_the_budget(ragged: bool, tmp_path: Path) -> None:
     tower = Tower(NAMES, ragged, budget=16)
