@@ -208,6 +208,12 @@ def _spans(starts_R: np.ndarray, lengths_R: np.ndarray) -> list[tuple[int, int]]
     return list(zip(starts_R[new_R].tolist(), lengths.tolist(), strict=True))
 
 
+def numbers_from(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers start .. start + length - 1 of each pair, one pair after the other."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+
 def row_checksums(bounds_R2: np.ndarray, contents: Sequence[bytes], sizes: Sequence[int]) -> np.ndarray:
     """A checksum of each row, uint32 (R,): of where its items start and end, and of their content.
 

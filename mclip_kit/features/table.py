@@ -23,7 +23,7 @@ from mclip_kit.features.index import BITS, LOCAL, find, in_key_order, index_is_s
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob, first_of_each, items_of, plan_shards
 from mclip_kit.features.shard_writer import remove_damaged
-from mclip_kit.features.shards import DamagedShard, Shard, is_sound
+from mclip_kit.features.shards import DamagedShard, Shard, is_sound, numbers_from
 from mclip_kit.files import readable
 from mclip_kit.progress import is_quiet, tqdm
 
@@ -194,7 +194,7 @@ class Table:
             out_ND = np.empty((int(ends_N[-1]) if items and len(rows) else 0, self.item_format.width), np.float32)
             for group in groups if items else []:
                 shard = self._shard(int(rows[group[0]] >> BITS))
-                places = _spans(ends_N[group] - lengths_N[group], lengths_N[group])
+                places = numbers_from(ends_N[group] - lengths_N[group], lengths_N[group])
                 out_ND[places] = shard.take(rows[group] & LOCAL, bounds_N2[group])
         return lengths_N, out_ND
 
@@ -220,21 +220,25 @@ class Table:
         self._verify_index()
         row_N = self.find(keys_N2)
         self._verify(row_N, keys_N2, quiet=rank > 0)
-        missing = first_of_each(keys_N2, np.flatnonzero(row_N < 0))
-        if len(missing):
-            self._check_room(missing, job)
-            most = self.shard_bytes // self.item_format.item_bytes
-            plan = list(plan_shards(keys_N2, missing, job, world_size, most))
-            first = rank * len(plan) // world_size
-            ours = plan[first:] + plan[:first]
-            fill_shards(self.folder, self.item_format, ours, keys_N2, job, self.name, quiet=rank > 0)
-            self._open()
-            self._verify_index()
-            self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
+        if (row_N < 0).any():
+            self._compute(keys_N2, row_N, job, rank, world_size)
             self._find(row_N, keys_N2, np.flatnonzero(row_N < 0))
         if (row_N < 0).any():
             raise DataError(f"{self.folder}: {REMOVED}")
         return row_N
+
+    def _compute(self, keys_N2: np.ndarray, row_N: np.ndarray, job: ExtractionJob, rank: int, world_size: int) -> None:
+        """Fill shards with the keys that have no row."""
+        missing = first_of_each(keys_N2, np.flatnonzero(row_N < 0))
+        self._check_room(missing, job)
+        most = self.shard_bytes // self.item_format.item_bytes
+        plan = list(plan_shards(keys_N2, missing, job, world_size, most))
+        first = rank * len(plan) // world_size
+        ours = plan[first:] + plan[:first]
+        fill_shards(self.folder, self.item_format, ours, keys_N2, job, self.name, quiet=rank > 0)
+        self._open()
+        self._verify_index()
+        self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
 
     def _check_room(self, missing: np.ndarray, job: ExtractionJob) -> None:
         items = int(items_of(job, missing).sum()) if job.ragged else len(missing)
@@ -288,9 +292,3 @@ def shard_folders(folder: Path) -> list[Path]:
     """The folders of a table's whole shards."""
     with os.scandir(folder) as found:  # faster than iterdir and a look at each
         return [folder / name for name in sorted(one.name for one in found if one.is_dir()) if name[-5:] != ".part"]
-
-
-def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers start .. start + length - 1 of each pair, one pair after the other."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
