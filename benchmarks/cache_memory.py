@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob
-from mclip_kit.features.shards import ItemFormat
 from mclip_kit.features.table import Table
 
 GOAL = 1.5

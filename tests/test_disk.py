@@ -23,8 +23,10 @@ from safetensors.torch import save_file
 
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load
+from mclip_kit.data.captions import uncaptioned
 from mclip_kit.disk import PLACE, check_writable, disk_errors
 from mclip_kit.errors import DataError, DiskError
+from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import new_folder, write_text, write_whole
 from mclip_kit.locks import hold
@@ -231,3 +233,24 @@ def test_commands_say_at_once_that_they_cannot_write_there(
         assert done.exit_code == 2
     done = CliRunner().invoke(cli, ["demo", str(model), "--images", str(colours), "--work", str(out)])
     assert done.output == f"Error: {out}: cannot be written: Read-only file system; {PLACE}\n"
+
+
+def test_a_cache_on_a_read_only_disk_is_read_and_new_hashes_of_files_are_not_kept(disk: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    captions = uncaptioned(tmp_path, [path.name for path in paths], ["test"] * 3, paths)
+    logged: list[str] = []
+
+    def keys(images: list[int]) -> list[list[int]]:
+        towers = FrozenTowers(None, FeatureCache(disk / "features", log=logged.append))  # type: ignore[arg-type]
+        return np.asarray(towers.picture_keys(captions, np.array(images))).tolist()
+
+    before = keys([0, 1])
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    logged.clear()
+    assert keys([1, 0]) == before[::-1]
+    assert logged == []
+    assert keys([0, 1, 2])[:2] == before
+    assert len(logged) == 2
+    assert logged[-1].endswith(f"Read-only file system; {PLACE}; hashes of picture files are not kept")

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 
 from mclip_kit.features import hashing
-from mclip_kit.features.shards import Dtype, ItemFormat
+from mclip_kit.features.file_hashes import WIDTH
+from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import temporary_directory, write_json
 from mclip_kit.progress import is_quiet, tqdm
+
+FILES = "files"  # the kind of the table of known hashes of picture files
 
 
 class FeatureCache:
@@ -74,11 +77,14 @@ class FeatureCache:
         self.log(f"{error}: computed in every step instead")
 
     @property
-    def file_hashes(self) -> Path:
-        """The SQLite file of known hashes of picture files, see `hashing.hash_files`."""
-        return (self.root or Path(self._temporary.name)) / "files.sqlite"
+    def file_hashes(self) -> Table:
+        """The table of known hashes of picture files, see `file_hashes.hash_files`."""
+        facts = {"named": "picture files", "weights": "", "precision": ""}
+        return self.table(FILES, FILES, WIDTH, lambda: facts, "uint8")
 
-    def table(self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]]) -> Table:
+    def table(
+        self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]], dtype: Dtype | None = None
+    ) -> Table:
         """The table of one kind of output of a tower.
 
         Args:
@@ -86,31 +92,36 @@ class FeatureCache:
             kind: the kind of output, such as `image` or `tokens`: the start of the folder's name.
             width: numbers of an item.
             facts: everything else that decides the features, as JSON values; called once, until the tower is dropped.
+            dtype: how its items are stored, if not as the cache says.
         """
         name = f"{tower} {kind}"
         if name not in self._tables:
             persistent = self.is_persistent(tower)
             self._tables[name] = (
-                self._persistent_table(kind, width, facts()) if persistent else self._temporary_table(name, kind, width)
+                self._persistent_table(kind, width, facts(), dtype or self._dtype_of(kind))
+                if persistent
+                else self._temporary_table(name, kind, width, dtype or "fp32")
             )
         return self._tables[name]
 
-    def _persistent_table(self, kind: str, width: int, facts: dict[str, Any]) -> Table:
+    def _dtype_of(self, kind: str) -> Dtype:
+        return "fp16" if self.dtype == "int8" and kind != "tokens" else self.dtype
+
+    def _persistent_table(self, kind: str, width: int, facts: dict[str, Any], dtype: Dtype) -> Table:
         assert self.root is not None
-        dtype: Dtype = "fp16" if self.dtype == "int8" and kind != "tokens" else self.dtype
         facts = {"kind": kind, "width": width, "dtype": dtype, **facts}
         named = facts.pop("named", "")
         folder = self.root / f"{kind}-{hashing.hash_tower(facts)}"
-        table = Table(folder, ItemFormat(width, dtype), f"{kind} features", log=self.log)
+        table = Table(folder, ItemFormat(width, dtype), _label(kind), log=self.log)
         if not (folder / "table.json").is_file():
             write_json(folder / "table.json", {**facts, "named": named})
         with suppress(OSError):  # the cache may be read-only
             os.utime(folder / "table.json")  # the time of last use
         return table
 
-    def _temporary_table(self, name: str, kind: str, width: int) -> Table:
+    def _temporary_table(self, name: str, kind: str, width: int, dtype: Dtype) -> Table:
         folder = Path(self._temporary.name, name.replace(" ", "-"))
-        return Table(folder, ItemFormat(width, "fp32"), f"{kind} features", log=lambda line: None)
+        return Table(folder, ItemFormat(width, dtype), _label(kind), log=lambda line: None)
 
     def drop(self, tower: str) -> None:
         """Close a tower's tables, because its weights have changed; remove its temporary features."""
@@ -118,3 +129,8 @@ class FeatureCache:
         for name in [name for name in self._tables if name.split()[0] == tower]:
             del self._tables[name]
             shutil.rmtree(Path(self._temporary.name, name.replace(" ", "-")), ignore_errors=True)
+
+
+def _label(kind: str) -> str:
+    """A table's name in progress bars and messages."""
+    return "picture files" if kind == FILES else f"{kind} features"

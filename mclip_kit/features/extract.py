@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.transforms import read_pixels
-from mclip_kit.errors import DataError
+from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.file_hashes import hash_files, read_hashes
+from mclip_kit.features.item_format import NonfiniteOutput
 from mclip_kit.features.job import ExtractionJob
-from mclip_kit.features.shards import NonfiniteOutput
-from mclip_kit.features.table import Table
+from mclip_kit.features.table import NoRoom, Table
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -43,11 +45,11 @@ class Features:
 
     def padded(self, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
         """Token states, float32 (B, T, width), with zeros after each input's last token, and mask, int64 (B, T)."""
-        rows = self.rows[inputs]
-        lengths_B = torch.from_numpy(self.table.lengths(rows))
+        lengths, states_NH = self.table.take_with_lengths(self.rows[inputs])
+        lengths_B = torch.from_numpy(lengths)
         mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
         states_BTH = torch.zeros(*mask_BT.shape, self.table.item_format.width)
-        states_BTH[mask_BT] = self.table.take(rows)
+        states_BTH[mask_BT] = states_NH
         return states_BTH, mask_BT.long()
 
     def unreadable(self) -> np.ndarray:
@@ -82,12 +84,23 @@ class FrozenTowers:
 
     def picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
         """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`."""
-        distinct, inverse = np.unique(images, return_inverse=True)
+        wanted_I = np.zeros(int(images.max(initial=-1)) + 1, bool)
+        wanted_I[images] = True
+        distinct, keys_I2 = np.flatnonzero(wanted_I), np.empty((len(wanted_I), 2), "<u8")
         if captions.pixels is not None:
-            keys_N2 = hashing.hash_bytes(captions.pixels[image].tobytes() for image in distinct)
+            pixels = captions.pixels
+            keys_I2[distinct] = hashing.hash_bytes(pixels[image].tobytes() for image in distinct)
         else:
-            keys_N2 = hashing.hash_files([captions.files[image] for image in distinct], self.cache.file_hashes)
-        return keys_N2[inverse]
+            keys_I2[distinct] = self._file_keys([captions.files[image] for image in distinct])
+        return keys_I2[images]
+
+    def _file_keys(self, files: list[Path]) -> np.ndarray:
+        cache = self.cache
+        try:
+            return hash_files(files, cache.file_hashes, cache.rank, cache.world_size)
+        except (DiskError, NoRoom) as error:
+            cache.log(f"{error}; hashes of picture files are not kept")
+            return read_hashes(files)
 
     def teacher_texts(self, texts: Sequence[str]) -> Features:
         """The teacher's text embeddings (N, E), before the CLIP projector."""
@@ -96,7 +109,7 @@ class FrozenTowers:
         job = ExtractionJob(
             load=lambda part: (self.model.teacher_tokens([hashing.normalize_spaces(texts[i]) for i in part]), []),
             run=lambda ids_BT: self._eval("teacher_text", ids_BT),
-            sizes_N=np.array([1 + len(text) // 16 for text in texts]),
+            sizes_N=np.fromiter((1 + len(text) // 16 for text in texts), np.int32, len(texts)),
             batch_items=TEXTS,
         )
         return self._fill(
@@ -140,7 +153,7 @@ class FrozenTowers:
         return ExtractionJob(
             load=lambda part: (self.model.encoder.pad([tokens[i] for i in part]), []),
             run=run,
-            sizes_N=np.array([len(ids) for ids in tokens]) if lengths_N is None else lengths_N,
+            sizes_N=np.fromiter(map(len, tokens), np.int32, len(tokens)) if lengths_N is None else lengths_N,
             ragged=ragged,
             batch_items=TOKENS,
         )

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.features.index import in_key_order
+from mclip_kit.features.shards import shard_name
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,62 @@ def _alive(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def first_of_each(keys_N2: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The first position of each distinct key, in ascending order."""
-    order = positions[np.lexsort(keys_N2[positions].T)]  # stable: positions of one key stay in order
-    keys = keys_N2[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (keys[1:] != keys[:-1]).any(1)
-    return np.sort(order[new])
+    """The first position of each distinct key, in ascending order.
+
+    Args:
+        positions: those that count, int (M,), ascending.
+    """
+    first_N = np.zeros(len(keys_N2), bool)
+    for part in in_key_order(keys_N2, positions):
+        high_M = keys_N2[part, 0]
+        if (high_M[1:] == high_M[:-1]).any():
+            part = part[np.lexsort(keys_N2[part].T)]  # stable: positions of one key stay in order
+        keys_M2, new_M = keys_N2[part], np.ones(len(part), bool)
+        new_M[1:] = (keys_M2[1:] != keys_M2[:-1]).any(1)
+        first_N[part[new_M]] = True
+    return np.flatnonzero(first_N)
+
+
+def plan_shards(
+    keys_N2: np.ndarray, missing: np.ndarray, job: ExtractionJob, world_size: int, most: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names of shards and the positions of their rows; the same for every process that asks for the same keys.
+
+    Args:
+        missing: positions of the rows that no shard has, int (M,).
+        world_size: processes that fill the shards.
+        most: items of a shard.
+    """
+    sizes_N = job.sizes_N
+    order = missing if sizes_N is None else missing[np.argsort(_narrow(sizes_N[missing]), kind="stable")]
+    ragged = sizes_N if job.ragged else None
+    whole = len(keys_N2) if ragged is None else int(ragged.sum())
+    room = max(1, min(most, -(-whole // world_size)))
+    if ragged is None:
+        parts = iter([order[start : start + room] for start in range(0, len(order), room)])
+    else:
+        parts = split_by_items(order, np.cumsum(ragged[order], dtype=np.int64), room)
+    for rows in parts:
+        yield shard_name(keys_N2[rows]), rows
+
+
+def _narrow(sizes_M: np.ndarray) -> np.ndarray:
+    """The same numbers in 16 bits if they fit, which are sorted faster and in less memory."""
+    return sizes_M.astype(np.uint16) if len(sizes_M) and sizes_M.min() >= 0 and sizes_M.max() < 1 << 16 else sizes_M
+
+
+def items_of(job: ExtractionJob, rows: np.ndarray) -> np.ndarray:
+    """Items of each row, int64 (N,).
+
+    Args:
+        rows: positions of inputs, int (N,).
+    """
+    return sizes_of(job, rows) if job.ragged else np.ones(len(rows), np.int64)
+
+
+def sizes_of(job: ExtractionJob, rows: np.ndarray) -> np.ndarray:
+    """Tokens of each row, int64 (N,); 1 if the job has no sizes."""
+    return np.ones(len(rows), np.int64) if job.sizes_N is None else np.asarray(job.sizes_N[rows], np.int64)
 
 
 def split_by_items(rows: np.ndarray, ends: np.ndarray, room: int) -> Iterator[np.ndarray]:

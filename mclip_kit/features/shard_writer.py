@@ -17,7 +17,20 @@ import numpy as np
 
 from mclip_kit import __version__
 from mclip_kit.disk import disk_errors
-from mclip_kit.features.shards import BLOCK, UNREADABLE, ItemFormat, count_sound_blocks, head_checksum, is_sound
+from mclip_kit.features.item_format import ItemFormat
+from mclip_kit.features.shards import (
+    BLOCK,
+    CHECKED,
+    KEYS,
+    OFFSETS,
+    SUMS,
+    UNREADABLE,
+    count_sound_blocks,
+    file_checksum,
+    growing_files,
+    is_sound,
+    row_checksums,
+)
 from mclip_kit.files import write_json
 from mclip_kit.locks import locked
 
@@ -75,13 +88,14 @@ class ShardWriter:
         for leftover in self._part.glob(".*"):  # of a process that was killed while it wrote shard.json
             leftover.unlink()
         self._write_head(keys_N2)
-        names = ("blocks.bin", UNREADABLE, *item_format.files)
+        names = ("blocks.bin", UNREADABLE, SUMS, *item_format.files)
         for name in names:
             (self._part / name).touch()
         blocks = self._usable_blocks()
         self.rows, self.items = int(blocks["rows"].sum()), int(blocks["items"].sum())
-        lengths = {"blocks.bin": len(blocks) * BLOCK.itemsize, UNREADABLE: self.rows}
-        lengths |= {name: self.items * size for name, size in item_format.files.items()}
+        counts, files = {"rows": self.rows, "items": self.items}, growing_files(self._part, item_format)
+        lengths = {"blocks.bin": len(blocks) * BLOCK.itemsize}
+        lengths |= {name: counts[counted] * size for name, (counted, size) in files.items()}
         for name, length in lengths.items():
             os.truncate(self._part / name, length)
         self._handles = {name: open(self._part / name, "ab") for name in names}  # noqa: SIM115
@@ -95,7 +109,7 @@ class ShardWriter:
         return blocks[: int(np.argmin(np.append(fit, False)))]
 
     def _write_head(self, keys_N2: np.ndarray) -> None:
-        wanted = {"keys.bin": np.ascontiguousarray(keys_N2, "<u8"), "offsets.bin": self.offsets_N.astype("<i8")}
+        wanted = {KEYS: np.ascontiguousarray(keys_N2, "<u8"), OFFSETS: self.offsets_N.astype("<i8")}
         for name, array in wanted.items():
             path = self._part / name
             if not path.is_file() or path.read_bytes() != array.tobytes():
@@ -116,8 +130,10 @@ class ShardWriter:
         assert self.offsets_N[self.rows + rows] == self.items + len(values_ND)
         flags_N = np.zeros(rows, np.uint8)
         flags_N[list(unreadable)] = 1
-        encoded = [flags_N.tobytes(), *self.item_format.encode(values_ND)]
-        contents = dict(zip((UNREADABLE, *self.item_format.files), encoded, strict=True))
+        encoded, files = self.item_format.encode(values_ND), self.item_format.files
+        ends = self.offsets_N[self.rows : self.rows + rows + 1]
+        sums_R = row_checksums(np.stack([ends[:-1], ends[1:]], 1), encoded, list(files.values()))
+        contents = {UNREADABLE: flags_N.tobytes(), SUMS: sums_R.tobytes(), **dict(zip(files, encoded, strict=True))}
         checksum = self.rows
         for content in contents.values():
             checksum = zlib.crc32(content, checksum)
@@ -141,8 +157,10 @@ class ShardWriter:
             "items": self.items,
             "width": self.item_format.width,
             "dtype": self.item_format.dtype,
+            "ragged": bool((np.diff(self.offsets_N) != 1).any()),
+            "checksums": {name: file_checksum(self._part / name) for name in CHECKED},
+            "tool": f"mclip_kit {__version__}",
         }
-        facts |= {"checksum": head_checksum(self._part), "tool": f"mclip_kit {__version__}"}
         write_json(self._part / "shard.json", facts)
         os.replace(self._part, self.folder)
 

@@ -1,94 +1,53 @@
 """Shards: the files of a table. A shard is whole or is known to be unfinished.
 
 TABLE/NAME/            a whole shard; NAME is a hash of its keys
-    shard.json         rows, items, width, dtype, tool version; checksum of the next two files
+    shard.json         rows, items, width, dtype, tool version; whether rows have other than one item; checksums of the
+                       next three files
     keys.bin           uint64 (rows, 2), the content key of each row
     offsets.bin        int64 (rows + 1,), where each row's items start; a pooled row has one item, a sentence has one
                        item a token
     unreadable.bin     uint8 (rows,), 1 where the input could not be read; the items of that row are zeros
+    sums.bin           uint32 (rows,), a checksum of each row, which every read compares
     values.bin         (items, width)
     scales.bin         float32 (items,), int8 only
     blocks.bin         (rows, checksum, items) of each batch, in the order in which the batches were computed; the
                        checksum covers the block's position too, so a block that was written twice is not sound
 TABLE/NAME.part/       the same files while they are filled, see shard_writer.py
+
+Shards of earlier versions have no sums.bin; such a shard is verified as a whole before it is read.
 """
 
 import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mclip_kit.errors import MALFORMED, DataError
+from mclip_kit.features.item_format import ItemFormat
 
-Dtype = Literal["fp16", "fp32", "int8"]
-DTYPES: dict[Dtype, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4"), "int8": np.dtype("i1")}
 BLOCK = np.dtype([("rows", "<u4"), ("checksum", "<u4"), ("items", "<u8")])
-UNREADABLE = "unreadable.bin"
+KEYS, OFFSETS, UNREADABLE, SUMS = "keys.bin", "offsets.bin", "unreadable.bin", "sums.bin"
+CHECKED = (KEYS, OFFSETS, UNREADABLE)  # files that have a checksum in shard.json
+PIECE = 1 << 18  # keys that are read at once
 READ = 1 << 22  # bytes that are read at once to compute a checksum
 
 
-class NonfiniteOutput(DataError):
-    """A frozen tower's output that cannot be stored; `FrozenTowers` adds which tower's."""
-
-
-@dataclass(frozen=True)
-class ItemFormat:
-    """How a table stores its items.
-
-    int8 halves the disk of token states: five captions each of CC3M's 560,000 pictures at about 15 tokens of 768
-    numbers take 65 GB in fp16 and 33 GB in int8.
+class DamagedShard(DataError):
+    """A shard that is not as it was written.
 
     Attributes:
-        width: numbers of an item.
-        dtype: type of a stored number; int8 has one float32 scale an item.
+        folder: the shard's.
     """
 
-    width: int
-    dtype: Dtype
-
-    @property
-    def files(self) -> dict[str, int]:
-        """The files that hold items, and the bytes that an item takes in each."""
-        values = {"values.bin": self.width * DTYPES[self.dtype].itemsize}
-        return {**values, "scales.bin": 4} if self.dtype == "int8" else values
-
-    @property
-    def item_bytes(self) -> int:
-        """Bytes of an item in all files."""
-        return sum(self.files.values())
-
-    def encode(self, values_ND: np.ndarray) -> list[bytes]:
-        """Items, float (N, width), as bytes for each of `files`.
-
-        Raises:
-            NonfiniteOutput: a value is non-finite (NaN or inf), or too large for fp16.
-        """
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.dtype == "int8":
-                scales_N = np.maximum(np.abs(values_ND).max(1), 1e-12) / 127
-                stored, more = np.rint(values_ND / scales_N[:, None]), [scales_N.astype("<f4").tobytes()]
-            else:
-                stored, more = values_ND.astype(DTYPES[self.dtype]), []
-        if not np.isfinite(stored).all():
-            finite = np.isfinite(values_ND).all()
-            if not finite:
-                raise NonfiniteOutput("an output is not finite (NaN or inf)")
-            raise NonfiniteOutput("an output is too large for fp16: set cache.dtype=fp32")
-        return [stored.astype(DTYPES[self.dtype]).tobytes(), *more]
-
-    def decode(self, contents: Sequence[bytes]) -> np.ndarray:
-        """The opposite of `encode`: items, float32 (N, width)."""
-        values_ND = np.frombuffer(contents[0], DTYPES[self.dtype]).reshape(-1, self.width).astype(np.float32)
-        if self.dtype == "int8":
-            values_ND *= np.frombuffer(contents[1], "<f4")[:, None]
-        return values_ND
+    def __init__(self, folder: Path, why: str) -> None:
+        super().__init__(f"{folder}: damaged: {why}")
+        self.folder = folder
 
 
 def shard_name(keys_N2: np.ndarray) -> str:
@@ -104,52 +63,176 @@ class Shard:
     Args:
         folder: the shard's.
         item_format: of its table.
+
+    Attributes:
+        rows, items: how many it has.
+        checks_rows: whether it has a checksum a row; those of earlier versions have none.
+        ragged: whether some row has other than one item.
     Raises:
-        DataError: shard.json is damaged, or a file does not have the length that shard.json says.
+        DamagedShard: shard.json is damaged, or a file does not have the length that shard.json says.
     """
 
     def __init__(self, folder: Path, item_format: ItemFormat) -> None:
         self.folder, self.item_format = folder, item_format
         try:
-            self.facts: dict[str, Any] = json.loads((folder / "shard.json").read_text(encoding="utf-8"))
-            self.rows, self.items = int(self.facts["rows"]), int(self.facts["items"])
-            if (self.facts["width"], self.facts["dtype"]) != (item_format.width, item_format.dtype):
-                raise ValueError("shard.json has another width or dtype than its table")
-            sizes = {**item_format.files, "keys.bin": 16, "offsets.bin": 8, UNREADABLE: 1}
-            counts = {"keys.bin": self.rows, "offsets.bin": self.rows + 1, UNREADABLE: self.rows}
-            wrong = [n for n, size in sizes.items() if (folder / n).stat().st_size != counts.get(n, self.items) * size]
+            self._written = self._time()
+            wrong = self._describe(json.loads((folder / "shard.json").read_text(encoding="utf-8")))
         except (OSError, *MALFORMED) as error:
-            raise DataError(f"{folder}: damaged: {error}") from None
+            raise DamagedShard(folder, str(error)) from None
         if wrong:
-            raise DataError(f"{folder / wrong[0]}: damaged: its length is not what shard.json says")
+            raise DamagedShard(folder, f"the length of {wrong[0]} is not what shard.json says")
+
+    def _describe(self, facts: dict[str, Any]) -> list[str]:
+        """Take what shard.json says; returns the files that have another length."""
+        item_format, files = self.item_format, {KEYS: 16, OFFSETS: 8, UNREADABLE: 1}
+        self.rows, self.items, self.checks_rows = int(facts["rows"]), int(facts["items"]), "checksums" in facts
+        if (facts["width"], facts["dtype"]) != (item_format.width, item_format.dtype):
+            raise ValueError("shard.json has another width or dtype than its table")
+        if self.checks_rows:
+            files[SUMS] = 4
+            self._checksums = {name: int(facts["checksums"][name]) for name in CHECKED}
+            self.ragged = bool(facts["ragged"])
+        else:
+            self._head, self.ragged = int(facts["checksum"]), True
+        counts = {name: self.rows + (name == OFFSETS) for name in files}
+        sizes = {**item_format.files, **files}
+        return [
+            name
+            for name, size in sizes.items()
+            if (self.folder / name).stat().st_size != counts.get(name, self.items) * size
+        ]
+
+    def _time(self) -> tuple[int, int]:
+        status = (self.folder / "shard.json").stat()
+        return status.st_ino, status.st_mtime_ns
+
+    def is_current(self) -> bool:
+        """Whether the shard on the disk is the one that was opened, and was not removed or computed again."""
+        try:
+            return self._time() == self._written
+        except OSError:
+            return False
 
     @property
     def keys_N2(self) -> np.ndarray:
         """Content keys, uint64 (rows, 2)."""
-        return np.fromfile(self.folder / "keys.bin", "<u8").reshape(-1, 2)
+        return np.concatenate([np.zeros((0, 2), "<u8"), *self.read_keys()])
+
+    def read_keys(self) -> Iterator[np.ndarray]:
+        """Content keys, uint64 (rows, 2), a piece after the other.
+
+        Raises:
+            DamagedShard: they are not as they were written; it is raised after the last piece.
+        """
+        checksum = 0
+        with open(self.folder / KEYS, "rb") as handle:
+            while content := handle.read(16 * PIECE):
+                checksum = zlib.crc32(content, checksum)
+                yield np.frombuffer(content, "<u8").reshape(-1, 2)
+        if checksum != self._checksums[KEYS] if self.checks_rows else not self.head_is_sound():
+            raise DamagedShard(self.folder, f"{KEYS} has another checksum than when it was written")
+
+    def head_is_sound(self) -> bool:
+        """Whether the files that have a checksum in shard.json are as they were written."""
+        if self.checks_rows:
+            return all(file_checksum(self.folder / name) == value for name, value in self._checksums.items())
+        return file_checksum(self.folder / OFFSETS, file_checksum(self.folder / KEYS)) == self._head
 
     @property
     def unreadable_N(self) -> np.ndarray:
         """Whether each row's input could not be read, bool (rows,)."""
-        return np.fromfile(self.folder / UNREADABLE, bool)
+        content = (self.folder / UNREADABLE).read_bytes()
+        if self.checks_rows and zlib.crc32(content) != self._checksums[UNREADABLE]:
+            raise DamagedShard(self.folder, f"{UNREADABLE} has another checksum than when it was written")
+        return np.frombuffer(content, bool)
 
     @cached_property
-    def offsets_N(self) -> np.ndarray:
-        """Where each row's items start, int64 (rows + 1,)."""
-        return np.fromfile(self.folder / "offsets.bin", "<i8")
+    def _offsets_N(self) -> np.ndarray:
+        return np.fromfile(self.folder / OFFSETS, "<i8")
 
-    def take(self, starts_R: np.ndarray, lengths_R: np.ndarray) -> np.ndarray:
-        """Items start .. start + length - 1 of each row, one row after the other, float32 (items, width)."""
-        new_R = np.append(True, starts_R[1:] != starts_R[:-1] + lengths_R[:-1])  # adjacent rows are one read
-        spans = list(
-            zip(starts_R[new_R].tolist(), np.add.reduceat(lengths_R, np.flatnonzero(new_R)).tolist(), strict=True)
-        )
-        contents = []
-        for name, size in self.item_format.files.items():
-            with open(self.folder / name, "rb", buffering=0) as handle:
-                parts = [os.pread(handle.fileno(), length * size, start * size) for start, length in spans]
-            contents.append(b"".join(parts))
+    def bounds(self, local_R: np.ndarray) -> np.ndarray:
+        """Where the items of each row start and end, int64 (R, 2); the end is exclusive.
+
+        Args:
+            local_R: places of rows, int (R,).
+        """
+        if not self.ragged:
+            return np.stack([local_R, local_R + 1], 1)
+        if not self.checks_rows:
+            return np.stack([self._offsets_N[local_R], self._offsets_N[local_R + 1]], 1)
+        spans = _spans(local_R, np.ones_like(local_R))
+        offsets = np.frombuffer(self._read(OFFSETS, 8, [(start, length + 1) for start, length in spans]), "<i8")
+        last = np.cumsum([length + 1 for _, length in spans]) - 1
+        bounds_R2 = np.stack([np.delete(offsets, last), np.delete(offsets, np.append(0, last[:-1] + 1))], 1)
+        if bounds_R2.min() < 0 or bounds_R2.max() > self.items or (bounds_R2[:, 0] > bounds_R2[:, 1]).any():
+            raise DamagedShard(self.folder, f"{OFFSETS} has another content than when it was written")
+        return bounds_R2
+
+    def take(self, local_R: np.ndarray, bounds_R2: np.ndarray) -> np.ndarray:
+        """Items of some rows, one row after the other, float32 (items, width).
+
+        Args:
+            local_R: places of rows, int (R,).
+            bounds_R2: their `bounds`.
+        Raises:
+            DamagedShard: the checksum of a row is wrong.
+        """
+        files = self.item_format.files
+        spans = _spans(bounds_R2[:, 0], bounds_R2[:, 1] - bounds_R2[:, 0])
+        contents = [self._read(name, size, spans) for name, size in files.items()]
+        if self.checks_rows:
+            places = _spans(local_R, np.ones_like(local_R)) if self.ragged else spans
+            known_R = np.frombuffer(self._read(SUMS, 4, places), "<u4")
+            if not np.array_equal(row_checksums(bounds_R2, contents, list(files.values())), known_R):
+                raise DamagedShard(self.folder, "a row has another content than when it was written")
         return self.item_format.decode(contents)
+
+    def _read(self, name: str, size: int, spans: list[tuple[int, int]]) -> bytes:
+        """Entries start .. start + length - 1 of a file, of `size` bytes each, for each pair of start and length."""
+        file = os.open(self.folder / name, os.O_RDONLY)
+        try:
+            content = b"".join([os.pread(file, length * size, start * size) for start, length in spans])
+        finally:
+            os.close(file)
+        if len(content) != size * sum(length for _, length in spans):
+            raise DamagedShard(self.folder, f"{name} is shorter than when it was written")
+        return content
+
+
+def _spans(starts_R: np.ndarray, lengths_R: np.ndarray) -> list[tuple[int, int]]:
+    """Start and length of each run of adjacent entries, which are one read."""
+    if len(starts_R) == 1:
+        return [(int(starts_R[0]), int(lengths_R[0]))]
+    new_R = np.append(True, starts_R[1:] != starts_R[:-1] + lengths_R[:-1])
+    lengths = np.add.reduceat(lengths_R, np.flatnonzero(new_R))
+    return list(zip(starts_R[new_R].tolist(), lengths.tolist(), strict=True))
+
+
+def numbers_from(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers start .. start + length - 1 of each pair, one pair after the other."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+
+def row_checksums(bounds_R2: np.ndarray, contents: Sequence[bytes], sizes: Sequence[int]) -> np.ndarray:
+    """A checksum of each row, uint32 (R,): of where its items start and end, and of their content.
+
+    Args:
+        bounds_R2: where the items of each row start and end in the shard, int64 (R, 2).
+        contents: for each file of the item format, the items of these rows, one row after the other.
+        sizes: bytes of an item in each file.
+    """
+    heads = memoryview(np.ascontiguousarray(bounds_R2, "<i8").tobytes())
+    ends = np.cumsum(bounds_R2[:, 1] - bounds_R2[:, 0]).tolist()
+    files = [(memoryview(content), size) for content, size in zip(contents, sizes, strict=True)]
+    found, start = [], 0
+    for row, end in enumerate(ends):
+        checksum = zlib.crc32(heads[16 * row : 16 * row + 16])
+        for content, size in files:
+            checksum = zlib.crc32(content[start * size : end * size], checksum)
+        found.append(checksum)
+        start = end
+    return np.array(found, "<u4")
 
 
 def is_sound(folder: Path, item_format: ItemFormat) -> bool:
@@ -157,7 +240,7 @@ def is_sound(folder: Path, item_format: ItemFormat) -> bool:
     try:
         shard, blocks = Shard(folder, item_format), np.fromfile(folder / "blocks.bin", BLOCK)
         return (
-            shard.facts["checksum"] == head_checksum(folder)
+            shard.head_is_sound()
             and count_sound_blocks(folder, item_format, blocks) == len(blocks)
             and (int(blocks["rows"].sum()), int(blocks["items"].sum())) == (shard.rows, shard.items)
         )
@@ -165,15 +248,27 @@ def is_sound(folder: Path, item_format: ItemFormat) -> bool:
         return False
 
 
-def head_checksum(folder: Path) -> int:
-    """The checksum of keys.bin and offsets.bin."""
-    return zlib.crc32((folder / "offsets.bin").read_bytes(), zlib.crc32((folder / "keys.bin").read_bytes()))
+def file_checksum(path: Path, checksum: int = 0) -> int:
+    """The checksum of a file's content, after other content that has the given one."""
+    with open(path, "rb") as handle:
+        while content := handle.read(READ):
+            checksum = zlib.crc32(content, checksum)
+    return checksum
+
+
+def growing_files(folder: Path, item_format: ItemFormat) -> dict[str, tuple[str, int]]:
+    """The files that a block adds to, in the order of its checksum: what is counted, and bytes of each."""
+    rows = {UNREADABLE: 1, SUMS: 4} if (folder / SUMS).exists() else {UNREADABLE: 1}
+    return {
+        **{name: ("rows", size) for name, size in rows.items()},
+        **{name: ("items", size) for name, size in item_format.files.items()},
+    }
 
 
 def count_sound_blocks(folder: Path, item_format: ItemFormat, blocks: np.ndarray) -> int:
     """How many blocks, from the first on, have the content that their checksum says."""
-    growing = {UNREADABLE: ("rows", 1), **{name: ("items", size) for name, size in item_format.files.items()}}
-    handles = [(open(folder / name, "rb"), *how) for name, how in growing.items()]  # noqa: SIM115
+    files = growing_files(folder, item_format)
+    handles = [(open(folder / name, "rb"), *how) for name, how in files.items()]  # noqa: SIM115
     try:
         starts = np.cumsum(blocks["rows"], dtype=np.int64) - blocks["rows"]
         for number, block in enumerate(blocks):

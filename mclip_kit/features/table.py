@@ -2,34 +2,36 @@
 
 TABLE/table.json       tower, weights, preprocessing and precision of these features
 TABLE/NAME/            its shards, see shards.py
-TABLE/index-NAMES.bin  where each key is, see index.py; written again when there are other shards
+TABLE/index-NAMES.bin  where each key is, see index.py
 TABLE/.NAME.lock       while a process fills or removes a shard, see locks.locked; empty
 """
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_kit.errors import DataError
-from mclip_kit.features.index import BITS, LOCAL, find, index_is_sound, index_path, open_index
-from mclip_kit.features.job import ExtractionJob, first_of_each, load_batches, split_by_items, split_by_tokens
-from mclip_kit.features.shard_writer import ShardWriter, claim_shard, remove_damaged
-from mclip_kit.features.shards import ItemFormat, Shard, is_sound, shard_name
+from mclip_kit.disk import disk_errors
+from mclip_kit.errors import DataError, DiskError
+from mclip_kit.features.filling import fill_shards
+from mclip_kit.features.index import BITS, LOCAL, find, in_key_order, index_is_sound, open_index, shard_numbers, slices
+from mclip_kit.features.item_format import ItemFormat
+from mclip_kit.features.job import ExtractionJob, first_of_each, items_of, plan_shards
+from mclip_kit.features.shard_writer import remove_damaged
+from mclip_kit.features.shards import DamagedShard, Shard, is_sound, numbers_from
 from mclip_kit.files import readable
 from mclip_kit.progress import is_quiet, tqdm
 
 SHARD_BYTES = 256 << 20
+VERIFIED_FIRST = 1 << 30  # bytes of shards that are verified before any of their rows is read
 FULL = 0.95  # part of the free disk that features may take
-REMOVED = "features were removed during the run; run again, or use --resume"
-PATIENCE = 0.2  # seconds between two looks at shards that other processes fill
+AGAIN = "run again, or use --resume"
+REMOVED = f"features were removed during the run; {AGAIN}"
 
 
 class NoRoom(DataError):
@@ -57,35 +59,61 @@ class Table:
     ) -> None:
         self.folder, self.item_format, self.name = folder, item_format, name
         self.shard_bytes, self._log = shard_bytes, log
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._checked: set[str] = set()
         self._numbers: dict[str, int] = {}
+        self._shards: dict[int, Shard] = {}
         self._open()
 
     def unreadable(self, rows: np.ndarray) -> np.ndarray:
         """Which rows have no features because their input could not be read; bool (N,)."""
-        bad_N, shard_N = np.zeros(len(rows), bool), rows >> BITS
+        bad = [np.zeros(0, np.int64)]
         with self._while_it_is_there():
-            for number in np.unique(shard_N):
-                mine = shard_N == number
-                bad_N[mine] = self._shard(number).unreadable_N[rows[mine] & LOCAL]
+            for number in shard_numbers(rows):
+                bad.append((number << BITS) + np.flatnonzero(self._shard(number).unreadable_N))
+        known, bad_N = np.sort(np.concatenate(bad)), np.zeros(len(rows), bool)
+        for part in slices(len(rows) if len(known) else 0):
+            place_M = np.minimum(np.searchsorted(known, rows[part]), len(known) - 1)
+            bad_N[part] = known[place_M] == rows[part]
         return bad_N
 
     @contextmanager
     def _while_it_is_there(self) -> Iterator[None]:
-        """DataError if `cache prune`, or a person, removes what the block reads."""
+        """DataError if what the block reads is damaged, or if `cache prune`, or a person, removes it."""
         try:
             yield
+        except DamagedShard as error:
+            raise DataError(self._give_up(error)) from None
         except (FileNotFoundError, FileExistsError) as error:  # the second: it went while it was made
             named = Path(os.fsdecode(error.filename or "")).absolute()
             if self.folder.absolute() not in (named, *named.parents):
                 raise
             raise DataError(f"{self.folder}: {REMOVED}") from None
 
+    def _give_up(self, damage: DamagedShard) -> str:
+        """Remove a shard that is found damaged during a run; the message for the run's end.
+
+        Its rows are not computed again at once: other processes may have read them.
+        """
+        try:
+            removed = remove_damaged(damage.folder, self.item_format) or not damage.folder.exists()
+        except DiskError as error:
+            return f"{damage}; it cannot be removed ({error}): copy the cache, or set cache.folder to another one"
+        if removed:
+            return f"{damage}; it is removed, and is computed again by the next run: {AGAIN}"
+        return f"{damage}, as it was read; all of its checksums are right now: {AGAIN}"
+
     def _shard(self, number: int) -> Shard:
+        """A shard to read from. One whose rows have no checksums is verified as a whole first."""
         if number not in self._shards:
             raise DataError(f"{self.folder}: {REMOVED}")
-        return self._shards[number]
+        shard = self._shards[number]
+        if not shard.checks_rows and shard.folder.name not in self._checked:
+            if not is_sound(shard.folder, self.item_format):
+                raise DamagedShard(shard.folder, "a checksum is wrong")
+            self._checked.add(shard.folder.name)
+        return shard
 
     def _open(self) -> None:
         """Read the descriptions of all whole shards, and nothing else of them.
@@ -93,65 +121,88 @@ class Table:
         A shard keeps its number while the table is open, so rows that were found before stay valid.
         """
         with self._while_it_is_there():
-            self._open_all()
+            while not self._try_to_open():
+                pass
 
-    def _open_all(self) -> None:
+    def _try_to_open(self) -> bool:
+        """False if keys that the index needs are damaged; their shard is then removed."""
         shards: list[Shard] = []
+        known = {shard.folder.name: shard for shard in self._shards.values()}
         for folder in shard_folders(self.folder):
+            before = known.get(folder.name)
             try:
-                shards.append(Shard(folder, self.item_format))
-            except DataError:
+                shards.append(before if before and before.is_current() else Shard(folder, self.item_format))
+            except DamagedShard:
                 self._remove_damaged(folder)
+        try:
+            parts = open_index(self.folder, shards)
+        except DamagedShard as error:
+            self._remove_damaged(error.folder)
+            return False
         for shard in shards:
             self._numbers.setdefault(shard.folder.name, len(self._numbers))
-        self._order = np.array([self._numbers[shard.folder.name] for shard in shards], np.int64)
         self._shards = {self._numbers[shard.folder.name]: shard for shard in shards}
-        self._index = open_index(self.folder, shards)
+        there = {shard.folder.name for shard in shards}
+        self._index = [
+            (part, np.array([self._numbers[name] if name in there else -1 for name in part.names], np.int64))
+            for part in parts
+        ]
+        return True
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self._shards.values())
 
     def find(self, keys_N2: np.ndarray) -> np.ndarray:
         """The row of each key, int64 (N,): its shard's number and its place in that shard; -1 if it has no row."""
-        row_N = find(self._index, keys_N2)
-        found = row_N >= 0
-        row_N[found] = (self._order[row_N[found] >> BITS] << BITS) + (row_N[found] & LOCAL)
+        row_N = np.full(len(keys_N2), -1)
+        self._find(row_N, keys_N2)
         return row_N
+
+    def _find(self, row_N: np.ndarray, keys_N2: np.ndarray, positions: np.ndarray | None = None) -> None:
+        """Set the rows of some positions; None: of all."""
+        for left in in_key_order(keys_N2, positions):
+            for part, numbers in self._index:
+                row_N[left] = find(part.columns, keys_N2[left], numbers)
+                left = left[row_N[left] < 0]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Items of each row, int64 (N,)."""
-        return np.diff(self._items(rows), axis=1)[:, 0]
+        return self._read(rows, items=False)[0]
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """The items of some rows, one row after the other, float32 (items, width)."""
-        shard_N = rows >> BITS
-        bounds_N2 = self._items(rows)
-        lengths_N = bounds_N2[:, 1] - bounds_N2[:, 0]
-        starts_N = np.concatenate(([0], np.cumsum(lengths_N)))
-        out = np.empty((int(starts_N[-1]), self.item_format.width), np.float32)
-        for number in np.unique(shard_N):
-            mine = np.flatnonzero(shard_N == number)
-            with self._while_it_is_there():
-                items_ND = self._shard(number).take(bounds_N2[mine, 0], lengths_N[mine])
-            out[_spans(starts_N[mine], lengths_N[mine])] = items_ND
-        return torch.from_numpy(out)
+        """The items of some rows, one row after the other, float32 (items, width).
 
-    def _items(self, rows: np.ndarray) -> np.ndarray:
-        """Where each row's items start and end in its shard, int64 (N, 2); the end is exclusive."""
-        shard_N = rows >> BITS
-        bounds_N2 = np.empty((len(rows), 2), np.int64)
-        for number in np.unique(shard_N):
-            mine = shard_N == number
-            local = rows[mine] & LOCAL
-            with self._while_it_is_there():
-                offsets_N = self._shard(number).offsets_N
-            bounds_N2[mine] = np.stack([offsets_N[local], offsets_N[local + 1]], 1)
-        return bounds_N2
+        Raises:
+            DataError: the checksum of a row is wrong; its shard is removed.
+        """
+        return self.take_with_lengths(rows)[1]
+
+    def take_with_lengths(self, rows: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """Items of each row, int64 (N,), and the items, as `take` gives them."""
+        lengths_N, items_ND = self._read(rows)
+        return lengths_N, torch.from_numpy(items_ND)
+
+    def _read(self, rows: np.ndarray, items: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        order, bounds_N2 = np.argsort(rows, kind="stable"), np.empty((len(rows), 2), np.int64)
+        shard_N = rows[order] >> BITS
+        groups = np.split(order, np.flatnonzero(shard_N[1:] != shard_N[:-1]) + 1) if len(rows) else []
+        with self._while_it_is_there():
+            for group in groups:
+                bounds_N2[group] = self._shard(int(rows[group[0]] >> BITS)).bounds(rows[group] & LOCAL)
+            lengths_N = bounds_N2[:, 1] - bounds_N2[:, 0]
+            ends_N = np.cumsum(lengths_N)
+            out_ND = np.empty((int(ends_N[-1]) if items and len(rows) else 0, self.item_format.width), np.float32)
+            for group in groups if items else []:
+                shard = self._shard(int(rows[group[0]] >> BITS))
+                places = numbers_from(ends_N[group] - lengths_N[group], lengths_N[group])
+                out_ND[places] = shard.take(rows[group] & LOCAL, bounds_N2[group])
+        return lengths_N, out_ND
 
     def fill(self, keys_N2: np.ndarray, job: ExtractionJob, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Compute what is missing and return the row of each key, int64 (N,).
 
-        Shards that have some of the keys are verified first, once per table object; damaged ones are computed again.
+        If shards that have some of the keys are small together, they are verified first, once per table object, and
+        damaged ones are computed again. Rows of larger ones are verified whenever they are read, see `take`.
 
         Args:
             keys_N2: the content key of each input, uint64 (N, 2).
@@ -166,116 +217,78 @@ class Table:
             return self._fill(keys_N2, job, rank, world_size)
 
     def _fill(self, keys_N2: np.ndarray, job: ExtractionJob, rank: int, world_size: int) -> np.ndarray:
-        self._verify(keys_N2, quiet=rank > 0)
-        missing = first_of_each(keys_N2, np.flatnonzero(self.find(keys_N2) < 0))
-        if len(missing):
-            self._check_room(missing, job)
-            plan = list(self._plan(keys_N2, missing, job, world_size))
-            first = rank * len(plan) // world_size
-            self._compute(plan[first:] + plan[:first], keys_N2, job, quiet=rank > 0)
-            self._open()
-            self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
-        rows = self.find(keys_N2)
-        if (rows < 0).any():
+        self._verify_index()
+        row_N = self.find(keys_N2)
+        self._verify(row_N, keys_N2, quiet=rank > 0)
+        if (row_N < 0).any():
+            self._compute(keys_N2, row_N, job, rank, world_size)
+            self._find(row_N, keys_N2, np.flatnonzero(row_N < 0))
+        if (row_N < 0).any():
             raise DataError(f"{self.folder}: {REMOVED}")
-        return rows
+        return row_N
+
+    def _compute(self, keys_N2: np.ndarray, row_N: np.ndarray, job: ExtractionJob, rank: int, world_size: int) -> None:
+        """Fill shards with the keys that have no row."""
+        missing = first_of_each(keys_N2, np.flatnonzero(row_N < 0))
+        self._check_room(missing, job)
+        most = self.shard_bytes // self.item_format.item_bytes
+        plan = list(plan_shards(keys_N2, missing, job, world_size, most))
+        first = rank * len(plan) // world_size
+        ours = plan[first:] + plan[:first]
+        fill_shards(self.folder, self.item_format, ours, keys_N2, job, self.name, quiet=rank > 0)
+        self._open()
+        self._verify_index()
+        self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
 
     def _check_room(self, missing: np.ndarray, job: ExtractionJob) -> None:
-        items = int(job.sizes_N[missing].sum()) if job.ragged and job.sizes_N is not None else len(missing)
+        items = int(items_of(job, missing).sum()) if job.ragged else len(missing)
         size, free = items * self.item_format.item_bytes, shutil.disk_usage(self.folder).free
         if size > FULL * free:
             raise NoRoom(f"{self.name} would take {readable(size)}, but {self.folder} has {readable(free)} free")
         if not is_quiet():
             self._log(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
 
-    def _verify(self, keys_N2: np.ndarray, quiet: bool) -> None:
-        self._verify_index()
-        rows = self.find(keys_N2)
-        needed = [self._shards[int(number)] for number in np.unique(rows[rows >= 0] >> BITS)]
-        unchecked = [shard for shard in needed if shard.folder.name not in self._checked]
-        large = sum(shard.items for shard in unchecked) * self.item_format.item_bytes > self.shard_bytes
+    def _verify(self, row_N: np.ndarray, keys_N2: np.ndarray, quiet: bool) -> None:
+        """Verify shards that have some of the rows, if they are small; find the rows of damaged ones again."""
+        needed = {number: self._shards[number] for number in shard_numbers(row_N)}
+        unchecked = {number: shard for number, shard in needed.items() if shard.folder.name not in self._checked}
+        size = sum(shard.items for shard in unchecked.values()) * self.item_format.item_bytes
+        if size > VERIFIED_FIRST:
+            return
         damaged = []
-        for shard in tqdm(unchecked, f"{self.name}: verify", unit="shard", leave=False, disable=quiet or not large):
+        quiet = quiet or size <= self.shard_bytes
+        bar = tqdm(unchecked.items(), f"{self.name}: verify", unit="shard", leave=False, disable=quiet)
+        for number, shard in bar:
             if is_sound(shard.folder, self.item_format):
                 self._checked.add(shard.folder.name)
             else:
-                damaged.append(shard.folder)
+                damaged.append(number)
                 self._remove_damaged(shard.folder)
         if damaged:
             self._open()
+            lost = np.flatnonzero(np.isin(row_N >> BITS, damaged))
+            row_N[lost] = -1
+            self._find(row_N, keys_N2, lost)
 
     def _verify_index(self) -> None:
-        path = index_path(self.folder, [shard.folder for shard in self._shards.values()])
-        if path.name in self._checked or not self._shards:
-            return
-        if not index_is_sound(path):
-            if path.is_file():  # otherwise another process has written a newer one
-                self._log(f"{path}: damaged; it is written again")
-                path.unlink(missing_ok=True)
-            self._open()
-        self._checked.add(path.name)
+        """Verify the parts of the index that are not verified yet; damaged ones are written again."""
+        while unchecked := [part.path for part, _ in self._index if part.path.name not in self._checked]:
+            for path in unchecked:
+                if index_is_sound(path):
+                    self._checked.add(path.name)
+                elif path.is_file():  # otherwise another process has written a newer one
+                    self._log(f"{path}: damaged; it is written again")
+                    with disk_errors(path):
+                        path.unlink(missing_ok=True)
+            if not all(path.name in self._checked for path in unchecked):
+                self._open()
 
     def _remove_damaged(self, folder: Path) -> None:
         self._log(f"{folder}: damaged; it is removed and computed again")
         remove_damaged(folder, self.item_format)
 
-    def _plan(
-        self, keys_N2: np.ndarray, missing: np.ndarray, job: ExtractionJob, world_size: int
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Names of shards and the positions of their rows; the same for every process that asks for the same keys."""
-        sizes_N = np.ones(len(keys_N2), np.int64) if job.sizes_N is None else np.asarray(job.sizes_N, np.int64)
-        items_N = sizes_N if job.ragged else np.ones_like(sizes_N)
-        order = missing[np.argsort(sizes_N[missing], kind="stable")]
-        whole = int(items_N.sum())
-        room = max(1, min(self.shard_bytes // self.item_format.item_bytes, -(-whole // world_size)))
-        for rows in split_by_items(order, np.cumsum(items_N[order]), room):
-            yield shard_name(keys_N2[rows]), rows
-
-    def _compute(
-        self, plan: list[tuple[str, np.ndarray]], keys_N2: np.ndarray, job: ExtractionJob, quiet: bool
-    ) -> None:
-        sizes_N = job.sizes_N if job.sizes_N is not None else np.ones(len(keys_N2), np.int64)
-        total = sum(int(sizes_N[rows].sum()) for _, rows in plan)
-        unit = "row" if job.sizes_N is None else "token"
-        quiet = quiet or total < 256
-        with tqdm(total=total, desc=self.name, unit=unit, leave=False, dynamic_ncols=True, disable=quiet) as bar:
-            while plan:
-                left = [shard for shard in plan if not self._fill_one(*shard, keys_N2, job, sizes_N, bar)]
-                if len(left) == len(plan):
-                    time.sleep(PATIENCE)  # other processes fill all of them
-                plan = left
-
-    def _fill_one(
-        self, name: str, rows: np.ndarray, keys_N2: np.ndarray, job: ExtractionJob, sizes_N: np.ndarray, bar: Any
-    ) -> bool:
-        """Fill a shard unless another process fills it; returns whether it is whole now."""
-        folder = self.folder / name
-        with claim_shard(folder) as mine:
-            if mine:
-                items_N = sizes_N[rows] if job.ragged else np.ones(len(rows), np.int64)
-                offsets_N = np.concatenate(([0], np.cumsum(items_N)))
-                writer = ShardWriter(folder, self.item_format, keys_N2[rows], offsets_N)
-                try:
-                    bar.update(int(sizes_N[rows[: writer.rows]].sum()))
-                    left = rows[writer.rows :]
-                    todo = list(split_by_tokens(left, sizes_N[left], job.batch_items))
-                    for batch, (inputs, unreadable) in zip(todo, load_batches(todo, job), strict=True):
-                        values_ND = job.run(inputs).float().cpu().numpy()
-                        values_ND[unreadable] = 0
-                        writer.append(len(batch), values_ND, unreadable)
-                        bar.update(int(sizes_N[batch].sum()))
-                    writer.finish()
-                finally:
-                    writer.close()
-        return folder.exists()
-
 
 def shard_folders(folder: Path) -> list[Path]:
     """The folders of a table's whole shards."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix != ".part")
-
-
-def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers start .. start + length - 1 of each pair, one pair after the other."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+    with os.scandir(folder) as found:  # faster than iterdir and a look at each
+        return [folder / name for name in sorted(one.name for one in found if one.is_dir()) if name[-5:] != ".part"]

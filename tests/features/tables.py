@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from mclip_kit.features import hashing
+from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.job import ExtractionJob
-from mclip_kit.features.shards import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 
 FORK = multiprocessing.get_context("fork")

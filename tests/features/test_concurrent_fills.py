@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mclip_kit.features import table as features_table
+from mclip_kit.features import filling
+from mclip_kit.features.item_format import Dtype
 from mclip_kit.features.shard_writer import claim_shard
-from mclip_kit.features.shards import Dtype, shard_name
+from mclip_kit.features.shards import shard_name
 from tests.features.tables import (
     FORK,
     NAMES,
@@ -119,9 +120,9 @@ def test_a_process_that_dies_at_a_shard_leaves_it_to_others(tmp_path: Path, monk
             os.kill(holder.pid, signal.SIGKILL)
             holder.join()
 
-    monkeypatch.setattr(features_table.time, "sleep", pause)
+    monkeypatch.setattr(filling.time, "sleep", pause)
     table, found = filled(tmp_path, waiting, rows=rows)
-    assert pauses == [features_table.PATIENCE] * 3
+    assert pauses == [filling.PATIENCE] * 3
     assert_right(table, found, names)
 
 

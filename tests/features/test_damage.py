@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.shard_writer import remove_damaged
-from mclip_kit.features.shards import ItemFormat
 from tests.features.tables import (
     NAMES,
     WIDTH,

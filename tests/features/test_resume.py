@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mclip_kit.errors import DiskError
+from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.shard_writer import ShardWriter
-from mclip_kit.features.shards import BLOCK, Dtype, ItemFormat
+from mclip_kit.features.shards import BLOCK
 from tests.features.tables import (
     NAMES,
     SHAPES,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mclip_kit.errors import DataError
+from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.shard_writer import ShardWriter, claim_shard
-from mclip_kit.features.shards import Dtype, ItemFormat, shard_name
+from mclip_kit.features.shards import shard_name
 from mclip_kit.features.table import NoRoom, Table
 from tests.features.tables import (
     FORK,
@@ -90,6 +91,17 @@ def test_another_table_sees_what_one_has_filled_since(tmp_path: Path) -> None:
     idle = Tower(NAMES)
     assert_right(early, early.fill(keys_of(NAMES), idle.job()), NAMES)
     assert idle.count == 0
+
+
+def test_a_shard_that_another_table_computes_again_is_opened_again(tmp_path: Path) -> None:
+    """Its flags, and so their checksum, may be others."""
+    bad = Tower(NAMES, sized=False, bad=[103])
+    early, rows = filled(tmp_path, bad)
+    shutil.rmtree(next(shard.folder for shard in early._shards.values() if shard.unreadable_N.any()))
+    filled(tmp_path, Tower(NAMES, sized=False))
+    assert_right(early, early.fill(keys_of([7]), Tower([7]).job()), [7])
+    assert not early.unreadable(rows).any()
+    assert_right(early, rows, NAMES)
 
 
 @pytest.mark.parametrize("ragged", [False, True])

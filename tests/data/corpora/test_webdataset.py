@@ -15,7 +15,8 @@ from mclip_kit.data import images
 from mclip_kit.data.corpora import Corpus, Row, declaration, folder, webdataset
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.features import hashing
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.file_hashes import hash_files
 
 pytest.importorskip("webdataset")
 Member = tuple[str, bytes | str | dict[str, Any]]
@@ -96,7 +97,7 @@ def test_features_know_a_picture_in_a_tar_as_the_same_file_outside(tmp_path: Pat
     shard(tmp_path / "00000.tar", [*sample("a", "one", 10), *sample("b", "two", 90)])
     (tmp_path / "b.jpg").write_bytes(picture(90, "JPEG"))
     inside = [Path(str(row.file)) for row in rows(tmp_path)]
-    first, second, outside = hashing.hash_files([*inside, tmp_path / "b.jpg"], tmp_path / "files.sqlite")
+    first, second, outside = hash_files([*inside, tmp_path / "b.jpg"], FeatureCache(tmp_path / "cache").file_hashes)
     assert second.tolist() == outside.tolist()
     assert first.tolist() != outside.tolist()
 
