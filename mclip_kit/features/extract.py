@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mclip_kit.data import keys
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.errors import DataError, DiskError
@@ -89,9 +90,9 @@ class FrozenTowers:
         distinct, keys_I2 = np.flatnonzero(wanted_I), np.empty((len(wanted_I), 2), "<u8")
         if captions.pixels is not None:
             pixels = captions.pixels
-            keys_I2[distinct] = hashing.hash_bytes(pixels[image].tobytes() for image in distinct)
+            keys_I2[distinct] = keys.hash_bytes(pixels[image].tobytes() for image in distinct)
         else:
-            keys_I2[distinct] = self._file_keys([captions.files[image] for image in distinct])
+            keys_I2[distinct] = self._file_keys([captions.files[int(image)] for image in distinct])
         return keys_I2[images]
 
     def _file_keys(self, files: list[Path]) -> np.ndarray:
@@ -107,14 +108,12 @@ class FrozenTowers:
         clip = self.model.clip[0]
         table = self._table("teacher_text", "teacher", clip.width, lambda: {"tokenizer": clip.tokenizer_facts()})
         job = ExtractionJob(
-            load=lambda part: (self.model.teacher_tokens([hashing.normalize_spaces(texts[i]) for i in part]), []),
+            load=lambda part: (self.model.teacher_tokens([keys.normalize_spaces(texts[i]) for i in part]), []),
             run=lambda ids_BT: self._eval("teacher_text", ids_BT),
             sizes_N=np.fromiter((1 + len(text) // 16 for text in texts), np.int32, len(texts)),
             batch_items=TEXTS,
         )
-        return self._fill(
-            "teacher_text", table, hashing.hash_texts(hashing.normalize_spaces(text) for text in texts), job
-        )
+        return self._fill("teacher_text", table, keys.hash_texts(keys.normalize_spaces(text) for text in texts), job)
 
     def pooled(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:
         """The encoder's states, pooled as the projector does (N, H).
@@ -129,7 +128,7 @@ class FrozenTowers:
             return projector.pool(self._eval("encoder", *inputs), inputs[1].to(self.model.device))
 
         table = self._table("encoder", f"pooled_{projector.pooling}", self.model.encoder.width, dict)
-        return self._fill("encoder", table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run))
+        return self._fill("encoder", table, keys.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run))
 
     def token_states(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:
         """The encoder's states of every token (tokens, H); arguments as for `pooled`."""
@@ -140,7 +139,7 @@ class FrozenTowers:
 
         table = self._table("encoder", "tokens", self.model.encoder.width, dict)
         return self._fill(
-            "encoder", table, hashing.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run, ragged=True)
+            "encoder", table, keys.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run, ragged=True)
         )
 
     def _encoder_job(

@@ -1,40 +1,11 @@
-"""Hashes that identify features: of the content of an input, and of everything that decides a tower's output."""
+"""Hashes of everything that decides a tower's output; `data.keys` has those of its inputs."""
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-
-
-def hash_bytes(contents: Iterable[bytes]) -> np.ndarray:
-    """Keys of some contents, uint64 (N, 2): BLAKE2b, 128 bits."""
-    digests = bytearray()
-    for content in contents:
-        digests += hashlib.blake2b(content, digest_size=16).digest()
-    return np.frombuffer(digests, "<u8").reshape(-1, 2)
-
-
-def hash_texts(texts: Iterable[str]) -> np.ndarray:
-    """Keys of texts, uint64 (N, 2); pass texts through `normalize_spaces` first."""
-    return hash_bytes(text.encode() for text in texts)
-
-
-def hash_tokens(tokens: Iterable[np.ndarray]) -> np.ndarray:
-    """Keys of token ids, uint64 (N, 2)."""
-    return hash_bytes(np.asarray(ids, "<i4").tobytes() for ids in tokens)
-
-
-def normalize_spaces(text: str) -> str:
-    """A text with single spaces, as every tokenizer of open_clip reads it.
-
-    Only ASCII spaces count. Others, such as the no-break space, may be half of a letter that ftfy repairs first.
-    """
-    return re.sub(r"[ \t\n\r]+", " ", text).strip(" ")
 
 
 def hash_tower(facts: dict[str, Any]) -> str:

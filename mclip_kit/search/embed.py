@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from mclip_kit import __version__
-from mclip_kit.data import images
+from mclip_kit.data import images, keys
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.source import File
 from mclip_kit.errors import CheckpointError, DataError, one_line
@@ -186,8 +186,8 @@ def embed_texts(
     def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
         lines = File(Path(file)).lines()
         while texts := list(islice(lines, BLOCK)):
-            keys = [key.tobytes().hex() for key in hashing.hash_texts(texts)]
-            yield embedder.student(texts), pa.table({"caption": texts, "key": keys}, schema=COLUMNS[TEXTS])
+            known = [key.tobytes().hex() for key in keys.hash_texts(texts)]
+            yield embedder.student(texts), pa.table({"caption": texts, "key": known}, schema=COLUMNS[TEXTS])
 
     return _write(model, out, found, vectors(), facts)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mclip_kit.config.recipe import Cache
 from mclip_kit.config.stages import TriangleStage
+from mclip_kit.data import keys
 from mclip_kit.data.batching import Plan, pad
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.datasets import TriangleRows
 from mclip_kit.data.transforms import augment, read_pixels
 from mclip_kit.errors import DataError
-from mclip_kit.features import hashing
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.table import NoRoom
 from mclip_kit.tasks.base import StageBatches
@@ -138,7 +138,7 @@ class TriangleBatches(StageBatches):
             "groups_B": torch.from_numpy(columns.groups_N[rows]),
         }
         if self._marks_duplicates:
-            known_B2 = hashing.hash_tokens(columns.tokens[row] for row in rows)
+            known_B2 = keys.hash_tokens(columns.tokens[row] for row in rows)
             fields["texts_B"] = torch.from_numpy(known_B2[:, 0].astype(np.int64))
         for vertex, name in (("image", "image_BE"), ("teacher_text", "teacher_BE"), ("pooled", "pooled_BH")):
             if vertex in self._read:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mclip_kit.data import images
+from mclip_kit.data.keys import hash_bytes
 from mclip_kit.features import file_hashes
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.file_hashes import hash_files, read_hashes
-from mclip_kit.features.hashing import hash_bytes
 from mclip_kit.features.manage import list_tables
 from mclip_kit.features.table import Table
 from tests.features.tables import flip, together, whole_shards
