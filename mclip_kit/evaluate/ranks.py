@@ -8,7 +8,7 @@ is computed in float32, and only pairs whose score is so near to a right answer'
 computed again in float64.
 
 The bound of the rounding. Each number of the grid is rounded to float32 once, each product of two numbers at most once,
-and each product takes part in at most D - 1 rounded sums, in whatever order they are added. With u = 2^-24, the unit
+and each product takes part in at most D - 1 rounded sums, in whatever order a BLAS adds them. With u = 2^-24, the unit
 roundoff of float32, each term of a score is therefore multiplied by at most D + 2 factors between 1 - u and 1 + u, so
 |float32 score - exact score| <= gamma(D + 2) sum |a_d| |b_d| <= gamma(D + 2) |a| |b|, where gamma(n) = n u / (1 - n u)
 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, lemma 3.1 and section 3.1; the last step is
@@ -28,6 +28,7 @@ Protocol = Literal["any", "xtd", "mclip", "language"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 UNIT = 2.0**-24  # unit roundoff of float32
 DENSE = 1 / 32  # the share of undecided pairs above which a whole block in float64 is faster than those pairs alone
+WIDE = 4  # blocks of a row of blocks that a thread does in one go: their rows are put on the grid once
 PAIRS = 1024  # undecided pairs that are computed at once
 
 
@@ -104,17 +105,19 @@ def _wrong_before(
     before_N, before_M = np.zeros(len(best_N), np.int64), np.zeros(len(best_M), np.int64)
     count = _groups_before if whole_groups else _rows_before
 
-    def work(rows: slice, other: Part) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    def work(rows: slice, others: list[Part]) -> list[tuple[slice, slice, np.ndarray, np.ndarray]]:
         part = a.part(rows)
-        return rows, other.place, *count(part, other, best_N[rows], best_M[other.place])
+        return [(rows, other.place, *count(part, other, best_N[rows], best_M[other.place])) for other in others]
 
     row_places, column_places = places(a, b, whole_groups)
-    blocks = ((rows, other) for other in map(b.part, column_places) for rows in row_places)
-    total = len(row_places) * len(column_places)
-    with tqdm(total=total, desc="compare", unit="block", leave=False, delay=SOON) as bar:
-        for rows, columns, per_row, per_column in in_threads(work, blocks):
-            before_N[rows] += per_row
-            before_M[columns] += per_column
+    starts = range(0, len(column_places), WIDE)
+    strips = (list(map(b.part, column_places[start : start + WIDE])) for start in starts)
+    blocks = ((rows, others) for others in strips for rows in row_places)
+    with tqdm(total=len(row_places) * len(starts), desc="compare", unit="block", leave=False, delay=SOON) as bar:
+        for counted in in_threads(work, blocks):
+            for rows, columns, per_row, per_column in counted:
+                before_N[rows] += per_row
+                before_M[columns] += per_column
             bar.update()
     return before_N, before_M
 
@@ -178,19 +181,15 @@ def _above(scores_RC: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def _per_row(above_RW: np.ndarray) -> np.ndarray:
-    """The number of scores above their limits in each row. A word adds eight bytes at once, which count to 255."""
-    return (
-        np.add.reduceat(above_RW, np.arange(0, above_RW.shape[1], 255), axis=1)
-        .view(np.uint8)
-        .sum(axis=1, dtype=np.int64)
-    )
+    """The number of scores above their limits in each row, (R,). A word adds eight bytes at once: they count to 255."""
+    slabs = [above_RW[:, start : start + 255].sum(1).view(np.uint8) for start in range(0, above_RW.shape[1], 255)]
+    return np.add.reduce(slabs, dtype=np.int64).reshape(-1, 8).sum(1)
 
 
 def _per_column(above_RW: np.ndarray) -> np.ndarray:
-    """The number of scores above their limits in each column, and in those that fill the last word."""
-    return (
-        np.add.reduceat(above_RW, np.arange(0, len(above_RW), 255), axis=0).view(np.uint8).sum(axis=0, dtype=np.int64)
-    )
+    """The number of scores above their limits in each column, and in those that fill the last word, (8 W,)."""
+    slabs = [above_RW[start : start + 255].sum(0).view(np.uint8) for start in range(0, len(above_RW), 255)]
+    return np.add.reduce(slabs, dtype=np.int64)
 
 
 def _starts(groups_N: np.ndarray) -> np.ndarray:
