@@ -1,14 +1,14 @@
 """Exact ranks: products in float32 whose near ties are computed again, against every product in float64.
 
-    python benchmarks/ranks.py [--threads 2] [--smoke]
-    python benchmarks/ranks.py --rows 100000 [--threads 2]
+    python benchmarks/ranks.py [--threads N] [--smoke]
+    python benchmarks/ranks.py --rows 100000 [--threads N]
 
 20,000 captions and pictures of width 512, unit vectors; half of the captions are near their picture, the others are
 noise, so that ranks of all sizes are counted. The float64 way is what this package did before: blocks of 1,024 x 4,096
 scores, masks, comparisons. The two take turns with the same number of threads, and must find the same ranks, which is
 checked. The last line has the ratio of seconds. `--smoke` uses 1,500 rows.
 
-`--rows N` measures the float32 way alone, once, in a process of its own: nanoseconds a pair, and the peak memory.
+`--rows N` measures the float32 way alone, once: nanoseconds a pair, and the peak memory.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def peak() -> float:
 def main() -> None:
     """Compare, or measure one size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of both ways; as many as NumPy has if left out")
     parser.add_argument("--rows", type=int, help="measure the float32 way alone, with so many rows on each side")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
