@@ -25,6 +25,7 @@ REQUIRES = [
     "sentencepiece>=0.2.3",  # ids as arrays
     "sacrebleu>=2.4",
     "numpy>=1.26",
+    "threadpoolctl>=3.1",  # ranks: one thread a product, many products at once
     "click>=8.1",
     "transformers>=5,<6",  # a new major version renames what models/ uses
     "accelerate>=1.15",  # clips gradients of sharded and replicated weights together

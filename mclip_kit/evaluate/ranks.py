@@ -1,27 +1,35 @@
-"""Exact ranks of right answers, and metrics of ranks. Arrays in, numbers out; NumPy alone.
+"""Exact ranks of right answers, and metrics of ranks. Arrays in, numbers out; no torch.
 
 Shapes: Q captions, G pictures, D embedding; where both directions are meant, N and M rows of two sides. R, C: rows and
-columns of a block of scores.
+columns of a block of scores; W: its columns, eight to a word; P: pairs of rows.
 
-Scores are exact. Embeddings are rounded to a grid whose step is 2^-26 of the longest embedding, finer than float32 for
-most of their numbers, and stored as whole numbers in float64, where sums of products below 2^53 have no rounding. So
-equal embeddings have equal scores, whatever the order of summation, and every machine finds the same ranks.
+Scores are exact: products of whole numbers (`rank_blocks`). Most of them need not be known exactly. A block of scores
+is computed in float32, and only pairs whose score is so near to a right answer's that its rounding could matter are
+computed again in float64.
+
+The bound of the rounding. Each number of the grid is rounded to float32 once, each product of two numbers at most once,
+and each product takes part in at most D - 1 rounded sums, in whatever order a BLAS adds them. With u = 2^-24, the unit
+roundoff of float32, each term of a score is therefore multiplied by at most D + 2 factors between 1 - u and 1 + u, so
+|float32 score - exact score| <= gamma(D + 2) sum |a_d| |b_d| <= gamma(D + 2) |a| |b|, where gamma(n) = n u / (1 - n u)
+(Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, lemma 3.1 and section 3.1; the last step is
+Cauchy's inequality). Nothing underflows or overflows: numbers of the grid are zero or at least 1, and |a| |b| < 2^53.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from mclip_kit.errors import DataError
+from mclip_kit.evaluate.rank_blocks import Part, Side, best_scores, in_threads, places, side, wrong_scores
+from mclip_kit.progress import SOON, tqdm
 
 KS = (1, 5, 10)
 Protocol = Literal["any", "xtd", "mclip", "language"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
-ROWS, COLUMNS = 1024, 4096  # of a block of scores: 32 MB
-BITS = 26.4  # log2 of the longest row on the grid: a product of two rows stays below 2^53, rounding included
+UNIT = 2.0**-24  # unit roundoff of float32
+DENSE = 1 / 32  # the share of undecided pairs above which a whole block in float64 is faster than those pairs alone
+WIDE = 4  # blocks of a row of blocks that a thread does in one go: their rows are put on the grid once
+PAIRS = 1024  # undecided pairs that are computed at once
 
 
 def both_ranks(
@@ -43,6 +51,11 @@ def both_ranks(
             the same embeddings (and that script calls text-to-image "i2t").
     Raises:
         DataError: a side is empty, the widths differ, or the protocol is unknown.
+
+    >>> pictures = np.eye(3, dtype=np.float32)
+    >>> captions = np.array([[0.9, 0.1, 0.0], [0.8, 0.5, 0.1]], np.float32)  # of pictures 0 and 1
+    >>> both_ranks(captions, pictures, np.array([0, 1]), np.arange(3))
+    (array([1, 2]), array([ 1,  1, 11]))
     """
     if protocol not in PROTOCOLS:
         raise DataError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
@@ -50,10 +63,10 @@ def both_ranks(
         raise DataError(f"there is nothing to rank: {len(a_ND)} rows against {len(b_MD)}")
     if a_ND.shape[1] != b_MD.shape[1]:
         raise DataError(f"embeddings of width {a_ND.shape[1]} cannot be compared with those of width {b_MD.shape[1]}")
-    a, b = _side(a_ND, a_groups_N), _side(b_MD, b_groups_M)
-    best_N, best_M = _best(a, b)
+    a, b = side(a_ND, a_groups_N), side(b_MD, b_groups_M)
+    best_N, best_M = best_scores(a, b)
     before_N, before_M = _wrong_before(a, b, best_N, best_M, whole_groups=protocol == "mclip")
-    return a.ranks(before_N, best_N, len(b_MD)), b.ranks(before_M, best_M, len(a_ND))
+    return _ranks(a, before_N, best_N, len(b_MD)), _ranks(b, before_M, best_M, len(a_ND))
 
 
 def ranks(
@@ -77,96 +90,106 @@ def median_rank(ranks_Q: np.ndarray) -> float:
     return float(np.median(ranks_Q)) if len(ranks_Q) else float("nan")
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One side of a ranking. `rows_ND` is in its first order, everything else in the order of the groups."""
-
-    rows_ND: np.ndarray
-    order_N: np.ndarray
-    groups_N: np.ndarray
-    finite_N: np.ndarray
-    scale: float
-
-    def whole_numbers(self, part: slice) -> np.ndarray:
-        """Some rows on the grid, float64; zeros for rows that are non-finite."""
-        rows_BD = self.rows_ND[self.order_N[part]].astype(np.float64)
-        rows_BD[~self.finite_N[part]] = 0
-        rows_BD *= self.scale
-        return np.rint(rows_BD, out=rows_BD)
-
-    def blocks(self, size: int, whole_groups: bool = False) -> list[slice]:
-        """All rows, in blocks of about `size`; `whole_groups`: no group is split between blocks."""
-        starts = np.arange(0, len(self.groups_N), size)
-        if whole_groups:
-            starts = np.unique(np.searchsorted(self.groups_N, self.groups_N[starts]))
-        return [slice(start, stop) for start, stop in pairwise([*starts.tolist(), len(self.groups_N)])]
-
-    def having(self, groups_B: np.ndarray) -> slice:
-        """The rows from the first to the last of some groups, which are in order."""
-        first, last = np.searchsorted(self.groups_N, groups_B[0]), np.searchsorted(self.groups_N, groups_B[-1], "right")
-        return slice(int(first), int(last))
-
-    def ranks(self, before_N: np.ndarray, best_N: np.ndarray, others: int) -> np.ndarray:
-        """Ranks in the first order of the rows."""
-        lost = max(others, *KS) + 1
-        ranks_N = np.empty(len(before_N), np.int64)
-        ranks_N[self.order_N] = np.where(np.isneginf(best_N), lost, before_N + 1)
-        return ranks_N
-
-
-def _side(rows_ND: np.ndarray, groups_N: np.ndarray) -> _Side:
-    order_N = np.argsort(groups_N, kind="stable")
-    squares_N = np.einsum("nd,nd->n", rows_ND, rows_ND, dtype=np.float64)
-    finite_N = np.isfinite(squares_N)
-    longest = float(np.sqrt(squares_N[finite_N].max(initial=0)))
-    scale = 2.0 ** np.floor(BITS - np.log2(longest)) if longest else 1.0
-    return _Side(rows_ND, order_N, groups_N[order_N], finite_N[order_N], scale)
-
-
-def _best(a: _Side, b: _Side) -> tuple[np.ndarray, np.ndarray]:
-    """Score of each row's nearest right answer, in the order of the groups; -inf where none is finite."""
-    best_N, best_M = np.full(len(a.groups_N), -np.inf), np.full(len(b.groups_N), -np.inf)
-    for rows in a.blocks(ROWS):
-        near = b.having(a.groups_N[rows])
-        for start in range(near.start, near.stop, COLUMNS):
-            columns = slice(start, min(start + COLUMNS, near.stop))
-            scores_RC = a.whole_numbers(rows) @ b.whole_numbers(columns).T
-            right_RC = a.groups_N[rows, None] == b.groups_N[columns]
-            right_RC &= a.finite_N[rows, None] & b.finite_N[columns]
-            scores_RC[~right_RC] = -np.inf
-            np.maximum(best_N[rows], scores_RC.max(1), out=best_N[rows])
-            np.maximum(best_M[columns], scores_RC.max(0), out=best_M[columns])
-    return best_N, best_M
+def _ranks(ranked: Side, before_N: np.ndarray, best_N: np.ndarray, others: int) -> np.ndarray:
+    """Ranks in the first order of the rows."""
+    return ranked.in_first_order(np.where(np.isneginf(best_N), max(others, *KS) + 1, before_N + 1))
 
 
 def _wrong_before(
-    a: _Side, b: _Side, best_N: np.ndarray, best_M: np.ndarray, whole_groups: bool
+    a: Side, b: Side, best_N: np.ndarray, best_M: np.ndarray, whole_groups: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The number of wrong rows, or wrong groups, that are at least as near as each row's nearest right answer."""
+    """The number of wrong rows, or wrong groups, that are at least as near as each row's nearest right answer.
+
+    Each thread takes a block, multiplies and counts; products have one thread, so that cores wait for no other.
+    """
     before_N, before_M = np.zeros(len(best_N), np.int64), np.zeros(len(best_M), np.int64)
-    for rows, columns, scores_RC in _wrong_scores(a, b, whole_groups):
-        per_row, per_column = scores_RC, scores_RC
-        if whole_groups:
-            per_row = np.maximum.reduceat(scores_RC, _starts(b.groups_N[columns]), axis=1)
-            per_column = np.maximum.reduceat(scores_RC, _starts(a.groups_N[rows]), axis=0)
-        before_N[rows] += np.count_nonzero(per_row >= best_N[rows, None], axis=1)
-        before_M[columns] += np.count_nonzero(per_column >= best_M[columns], axis=0)
+    count = _groups_before if whole_groups else _rows_before
+
+    def work(rows: slice, others: list[Part]) -> list[tuple[slice, slice, np.ndarray, np.ndarray]]:
+        part = a.part(rows)
+        return [(rows, other.place, *count(part, other, best_N[rows], best_M[other.place])) for other in others]
+
+    row_places, column_places = places(a, b, whole_groups)
+    starts = range(0, len(column_places), WIDE)
+    strips = (list(map(b.part, column_places[start : start + WIDE])) for start in starts)
+    blocks = ((rows, others) for others in strips for rows in row_places)
+    with tqdm(total=len(row_places) * len(starts), desc="compare", unit="block", leave=False, delay=SOON) as bar:
+        for counted in in_threads(work, blocks):
+            for rows, columns, per_row, per_column in counted:
+                before_N[rows] += per_row
+                before_M[columns] += per_column
+            bar.update()
     return before_N, before_M
 
 
-def _wrong_scores(a: _Side, b: _Side, whole_groups: bool) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Blocks of all scores; those of right pairs are -inf, those of non-finite rows are inf."""
-    for columns in b.blocks(COLUMNS, whole_groups):
-        columns_DC: Any = b.whole_numbers(columns).T
-        for rows in a.blocks(ROWS, whole_groups):
-            scores_RC = a.whole_numbers(rows) @ columns_DC
-            scores_RC[~a.finite_N[rows]] = np.inf
-            scores_RC[:, ~b.finite_N[columns]] = np.inf
-            near = b.having(a.groups_N[rows])
-            near = slice(max(near.start, columns.start), max(min(near.stop, columns.stop), columns.start))
-            right_RC = a.groups_N[rows, None] == b.groups_N[near]
-            scores_RC[:, near.start - columns.start : near.stop - columns.start][right_RC] = -np.inf
-            yield rows, columns, scores_RC
+def _groups_before(a: Part, b: Part, best_R: np.ndarray, best_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The wrong groups of a block before each of its rows and columns; the maximum of a group is found in float64."""
+    scores_RC = wrong_scores(a, b, exact=True)
+    per_row = np.maximum.reduceat(scores_RC, _starts(b.groups_B), axis=1)
+    per_column = np.maximum.reduceat(scores_RC, _starts(a.groups_B), axis=0)
+    return np.count_nonzero(per_row >= best_R[:, None], axis=1), np.count_nonzero(per_column >= best_C, axis=0)
+
+
+def _rows_before(a: Part, b: Part, best_R: np.ndarray, best_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The wrong rows of a block before each of its rows and columns, most of them found in float32."""
+    scores_RC = wrong_scores(a, b, exact=False)
+    low_R, high_R = _undecided(best_R, a, b)
+    low_C, high_C = _undecided(best_C, b, a)
+    row_RW, column_RW = _above(scores_RC, high_R[:, None]), _above(scores_RC, high_C)
+    open_RW = (_above(scores_RC, low_R[:, None]) ^ row_RW) | (_above(scores_RC, low_C) ^ column_RW)
+    if np.count_nonzero(open_RW.view(bool)) > DENSE * scores_RC.size:
+        scores_RC = wrong_scores(a, b, exact=True)
+        row_RW = _above(scores_RC, best_R[:, None] - 1)
+        column_RW = _above(scores_RC, best_C - 1)
+    else:
+        rows_P, columns_P = np.divmod(np.flatnonzero(open_RW.view(bool)), 8 * open_RW.shape[1])
+        scores_P = _exact_scores(a, b, rows_P, columns_P)
+        row_RW.view(bool)[rows_P, columns_P] = scores_P >= best_R[rows_P]
+        column_RW.view(bool)[rows_P, columns_P] = scores_P >= best_C[columns_P]
+    return _per_row(row_RW), _per_column(column_RW)[: len(best_C)]
+
+
+def _undecided(best_B: np.ndarray, part: Part, other: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Float32 scores between which the float32 score of a pair does not tell whether it is at least the best right one.
+
+    Above the second it is, at or below the first it is not. Scores are whole numbers: one more on each side covers the
+    rounding of the limits in float64, and they are rounded outwards to float32.
+    """
+    terms = part.exact_BD.shape[1] + 2
+    gamma = terms * UNIT / (1 - terms * UNIT)
+    bound_B = gamma * part.lengths_B * other.lengths_B.max() * (1 + UNIT) + 1
+    low_B, high_B = (best_B - bound_B).astype(np.float32), (best_B + bound_B).astype(np.float32)
+    return np.nextafter(low_B, np.float32(-np.inf)), np.nextafter(high_B, np.float32(np.inf))
+
+
+def _exact_scores(a: Part, b: Part, rows_P: np.ndarray, columns_P: np.ndarray) -> np.ndarray:
+    """Exact scores of some pairs of a block, float64 (P,)."""
+    scores_P = np.empty(len(rows_P))
+    for start in range(0, len(rows_P), PAIRS):
+        some = slice(start, start + PAIRS)
+        scores_P[some] = np.einsum("pd,pd->p", a.exact_BD[rows_P[some]], b.exact_BD[columns_P[some]])
+    return scores_P
+
+
+def _above(scores_RC: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Whether each score is above its limit: one byte a score, eight to a word, uint64 (R, W). Bytes after C are 0."""
+    rows, columns = scores_RC.shape
+    above_RW = np.empty((rows, -(-columns // 8)), np.uint64)
+    above_RW[:, -1] = 0
+    np.greater(scores_RC, limits, out=above_RW.view(bool)[:, :columns])
+    return above_RW
+
+
+def _per_row(above_RW: np.ndarray) -> np.ndarray:
+    """The number of scores above their limits in each row, (R,). A word adds eight bytes at once: they count to 255."""
+    slabs = [above_RW[:, start : start + 255].sum(1).view(np.uint8) for start in range(0, above_RW.shape[1], 255)]
+    return np.add.reduce(slabs, dtype=np.int64).reshape(-1, 8).sum(1)
+
+
+def _per_column(above_RW: np.ndarray) -> np.ndarray:
+    """The number of scores above their limits in each column, and in those that fill the last word, (8 W,)."""
+    slabs = [above_RW[start : start + 255].sum(0).view(np.uint8) for start in range(0, len(above_RW), 255)]
+    return np.add.reduce(slabs, dtype=np.int64)
 
 
 def _starts(groups_N: np.ndarray) -> np.ndarray:

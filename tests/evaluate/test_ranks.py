@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate import ranks as module
+from mclip_kit.evaluate import rank_blocks
 from mclip_kit.evaluate.ranks import PROTOCOLS, both_ranks, median_rank, ranks, recall
 from mclip_kit.evaluate.retrieval import score
 
@@ -46,8 +46,8 @@ def some(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("kind", ["directions", "ties", "whole numbers"])
 def test_both_directions_are_those_of_exact_loops_whatever_the_blocks(kind, protocol, block, monkeypatch):
-    monkeypatch.setattr(module, "ROWS", block)
-    monkeypatch.setattr(module, "COLUMNS", 2 * block)
+    monkeypatch.setattr(rank_blocks, "ROWS", block)
+    monkeypatch.setattr(rank_blocks, "COLUMNS", 2 * block)
     texts, images, text_groups, image_groups = some(kind)
     t2i, i2t = both_ranks(texts, images, text_groups, image_groups, protocol)
     assert t2i.tolist() == exact_ranks(texts, images, text_groups, image_groups, protocol)
