@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -40,10 +40,11 @@ from side_by_side import alternate, last_line, ratio, spread
 from mclip_kit.config.recipe import Cache, Recipe, load
 from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.batching import WINDOW, pad
-from mclip_kit.data.captions import Captions
-from mclip_kit.data.datasets import TriangleRows
+from mclip_kit.data.captions import Captions, uncaptioned
+from mclip_kit.data.keys import hash_texts, hash_tokens
 from mclip_kit.data.tokenizer import BOS, EOS, PAD
 from mclip_kit.data.transforms import read_pixels
+from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.clip import build_clip
@@ -86,9 +87,10 @@ def made(model: MultilingualClip) -> tuple[TriangleRows, Captions, np.ndarray]:
     tokens = [np.array([BOS, *rng.integers(5, VOCABULARY, length - 2), EOS], np.int32) for length in lengths_N]
     english = [" ".join(rng.choice(WORDS, length - 2)) for length in lengths_N]
     zeros, rows = np.zeros(count, int), np.arange(count)
-    examples = TriangleRows(["en"], zeros, tokens, [""] * count, lengths_N, english, rows % PICTURES, rows, zeros)
-    pixels, none = rng.integers(0, 256, (PICTURES, size, size, 3), np.uint8), np.zeros(0, object)
-    captions = Captions(Path(), pixels, [], none, none, none, none, none, none, [])
+    known, keys_N2 = np.ones(count, bool), (hash_tokens(tokens), hash_texts(english))
+    examples = TriangleRows(["en"], zeros, tokens, lengths_N, english, known, rows % PICTURES, rows, zeros, *keys_N2)
+    pixels = rng.integers(0, 256, (PICTURES, size, size, 3), np.uint8)
+    captions = replace(uncaptioned(Path(), [""] * PICTURES, [""] * PICTURES, []), pixels=pixels)
     buckets_NB = np.argsort(lengths_N, kind="stable").reshape(WINDOW, BATCH)
     return examples, captions, buckets_NB[(2 * np.arange(BATCHES) + 1) * WINDOW // (2 * BATCHES)]
 

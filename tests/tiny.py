@@ -1,8 +1,10 @@
 """Small real things that tests share: a corpus of coloured squares, and a recipe of tiny towers for it."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mclip_kit.data import tables
 from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.data.tokenizer import XlmrTokenizer
+from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
 from tests import processes
 
 COLOURS = {
@@ -106,6 +109,13 @@ def without_hashes(folder: Path) -> Path:
     if (folder / "images.arrow").is_file():
         as_text(folder)
     return folder
+
+
+def rows_of(stream: RowStream) -> TriangleRows:
+    """Rows as a run maps them, in a temporary folder that is unlinked while it is mapped."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(Path(folder), stream)
+        return replace(open_rows(Path(folder)), folder=None)
 
 
 def as_text(folder: Path) -> Path:

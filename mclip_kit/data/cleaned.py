@@ -13,47 +13,28 @@ UNTOUCHED = re.compile(r"[!-%'-~]+(?: [!-%'-~]+)*")
 """ASCII words with one space between, without `&`: nothing to repair, so most English costs a microsecond."""
 
 
-class Replaced(Sequence[np.ndarray]):
-    """Sentences of which some are replaced.
-
-    Attributes:
-        lengths: int64 (N,), tokens of each sentence.
-
-    Args:
-        source: binarised sentences.
-        lengths: of the source.
-        others: row -> its new ids.
-    """
-
-    def __init__(self, source: Sequence[np.ndarray], lengths: np.ndarray, others: dict[int, np.ndarray]) -> None:
-        self._source, self._others = source, others
-        self.lengths = np.array(lengths)
-        self.lengths[list(others)] = [len(ids) for ids in others.values()]
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        index = int(index)
-        found = self._others.get(index)
-        return self._source[index] if found is None else found
-
-
-def cleaned(side: Side, tokenize: Tokenize, clean: Clean | None) -> Sequence[np.ndarray]:
-    """The ids of a side's sentences; those that `clean` changes are tokenised from their text.
+def student_tokens(
+    side: Side, rows: np.ndarray, tokenize: Tokenize, clean: Clean | None, same_pieces: bool
+) -> list[np.ndarray]:
+    """The ids of some sentences of a side, as the student reads them.
 
     Args:
         side: binarised sentences and their texts.
+        rows: which sentences.
         tokenize: cleans texts and tokenises them.
-        clean: None: nothing is cleaned.
+        clean: sentences that it changes are tokenised from their text; None: nothing is cleaned.
+        same_pieces: whether the side was binarised with the student's pieces; else all are tokenised from their text.
     """
+    if not same_pieces:
+        return tokenize([side.texts[row] for row in rows])
+    tokens = [side.tokens[row] for row in rows]
     if clean is None:
-        return side.tokens
-    rows = [row for row, text in enumerate(side.texts) if not UNTOUCHED.fullmatch(text) and clean(text) != spaced(text)]
-    if not rows:
-        return side.tokens
-    others = dict(zip(rows, tokenize([side.texts[row] for row in rows]), strict=True))
-    return Replaced(side.tokens, side.tokens.lengths, others)
+        return tokens
+    texts = [side.texts[row] for row in rows]
+    changed = [n for n, text in enumerate(texts) if not UNTOUCHED.fullmatch(text) and clean(text) != spaced(text)]
+    for place, ids in zip(changed, tokenize([texts[n] for n in changed]) if changed else (), strict=True):
+        tokens[place] = ids
+    return tokens
 
 
 def spaced(text: str) -> str:

@@ -1,6 +1,6 @@
-"""The training rows of a stage as columns; a batch takes some rows of each column."""
+"""What a stage trains on: streams of a triangle's rows, from captions or from parallel text; and pairs to translate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,56 +8,11 @@ import numpy as np
 
 from mclip_kit.data.bitext import Bitext, Direction, Side, find_directions, read_direction
 from mclip_kit.data.captions import Captions
-from mclip_kit.data.cleaned import Clean, Tokenize, cleaned
-from mclip_kit.data.sequences import ConcatSequence, Subset
+from mclip_kit.data.cleaned import Clean, Tokenize, student_tokens
+from mclip_kit.data.keys import hash_texts, normalize_spaces
+from mclip_kit.data.sequences import ConcatSequence
+from mclip_kit.data.triangle_rows import RowBlock, RowStream, blocks_of
 from mclip_kit.errors import DataError
-
-MISSING = -1
-
-
-@dataclass(frozen=True)
-class TriangleRows:
-    """N rows for a triangle stage: student text, and teacher text or image or both.
-
-    A row without an image or without teacher text takes no part in the edges to it.
-
-    Attributes:
-        languages: codes; `languages_N` numbers them.
-        tokens: the student's ids of each row, `<s> ... </s>`.
-        texts: the student's text of each row.
-        lengths_N: number of tokens of each row.
-        teacher_texts: the teacher's text of each row; empty if the row has none.
-        images_N: row in the prepared folder's picture table, or MISSING.
-        groups_N: rows with the same number count as positives for each other.
-        sources_N: the corpus of each row.
-    """
-
-    languages: list[str]
-    languages_N: np.ndarray
-    tokens: Sequence[np.ndarray]
-    texts: Sequence[str]
-    lengths_N: np.ndarray
-    teacher_texts: Sequence[str]
-    images_N: np.ndarray
-    groups_N: np.ndarray
-    sources_N: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.languages_N)
-
-    def select(self, rows: np.ndarray) -> "TriangleRows":
-        """The given rows, in the given order."""
-        return TriangleRows(
-            languages=self.languages,
-            languages_N=self.languages_N[rows],
-            tokens=Subset(self.tokens, rows),
-            texts=Subset(self.texts, rows),
-            lengths_N=self.lengths_N[rows],
-            teacher_texts=Subset(self.teacher_texts, rows),
-            images_N=self.images_N[rows],
-            groups_N=self.groups_N[rows],
-            sources_N=self.sources_N[rows],
-        )
 
 
 def rows_from_captions(
@@ -66,7 +21,7 @@ def rows_from_captions(
     languages: Sequence[str] | str,
     teacher_language: str,
     tokenize: Tokenize,
-) -> TriangleRows:
+) -> RowStream:
     """One row a caption. A caption in the teacher's language is also its own teacher text.
 
     Args:
@@ -75,25 +30,24 @@ def rows_from_captions(
         tokenize: the student's tokenizer.
     """
     rows = captions.select(split, languages)
-    texts = captions.texts[rows].tolist()
-    codes, numbers = np.unique(captions.languages[rows].astype(str), return_inverse=True)
-    tokens = tokenize(texts)
-    known_N = captions.languages.isin([teacher_language])[rows]
-    return TriangleRows(
-        languages=[str(code) for code in codes],
-        languages_N=numbers,
-        tokens=tokens,
-        texts=texts,
-        lengths_N=np.array([len(ids) for ids in tokens]),
-        teacher_texts=[text if known else "" for text, known in zip(texts, known_N, strict=True)],
-        images_N=captions.images[rows],
-        groups_N=captions.groups[captions.images[rows]],
-        sources_N=np.zeros(len(rows), int),
-    )
+    codes = captions.languages.present(rows)
+    number_of = np.array([codes.index(name) if name in codes else 0 for name in captions.languages.names], np.int16)
+
+    def block(part: np.ndarray) -> RowBlock:
+        texts, own_B = captions.texts[part].tolist(), captions.languages[part] == teacher_language
+        return RowBlock(
+            number_of[captions.languages.codes[part]],
+            tokenize(texts),
+            [text if own else "" for text, own in zip(texts, own_B, strict=True)],
+            images_B=captions.images[part],
+            groups_B=captions.groups[captions.images[part]],
+        )
+
+    return RowStream(codes, len(rows), (block(rows[part]) for part in blocks_of(len(rows))))
 
 
-def rows_from_bitext(
-    bitext: Bitext,
+def rows_from_bitexts(
+    bitexts: Sequence[Bitext],
     split: str,
     languages: Sequence[str] | str,
     teacher_language: str,
@@ -102,93 +56,108 @@ def rows_from_bitext(
     tokenize: Tokenize,
     pieces: list[str],
     clean: Clean | None = None,
-) -> TriangleRows:
+) -> RowStream:
     """One row for each sentence pair with a side in the teacher's language; the other side is the student's.
 
-    Rows with the same teacher text count as positives for each other.
+    Rows with the same teacher text count as positives for each other. The rows of several corpora come one after the
+    other; a corpus may lack some of the languages.
 
     Args:
         languages: of the student's side, or `all`.
         teacher_language: of the teacher's side.
-        include_teacher_language: add each distinct teacher sentence once more, as both sides of a row (AltCLIP,
-            arXiv 2211.06679).
+        include_teacher_language: add each distinct teacher sentence of a corpus once more, as both sides of a row
+            (AltCLIP, arXiv 2211.06679).
         max_tokens: longer sentences are cut.
-        tokenize, pieces: of the student's encoder. If the folder was binarised with other pieces, its text is
-            tokenised again.
+        tokenize, pieces: of the student's encoder. If a folder was binarised with other pieces, its text is tokenised
+            again.
         clean: what `tokenize` does to a text first; sentences that it changes are tokenised again.
     Raises:
         DataError: a wanted language has no pair with the teacher's language.
     """
-    pairs = _read_pairs(bitext, split, languages, teacher_language, max_tokens)
-    rows = [(left, right) for left, right in pairs if languages == "all" or right.language in languages]
-    if include_teacher_language:
-        rows += [(left, left) for left, _ in pairs]
-    if not rows:
-        raise DataError(f"{bitext.folder}: no {split} sentence pairs in {languages}")
-    students = [right for _, right in rows]
+    chosen = _chosen(bitexts, split, languages, teacher_language)
+    corpora = [
+        _Corpus(number, bitext, _read_pairs(bitext, split, wanted, teacher_language, max_tokens), wanted)
+        for number, bitext, wanted in chosen
+    ]
+    for corpus in corpora:
+        if not corpus.rows and not include_teacher_language:
+            raise DataError(f"{corpus.bitext.folder}: no {split} sentence pairs in {languages}")
+    students = [side for corpus in corpora for side in corpus.students(include_teacher_language)]
     codes = list(dict.fromkeys(side.language for side in students))
-    same = {code: bitext.pieces(code) == pieces for code in codes}
-    tokens = [cleaned(side, tokenize, clean) if same[side.language] else tokenize(side.texts) for side in students]
-    lengths_N = _lengths(tokens)
-    teacher_texts = ConcatSequence([left.texts for left, _ in rows])
-    number: dict[str, int] = {}
-    columns = TriangleRows(
-        languages=codes,
-        languages_N=np.repeat([codes.index(s.language) for s in students], [len(s.tokens) for s in students]),
-        tokens=ConcatSequence(tokens),
-        texts=ConcatSequence([side.texts for side in students]),
-        lengths_N=lengths_N,
-        teacher_texts=teacher_texts,
-        images_N=np.full(len(lengths_N), MISSING),
-        groups_N=np.array([number.setdefault(text, len(number)) for text in teacher_texts]),
-        sources_N=np.zeros(len(lengths_N), int),
-    )
-    return _deduplicate(columns, teacher_language)
+
+    def blocks() -> Iterator[RowBlock]:
+        for corpus in corpora:
+            yield from corpus.blocks(codes, include_teacher_language, tokenize, pieces, clean)
+
+    return RowStream(codes, sum(len(side.tokens) for side in students), blocks())
 
 
-def rows_from_bitexts(
-    bitexts: Sequence[Bitext], split: str, languages: Sequence[str] | str, teacher_language: str, **how: Any
-) -> TriangleRows:
-    """The rows of several corpora, one after the other; a corpus may lack some of the languages.
+@dataclass(frozen=True)
+class _Corpus:
+    """The pairs of a folder, the teacher's side first."""
 
-    The arguments are those of `rows_from_bitext`.
+    number: int
+    bitext: Bitext
+    pairs: list[tuple[Side, Side]]
+    languages: Sequence[str] | str
 
-    Raises:
-        DataError: a wanted language has no pair with the teacher's language in any corpus.
-    """
+    @property
+    def rows(self) -> list[tuple[Side, Side]]:
+        """The pairs in a wanted language."""
+        return [pair for pair in self.pairs if self.languages == "all" or pair[1].language in self.languages]
+
+    def students(self, include_teacher_language: bool) -> list[Side]:
+        """The student's side of each pair of sides that gives rows."""
+        return [right for _, right in self.rows] + [left for left, _ in self.pairs] * include_teacher_language
+
+    def blocks(
+        self, codes: list[str], include: bool, tokenize: Tokenize, pieces: list[str], clean: Clean | None
+    ) -> Iterator[RowBlock]:
+        """The rows; numbers of languages are places in `codes`."""
+        same = {side.language: self.bitext.pieces(side.language) == pieces for side in self.students(include)}
+
+        def block(left: Side, right: Side, rows: np.ndarray) -> RowBlock:
+            tokens = student_tokens(right, rows, tokenize, clean, same[right.language])
+            languages_B = np.full(len(rows), codes.index(right.language))
+            return RowBlock(languages_B, tokens, [left.texts[row] for row in rows], self.number)
+
+        for left, right in self.rows:
+            for part in blocks_of(len(left.tokens)):
+                yield block(left, right, np.arange(part.start, part.stop))
+        for left, rows in _first_occurrences([left for left, _ in self.pairs]) if include else ():
+            for part in blocks_of(len(rows)):
+                yield block(left, left, rows[part])
+
+
+def _first_occurrences(sides: Sequence[Side]) -> Iterator[tuple[Side, np.ndarray]]:
+    """The rows of each side whose sentence is in none before; a sentence occurs in the pair with every language."""
+    keys = [
+        hash_texts(normalize_spaces(side.texts[row]) for row in range(part.start, part.stop))[:, 0]
+        for side in sides
+        for part in blocks_of(len(side.tokens))
+    ]
+    first = np.sort(np.unique(np.concatenate([np.empty(0, "<u8"), *keys]), return_index=True)[1])
+    start = 0
+    for side in sides:
+        stop = start + len(side.tokens)
+        yield side, first[np.searchsorted(first, start) : np.searchsorted(first, stop)] - start
+        start = stop
+
+
+def _chosen(
+    bitexts: Sequence[Bitext], split: str, languages: Sequence[str] | str, teacher: str
+) -> list[tuple[int, Bitext, Sequence[str] | str]]:
+    """The folders that have some of the languages, with their numbers and languages."""
     if len(bitexts) == 1:
-        return rows_from_bitext(bitexts[0], split, languages, teacher_language, **how)
-    partners = [{code for pair in b.pairs(split) if teacher_language in pair for code in pair} for b in bitexts]
+        return [(0, bitexts[0], languages)]
+    partners = [{code for pair in b.pairs(split) if teacher in pair for code in pair} for b in bitexts]
     wanted = sorted(set().union(*partners)) if languages == "all" else list(languages)
     missing = [code for code in wanted if not any(code in codes for codes in partners)]
     if missing:
         places = ", ".join(str(bitext.folder) for bitext in bitexts)
-        raise DataError(f"no {split} pair of {teacher_language} with {', '.join(missing)} in any of {places}")
-    chosen = [
-        (bitext, [code for code in wanted if code in codes]) for bitext, codes in zip(bitexts, partners, strict=True)
-    ]
-    return _concatenate(
-        [rows_from_bitext(b, split, codes, teacher_language, **how) if codes else None for b, codes in chosen]
-    )
-
-
-def _concatenate(parts: Sequence[TriangleRows | None]) -> TriangleRows:
-    """Rows of several corpora; those with the same teacher text count as positives for each other."""
-    given = [(number, part) for number, part in enumerate(parts) if part is not None]
-    codes = list(dict.fromkeys(code for _, part in given for code in part.languages))
-    texts = ConcatSequence([part.teacher_texts for _, part in given])
-    numbered: dict[str, int] = {}
-    return TriangleRows(
-        languages=codes,
-        languages_N=np.concatenate([np.array([codes.index(c) for c in p.languages])[p.languages_N] for _, p in given]),
-        tokens=ConcatSequence([part.tokens for _, part in given]),
-        texts=ConcatSequence([part.texts for _, part in given]),
-        lengths_N=np.concatenate([part.lengths_N for _, part in given]),
-        teacher_texts=texts,
-        images_N=np.concatenate([part.images_N for _, part in given]),
-        groups_N=np.array([numbered.setdefault(text, len(numbered)) for text in texts]),
-        sources_N=np.concatenate([np.full(len(part), number) for number, part in given]),
-    )
+        raise DataError(f"no {split} pair of {teacher} with {', '.join(missing)} in any of {places}")
+    own = [[code for code in wanted if code in codes] for codes in partners]
+    return [(number, bitext, codes) for number, (bitext, codes) in enumerate(zip(bitexts, own, strict=True)) if codes]
 
 
 def _read_pairs(
@@ -206,16 +175,6 @@ def _read_pairs(
         left, right = bitext.read(split, *found[language], max_tokens)
         read.append((left, right) if left.language == teacher else (right, left))
     return read
-
-
-def _deduplicate(rows: TriangleRows, language: str) -> TriangleRows:
-    """Keep each sentence in the teacher's language once: it occurs in the pair with every other language."""
-    if language not in rows.languages:
-        return rows
-    own = np.flatnonzero(rows.languages_N == rows.languages.index(language))
-    first = {rows.texts[row]: row for row in own[::-1]}
-    keep = np.sort(np.concatenate([np.setdiff1d(np.arange(len(rows)), own), np.array(list(first.values()), int)]))
-    return rows.select(keep)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.files import hash_files
@@ -74,6 +75,12 @@ def identity(folder: Path) -> str:
         elif file.suffix == ".bin":
             facts.append((file.name, str(file.stat().st_size)))
     return sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def stamps(folder: Path, pattern: str = "*") -> list[list[Any]]:
+    """Where files of a folder are, their sizes and times of change: if these are the same, so is what they hold."""
+    files = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ dict.txt, which is the order of the SentencePiece model without its own three sp
 So an id is the SentencePiece id plus one, and `<unk>` is 3. transformers' XLM-R tokenizer has the same ids.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -88,6 +89,10 @@ class XlmrTokenizer:
     def pieces(self) -> list[str]:
         """The pieces of dict.txt, in order."""
         return list(self.spm.id_to_piece(list(range(3, self.spm.get_piece_size()))))
+
+    def identity(self) -> str:
+        """A hash of everything that decides the ids."""
+        return hashlib.blake2b(self.path.read_bytes(), digest_size=16).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the files that transformers' XLM-R tokenizer reads."""

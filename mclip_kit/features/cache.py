@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from mclip_kit.data.row_files import once
+from mclip_kit.errors import DiskError
 from mclip_kit.features import hashing
 from mclip_kit.features.file_hashes import WIDTH
 from mclip_kit.features.item_format import Dtype, ItemFormat
@@ -122,6 +124,20 @@ class FeatureCache:
     def _temporary_table(self, name: str, kind: str, width: int, dtype: Dtype) -> Table:
         folder = Path(self._temporary.name, name.replace(" ", "-"))
         return Table(folder, ItemFormat(width, dtype), _label(kind), log=lambda line: None)
+
+    def once(self, name: str, write: Callable[[Path], None]) -> Path:
+        """A folder of the cache that is written once and that all processes share, see `row_files.once`.
+
+        Where the cache cannot be written, the folder is this process's own.
+        """
+        own = Path(self._temporary.name)
+        try:
+            return once((self.root or own) / name, write)
+        except DiskError as error:
+            if self.root is None:
+                raise
+            self.log(f"{error}; {name} is made again by every process")
+            return once(own / name, write)
 
     def drop(self, tower: str) -> None:
         """Close a tower's tables, because its weights have changed; remove its temporary features."""

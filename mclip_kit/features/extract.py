@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_kit.data import keys
 from mclip_kit.data.captions import Captions
+from mclip_kit.data.keys import hash_bytes, hash_texts, hash_tokens, normalize_spaces
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features import hashing
@@ -18,6 +18,7 @@ from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.file_hashes import hash_files, read_hashes
 from mclip_kit.features.item_format import NonfiniteOutput
 from mclip_kit.features.job import ExtractionJob
+from mclip_kit.features.places import find_once
 from mclip_kit.features.table import NoRoom, Table
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
@@ -64,13 +65,16 @@ class FrozenTowers:
     def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
         self.model, self.cache = model, cache
 
-    def images(self, captions: Captions, images: np.ndarray, keys_N2: np.ndarray | None = None) -> Features:
+    def images(
+        self, captions: Captions, images: np.ndarray, keys_N2: np.ndarray | None = None, kept: Path | None = None
+    ) -> Features:
         """CLIP's image embeddings (N, E), before the CLIP projector.
 
         Args:
             captions: where the pictures are.
-            images: numbers of pictures in `captions`, int64 (N,).
+            images: numbers of pictures in `captions`, int (N,).
             keys_N2: their `picture_keys`, if they are known.
+            kept: a folder for the places of these features, which other processes and runs then need not look for.
         """
         clip = self.model.clip[0]
         table = self._table("image", "image", clip.width, clip.image_facts)
@@ -80,17 +84,26 @@ class FrozenTowers:
             batch_items=CPU_PICTURES if self.model.device.type == "cpu" else PICTURES,
             workers=self.cache.workers if captions.pixels is None else 0,
         )
-        keys_N2 = self.picture_keys(captions, images) if keys_N2 is None else keys_N2
-        return self._fill("image", table, keys_N2, job)
+
+        def keys() -> np.ndarray:
+            return self.picture_keys(captions, images) if keys_N2 is None else keys_N2
+
+        return self._fill("image", table, keys, lambda: job, kept)
 
     def picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
-        """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`."""
+        """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`.
+
+        `prepare` knows those of the pictures that it has found; the others are hashed now.
+        """
         wanted_I = np.zeros(int(images.max(initial=-1)) + 1, bool)
         wanted_I[images] = True
         distinct, keys_I2 = np.flatnonzero(wanted_I), np.empty((len(wanted_I), 2), "<u8")
+        if captions.keys is not None:
+            keys_I2[distinct] = captions.keys[distinct]
+            distinct = distinct[~keys_I2[distinct].any(1)]
         if captions.pixels is not None:
             pixels = captions.pixels
-            keys_I2[distinct] = keys.hash_bytes(pixels[image].tobytes() for image in distinct)
+            keys_I2[distinct] = hash_bytes(pixels[image].tobytes() for image in distinct)
         else:
             keys_I2[distinct] = self._file_keys([captions.files[int(image)] for image in distinct])
         return keys_I2[images]
@@ -103,24 +116,46 @@ class FrozenTowers:
             cache.log(f"{error}; hashes of picture files are not kept")
             return read_hashes(files)
 
-    def teacher_texts(self, texts: Sequence[str]) -> Features:
-        """The teacher's text embeddings (N, E), before the CLIP projector."""
+    def teacher_texts(
+        self, texts: Sequence[str], keys_N2: np.ndarray | None = None, kept: Path | None = None
+    ) -> Features:
+        """The teacher's text embeddings (N, E), before the CLIP projector.
+
+        Args:
+            texts: N texts.
+            keys_N2: keys of the texts with single spaces, if they are known.
+            kept: as of `images`.
+        """
         clip = self.model.clip[0]
         table = self._table("teacher_text", "teacher", clip.width, lambda: {"tokenizer": clip.tokenizer_facts()})
-        job = ExtractionJob(
-            load=lambda part: (self.model.teacher_tokens([keys.normalize_spaces(texts[i]) for i in part]), []),
-            run=lambda ids_BT: self._eval("teacher_text", ids_BT),
-            sizes_N=np.fromiter((1 + len(text) // 16 for text in texts), np.int32, len(texts)),
-            batch_items=TEXTS,
-        )
-        return self._fill("teacher_text", table, keys.hash_texts(keys.normalize_spaces(text) for text in texts), job)
 
-    def pooled(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:
+        def job() -> ExtractionJob:
+            return ExtractionJob(
+                load=lambda part: (self.model.teacher_tokens([normalize_spaces(texts[i]) for i in part]), []),
+                run=lambda ids_BT: self._eval("teacher_text", ids_BT),
+                sizes_N=np.fromiter((1 + len(text) // 16 for text in texts), np.int32, len(texts)),
+                batch_items=TEXTS,
+            )
+
+        def keys() -> np.ndarray:
+            return hash_texts(map(normalize_spaces, texts)) if keys_N2 is None else keys_N2
+
+        return self._fill("teacher_text", table, keys, job, kept)
+
+    def pooled(
+        self,
+        tokens: Sequence[np.ndarray],
+        lengths_N: np.ndarray | None = None,
+        keys_N2: np.ndarray | None = None,
+        kept: Path | None = None,
+    ) -> Features:
         """The encoder's states, pooled as the projector does (N, H).
 
         Args:
             tokens: token ids of each text.
             lengths_N: their lengths, int (N,), if they are known.
+            keys_N2: their keys, if they are known.
+            kept: as of `images`.
         """
         projector = self.model.projector
 
@@ -128,9 +163,19 @@ class FrozenTowers:
             return projector.pool(self._eval("encoder", *inputs), inputs[1].to(self.model.device))
 
         table = self._table("encoder", f"pooled_{projector.pooling}", self.model.encoder.width, dict)
-        return self._fill("encoder", table, keys.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run))
 
-    def token_states(self, tokens: Sequence[np.ndarray], lengths_N: np.ndarray | None = None) -> Features:
+        def job() -> ExtractionJob:
+            return self._encoder_job(tokens, lengths_N, run)
+
+        return self._fill("encoder", table, _token_keys(tokens, keys_N2), job, kept)
+
+    def token_states(
+        self,
+        tokens: Sequence[np.ndarray],
+        lengths_N: np.ndarray | None = None,
+        keys_N2: np.ndarray | None = None,
+        kept: Path | None = None,
+    ) -> Features:
         """The encoder's states of every token (tokens, H); arguments as for `pooled`."""
 
         def run(inputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -138,9 +183,11 @@ class FrozenTowers:
             return states_BTH[inputs[1].bool().to(states_BTH.device)]
 
         table = self._table("encoder", "tokens", self.model.encoder.width, dict)
-        return self._fill(
-            "encoder", table, keys.hash_tokens(tokens), self._encoder_job(tokens, lengths_N, run, ragged=True)
-        )
+
+        def job() -> ExtractionJob:
+            return self._encoder_job(tokens, lengths_N, run, ragged=True)
+
+        return self._fill("encoder", table, _token_keys(tokens, keys_N2), job, kept)
 
     def _encoder_job(
         self,
@@ -172,9 +219,19 @@ class FrozenTowers:
 
         return self.cache.table(tower, kind, width, all_facts)
 
-    def _fill(self, tower: str, table: Table, keys_N2: np.ndarray, job: ExtractionJob) -> Features:
+    def _fill(
+        self,
+        tower: str,
+        table: Table,
+        keys: Callable[[], np.ndarray],
+        job: Callable[[], ExtractionJob],
+        kept: Path | None,
+    ) -> Features:
         try:
-            return Features(table, table.fill(keys_N2, job, self.cache.rank, self.cache.world_size))
+            row_N = find_once(table, keys, kept) if kept and self.cache.is_persistent(tower) else None
+            if row_N is None:
+                row_N = table.fill(keys(), job(), self.cache.rank, self.cache.world_size)
+            return Features(table, row_N)
         except NonfiniteOutput as error:
             raise DataError(
                 f"{tower} {self.model.sources.get(tower, '')}".strip() + f": {self._why(tower, error)}"
@@ -201,3 +258,7 @@ class FrozenTowers:
         with evaluating(module), torch.autocast(device.type, precision if lower else None, enabled=lower):
             outputs: Tensor = module(*(tensor.to(device) for tensor in inputs))
         return outputs
+
+
+def _token_keys(tokens: Sequence[np.ndarray], keys_N2: np.ndarray | None) -> Callable[[], np.ndarray]:
+    return lambda: hash_tokens(tokens) if keys_N2 is None else keys_N2

@@ -6,6 +6,7 @@ TABLE/index-NAMES.bin  where each key is, see index.py
 TABLE/.NAME.lock       while a process fills or removes a shard, see locks.locked; empty
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from mclip_kit.features.index import BITS, LOCAL, find, in_key_order, index_is_s
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob, first_of_each, items_of, plan_shards
 from mclip_kit.features.shard_writer import remove_damaged
-from mclip_kit.features.shards import DamagedShard, Shard, is_sound, numbers_from
+from mclip_kit.features.shards import DamagedShard, Shard, is_sound, numbers_from, shard_folders
 from mclip_kit.files import readable
 from mclip_kit.progress import is_quiet, tqdm
 
@@ -92,10 +93,7 @@ class Table:
             raise DataError(f"{self.folder}: {REMOVED}") from None
 
     def _give_up(self, damage: DamagedShard) -> str:
-        """Remove a shard that is found damaged during a run; the message for the run's end.
-
-        Its rows are not computed again at once: other processes may have read them.
-        """
+        """Remove a shard that is found damaged during a run, which then ends with this message."""
         try:
             removed = remove_damaged(damage.folder, self.item_format) or not damage.folder.exists()
         except DiskError as error:
@@ -149,11 +147,19 @@ class Table:
         ]
         return True
 
+    def state(self) -> str | None:
+        """A hash of the shards that are there; None if rows of this object are not what they are in a new one."""
+        names = sorted(shard.folder.name for shard in self._shards.values())
+        same = names == sorted(self._numbers, key=self._numbers.__getitem__)
+        return hashlib.blake2b(" ".join(names).encode(), digest_size=8).hexdigest() if same else None
+
     def __len__(self) -> int:
         return sum(shard.rows for shard in self._shards.values())
 
     def find(self, keys_N2: np.ndarray) -> np.ndarray:
         """The row of each key, int64 (N,): its shard's number and its place in that shard; -1 if it has no row."""
+        with self._while_it_is_there():
+            self._verify_index()
         row_N = np.full(len(keys_N2), -1)
         self._find(row_N, keys_N2)
         return row_N
@@ -217,9 +223,13 @@ class Table:
             return self._fill(keys_N2, job, rank, world_size)
 
     def _fill(self, keys_N2: np.ndarray, job: ExtractionJob, rank: int, world_size: int) -> np.ndarray:
-        self._verify_index()
         row_N = self.find(keys_N2)
-        self._verify(row_N, keys_N2, quiet=rank > 0)
+        damaged = self._damaged(row_N, quiet=rank > 0)
+        if damaged:
+            self._open()
+            lost = np.flatnonzero(np.isin(row_N >> BITS, damaged))
+            row_N[lost] = -1
+            self._find(row_N, keys_N2, lost)
         if (row_N < 0).any():
             self._compute(keys_N2, row_N, job, rank, world_size)
             self._find(row_N, keys_N2, np.flatnonzero(row_N < 0))
@@ -241,20 +251,28 @@ class Table:
         self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
 
     def _check_room(self, missing: np.ndarray, job: ExtractionJob) -> None:
-        items = int(items_of(job, missing).sum()) if job.ragged else len(missing)
-        size, free = items * self.item_format.item_bytes, shutil.disk_usage(self.folder).free
+        size = int(items_of(job, missing).sum() if job.ragged else len(missing)) * self.item_format.item_bytes
+        free = shutil.disk_usage(self.folder).free
         if size > FULL * free:
             raise NoRoom(f"{self.name} would take {readable(size)}, but {self.folder} has {readable(free)} free")
         if not is_quiet():
             self._log(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
 
-    def _verify(self, row_N: np.ndarray, keys_N2: np.ndarray, quiet: bool) -> None:
-        """Verify shards that have some of the rows, if they are small; find the rows of damaged ones again."""
+    def verify(self, row_N: np.ndarray) -> bool:
+        """Whether shards that have some of the rows are sound, if they are small together; damaged ones are removed."""
+        with self._while_it_is_there():
+            if not self._damaged(row_N, quiet=True):
+                return True
+            self._open()
+        return False
+
+    def _damaged(self, row_N: np.ndarray, quiet: bool) -> list[int]:
+        """Numbers of shards that are damaged, which are removed then; looked for if all are small together."""
         needed = {number: self._shards[number] for number in shard_numbers(row_N)}
         unchecked = {number: shard for number, shard in needed.items() if shard.folder.name not in self._checked}
         size = sum(shard.items for shard in unchecked.values()) * self.item_format.item_bytes
         if size > VERIFIED_FIRST:
-            return
+            return []
         damaged = []
         quiet = quiet or size <= self.shard_bytes
         bar = tqdm(unchecked.items(), f"{self.name}: verify", unit="shard", leave=False, disable=quiet)
@@ -264,11 +282,7 @@ class Table:
             else:
                 damaged.append(number)
                 self._remove_damaged(shard.folder)
-        if damaged:
-            self._open()
-            lost = np.flatnonzero(np.isin(row_N >> BITS, damaged))
-            row_N[lost] = -1
-            self._find(row_N, keys_N2, lost)
+        return damaged
 
     def _verify_index(self) -> None:
         """Verify the parts of the index that are not verified yet; damaged ones are written again."""
@@ -286,9 +300,3 @@ class Table:
     def _remove_damaged(self, folder: Path) -> None:
         self._log(f"{folder}: damaged; it is removed and computed again")
         remove_damaged(folder, self.item_format)
-
-
-def shard_folders(folder: Path) -> list[Path]:
-    """The folders of a table's whole shards."""
-    with os.scandir(folder) as found:  # faster than iterdir and a look at each
-        return [folder / name for name in sorted(one.name for one in found if one.is_dir()) if name[-5:] != ".part"]

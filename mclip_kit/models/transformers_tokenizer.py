@@ -1,5 +1,7 @@
 """An encoder's own tokenizer, for encoders that do not use XLM-R's."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +64,13 @@ class TransformersTokenizer:
     def pieces(self) -> list[str]:
         """Empty: no fairseq dictionary fits this tokenizer, so fairseq-binarised text is tokenised again."""
         return []
+
+    def identity(self) -> str:
+        """A hash of everything that decides the ids."""
+        backend = getattr(self.hf, "backend_tokenizer", None)
+        rules = json.loads(backend.to_str()) if backend is not None else {"vocabulary": self.hf.get_vocab()}
+        facts = [type(self.hf).__name__, {**rules, "truncation": None, "padding": None}]  # set by every call
+        return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files."""

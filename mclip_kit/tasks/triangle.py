@@ -1,7 +1,9 @@
 """The task of stages on edges of the triangle: their rows, batches, gradients and trial steps."""
 
+import shutil
 from collections.abc import Callable
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,11 +13,14 @@ from torch import Tensor, nn
 from mclip_kit.config.recipe import Cache
 from mclip_kit.config.stages import COMPARES_ROWS, TriangleStage
 from mclip_kit.data.bitext import open_bitext
-from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_captions
+from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
+from mclip_kit.data.manifest import stamps
+from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.features.hashing import hash_tower as hash_facts
 from mclip_kit.models.encoding import CLEANERS
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed
@@ -44,34 +49,68 @@ class TriangleTask(Task):
         Raises:
             DataError: the data has none for the stage, no row fits an edge, or there are too few for a batch.
         """
-        stage, encoder = self.stage, self.context.model.encoder
-        longest = min(stage.max_tokens, encoder.positions)
-        tokenize = partial(self.context.model.student_tokens, max_tokens=longest)
-        if stage.data == "captions":
-            assert self.context.captions is not None
-            rows = rows_from_captions(self.context.captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
-        else:
-            assert isinstance(stage.split, str)
-            rows = rows_from_bitexts(
-                [open_bitext(folder) for folder in self.context.recipe.data.bitexts],
-                stage.split,
-                stage.languages,
-                TEACHER_LANGUAGE,
-                include_teacher_language=stage.include_english,
-                max_tokens=longest,
-                tokenize=tokenize,
-                pieces=encoder.tokenizer.pieces(),
-                clean=CLEANERS[self.context.model.text_cleaning],
-            )
+        stage, cache = self.stage, self.context.cache
+        name = f"rows-{hash_facts(self._row_facts())}"
+        folder = cache.once(name, lambda folder: write_rows(folder, self._stream()))
+        try:
+            rows = open_rows(folder)
+        except DataError as error:
+            cache.log(str(error))
+            shutil.rmtree(folder)
+            rows = open_rows(cache.once(name, lambda folder: write_rows(folder, self._stream())))
         self._check(rows)
         if "student_text" in stage.vertices:
             self.check_spelling(rows.tokens, rows.languages, rows.languages_N)
         return rows
 
+    @property
+    def _longest(self) -> int:
+        return int(min(self.stage.max_tokens, self.context.model.encoder.positions))
+
+    def _row_facts(self) -> dict[str, Any]:
+        """Everything that decides the rows."""
+        stage, model, data = self.stage, self.context.model, self.context.recipe.data
+        facts: dict[str, Any] = {
+            "split": stage.split,
+            "languages": stage.languages,
+            "teacher": TEACHER_LANGUAGE,
+            "max_tokens": self._longest,
+            "tokenizer": model.encoder.tokenizer.identity(),
+            "cleaning": model.text_cleaning,
+        }
+        if stage.data == "captions":
+            assert self.context.captions is not None
+            tables = ("images", "captions", "uncaptioned")
+            return facts | {
+                "captions": [row for name in tables for row in stamps(self.context.captions.folder, f"{name}.*")]
+            }
+        folders = [stamps(Path(folder)) for folder in data.bitexts]
+        return facts | {"bitext": folders, "english": stage.include_english}
+
+    def _stream(self) -> RowStream:
+        """The rows, read from the data."""
+        stage, model = self.stage, self.context.model
+        tokenize = partial(model.student_tokens, max_tokens=self._longest)
+        if stage.data == "captions":
+            assert self.context.captions is not None
+            return rows_from_captions(self.context.captions, stage.split, stage.languages, TEACHER_LANGUAGE, tokenize)
+        assert isinstance(stage.split, str)
+        return rows_from_bitexts(
+            [open_bitext(folder) for folder in self.context.recipe.data.bitexts],
+            stage.split,
+            stage.languages,
+            TEACHER_LANGUAGE,
+            include_teacher_language=stage.include_english,
+            max_tokens=self._longest,
+            tokenize=tokenize,
+            pieces=model.encoder.tokenizer.pieces(),
+            clean=CLEANERS[model.text_cleaning],
+        )
+
     def _check(self, rows: TriangleRows) -> None:
         stage = self.stage
         dropping = [e for name, e in stage.edges.items() if "teacher_text" in name and e.missing_teacher == "drop"]
-        if len(dropping) == len(stage.edges) and not any(rows.teacher_texts):
+        if len(dropping) == len(stage.edges) and not rows.has_teacher_N.any():
             raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
         counts = np.bincount(rows.languages_N) if stage.monolingual else np.array([len(rows)])
         if np.min(counts) < stage.batch_size:
@@ -164,7 +203,7 @@ class TriangleTask(Task):
             images = len(np.unique(rows.images_N))
             batch.image_BE = keep("images", count, images, "image", batch.pixels_BCHW)
         if "teacher_text" in frozen:
-            texts = len({text for text in rows.teacher_texts if text})
+            texts = len(np.unique(rows.teacher_keys_N2[rows.has_teacher_N, 0]))
             batch.teacher_BE = keep("teacher texts", count, texts, "teacher_text", batch.teacher_ids_BT)
         if "student_text" in frozen and "encoder" not in self.live and batch.mask_BT is not None:
             tokens, inputs = int(rows.lengths_N.sum()), int(batch.mask_BT.sum())

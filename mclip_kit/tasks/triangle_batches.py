@@ -11,11 +11,10 @@ from torch import Tensor
 
 from mclip_kit.config.recipe import Cache
 from mclip_kit.config.stages import TriangleStage
-from mclip_kit.data import keys
 from mclip_kit.data.batching import Plan, pad
 from mclip_kit.data.captions import Captions
-from mclip_kit.data.datasets import TriangleRows
 from mclip_kit.data.transforms import augment, read_pixels
+from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.table import NoRoom
@@ -82,17 +81,20 @@ class TriangleBatches(StageBatches):
         towers, captions = self._towers, self._captions
         if self._reads("image", "image"):
             assert captions is not None
-            self._keep("image", lambda: towers.images(captions, self.rows.images_N))
+            self._keep("image", lambda: towers.images(captions, self.rows.images_N, kept=self.rows.folder))
         if "image" in self._read:
             self._leave_out_unreadable()
         rows = self.rows
         if self._reads("teacher_text", "teacher_text"):
-            self._keep("teacher_text", lambda: towers.teacher_texts(rows.teacher_texts))
+            self._keep(
+                "teacher_text", lambda: towers.teacher_texts(rows.teacher_texts, rows.teacher_keys_N2, rows.folder)
+            )
         if self._reads("student_text", "encoder"):
+            texts = rows.tokens, rows.lengths_N, rows.token_keys_N2, rows.folder
             if towers.model.projector.blocks is None:
-                self._keep("pooled", lambda: towers.pooled(rows.tokens, rows.lengths_N))
+                self._keep("pooled", lambda: towers.pooled(*texts))
             elif self._cache.features in ("tokens", "auto"):
-                self._keep("states", lambda: towers.token_states(rows.tokens, rows.lengths_N))
+                self._keep("states", lambda: towers.token_states(*texts))
 
     def _reads(self, vertex: str, tower: str) -> bool:
         return vertex in self._stage.vertices and tower not in self._live and self._cache.features != "off"
@@ -134,12 +136,11 @@ class TriangleBatches(StageBatches):
         if "image" in vertices and "image" not in self._read:
             rows, pixels_BCHW = self._pixels(rows)
         fields: dict[str, Any] = {
-            "languages_B": torch.from_numpy(columns.languages_N[rows]),
+            "languages_B": torch.from_numpy(columns.languages_N[rows].astype(np.int64)),
             "groups_B": torch.from_numpy(columns.groups_N[rows]),
         }
         if self._marks_duplicates:
-            known_B2 = keys.hash_tokens(columns.tokens[row] for row in rows)
-            fields["texts_B"] = torch.from_numpy(known_B2[:, 0].astype(np.int64))
+            fields["texts_B"] = torch.from_numpy(columns.token_keys_N2[rows, 0].astype(np.int64))
         for vertex, name in (("image", "image_BE"), ("teacher_text", "teacher_BE"), ("pooled", "pooled_BH")):
             if vertex in self._read:
                 fields[name] = self._read[vertex].take(rows)
@@ -149,9 +150,9 @@ class TriangleBatches(StageBatches):
             change = self._stage.augment
             fields["pixels_BCHW"] = augment(pixels_BCHW, change.shift, change.colour) if change else pixels_BCHW
         if "teacher_text" in vertices:
-            texts = [columns.teacher_texts[row] for row in rows]
-            fields["has_teacher_B"] = torch.tensor([bool(text) for text in texts])
+            fields["has_teacher_B"] = torch.from_numpy(columns.has_teacher_N[rows])
             if "teacher_text" not in self._read:
+                texts = [columns.teacher_texts[row] for row in rows]
                 fields["teacher_ids_BT"] = self._towers.model.teacher_tokens(self._with_template(texts))
         if "student_text" in vertices and not {"pooled", "states"} & self._read.keys():
             padding = self._towers.model.encoder.tokenizer.pad

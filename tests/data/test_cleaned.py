@@ -6,9 +6,10 @@ import numpy as np
 
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.cleaned import UNTOUCHED
-from mclip_kit.data.datasets import rows_from_bitext
+from mclip_kit.data.datasets import rows_from_bitexts
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.models.encoding import CLEANERS
+from tests import tiny
 from tests.data.small_bitext import binarize
 
 CLEAN = CLEANERS["ftfy"]
@@ -26,15 +27,15 @@ def test_dirty_sentences_have_the_ids_of_their_clean_text(squares, tmp_path):
         given.extend(texts)
         return tokenizer.encode([CLEAN(text) for text in texts], 9)
 
-    arguments = open_bitext(tmp_path), "train", ["en", "de"], "en"
+    arguments = [open_bitext(tmp_path)], "train", ["en", "de"], "en"
     how = {"max_tokens": 9, "tokenize": tokenize, "pieces": tokenizer.pieces(), "include_teacher_language": False}
-    rows = rows_from_bitext(*arguments, **how, clean=CLEAN)
-    expected = tokenizer.encode([CLEAN(text) for text in rows.texts], 9)
+    rows = tiny.rows_of(rows_from_bitexts(*arguments, **how, clean=CLEAN))
+    expected = tokenizer.encode([CLEAN(text) for text in GERMAN], 9)
     assert [ids.tolist() for ids in rows.tokens] == [ids.tolist() for ids in expected]
     assert rows.lengths_N.tolist() == [len(ids) for ids in expected]
     assert given == GERMAN[1:3]  # one more space is none to SentencePiece
-    unclean = rows_from_bitext(*arguments, **how)
-    assert [ids.tolist() for ids in unclean.tokens] == [ids.tolist() for ids in tokenizer.encode(unclean.texts, 9)]
+    unclean = tiny.rows_of(rows_from_bitexts(*arguments, **how))
+    assert [ids.tolist() for ids in unclean.tokens] == [ids.tolist() for ids in tokenizer.encode(GERMAN, 9)]
     assert given == GERMAN[1:3]
     assert not np.array_equal(unclean.tokens[2], rows.tokens[2])
 

@@ -9,16 +9,15 @@ import pytest
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.datasets import (
-    MISSING,
     TranslationRows,
-    TriangleRows,
-    rows_from_bitext,
     rows_from_bitexts,
     rows_from_captions,
     translation_rows,
 )
 from mclip_kit.data.tokenizer import XlmrTokenizer
+from mclip_kit.data.triangle_rows import MISSING, TriangleRows
 from mclip_kit.errors import DataError
+from tests import tiny
 from tests.data.small_bitext import ENGLISH, GERMAN, binarize, write_bitext
 
 
@@ -39,22 +38,23 @@ def examples(
     include: bool = True,
     max_tokens: int = 50,
 ) -> TriangleRows:
-    return rows_from_bitext(
-        open_bitext(folder), "train", languages, "en", include, max_tokens,
+    stream = rows_from_bitexts(
+        [open_bitext(folder)], "train", languages, "en", include, max_tokens,
         lambda texts: tokenizer.encode(texts, max_tokens), tokenizer.pieces(),
     )  # fmt: skip
+    return tiny.rows_of(stream)
 
 
-def rows(found: TriangleRows) -> list[tuple[str, str, str]]:
+def rows(found: TriangleRows, tokenizer: XlmrTokenizer) -> list[tuple[str, str, str]]:
     """Language, student's text, teacher's text of every row."""
     return [
-        (found.languages[language], text, teacher)
-        for language, text, teacher in zip(found.languages_N, found.texts, found.teacher_texts, strict=True)
+        (found.languages[language], tokenizer.decode(ids), teacher)
+        for language, ids, teacher in zip(found.languages_N, found.tokens, found.teacher_texts, strict=True)
     ]
 
 
 def test_the_other_side_is_the_students_in_either_order_of_a_pair(folder, tokenizer):
-    assert rows(examples(folder, tokenizer, include=False)) == [
+    assert rows(examples(folder, tokenizer, include=False), tokenizer) == [
         *(("de", german, english) for german, english in zip(GERMAN, ENGLISH, strict=True)),
         ("fr", "carré rouge gauche", "red square left"),
         ("fr", "carré noir haut", "black square above"),
@@ -62,27 +62,30 @@ def test_the_other_side_is_the_students_in_either_order_of_a_pair(folder, tokeni
 
 
 def test_sentences_of_the_teachers_language_come_once(folder, tokenizer):
-    english = [row for row in rows(examples(folder, tokenizer)) if row[0] == "en"]
+    english = [row for row in rows(examples(folder, tokenizer), tokenizer) if row[0] == "en"]
     assert english == [
         ("en", text, text) for text in ("red square left", "blue square above", "grey square", "black square above")
     ]
 
 
 def test_rows_of_other_languages_stay_when_the_teachers_are_thinned(folder, tokenizer):
-    others = [row for row in rows(examples(folder, tokenizer)) if row[0] != "en"]
-    assert others == rows(examples(folder, tokenizer, include=False))
+    others = [row for row in rows(examples(folder, tokenizer), tokenizer) if row[0] != "en"]
+    assert others == rows(examples(folder, tokenizer, include=False), tokenizer)
 
 
 def test_only_wanted_languages_are_taken(folder, tokenizer):
-    assert {row[0] for row in rows(examples(folder, tokenizer, ["fr"], include=False))} == {"fr"}
-    assert {row[0] for row in rows(examples(folder, tokenizer, ["en"]))} == {"en"}
+    assert {row[0] for row in rows(examples(folder, tokenizer, ["fr"], include=False), tokenizer)} == {"fr"}
+    assert {row[0] for row in rows(examples(folder, tokenizer, ["en"]), tokenizer)} == {"en"}
 
 
 @pytest.mark.parametrize("max_tokens", [50, 4])
 def test_columns_of_a_row_belong_together(folder, tokenizer, max_tokens):
     found = examples(folder, tokenizer, max_tokens=max_tokens)
-    assert len(found) == len(found.tokens) == len(found.texts) == len(found.groups_N) == len(found.images_N) == 10
-    for ids, text, length in zip(found.tokens, found.texts, found.lengths_N, strict=True):
+    assert (
+        len(found) == len(found.tokens) == len(found.teacher_texts) == len(found.groups_N) == len(found.images_N) == 10
+    )
+    texts = [text for _, text, _ in rows(examples(folder, tokenizer), tokenizer)]
+    for ids, text, length in zip(found.tokens, texts, found.lengths_N, strict=True):
         assert ids.tolist() == tokenizer.encode([text], max_tokens)[0].tolist()
         assert length == len(ids) <= max_tokens
     assert (found.images_N == MISSING).all()
@@ -119,24 +122,23 @@ def test_nothing_to_train_on_is_refused(folder, tokenizer):
 
 def test_captions_are_a_row_each_with_their_picture(squares, tokenizer):
     captions = read_captions(squares)
-    found = rows_from_captions(captions, "train", ["en", "de"], "en", tokenizer.encode)
+    found = tiny.rows_of(rows_from_captions(captions, "train", ["en", "de"], "en", tokenizer.encode))
     assert len(found) == 2 * 72
     chosen = captions.select("train", ["en", "de"])
-    assert list(found.texts) == list(captions.texts[chosen])
     assert found.images_N.tolist() == captions.images[chosen].tolist()
     assert [found.languages[number] for number in found.languages_N] == captions.languages[chosen].tolist()
     assert [ids.tolist() for ids in found.tokens] == [ids.tolist() for ids in tokenizer.encode(captions.texts[chosen])]
 
 
 def test_a_caption_of_the_teachers_language_is_its_own_teacher_text(squares, tokenizer):
-    found = rows_from_captions(read_captions(squares), "train", "all", "en", tokenizer.encode)
-    for language, text, teacher in rows(found):
+    found = tiny.rows_of(rows_from_captions(read_captions(squares), "train", "all", "en", tokenizer.encode))
+    for language, text, teacher in rows(found, tokenizer):
         assert teacher == (text if language == "en" else "")
 
 
 def test_captions_of_one_picture_are_right_for_each_other(squares, tokenizer):
     captions = read_captions(squares)
-    found = rows_from_captions(captions, "train", "all", "en", tokenizer.encode)
+    found = tiny.rows_of(rows_from_captions(captions, "train", "all", "en", tokenizer.encode))
     assert found.groups_N.tolist() == captions.groups[found.images_N].tolist()
     assert set(np.bincount(found.groups_N)) == {0, 3}  # three languages a picture, and pictures that are held out
 
@@ -151,8 +153,8 @@ def test_rows_of_several_corpora_come_one_after_the_other(squares: Path, folder:
     bitexts = [open_bitext(folder), open_bitext(squares / "bitext")]
     how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": tokenizer.encode}
     how |= {"pieces": tokenizer.pieces()}
-    joined = rows_from_bitexts(bitexts, "train", ["de", "en", "fr"], "en", **how)
-    parts = [rows_from_bitext(bitext, "train", ["de", "en", "fr"], "en", **how) for bitext in bitexts]
+    joined = tiny.rows_of(rows_from_bitexts(bitexts, "train", ["de", "en", "fr"], "en", **how))
+    parts = [tiny.rows_of(rows_from_bitexts([b], "train", ["de", "en", "fr"], "en", **how)) for b in bitexts]
     assert len(joined) == sum(map(len, parts))
     assert np.bincount(joined.sources_N).tolist() == [len(part) for part in parts]
     codes = [joined.languages[number] for number in joined.languages_N]

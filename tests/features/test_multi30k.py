@@ -11,7 +11,7 @@ from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.corpora import Content, Row
-from mclip_kit.data.datasets import rows_from_bitext
+from mclip_kit.data.datasets import rows_from_bitexts
 from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.data.tokenizer import train_sentencepiece
 from mclip_kit.features.cache import FeatureCache
@@ -49,16 +49,8 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
     tokens, run = model.teacher_tokens, model.teacher_text.forward
     monkeypatch.setattr(model, "teacher_tokens", lambda texts: read.extend(texts) or tokens(texts))
     monkeypatch.setattr(model.teacher_text, "forward", lambda ids_BT: seen.append(len(ids_BT)) or run(ids_BT))
-    rows = rows_from_bitext(
-        open_bitext(bitext),
-        "train",
-        LANGUAGES,
-        "en",
-        True,
-        64,
-        model.student_tokens,
-        model.encoder.tokenizer.pieces(),
-    )
+    how = (True, 64, model.student_tokens, model.encoder.tokenizer.pieces())
+    rows = tiny.rows_of(rows_from_bitexts([open_bitext(bitext)], "train", LANGUAGES, "en", *how))
     distinct = set(english)
     assert len(rows) == 3 * ROWS + len(distinct)
     towers = FrozenTowers(model, FeatureCache(tmp_path / "features"))

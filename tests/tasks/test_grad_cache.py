@@ -16,7 +16,8 @@ from mclip_kit.config.yaml import parse
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.columns import Labels, Strings
-from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts, rows_from_captions
+from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
+from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -89,7 +90,7 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("size", [32, 100])
 def test_cached_gradients_are_those_of_the_batch(model, captions, stage, size):
     edges, train = STAGES[stage]
-    rows = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
+    rows = tiny.rows_of(rows_from_captions(captions, "train", "all", "en", model.student_tokens))
     batch = batch_of(model, rows, captions, edges, train)
     triangle = Triangle(model, edges, trainable(model, train)).eval()
     whole, loss = gradients_of(triangle, batch, full_batch)
@@ -105,7 +106,9 @@ def test_accumulated_gradients_of_teacher_learning_are_those_of_the_batch(model,
     edges, train = STAGES["mse"]
     how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": model.student_tokens}
     pieces = model.encoder.tokenizer.pieces()
-    rows = rows_from_bitexts([open_bitext(squares / "bitext")], "train", "all", "en", pieces=pieces, **how)
+    rows = tiny.rows_of(
+        rows_from_bitexts([open_bitext(squares / "bitext")], "train", "all", "en", pieces=pieces, **how)
+    )
     batch = batch_of(model, rows, captions, edges, train)
     triangle = Triangle(model, edges, trainable(model, train)).eval()
     whole, loss = gradients_of(triangle, batch, full_batch)
@@ -116,7 +119,7 @@ def test_accumulated_gradients_of_teacher_learning_are_those_of_the_batch(model,
 
 def test_both_passes_see_the_same_dropout(model, captions):
     edges, train = STAGES["contrastive"]
-    rows = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
+    rows = tiny.rows_of(rows_from_captions(captions, "train", "all", "en", model.student_tokens))
     batch = batch_of(model, rows, captions, edges, train)
     triangle = Triangle(model, edges, trainable(model, train)).train()
     for part in model.encoder.modules():
@@ -138,7 +141,7 @@ def test_both_passes_see_the_same_dropout(model, captions):
 
 def test_activation_checkpointing_gives_the_same_gradients(model, captions):
     edges, train = STAGES["contrastive"]
-    rows = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
+    rows = tiny.rows_of(rows_from_captions(captions, "train", "all", "en", model.student_tokens))
     batch = batch_of(model, rows, captions, edges, train)
     triangle = Triangle(model, edges, trainable(model, train)).train()
     kept, _ = gradients_of(triangle, batch, full_batch)
@@ -149,7 +152,7 @@ def test_activation_checkpointing_gives_the_same_gradients(model, captions):
 
 
 def test_parts_are_no_wider_than_their_texts(model, captions):
-    rows = rows_from_captions(captions, "train", "all", "en", model.student_tokens)
+    rows = tiny.rows_of(rows_from_captions(captions, "train", "all", "en", model.student_tokens))
     batch = batch_of(model, rows, captions, *STAGES["contrastive"])
     parts = batch.split(3)
     assert sum(map(len, parts)) == ROWS
@@ -171,7 +174,7 @@ def with_duplicates(captions: Captions) -> Captions:
 @pytest.mark.parametrize("positives", ["image", "image_sum", "pair"])
 def test_masked_duplicates_have_the_same_gradients_in_parts(model, captions, positives):
     twice, train = with_duplicates(captions), ["projector", "clip_projector"]
-    rows = rows_from_captions(twice, "train", "all", "en", model.student_tokens)
+    rows = tiny.rows_of(rows_from_captions(twice, "train", "all", "en", model.student_tokens))
     edges = {
         duplicates: {
             "image-student_text": Edge(loss="contrastive", learned=True, positives=positives, duplicates=duplicates)

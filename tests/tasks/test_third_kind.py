@@ -21,7 +21,8 @@ from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.config.yaml import Count
 from mclip_kit.data.batching import Plan, pad
 from mclip_kit.data.bitext import open_bitext
-from mclip_kit.data.datasets import TriangleRows, rows_from_bitexts
+from mclip_kit.data.datasets import rows_from_bitexts
+from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.errors import RecipeError
 from mclip_kit.tasks import base
 from mclip_kit.tasks.base import StageBatches, StageModule, Task, Trial, register
@@ -98,7 +99,7 @@ class MaskedTask(Task):
         encoder, recipe = self.context.model.encoder, self.context.recipe
         how = {"include_teacher_language": True, "max_tokens": encoder.positions, "tokenize": encoder.tokenizer.encode}
         bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
-        return rows_from_bitexts(bitexts, "train", "all", "en", pieces=encoder.tokenizer.pieces(), **how)
+        return tiny.rows_of(rows_from_bitexts(bitexts, "train", "all", "en", pieces=encoder.tokenizer.pieces(), **how))
 
     @cached_property
     def batches(self) -> MaskedBatches:

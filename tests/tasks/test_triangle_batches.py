@@ -17,6 +17,7 @@ from mclip_kit.tasks.triangle_batches import TriangleBatches
 from mclip_kit.train.build import CACHE_VARIABLE, build_model
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
+from tests import tiny
 from tests.tasks.frozen import BROKEN, EVALUATION, fresh, recipe_of, trained, tree, with_broken_files
 from tests.tasks.test_grad_cache import with_duplicates
 
@@ -93,7 +94,7 @@ def test_rows_with_the_same_text_have_the_same_number(squares: Path) -> None:
     twice = with_duplicates(read_captions(squares))
     edges = {"image-student_text": {"loss": "contrastive", "duplicates": "mask"}}
     stage = TriangleStage.model_validate(tree(squares)["stages"][0] | {"edges": edges})
-    rows = rows_from_captions(twice, "train", "all", "en", model.student_tokens)
+    rows = tiny.rows_of(rows_from_captions(twice, "train", "all", "en", model.student_tokens))
     texts = twice.texts[:60]
     for live in (set(), {"image", "encoder"}):
         towers = FrozenTowers(model, FeatureCache())

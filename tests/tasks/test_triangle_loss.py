@@ -15,7 +15,8 @@ from mclip_kit.config.recipe import Cache, Recipe
 from mclip_kit.config.stages import Edge, TriangleStage
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import Captions, read_captions
-from mclip_kit.data.datasets import TriangleRows, rows_from_captions
+from mclip_kit.data.datasets import rows_from_captions
+from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -54,7 +55,9 @@ def captions(squares: Path) -> Captions:
 
 
 def rows_of(captions: Captions, model: MultilingualClip, max_tokens: int | None = None) -> TriangleRows:
-    return rows_from_captions(captions, "train", "all", "en", lambda texts: model.student_tokens(texts, max_tokens))
+    return tiny.rows_of(
+        rows_from_captions(captions, "train", "all", "en", lambda texts: model.student_tokens(texts, max_tokens))
+    )
 
 
 def batch_of(
