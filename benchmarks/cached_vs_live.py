@@ -41,7 +41,7 @@ from mclip_kit.config.recipe import Cache, Recipe, load
 from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.batching import WINDOW, pad
 from mclip_kit.data.captions import Captions, uncaptioned
-from mclip_kit.data.keys import hash_texts, hash_tokens
+from mclip_kit.data.content_keys import hash_texts, hash_tokens
 from mclip_kit.data.tokenizer import BOS, EOS, PAD
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.data.triangle_rows import TriangleRows

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_kit.data.keys import hash_texts, hash_tokens, normalize_spaces
+from mclip_kit.data.content_keys import hash_texts, hash_tokens, normalize_spaces
 from mclip_kit.data.row_files import ColumnWriter, Ragged, RaggedTexts, open_columns
 from mclip_kit.data.sequences import Subset
 from mclip_kit.progress import SOON, tqdm
@@ -27,7 +27,7 @@ class TriangleRows:
 
     Attributes:
         languages: codes; `languages_N` numbers them.
-        tokens: the student's ids of each row, `<s> ... </s>`; `token_keys_N2` are their keys, see `data.keys`.
+        tokens: the student's ids of each row, `<s> ... </s>`; `token_keys_N2` are their keys, see `data.content_keys`.
         lengths_N: number of tokens of each row.
         teacher_texts: the teacher's text of each row, empty if the row has none; `teacher_keys_N2` are their keys.
         has_teacher_N: whether a row has a teacher text.

@@ -8,7 +8,7 @@ from torch import Tensor
 from mclip_kit.data.captions import Captions
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.features.table import NoRoom
+from mclip_kit.features.filling import NoRoom
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 

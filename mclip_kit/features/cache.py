@@ -42,6 +42,7 @@ class FeatureCache:
         trained: towers that are trained; their features are not kept, because they change with every step.
         refused: why features are not kept for which the disk has no room.
         weights: tower -> hash of its weights, for those that were asked for.
+        writes: whether rows are written into the root, see `once`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class FeatureCache:
         self.trained: frozenset[str] = frozenset()
         self.refused: list[str] = []
         self.weights: dict[str, str] = {}
+        self.writes = True
         self._temporary = temporary_directory()
         self._tables: dict[str, Table] = {}
 
@@ -131,13 +133,12 @@ class FeatureCache:
         Where the cache cannot be written, the folder is this process's own.
         """
         own = Path(self._temporary.name)
-        try:
-            return once((self.root or own) / name, write)
-        except DiskError as error:
-            if self.root is None:
-                raise
-            self.log(f"{error}; {name} is made again by every process")
-            return once(own / name, write)
+        if self.root is not None and (self.writes or (self.root / name).is_dir()):
+            try:
+                return once(self.root / name, write)
+            except DiskError as error:
+                self.log(f"{error}; {name} is made by every process for itself")
+        return once(own / name, write)
 
     def drop(self, tower: str) -> None:
         """Close a tower's tables, because its weights have changed; remove its temporary features."""

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from mclip_kit.data.captions import Captions
-from mclip_kit.data.keys import hash_bytes, hash_texts, hash_tokens, normalize_spaces
+from mclip_kit.data.content_keys import hash_bytes, hash_texts, hash_tokens, normalize_spaces
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.file_hashes import hash_files, read_hashes
+from mclip_kit.features.filling import NoRoom
 from mclip_kit.features.item_format import NonfiniteOutput
 from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.places import find_once
-from mclip_kit.features.table import NoRoom, Table
+from mclip_kit.features.table import Table
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -88,7 +89,8 @@ class FrozenTowers:
         def keys() -> np.ndarray:
             return self.picture_keys(captions, images) if keys_N2 is None else keys_N2
 
-        return self._fill("image", table, keys, lambda: job, kept)
+        known = captions.keys is not None and bool(captions.keys.any(1).all())  # others may be put there later
+        return self._fill("image", table, keys, lambda: job, kept if known else None)
 
     def picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
         """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`.

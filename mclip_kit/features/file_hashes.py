@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mclip_kit.data import images
-from mclip_kit.data.keys import hash_bytes
+from mclip_kit.data.content_keys import hash_bytes
 from mclip_kit.features.index import slices
 from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.table import Table

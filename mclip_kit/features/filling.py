@@ -1,16 +1,20 @@
 """Fill the shards of a table, several processes together."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mclip_kit.errors import DataError
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob, items_of, load_batches, sizes_of, split_by_tokens
 from mclip_kit.features.shard_writer import ShardWriter, claim_shard
+from mclip_kit.files import readable
 from mclip_kit.progress import tqdm
 
+FULL = 0.95  # part of the free disk that features may take
 PATIENCE = 0.2  # seconds between two looks at shards that other processes fill
 Plan = list[tuple[str, np.ndarray]]
 """Names of shards, and the positions of their rows."""
@@ -65,3 +69,19 @@ def _write(writer: ShardWriter, rows: np.ndarray, job: ExtractionJob, bar: Any) 
         values_ND[unreadable] = 0
         writer.append(len(batch), values_ND, unreadable)
         bar.update(int(sizes_of(job, batch).sum()))
+
+
+class NoRoom(DataError):
+    """The disk has no room for the features."""
+
+
+def check_room(folder: Path, name: str, size: int) -> int:
+    """Free bytes of a folder's disk.
+
+    Raises:
+        NoRoom: features of a size would take nearly all of them, or more.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > FULL * free:
+        raise NoRoom(f"{name} would take {readable(size)}, but {folder} has {readable(free)} free")
+    return free

@@ -1,4 +1,4 @@
-"""Hashes of everything that decides a tower's output; `data.keys` has those of its inputs."""
+"""Hashes of everything that decides a tower's output; `data.content_keys` has those of its inputs."""
 
 import hashlib
 import json

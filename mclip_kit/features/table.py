@@ -8,7 +8,6 @@ TABLE/.NAME.lock       while a process fills or removes a shard, see locks.locke
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError, DiskError
-from mclip_kit.features.filling import fill_shards
+from mclip_kit.features.filling import check_room, fill_shards
 from mclip_kit.features.index import BITS, LOCAL, find, in_key_order, index_is_sound, open_index, shard_numbers, slices
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob, first_of_each, items_of, plan_shards
@@ -30,13 +29,8 @@ from mclip_kit.progress import is_quiet, tqdm
 
 SHARD_BYTES = 256 << 20
 VERIFIED_FIRST = 1 << 30  # bytes of shards that are verified before any of their rows is read
-FULL = 0.95  # part of the free disk that features may take
 AGAIN = "run again, or use --resume"
 REMOVED = f"features were removed during the run; {AGAIN}"
-
-
-class NoRoom(DataError):
-    """The disk has no room for the features."""
 
 
 class Table:
@@ -240,7 +234,10 @@ class Table:
     def _compute(self, keys_N2: np.ndarray, row_N: np.ndarray, job: ExtractionJob, rank: int, world_size: int) -> None:
         """Fill shards with the keys that have no row."""
         missing = first_of_each(keys_N2, np.flatnonzero(row_N < 0))
-        self._check_room(missing, job)
+        items = int(items_of(job, missing).sum()) if job.ragged else len(missing)
+        free = check_room(self.folder, self.name, size := items * self.item_format.item_bytes)
+        if not is_quiet():
+            self._log(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
         most = self.shard_bytes // self.item_format.item_bytes
         plan = list(plan_shards(keys_N2, missing, job, world_size, most))
         first = rank * len(plan) // world_size
@@ -250,21 +247,13 @@ class Table:
         self._verify_index()
         self._checked |= {shard.folder.name for shard in self._shards.values()} & {name for name, _ in plan}
 
-    def _check_room(self, missing: np.ndarray, job: ExtractionJob) -> None:
-        size = int(items_of(job, missing).sum() if job.ragged else len(missing)) * self.item_format.item_bytes
-        free = shutil.disk_usage(self.folder).free
-        if size > FULL * free:
-            raise NoRoom(f"{self.name} would take {readable(size)}, but {self.folder} has {readable(free)} free")
-        if not is_quiet():
-            self._log(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
-
     def verify(self, row_N: np.ndarray) -> bool:
         """Whether shards that have some of the rows are sound, if they are small together; damaged ones are removed."""
         with self._while_it_is_there():
-            if not self._damaged(row_N, quiet=True):
-                return True
-            self._open()
-        return False
+            damaged = self._damaged(row_N, quiet=True)
+            if damaged:
+                self._open()
+        return not damaged
 
     def _damaged(self, row_N: np.ndarray, quiet: bool) -> list[int]:
         """Numbers of shards that are damaged, which are removed then; looked for if all are small together."""

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from mclip_kit import __version__
-from mclip_kit.data import images, keys
+from mclip_kit.data import content_keys, images
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.source import File
 from mclip_kit.errors import CheckpointError, DataError, one_line
@@ -186,7 +186,7 @@ def embed_texts(
     def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
         lines = File(Path(file)).lines()
         while texts := list(islice(lines, BLOCK)):
-            known = [key.tobytes().hex() for key in keys.hash_texts(texts)]
+            known = [key.tobytes().hex() for key in content_keys.hash_texts(texts)]
             yield embedder.student(texts), pa.table({"caption": texts, "key": known}, schema=COLUMNS[TEXTS])
 
     return _write(model, out, found, vectors(), facts)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mclip_kit.data.arrays import open_array
-from mclip_kit.data.keys import hash_bytes
+from mclip_kit.data.content_keys import hash_bytes
 from mclip_kit.data.manifest import check_files
 from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS

@@ -14,7 +14,7 @@ from mclip_kit.data.datasets import TranslationRows, translation_rows
 from mclip_kit.data.tokenizer import PAD, XlmrTokenizer
 from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
-from mclip_kit.features.table import NoRoom
+from mclip_kit.features.filling import NoRoom
 from mclip_kit.models.translator import new_decoder, prompt
 from mclip_kit.tasks.base import Context, Kept, StageBatches, Task, Trial
 from mclip_kit.tasks.translation_loss import NO_LABEL, Translation, TranslationBatch

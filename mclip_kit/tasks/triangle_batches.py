@@ -17,7 +17,7 @@ from mclip_kit.data.transforms import augment, read_pixels
 from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
-from mclip_kit.features.table import NoRoom
+from mclip_kit.features.filling import NoRoom
 from mclip_kit.tasks.base import StageBatches
 from mclip_kit.tasks.triangle_loss import TriangleBatch
 
@@ -126,7 +126,8 @@ class TriangleBatches(StageBatches):
         if count > self._cache.max_bad_fraction * whole:
             raise DataError(
                 f"{self._captions.folder}: {count} of {whole} pictures cannot be read, such as "
-                f"{self._captions.files[min(self._unreadable)]}; repair or remove them, or raise cache.max_bad_fraction"
+                f"{self._captions.files[min(self._unreadable)]}; repair them and prepare with --again, or raise "
+                "cache.max_bad_fraction"
             )
 
     def batch(self, rows: np.ndarray) -> TriangleBatch:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mclip_kit.features.table import FULL, NoRoom
+from mclip_kit.features.filling import FULL, NoRoom
 from mclip_kit.files import readable
 from mclip_kit.tasks.base import Task, Trial, timed
 from mclip_kit.train import fsdp

@@ -121,6 +121,7 @@ class Run:
 
     def dry_run(self) -> Iterator[str]:
         """Time and memory of every stage, measured on few rows; nothing is written. See `train.dry_run`."""
+        self.cache.writes = False
         for index in range(len(self.recipe.stages)):
             yield from dry_run(self.accelerator, self._task(index, self.trained[index]))
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from mclip_kit.cli import cli
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.columns import Labels, Strings, as_keys, open_columns, write_columns
-from mclip_kit.data.keys import hash_bytes
+from mclip_kit.data.content_keys import hash_bytes
 from mclip_kit.data.tables import OF_CAPTIONS, OF_IMAGES
 from mclip_kit.errors import DataError
 from tests import tiny

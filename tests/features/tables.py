@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mclip_kit.data import keys
+from mclip_kit.data import content_keys
 from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.table import Table
@@ -37,7 +37,7 @@ def features(name: int, ragged: bool) -> np.ndarray:
 
 
 def keys_of(names: Sequence[int]) -> np.ndarray:
-    return keys.hash_texts(str(name) for name in names)
+    return content_keys.hash_texts(str(name) for name in names)
 
 
 @dataclass

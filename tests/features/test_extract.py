@@ -148,7 +148,7 @@ def test_only_changed_inputs_are_computed(model: MultilingualClip, captions: Cap
     frozen.teacher_texts(["red square", "blue square!", " a  green\tone "])  # spaces do not matter
     pixels = np.array(captions.pixels)
     pixels[2, 0, 0, 0] ^= 1
-    changed = replace(captions, pixels=pixels)
+    changed = replace(captions, pixels=pixels, keys=None)
     features = frozen.images(changed, IMAGES)
     assert watch.counts() == {"image": 1, "teacher_text": 1, "encoder": 0}
     pixels_NCHW = torch.stack([model.clip[0].transform(changed.picture(int(image))) for image in IMAGES])

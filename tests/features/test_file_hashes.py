@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mclip_kit.data import images
-from mclip_kit.data.keys import hash_bytes
+from mclip_kit.data.content_keys import hash_bytes
 from mclip_kit.features import file_hashes
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.file_hashes import hash_files, read_hashes

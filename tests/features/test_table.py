@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from mclip_kit.errors import DataError
+from mclip_kit.features.filling import NoRoom
 from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.shard_writer import ShardWriter, claim_shard
 from mclip_kit.features.shards import shard_name
-from mclip_kit.features.table import NoRoom, Table
+from mclip_kit.features.table import Table
 from tests.features.tables import (
     FORK,
     NAMES,

@@ -13,9 +13,10 @@ from mclip_kit.data.captions import read_captions
 from mclip_kit.data.corpora import Content
 from mclip_kit.data.prepare.prepare import write_prepared
 from mclip_kit.errors import DataError
+from mclip_kit.features import table
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.features.table import NoRoom, Table
+from mclip_kit.features.filling import NoRoom, check_room
 from mclip_kit.train.build import CACHE_VARIABLE
 from mclip_kit.train.callbacks import logger
 from mclip_kit.train.logging import read_log
@@ -229,14 +230,12 @@ def test_where_features_are_kept(squares: Path, tmp_path: Path, monkeypatch: pyt
 def test_features_without_room_are_computed_in_every_step_or_refused(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check = Table._check_room
+    def small(folder: Path, name: str, size: int) -> int:
+        if "tokens" in name:
+            raise NoRoom(f"{name} would take 9 GB, and {folder} has 1 GB free")
+        return check_room(folder, name, size)
 
-    def small(self: Table, missing: np.ndarray, work: Any) -> None:
-        if "tokens" in self.name:
-            raise NoRoom(f"{self.name} would take 9 GB, and {self.folder} has 1 GB free")
-        check(self, missing, work)
-
-    monkeypatch.setattr(Table, "_check_room", small)
+    monkeypatch.setattr(table, "check_room", small)
     with pytest.raises(NoRoom, match=r"9 GB.*cache\.dtype=int8.*cache=auto"):
         trained(recipe_of(squares, cache="tokens"), tmp_path / "refused")
     capsys.readouterr()

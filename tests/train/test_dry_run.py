@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import dump
 from mclip_kit.errors import DataError
-from mclip_kit.features.table import NoRoom
+from mclip_kit.features.filling import NoRoom
 from mclip_kit.layout import LAST, RECIPE
 from mclip_kit.train.run import Run
 from tests import tiny

@@ -169,12 +169,12 @@ def own_data(squares: Path, tmp_path: Path) -> tuple[Recipe, Path]:
 
 def test_data_that_changed_under_the_same_name_is_refused(own_data: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, data = own_data
-    captions = data / "captions.tsv"
-    captions.write_text(captions.read_text(encoding="utf-8").replace("\ttrain\t", "\ttrain\tmy ", 1), encoding="utf-8")
-    with pytest.raises(DataError, match=r"captions\.tsv: damaged or edited"):
+    captions = data / "captions.arrow"
+    captions.write_bytes(captions.read_bytes().replace(b"Quadrat", b"Quadrad", 1))
+    with pytest.raises(DataError, match=r"captions\.arrow: damaged or edited"):
         Run(recipe, tmp_path / "run", resume=True)
     manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
-    del manifest["files"]["captions.tsv"]  # what the message says
+    del manifest["files"]["captions.arrow"]  # what the message says
     (data / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"{data} has changed since the run started"):
         Run(recipe, tmp_path / "run", resume=True).go()
