@@ -41,6 +41,9 @@ KINDS = ("prepare", "extract", "checkpoint", "embed", "report")
 LEFT = re.compile(r"\..*\.part(\..*)?|\..*\.(lock|holder)|mclip_kit-.*")
 
 
+KEPT = (".bin", ".idx", ".arrow", ".npy", ".safetensors")  # files whose contents are compared
+
+
 def typed(words: Sequence[str], limit: int | None = None) -> tuple[int, str]:
     """Exit code and output of `mclip-kit WORDS` in a process of its own."""
     with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as said:
@@ -66,7 +69,11 @@ def content(folder: Path, but: Sequence[str] = ("manifest.json", "index.json")) 
     for path in sorted(folder.rglob("*")):
         if "files-" in str(path.relative_to(folder)):  # the table of hashes of files has their time of change
             continue
-        if path.is_file() and path.suffix in (".bin", ".idx", ".tsv", ".npy", ".safetensors") and path.name not in but:
+        if (
+            path.is_file()
+            and path.suffix in (".bin", ".idx", ".arrow", ".npy", ".safetensors")
+            and path.name not in but
+        ):
             weights = load_file(path) if path.suffix == ".safetensors" else None
             found[str(path.relative_to(folder))] = (
                 b"".join(name.encode() + value.numpy().tobytes() for name, value in sorted(weights.items()))

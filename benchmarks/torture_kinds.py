@@ -34,7 +34,7 @@ from mclip_kit.errors import DataError
 from mclip_kit.evaluate.class_names import read_file
 from mclip_kit.evaluate.report import html
 from mclip_kit.features.job import ExtractionJob
-from mclip_kit.features.manage import list_tables
+from mclip_kit.features.manage import ROWS, list_tables
 from mclip_kit.features.shards import Shard, shard_folders
 from mclip_kit.features.table import Table
 from mclip_kit.interop.card import record
@@ -344,7 +344,7 @@ def kinds(base: Path) -> dict[str, Kind]:
         ),
         "prepared": Kind(
             base / "data",
-            ("*.tsv", "*.json", "fingerprints/*"),
+            ("*.arrow", "*.json", "fingerprints/*"),
             of_data,
             True,
             lambda p: ["prepare", "--list", "--out", f"{p}"],
@@ -394,7 +394,7 @@ def _out(path: Path) -> Path:
 def _known(root: Path) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
     """Table -> its keys and the items of each."""
     found = {}
-    for table in list_tables(root):
+    for table in (table for table in list_tables(root) if table.kind != ROWS):
         opened = Table(table.folder, table.item_format, "table")
         keys_N2 = np.concatenate([Shard(one, table.item_format).keys_N2 for one in shard_folders(table.folder)])
         rows = opened.find(keys_N2)

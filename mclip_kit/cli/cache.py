@@ -46,10 +46,10 @@ def cache_ls(root: Path, as_json: bool) -> None:
             return
     for table in tables:
         used = f"{datetime.fromtimestamp(table.used):%Y-%m-%d %H:%M}"
-        dtype = table.item_format.dtype
+        dtype = table.item_format.dtype if table.precision else ""
         click.echo(
             f"{table.folder.name:32} {table.rows:>11,} rows {readable(table.bytes):>10}  {dtype:5} "
-            f"{table.precision:8} {used}  {table.source} ({table.weights[:8]})"
+            f"{table.precision:8} {used}  {table.source}" + (f" ({table.weights[:8]})" if table.weights else "")
         )
     click.echo(f"{root}: {len(tables)} tables, {readable(sum(table.bytes for table in tables))}")
 

@@ -77,8 +77,8 @@ class Plan:
         A row is repeated only after all others of its corpus and language have occurred as often.
         """
         size = len(self.languages_N)
-        if self.temperature == 1 and self.weights is None:
-            return random.permutation(size)
+        if self.temperature == 1 and self.weights is None:  # 4 bytes a row, and the same draw
+            return random.permutation(np.arange(size, dtype=np.int32 if size < 2**31 else np.int64))
         sources_N = np.zeros(size, int) if self.sources_N is None else self.sources_N
         numbers, rows = np.unique(sources_N, return_counts=True)
         weights = rows if self.weights is None else np.asarray(self.weights, float)[numbers]

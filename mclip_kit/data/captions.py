@@ -164,7 +164,8 @@ def read_captions(folder: str | Path) -> Captions:
     tables = open_tables(folder)
     images, captions, known = tables.images, tables.captions, tables.images.schema.names
     pixels = _read_pixels(folder, len(images)) if "file" not in known and len(images) else None
-    check_files(folder, (*tables.names, *([IMAGES_ARRAY] if pixels is not None else [])))
+    if pixels is not None:
+        check_files(folder, [IMAGES_ARRAY])
     return Captions(
         folder=folder,
         pixels=pixels,

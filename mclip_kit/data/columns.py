@@ -54,6 +54,12 @@ class Labels(Sequence[str]):
         found = self.codes[index]
         return np.array(self.names, object)[found] if isinstance(found, np.ndarray) else self.names[int(found)]
 
+    def __eq__(self, name: object) -> np.ndarray:  # type: ignore[override]
+        """Which rows have a name, bool (N,)."""
+        return self.isin([str(name)])
+
+    __hash__ = None  # type: ignore[assignment]
+
     def tolist(self) -> list[str]:
         """All values."""
         return [self.names[number] for number in self.codes.tolist()]
@@ -156,15 +162,19 @@ def write_columns(path: Path, schema: pa.Schema, blocks: Iterable[Mapping[str, A
             )
 
 
-def open_columns(path: Path, schema: pa.Schema) -> pa.Table:
+def open_columns(path: Path, schema: pa.Schema, validate: bool = True) -> pa.Table:
     """The columns of an Arrow file, memory-mapped.
 
+    Args:
+        validate: whether all of it is read, so that damage cannot lead out of the file.
     Raises:
         OSError: it is missing, or cannot be read.
         ValueError: it is damaged, or lacks a column.
     """
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if validate:
+            table.validate(full=True)
     except pa.ArrowException as error:
         raise ValueError(f"not an Arrow file: {first_line(error)}") from None
     lacking = [

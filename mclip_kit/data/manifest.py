@@ -15,7 +15,7 @@ _known: dict[Path, tuple[int, ...]] = {}  # files that were compared by this pro
 
 def check_files(
     folder: Path, names: Iterable[str], manifest: str = MANIFEST, again: str = "prepare it with --again"
-) -> None:
+) -> set[str]:
     """Compare files of a prepared folder with the hashes in its manifest.
 
     Files that the manifest does not have, and folders without a manifest (of fairseq-preprocess), are not compared.
@@ -28,12 +28,14 @@ def check_files(
         names: paths of the files in it.
         manifest: the JSON file that has the hashes under `files`.
         again: how the files are written again.
+    Returns:
+        The names of the files that are as they were prepared.
     Raises:
         DataError: the manifest is damaged, or a file is not as it was prepared.
     """
     path = folder / manifest
     if not path.is_file():
-        return
+        return set()
     hashes = _hashes(path, again)
     files = {folder / name: hashes[name] for name in names if name in hashes and (folder / name).is_file()}
     left = [file for file in files if _known.get(file.absolute()) != _stamp(file)]
@@ -44,6 +46,7 @@ def check_files(
                 f'it, remove its line under "files" in {path}'
             )
         _known[file.absolute()] = _stamp(file)
+    return {str(file.relative_to(folder)) for file in files}
 
 
 def _hashes(path: Path, again: str = "prepare it with --again") -> dict[str, str]:

@@ -102,6 +102,16 @@ def open_columns(folder: Path, verify: bool = True) -> tuple[dict[str, Any], dic
         raise DataError(f"{folder}: damaged ({error}); remove it: it is made again") from None
 
 
+def columns_are_sound(folder: Path) -> bool:
+    """Whether all columns of a folder, and of the folders in it, are as they were written."""
+    try:
+        for path in folder.rglob(COLUMNS):
+            open_columns(path.parent)
+    except (OSError, DataError):
+        return False
+    return True
+
+
 def _map(path: Path, known: Mapping[str, Any], verify: bool) -> np.ndarray:
     dtype, width = np.dtype(known["type"]), tuple(known["width"])
     if verify:

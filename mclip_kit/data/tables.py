@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mclip_kit.data.columns import KEY, open_columns
+from mclip_kit.data.manifest import check_files
 from mclip_kit.errors import DataError, first_line
 from mclip_kit.layout import (
     CAPTION_COLUMNS,
@@ -41,13 +42,11 @@ class Tables:
         images: `OF_IMAGES`, with `file` if pictures are files, and with `key` unless an earlier version wrote it.
         captions: `OF_CAPTIONS`.
         uncaptioned: `OF_UNCAPTIONED`.
-        names: the files that they were read from.
     """
 
     images: pa.Table
     captions: pa.Table
     uncaptioned: pa.Table
-    names: tuple[str, ...]
 
 
 def open_tables(folder: Path) -> Tables:
@@ -58,18 +57,22 @@ def open_tables(folder: Path) -> Tables:
     """
     if not (folder / IMAGES).is_file() and (folder / IMAGES_TABLE).is_file():
         return _from_text(folder)
-    images = _open(folder / IMAGES, OF_IMAGES)
-    captions = _open(folder / CAPTIONS, OF_CAPTIONS)
     there = (folder / UNCAPTIONED).is_file()
-    uncaptioned = _open(folder / UNCAPTIONED, OF_UNCAPTIONED) if there else pa.schema(OF_UNCAPTIONED).empty_table()
+    names = (IMAGES, CAPTIONS, *([UNCAPTIONED] if there else []))
+    hashed = check_files(folder, names)  # first: Arrow trusts what it maps
+    images = _open(folder / IMAGES, OF_IMAGES, IMAGES not in hashed)
+    captions = _open(folder / CAPTIONS, OF_CAPTIONS, CAPTIONS not in hashed)
+    uncaptioned = pa.schema(OF_UNCAPTIONED).empty_table()
+    if there:
+        uncaptioned = _open(folder / UNCAPTIONED, OF_UNCAPTIONED, UNCAPTIONED not in hashed)
     for name, table in ((CAPTIONS, captions), (UNCAPTIONED, uncaptioned)):
         _check_rows(folder / name, table, len(images))
-    return Tables(images, captions, uncaptioned, (IMAGES, CAPTIONS, *([UNCAPTIONED] if there else [])))
+    return Tables(images, captions, uncaptioned)
 
 
-def _open(path: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
+def _open(path: Path, columns: Mapping[str, pa.DataType], validate: bool) -> pa.Table:
     try:
-        return open_columns(path, pa.schema(columns))
+        return open_columns(path, pa.schema(columns), validate)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; {AGAIN}") from None
     except (OSError, ValueError) as error:
@@ -99,6 +102,8 @@ def _from_text(folder: Path) -> Tables:
     path = folder / UNCAPTIONED_TABLE
     without = read_text_table(path, UNCAPTIONED_COLUMNS) if path.is_file() else []
 
+    check_files(folder, (IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE))
+
     def numbered(rows: list[list[str]], table: Path, kinds: Mapping[str, pa.DataType]) -> pa.Table:
         return _columns([[_row_of(row_of, row[0], table, line), *row[1:]] for line, row in enumerate(rows, 2)], kinds)
 
@@ -106,7 +111,6 @@ def _from_text(folder: Path) -> Tables:
         _columns([[row[0], int(row[1]), *row[2:]] for row in images], columns),
         numbered(captions, folder / CAPTIONS_TABLE, OF_CAPTIONS),
         numbered(without, path, OF_UNCAPTIONED),
-        (IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE),
     )
 
 

@@ -115,7 +115,7 @@ class FeatureCache:
         assert self.root is not None
         facts = {"kind": kind, "width": width, "dtype": dtype, **facts}
         named = facts.pop("named", "")
-        folder = self.root / f"{kind}-{hashing.hash_tower(facts)}"
+        folder = self.root / f"{kind}-{hashing.hash_facts(facts)}"
         table = Table(folder, ItemFormat(width, dtype), _label(kind), log=self.log)
         if not (folder / "table.json").is_file():
             write_json(folder / "table.json", {**facts, "named": named})

@@ -106,7 +106,7 @@ class FrozenTowers:
         if captions.pixels is not None:
             pixels = captions.pixels
             keys_I2[distinct] = hash_bytes(pixels[image].tobytes() for image in distinct)
-        else:
+        elif len(distinct):
             keys_I2[distinct] = self._file_keys([captions.files[int(image)] for image in distinct])
         return keys_I2[images]
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 
-def hash_tower(facts: dict[str, Any]) -> str:
-    """A hash of everything that decides a tower's output: 16 hexadecimal digits."""
+def hash_facts(facts: dict[str, Any]) -> str:
+    """A hash of facts, such as all that decide a tower's output: 16 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

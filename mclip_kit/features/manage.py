@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mclip_kit.data.row_files import COLUMNS, columns_are_sound
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.shard_writer import remove_damaged
@@ -17,6 +18,7 @@ from mclip_kit.files import remove_leftovers, temporary_name
 from mclip_kit.progress import tqdm
 
 DAY = 86400.0  # seconds
+ROWS = "rows"  # the kind of training rows
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,17 @@ def list_tables(root: Path) -> list[TableInfo]:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name a cache with --root")
-    found = (_read_table(path.parent) for path in root.glob("[!.]*/table.json"))
+    found = [_read_table(path.parent) for path in root.glob("[!.]*/table.json")]
+    found += [_read_rows(path.parent) for path in root.glob(f"{ROWS}-*/{COLUMNS}")]
     return sorted(filter(None, found), key=lambda table: table.used)
+
+
+def _read_rows(folder: Path) -> TableInfo | None:
+    """Training rows, which a run keeps beside the features; None if another process removes them meanwhile."""
+    with suppress(FileNotFoundError):
+        count, used = (folder / "language.bin").stat().st_size // 2, (folder / COLUMNS).stat().st_mtime
+        return TableInfo(folder, ROWS, "training rows", "", "", ItemFormat(1, "uint8"), count, _bytes(folder), used)
+    return None
 
 
 def _read_table(folder: Path) -> TableInfo | None:
@@ -71,9 +82,12 @@ def _read_table(folder: Path) -> TableInfo | None:
         return None
     except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: damaged ({error}); remove its folder: features are computed again") from None
-    # not rglob, which fails when a run that fills the table renames a folder meanwhile
-    size = sum(_size(Path(place, file)) for place, _, files in os.walk(folder) for file in files)
-    return TableInfo(folder, kind, source, weights, precision, item_format, rows, size, used)
+    return TableInfo(folder, kind, source, weights, precision, item_format, rows, _bytes(folder), used)
+
+
+def _bytes(folder: Path) -> int:
+    """Bytes of all files; not by rglob, which fails when a run renames a folder meanwhile."""
+    return sum(_size(Path(place, file)) for place, _, files in os.walk(folder) for file in files)
 
 
 def _rows(shard: Path) -> int:
@@ -93,8 +107,13 @@ def _size(path: Path) -> int:
 
 
 def verify(tables: Sequence[TableInfo]) -> Iterator[Path]:
-    """Read every shard, remove the damaged ones and yield their folders."""
-    shards = [(table, folder) for table in tables if table.folder.is_dir() for folder in shard_folders(table.folder)]
+    """Read every shard, and all training rows; remove the damaged ones and yield their folders."""
+    for table in (table for table in tables if table.kind == ROWS):
+        if not columns_are_sound(table.folder):
+            remove(table)
+            yield table.folder
+    there = [table for table in tables if table.kind != ROWS and table.folder.is_dir()]
+    shards = [(table, folder) for table in there for folder in shard_folders(table.folder)]
     for table, folder in tqdm(shards, "verify", unit="shard", leave=False):
         if not is_sound(folder, table.item_format) and remove_damaged(folder, table.item_format):
             yield folder

@@ -93,7 +93,7 @@ def image_space(model: MultilingualClip, image_weights: str = "") -> str:
     """
     clip = model.clip[0]
     weights = [image_weights or hashing.hash_weights(model.image), hashing.hash_weights(model.clip_projector)]
-    return hashing.hash_tower({"weights": weights, "config": model.tower_config("image"), **clip.image_facts()})
+    return hashing.hash_facts({"weights": weights, "config": model.tower_config("image"), **clip.image_facts()})
 
 
 def embed_pictures(
@@ -181,7 +181,7 @@ def embed_texts(
     _check_place(out, TEXTS)
     embedder = Embedder(model, FeatureCache(out / FEATURES, dtype, log=log))
     weights = [hashing.hash_weights(module) for module in (model.encoder, model.projector)]
-    facts = {"model": made_with, "source": str(file), "space": hashing.hash_tower({"weights": weights}), "dtype": dtype}
+    facts = {"model": made_with, "source": str(file), "space": hashing.hash_facts({"weights": weights}), "dtype": dtype}
 
     def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
         lines = File(Path(file)).lines()

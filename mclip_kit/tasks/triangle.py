@@ -20,7 +20,7 @@ from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, wri
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.features.hashing import hash_tower as hash_facts
+from mclip_kit.features.hashing import hash_facts
 from mclip_kit.models.encoding import CLEANERS
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed

@@ -1,5 +1,6 @@
 """Tables of a prepared folder as columns: what they hold, how damage is named, and as text."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,11 +96,22 @@ def lacking(folder: Path) -> None:
     write_columns(folder / "images.arrow", pa.schema({"image": pa.string()}), [{"image": ["a"]}])
 
 
+def outside(folder: Path) -> None:
+    """The end of the first caption lies far behind the file."""
+    path = folder / "captions.arrow"
+    texts = read_captions(folder).texts.tolist()
+    ends = np.cumsum([0, *(len(text.encode()) for text in texts)]).astype("<i4").tobytes()
+    content = path.read_bytes()
+    assert content.count(ends) == 1
+    path.write_bytes(content.replace(ends, ends[:4] + np.array([2**30], "<i4").tobytes() + ends[8:]))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut": (cut("captions.arrow", 2000), r"captions\.arrow: damaged \(not an Arrow file"),
     "empty": (cut("images.arrow", 0), r"images\.arrow: damaged \(.*; prepare it with --again"),
     "gone": (lambda folder: (folder / "captions.arrow").unlink(), r"captions\.arrow: missing; prepare it with --again"),
     "a picture that is not there": (far, r"captions\.arrow row 1: its image is not in images\.arrow"),
+    "offsets that lead out of the file": (outside, r"captions\.arrow: damaged \(not an Arrow file: .*offset"),
     "a column less": (lacking, r"images\.arrow: damaged \(no column group of type int64\)"),
 }
 
@@ -109,6 +121,11 @@ def test_damage_is_named(squares: Path, tmp_path: Path, name: str) -> None:
     damage, expected = DAMAGE[name]
     folder = Path(shutil.copytree(squares, tmp_path / "copy"))
     damage(folder)
+    if (folder / "captions.arrow").is_file():
+        with pytest.raises(DataError, match=r"arrow: damaged or edited, it is not what was written"):
+            read_captions(folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
     with pytest.raises(DataError, match=expected) as caught:
         read_captions(folder)
     assert "\n" not in str(caught.value)
