@@ -30,6 +30,7 @@ from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare import adhoc, summary
 from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.data.tokenizer import XlmrTokenizer
+from mclip_kit.data.triangle_rows import open_rows
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.class_names import read_file
 from mclip_kit.evaluate.report import html
@@ -281,7 +282,8 @@ def kinds(base: Path) -> dict[str, Kind]:
 
     def of_cache(path: Path) -> Any:
         found = []
-        for table in sorted(list_tables(path), key=lambda table: table.folder.name):
+        tables = [table for table in list_tables(path) if table.kind != ROWS]
+        for table in sorted(tables, key=lambda table: table.folder.name):
             opened = Table(table.folder, table.item_format, "table", log=lambda _: None)
             keys_N2, values = known[table.folder.name]
             sizes = np.array([len(one) for one in values])
@@ -293,6 +295,10 @@ def kinds(base: Path) -> dict[str, Kind]:
             rows = opened.fill(keys_N2, job)
             found.append([opened.take(rows[place : place + 1]) for place in range(len(rows))])
         return found
+
+    def of_rows(path: Path) -> Any:
+        rows = open_rows(path)
+        return [np.asarray(getattr(rows, name)) for name in vars(rows) if name.endswith(("_N", "_N2"))], *rows.tokens
 
     def of_model(path: Path) -> Any:
         found = mclip_kit.load(path, "cpu")
@@ -353,6 +359,7 @@ def kinds(base: Path) -> dict[str, Kind]:
             base / "lines.data", ("bitext/*.bin", "bitext/*.idx", "bitext/*.txt", "manifest.json"), of_bitext, True
         ),
         "vocabulary": Kind(spm, (), lambda path: XlmrTokenizer(path).encode(["a red square"])),
+        "rows": Kind(next((base / "runs" / "features").glob("rows-*")), ("*.json", "*.bin"), of_rows, True),
         "cache": Kind(
             base / "runs" / "features",
             ("*/*.json", "*/*.bin", "*/*/*"),
