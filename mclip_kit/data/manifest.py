@@ -21,7 +21,7 @@ def check_files(
     Files that the manifest does not have, and folders without a manifest (of fairseq-preprocess), are not compared.
     A process reads a file once for this, unless it changes.
 
-    >>> check_files(Path("data/emoji"), ["captions.tsv"])
+    >>> check_files(Path("data/emoji"), ["captions.arrow"])
 
     Args:
         folder: the prepared folder.

@@ -21,7 +21,7 @@ class Account:
     Example:
         >>> account = Account()
         >>> account.kept += 2
-        >>> account.leave_out("rows without a caption", "captions.tsv row 3")
+        >>> account.leave_out("rows without a caption", "captions.csv row 3")
         >>> account.read, account.as_json()["left_out"]
         (3, {'rows without a caption': 1})
     """
