@@ -70,13 +70,13 @@ def find_unsorted(folder: Path, keys_N2: np.ndarray, job: ExtractionJob) -> None
     assert row_N.min() >= 0
 
 
-def measure(work: Callable[[Path, np.ndarray, ExtractionJob], None], folder: Path, rows: int) -> tuple[float, float]:
-    """Microseconds and bytes of private memory a row of some work."""
+def measure(work: Callable[..., None], folder: Path, rows: int, made: bool = True) -> tuple[float, float]:
+    """Microseconds and bytes of private memory a row of some work; `made`: it takes made-up keys and a job."""
 
     def child(out: Connection) -> None:
         out.send(private("self"))
         out.recv()
-        inputs = job_of(rows)
+        inputs = job_of(rows) if made else ()
         started = time.perf_counter()
         work(folder, *inputs)
         out.send(time.perf_counter() - started)
