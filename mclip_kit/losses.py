@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 HEALTH_ROWS = 256
 MAX_SCALE = 100.0  # CLIP clamps exp(logit_scale) here (Radford et al. 2021, section 2.5)
-LOGITS = 2**22  # that the contrastive loss computes at once: 16 MB of float32, and a few times that in between
+LOGITS = 2**21  # that the contrastive loss computes at once: 8 MB of float32, and a few times that in between
 
 
 def mse(
