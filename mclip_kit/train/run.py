@@ -160,7 +160,8 @@ class Run:
         def is_finished(state: TrainState) -> bool:
             return state.stage == len(self.recipe.stages) and (out / self._last_file()).is_file()
 
-        content, finished, lines = on_main(lambda: find_start(self.folder, self.inputs, self.changes, is_finished))
+        given = (self.recipe.stages, self.accelerator.num_processes, self.inputs, self.changes, is_finished)
+        content, finished, lines = on_main(lambda: find_start(self.folder, *given))
         for line in lines:
             self.cache.log(line)
         return TrainState(**content), finished
@@ -254,6 +255,7 @@ class Run:
         parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         tensors = fsdp.full_state(self.model)
         state.languages, state.inputs = self.model.trained_languages, self.inputs
+        state.processes = self.accelerator.num_processes
         state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}
         on_main(lambda: checkpoint.save(state, path, self.recipe.checkpoints_kept))
 
