@@ -35,9 +35,10 @@ from mclip_kit.train.outcome import card_facts
 from mclip_kit.train.parameter_table import table
 from mclip_kit.train.processes import on_main
 from mclip_kit.train.resume import check_folder, find_start, inputs_of
+from mclip_kit.train.score import score
 
 Evaluator = Callable[[Any, FeatureCache, Task], Scores]
-"""Scores of a model for a task; the cache has features that are valid."""
+"""Scores of a model for a task; the cache has features that are valid. See `train.score`."""
 
 
 class Interrupted(MclipError):
@@ -238,11 +239,9 @@ class Run:
         if self.evaluator is None or not task.evaluation:
             return None
         self._drop_features(task)
-        evaluate = partial(self.evaluator, self.model, self.cache, task)
-        sharded = fsdp.is_sharded(self.model)  # that needs all processes
-        scores = evaluate() if sharded else on_main(evaluate)
+        scores = score(self.evaluator, self.model, self.cache, task)
         self._drop_features(task)
-        return on_main(lambda: scores)
+        return scores
 
     def write(self, index: int, step: int, values: dict[str, Any]) -> None:
         """Log values of a step."""
