@@ -3,14 +3,18 @@
 Shapes: B rows of this process, N rows of all processes, D embedding width.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 HEALTH_ROWS = 256
 MAX_SCALE = 100.0  # CLIP clamps exp(logit_scale) here (Radford et al. 2021, section 2.5)
+LOGITS = 2**21  # that the contrastive loss computes at once: 8 MB of float32, and a few times that in between
 
 
 def mse(
@@ -55,8 +59,11 @@ def contrastive(
     group are positives, and the log-probability is averaged over a row's positives (SupCon, arXiv 2004.11362,
     equation 2).
 
+    Each process compares its own rows of `a` with the rows of `b` of all processes, a few rows at once, and computes
+    these logits again for the gradients: no process has the N x N matrix.
+
     Args:
-        a_BD, b_BD: embeddings; they are L2-normalised here.
+        a_BD, b_BD: embeddings, as many in every process; they are L2-normalised here.
         scale: factor of the cosines, one over the temperature.
         groups_B: int64; rows with the same number are positives of each other.
         keep_B: bool; other rows are ignored, as queries and as candidates. If no row is kept, the loss is 0.
@@ -65,29 +72,111 @@ def contrastive(
         texts_B: int64; rows with the same number have the same text. If the same text is in two groups, the pair is
             neither a positive nor a negative: it is masked out of the softmax.
     Returns:
-        A scalar.
+        A scalar. Its mean over processes is the loss of all rows, and the mean of its gradients is their gradient.
+
+    Example:
+        >>> a_BD = torch.eye(3)  # the first two rows are of the same picture
+        >>> round(float(contrastive(a_BD, a_BD, 10.0, torch.tensor([0, 0, 1]))), 3)
+        3.333
     """
-    a_ND, b_ND = _gather(F.normalize(a_BD, dim=-1), F.normalize(b_BD, dim=-1))
-    groups_N = None if groups_B is None else _gather_rows(groups_B)
-    texts_N = None if texts_B is None else _gather_rows(texts_B)
+    first = _rank() * len(a_BD)  # the number of this process's first row among those of all
+    own_B = torch.arange(first, first + len(a_BD), device=a_BD.device)
+    groups_N = _gather(own_B if groups_B is None else groups_B)
+    texts_N = None if texts_B is None else _gather(texts_B)
+    a_BD, b_ND = F.normalize(a_BD, dim=-1), _gather(F.normalize(b_BD, dim=-1))
     if keep_B is not None:
-        keep_N = _gather_rows(keep_B)
-        a_ND, b_ND = a_ND[keep_N], b_ND[keep_N]
-        groups_N = None if groups_N is None else groups_N[keep_N]
+        keep_N = _gather(keep_B)
+        first = int(keep_N[:first].sum())
+        a_BD, b_ND, groups_N = a_BD[keep_B], b_ND[keep_N], groups_N[keep_N]
         texts_N = None if texts_N is None else texts_N[keep_N]
-        if not len(a_ND):
-            return a_ND.sum() + b_ND.sum()
-    logits_NN = scale * a_ND @ b_ND.T
-    if groups_N is None:
-        positive_NN = torch.eye(len(logits_NN), device=logits_NN.device, dtype=logits_NN.dtype)
-    else:
-        positive_NN = (groups_N[:, None] == groups_N[None, :]).to(logits_NN.dtype)
-    if texts_N is not None:
-        masked_NN = (texts_N[:, None] == texts_N[None, :]) & (positive_NN == 0)
-        logits_NN = logits_NN.masked_fill(masked_NN, torch.finfo(logits_NN.dtype).min)  # finite, because 0 * inf is NaN
-    if over_positives == "mean":
-        positive_NN = positive_NN / positive_NN.sum(1, keepdim=True)
-    return (F.cross_entropy(logits_NN, positive_NN) + F.cross_entropy(logits_NN.T, positive_NN)) / 2
+    if not len(b_ND):
+        return a_BD.sum() + b_ND.sum()
+    _, number_N, counts = groups_N.unique(return_inverse=True, return_counts=True)
+    positives_N = counts[number_N].to(a_BD.dtype)
+    weights_N = positives_N if over_positives == "sum" else torch.ones_like(positives_N)
+    labels = _Labels(groups_N, texts_N, weights_N, weights_N / positives_N, first)
+    loss: Tensor = _InfoNCE.apply(a_BD, b_ND, torch.as_tensor(scale).to(a_BD), labels)
+    return loss
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What the contrastive loss knows of N rows.
+
+    Attributes:
+        groups_N, texts_N: numbers of the group and of the text; without texts, nothing is masked.
+        weights_N: factor of a row's log-sum-exp.
+        shares_N: factor of the logit of each of a row's positives; the same for both rows of a pair.
+        first: the number of this process's first row.
+    """
+
+    groups_N: Tensor
+    texts_N: Tensor | None
+    weights_N: Tensor
+    shares_N: Tensor
+    first: int
+
+    def parts(self, a_BD: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Slices of this process's rows that are compared at once, and the same rows among the N."""
+        size = max(1, LOGITS // len(self.groups_N))
+        for start in range(0, len(a_BD), size):
+            stop = min(start + size, len(a_BD))
+            yield slice(start, stop), slice(self.first + start, self.first + stop)
+
+    def logits(self, a_CD: Tensor, b_ND: Tensor, scale: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Logits of some rows, and which are positives; the same text in another group is masked."""
+        logits_CN = (scale * a_CD) @ b_ND.T
+        positive_CN = self.groups_N[rows, None] == self.groups_N
+        if self.texts_N is not None:
+            masked_CN = (self.texts_N[rows, None] == self.texts_N) & ~positive_CN
+            logits_CN.masked_fill_(masked_CN, torch.finfo(logits_CN.dtype).min)  # finite, because 0 * inf is NaN
+        return logits_CN, positive_CN
+
+
+class _InfoNCE(torch.autograd.Function):
+    """The contrastive loss of unit vectors: this process's rows of `a` with all rows of `b`, and the other direction.
+
+    With logits z, the loss of a row is weight * logsumexp(z) - share * (the sum of z of its positives), and its
+    gradient with respect to z is weight * softmax(z) - share * (1 where positive). The same holds for a column, whose
+    log-sum-exp is over the rows of all processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a_BD: Tensor, b_ND: Tensor, scale: Tensor, labels: _Labels) -> Tensor:
+        rows_B, right_B = a_BD.new_empty(2, len(a_BD))
+        columns_N = a_BD.new_full((len(b_ND),), -torch.inf)
+        for part, rows in labels.parts(a_BD):
+            logits_CN, positive_CN = labels.logits(a_BD[part], b_ND, scale, rows)
+            rows_B[part] = logits_CN.logsumexp(1)
+            columns_N = torch.logaddexp(columns_N, logits_CN.logsumexp(0))
+            right_B[part] = labels.shares_N[rows] * logits_CN.mul_(positive_CN).sum(1)
+        columns_N = _gather(columns_N[None]).logsumexp(0)
+        ctx.save_for_backward(a_BD, b_ND, scale, rows_B, columns_N)
+        ctx.labels = labels
+        own = slice(labels.first, labels.first + len(a_BD))
+        both_B = labels.weights_N[own] * (rows_B + columns_N[own]) - 2 * right_B
+        return _processes() * both_B.sum() / (2 * len(b_ND))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        a_BD, b_ND, scale, rows_B, columns_N = ctx.saved_tensors
+        labels, (wants_a, wants_b, wants_scale, _) = ctx.labels, ctx.needs_input_grad
+        slope = slope * _processes() / (2 * len(b_ND))
+        da_BD, db_ND, dscale = torch.zeros_like(a_BD), torch.zeros_like(b_ND), torch.zeros_like(scale)
+        for part, rows in labels.parts(a_BD):
+            logits_CN, positive_CN = labels.logits(a_BD[part], b_ND, scale, rows)
+            slopes_CN = (logits_CN - rows_B[part, None]).exp_().mul_(labels.weights_N[rows, None])
+            slopes_CN += (logits_CN - columns_N).exp_().mul_(labels.weights_N)
+            slopes_CN -= positive_CN * (2 * labels.shares_N[rows, None])
+            slopes_CN *= slope
+            if wants_a:
+                da_BD[part] = scale * (slopes_CN @ b_ND)
+            if wants_b:
+                db_ND.addmm_(slopes_CN.T, scale * a_BD[part])
+            if wants_scale:
+                dscale += (slopes_CN * logits_CN).sum() / scale
+        return da_BD, db_ND, dscale, None
 
 
 @torch.no_grad()
@@ -128,8 +217,13 @@ def share(keep_B: Tensor) -> Tensor | float:
     return kept * _processes() / whole.clamp(min=1)
 
 
-def _gather(a_BD: Tensor, b_BD: Tensor) -> tuple[Tensor, Tensor]:
-    return (a_BD, b_BD) if _processes() == 1 else (_Gather.apply(a_BD), _Gather.apply(b_BD))
+def _rank() -> int:
+    return 0 if _processes() == 1 else torch.distributed.get_rank()
+
+
+def _gather(rows_BD: Tensor) -> Tensor:
+    gathered: Tensor = rows_BD if _processes() == 1 else _Gather.apply(rows_BD)
+    return gathered
 
 
 class _Gather(torch.autograd.Function):
@@ -148,12 +242,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         whole_ND = gradients[0].contiguous()
         torch.distributed.all_reduce(whole_ND)
-        return whole_ND.chunk(_processes())[torch.distributed.get_rank()]
-
-
-def _gather_rows(column_B: Tensor) -> Tensor:
-    if _processes() == 1:
-        return column_B
-    gathered = [torch.empty_like(column_B) for _ in range(_processes())]
-    torch.distributed.all_gather(gathered, column_B)
-    return torch.cat(gathered)
+        return whole_ND.chunk(_processes())[_rank()]

@@ -1,15 +1,19 @@
-"""Losses against slow versions written from the papers' formulas, against their peers, and over two processes."""
+"""Losses against slow versions written from the papers' formulas, against their peers, and over several processes."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
+from mclip_kit import losses
 from mclip_kit.losses import contrastive, health, mse
 from tests.processes import start_server
 
@@ -138,7 +142,7 @@ def test_contrastive_is_open_clips_loss_with_its_gradients(groups):
     a_BD, b_BD = embeddings()
     scale = torch.tensor(SCALE, requires_grad=True)
     ours = contrastive(a_BD, b_BD, scale, groups)
-    theirs = ClipLoss()(torch.nn.functional.normalize(a_BD), torch.nn.functional.normalize(b_BD), scale)
+    theirs = ClipLoss()(F.normalize(a_BD), F.normalize(b_BD), scale)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradients(ours, a_BD, b_BD, scale), gradients(theirs, a_BD, b_BD, scale))
 
@@ -182,7 +186,7 @@ def test_mse_is_the_mean_over_rows_and_dimensions():
 
 def test_mse_is_torchs():
     a_BD, b_BD = embeddings()
-    torch.testing.assert_close(mse(a_BD, b_BD), torch.nn.functional.mse_loss(a_BD, b_BD), rtol=0, atol=0)
+    torch.testing.assert_close(mse(a_BD, b_BD), F.mse_loss(a_BD, b_BD), rtol=0, atol=0)
 
 
 def test_mse_of_normalised_sides_is_two_less_twice_the_cosine():
@@ -210,75 +214,141 @@ def test_mse_of_no_rows_is_nought_with_zero_gradients(learner):
     check_nought(loss, student_BD, teacher_BD)
 
 
-PROCESSES = 2
-KEPT = {  # of rows 0, 2, 4, 6 (first process) and 1, 3, 5, 7 (second process)
+def whole_matrix(
+    a_ND: Tensor,
+    b_ND: Tensor,
+    scale: Tensor | float,
+    groups_N: Tensor | None = None,
+    keep_N: Tensor | None = None,
+    over_positives: str = "mean",
+    texts_N: Tensor | None = None,
+) -> Tensor:
+    """The contrastive loss from the logits of all pairs at once, by torch's cross-entropy."""
+    groups_N = torch.arange(len(a_ND)) if groups_N is None else groups_N
+    texts_N = groups_N if texts_N is None else texts_N
+    keep_N = torch.ones(len(a_ND), dtype=torch.bool) if keep_N is None else keep_N
+    a_ND, b_ND, groups_N, texts_N = (column[keep_N] for column in (a_ND, b_ND, groups_N, texts_N))
+    positive_NN = groups_N[:, None] == groups_N
+    logits_NN = scale * F.normalize(a_ND) @ F.normalize(b_ND).T
+    logits_NN = logits_NN.masked_fill((texts_N[:, None] == texts_N) & ~positive_NN, torch.finfo().min)
+    share_NN = positive_NN.to(logits_NN.dtype)
+    if over_positives == "mean":
+        share_NN = share_NN / share_NN.sum(1, keepdim=True)
+    return (F.cross_entropy(logits_NN, share_NN) + F.cross_entropy(logits_NN.T, share_NN)) / 2
+
+
+KEPT = {  # of rows 0, 2, 4, 6 (first of two processes) and 1, 3, 5, 7 (second process)
     "all": [True] * 8,
     "uneven": [True, True, False, True, False, True, True, False],
     "second only": [False, True, False, True, False, True, False, False],
 }
+VARIANTS = {  # positives and duplicates: groups, over_positives, texts
+    "pair": (None, "mean", None),
+    "image": (GROUPS, "mean", None),
+    "image_sum": (GROUPS, "sum", None),
+    "pair, mask": (None, "mean", TEXTS),
+    "image, mask": (GROUPS, "mean", TEXTS),
+    "image_sum, mask": (GROUPS, "sum", TEXTS),
+}
+TERMS = [f"{loss}; {kept}" for loss in (*VARIANTS, "mse") for kept in KEPT]
+EVERY_ROW = slice(None)
+FEW = 20  # logits at once: of two rows
 
 
-LOSSES = ("contrastive", "contrastive-duplicates", "mse")
-TERMS = ["contrastive pairs", *(f"{loss} {kept}" for loss in LOSSES for kept in KEPT)]
-
-
-def term(name: str, rows: slice) -> tuple[Tensor, Tensor]:
-    """A loss of some rows, and its gradient for two linear maps that make the embeddings."""
+def term(name: str, rows: slice, contrast: Callable[..., Tensor] = contrastive) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss of some rows, its gradient for two linear maps that make the embeddings, and that for the scale."""
     generator = torch.Generator().manual_seed(3)
     left_NE, right_NE = torch.randn(2, 8, 6, generator=generator)
     weights = torch.randn(2, 6, 4, generator=generator).requires_grad_()
+    scale = torch.tensor(SCALE, requires_grad=True)
     a_BD, b_BD = left_NE[rows] @ weights[0], right_NE[rows] @ weights[1]
-    loss, kept = name.split(maxsplit=1)
-    keep_B = torch.tensor(KEPT[kept])[rows] if kept in KEPT else None
-    groups_B = torch.tensor(GROUPS)[rows] if kept in KEPT else None
-    texts_B = torch.tensor(TEXTS)[rows] if loss.endswith("duplicates") else None
+    loss, kept = name.split("; ")
+    keep_B = torch.tensor(KEPT[kept])[rows]
     if loss == "mse":
-        value = mse(a_BD, b_BD, "both", keep_B)
+        value = mse(a_BD, b_BD, "both", keep_B) + 0 * scale
     else:
-        value = contrastive(a_BD, b_BD, SCALE, groups_B, keep_B, texts_B=texts_B)
-    return value.detach(), gradients(value, weights)[0]
+        groups, over, texts = VARIANTS[loss]
+        groups_B, texts_B = (None if column is None else torch.tensor(column)[rows] for column in (groups, texts))
+        value = contrast(a_BD, b_BD, scale, groups_B, keep_B, over, texts_B)
+    return value.detach(), *gradients(value, weights, scale)
 
 
-def one_process(rank: int, folder: str) -> None:
+@pytest.mark.parametrize("logits", [1, FEW, losses.LOGITS])
+@pytest.mark.parametrize("name", [name for name in TERMS if "mse" not in name])
+def test_rows_in_parts_have_the_loss_and_the_gradients_of_the_whole_matrix(name, logits, monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS", logits)
+    torch.testing.assert_close(term(name, EVERY_ROW), term(name, EVERY_ROW, whole_matrix), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("logits", [FEW, losses.LOGITS])
+@pytest.mark.parametrize("learns", [(True, True, True), (False, True, False), (True, False, True)])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_are_those_of_differences(name, learns, logits, monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS", logits)
+    groups, over, texts = (torch.tensor(c) if isinstance(c, list) else c for c in VARIANTS[name])
+    keep_B = torch.tensor(KEPT["uneven"])
+    leaves = (*embeddings(), torch.tensor(SCALE))
+    a_BD, b_BD, scale = (leaf.detach().double().requires_grad_(on) for leaf, on in zip(leaves, learns, strict=True))
+    torch.autograd.gradcheck(lambda *given: contrastive(*given, groups, keep_B, over, texts), (a_BD, b_BD, scale))
+
+
+def test_no_part_has_more_logits_than_it_may(monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS", 1000)
+    sizes = []
+    logits = losses._Labels.logits
+    monkeypatch.setattr(losses._Labels, "logits", lambda *given: sizes.append(len(given[1])) or logits(*given))
+    a_BD, b_BD = embeddings(90)
+    contrastive(a_BD, b_BD, SCALE).backward()
+    assert sizes == 2 * [*8 * [11], 2]  # forward and backward
+
+
+def of_pairs(contrast: Callable[..., Tensor], rows: slice, normalized: bool) -> tuple[Tensor, ...]:
+    """The loss of pairs of some rows, and its gradients for these rows."""
+    leaves = [side_ND.detach()[rows].requires_grad_() for side_ND in embeddings()]
+    value = contrast(*(F.normalize(leaf) if normalized else leaf for leaf in leaves), torch.tensor(SCALE))
+    return value.detach(), *gradients(value, *leaves)
+
+
+def one_process(rank: int, folder: str, processes: int) -> None:
     """Its share of the rows, dealt out as the loop does; writes the losses and the gradients averaged as DDP does."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes
     )
+    losses.LOGITS = FEW
     found = {}
     for name in TERMS:
-        loss, gradient = term(name, slice(rank, None, PROCESSES))
-        torch.distributed.all_reduce(gradient)
-        found[name] = loss, gradient / PROCESSES
+        found[name] = term(name, slice(rank, None, processes))
+        for value in found[name]:
+            torch.distributed.all_reduce(value)
+            value /= processes
+    peer = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=processes)
+    found["ours"], found["theirs"] = (
+        of_pairs(contrast, slice(rank, None, processes), contrast is peer) for contrast in (contrastive, peer)
+    )
     torch.save(found, Path(folder, f"{rank}.pt"))
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[Tensor, Tensor]]]:
-    """What each of two processes measured."""
+@pytest.fixture(scope="module", params=[2, 4])
+def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of some processes measured."""
     folder = tmp_path_factory.mktemp("processes")
     start_server()  # of forked processes, with everything imported
-    torch.multiprocessing.start_processes(one_process, (str(folder),), PROCESSES, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
-
-
-@pytest.mark.parametrize("name", [name for name in TERMS if name.startswith("contrastive")])
-def test_every_process_has_the_contrastive_loss_of_the_whole_batch(processes, name):
-    for found in processes:
-        torch.testing.assert_close(found[name][0], term(name, slice(None))[0])
-
-
-@pytest.mark.parametrize("name", [name for name in TERMS if name.startswith("mse")])
-def test_the_mean_of_the_processes_is_the_mse_of_the_whole_batch(processes, name):
-    mean = sum(found[name][0] for found in processes) / PROCESSES
-    torch.testing.assert_close(mean, term(name, slice(None))[0])
+    given = str(folder), request.param
+    torch.multiprocessing.start_processes(one_process, given, request.param, start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_gradients_averaged_over_processes_are_those_of_the_whole_batch(processes, name):
+def test_means_over_processes_are_the_loss_and_the_gradients_of_the_whole_batch(processes, name):
     for found in processes:
-        torch.testing.assert_close(found[name][1], term(name, slice(None))[1])
+        torch.testing.assert_close(found[name], term(name, EVERY_ROW, whole_matrix), rtol=1e-5, atol=1e-5)
+
+
+def test_each_process_has_open_clips_local_loss(processes):
+    for found in processes:
+        torch.testing.assert_close(found["ours"], found["theirs"])
 
 
 def test_health_is_the_mean_cosine_of_different_rows_and_the_share_of_matches():

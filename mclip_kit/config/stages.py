@@ -83,10 +83,12 @@ class Stage(Section):
     Attributes:
         needs: sections of the recipe without which its model cannot be built.
         uses: sections of the recipe that it may use besides.
+        rows_follow_processes: whether the number of processes decides which rows share a batch.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"encoder"})
     uses: ClassVar[frozenset[str]] = frozenset()
+    rows_follow_processes: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # every kind has these two, as fields or properties
 
@@ -222,7 +224,7 @@ class TriangleStage(Stage):
         if self.batch_size % processes:
             raise RecipeError(
                 f"stage {self.name}: batch_size {self.batch_size} is not a multiple of the number of processes, "
-                f"{processes}; change batch_size"
+                f"{processes}; start as many as divide it, or change batch_size"
             )
 
     @property
@@ -242,6 +244,7 @@ class TranslationStage(Stage):
     """A decoder learns to translate from the encoder's token states: mCLIP's multilingual text encoder (MTE)."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"decoder"})
+    rows_follow_processes: ClassVar[bool] = True
 
     kind: Literal["translate"] = Field("translate", description="Translation, with a decoder.")
     directions: Annotated[list[Direction], Field(min_length=1), Once] | Literal["all"] = Field(

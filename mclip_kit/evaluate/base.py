@@ -29,8 +29,8 @@ ResultRows = list[dict[str, Any]]
 """Rows of results.json: each has a task, a model, a language, a tower and metrics."""
 SEED = 1
 """Of the draws of intervals and of the queries that are shown."""
-Scorer = Callable[[Any, Any, Any], dict[str, Any]]
-"""(model, feature cache, task) -> values for the log."""
+Scorer = Callable[..., dict[str, Any]]
+"""(model, feature cache, task) -> values for the log; and what `Opened.share` gave in all processes, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,14 @@ class Opened:
         score: (model, feature cache, task) -> values for the log.
         names: stage -> metric as a recipe names it -> value of the log; higher is better.
         data: what is scored, such as `valid of data/emoji`.
+        share: (model, feature cache, task) -> this process's share of the work, which `score` takes from all; None: the
+            main process does everything.
     """
 
     score: Scorer
     names: Callable[[Any], Mapping[str, str]]
     data: str
+    share: Callable[[Any, Any, Any], Any] | None = None
 
 
 @dataclass(frozen=True)

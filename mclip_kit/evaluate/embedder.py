@@ -1,5 +1,9 @@
 """Embeddings of a model as arrays."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,7 +28,7 @@ class Embedder:
     """
 
     def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
-        self._model, self._cache = model, cache
+        self._model, self.cache = model, cache
         self._frozen = FrozenTowers(model, cache)
         self.log = cache.log
 
@@ -72,6 +76,64 @@ class Embedder:
         with evaluating(module):
             embeddings = F.normalize(module(*(tensor.to(device) for tensor in inputs)).float(), dim=-1)
         return np.asarray(embeddings.cpu().numpy())
+
+
+Part = dict[str, tuple[list[Any], np.ndarray, np.ndarray]]
+"""Tower -> its inputs (texts, or numbers of pictures), their embeddings (N, D), and which are unreadable, bool (N,)."""
+
+
+def part_of(embed: Embedder, captions: Captions, images: np.ndarray, texts: Mapping[str, Sequence[str]]) -> Part:
+    """The embeddings of this process's share of some inputs, see `FeatureCache.rank`.
+
+    Args:
+        images: rows of the picture table.
+        texts: `student` or `teacher` -> what its text tower encodes; the same text is encoded once.
+    """
+    own = slice(embed.cache.rank, None, embed.cache.world_size)
+    part: Part = {}
+    if len(images[own]):
+        part["image"] = (images[own].tolist(), *embed.images(captions, images[own]))
+    for tower, given in texts.items():
+        distinct = list(dict.fromkeys(given))[own]
+        if distinct:
+            embedding_ND = embed.teacher(distinct) if tower == "teacher" else embed.student(distinct)
+            part[tower] = distinct, embedding_ND, np.zeros(len(distinct), bool)
+    return part
+
+
+class GatheredEmbedder(Embedder):
+    """Looks up what all processes have embedded.
+
+    Args:
+        parts: of all processes, see `part_of`.
+    """
+
+    def __init__(self, model: MultilingualClip, cache: FeatureCache, parts: Sequence[Part]) -> None:
+        super().__init__(model, cache)
+        self._whole: dict[str, tuple[dict[Any, int], np.ndarray, np.ndarray]] = {}
+        for tower in {tower for part in parts for tower in part}:
+            inputs, embeddings, unreadable = zip(*(part[tower] for part in parts if tower in part), strict=True)
+            rows = {given: row for row, given in enumerate(chain(*inputs))}
+            self._whole[tower] = rows, np.concatenate(embeddings), np.concatenate(unreadable)
+
+    def _look_up(self, tower: str, inputs: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
+        rows, embedding_ND, unreadable_N = self._whole[tower]
+        places = np.array([rows[given] for given in inputs], np.int64)
+        return embedding_ND[places], unreadable_N[places]
+
+    def images(
+        self, captions: Captions, images: np.ndarray, keys_N2: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Embedder.images`."""
+        return self._look_up("image", images.tolist())
+
+    def teacher(self, texts: list[str]) -> np.ndarray:
+        """See `Embedder.teacher`."""
+        return self._look_up("teacher", texts)[0]
+
+    def student(self, texts: list[str]) -> np.ndarray:
+        """See `Embedder.student`."""
+        return self._look_up("student", texts)[0]
 
 
 def auto_device() -> torch.device:

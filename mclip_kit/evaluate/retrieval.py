@@ -14,7 +14,7 @@ from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.base import Metric, Opened, Validation
-from mclip_kit.evaluate.embedder import Embedder
+from mclip_kit.evaluate.embedder import Embedder, GatheredEmbedder, Part, part_of
 from mclip_kit.evaluate.ranks import KS, both_ranks, median_rank, recall
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -154,6 +154,7 @@ def evaluate(
     cache: FeatureCache | None = None,
     protocol: str = "any",
     tower: Literal["student", "teacher"] = "student",
+    parts: Sequence[Part] = (),
 ) -> dict[str, Retrieval]:
     """Retrieval among the pictures of a split, by language; `teacher` is the teacher's own text tower.
 
@@ -166,11 +167,14 @@ def evaluate(
         cache: features of frozen towers; those that it has are read, not computed.
         protocol: see `score`.
         tower: the text tower that encodes the captions of `languages`.
+        parts: the embeddings, if several processes have computed them, see `share`.
     Raises:
         DataError: the split, a language or the protocol is unknown, or the protocol does not fit the captions.
     """
     rows_Q = captions.select(split, languages)
-    scored = _scorer(Embedder(model, cache or FeatureCache()), captions, split, protocol)
+    cache = cache or FeatureCache()
+    embed = GatheredEmbedder(model, cache, parts) if parts else Embedder(model, cache)
+    scored = _scorer(embed, captions, split, protocol)
     found = scored(tower, rows_Q)
     if languages == "all":
         found = dict(sorted(found.items(), key=lambda item: (item[0] != TEACHER_LANGUAGE, item[0])))
@@ -179,6 +183,20 @@ def evaluate(
         own = scored(TEACHER, captions.select(split, [str(teacher_language)]))
         results = {TEACHER: own[str(teacher_language)], **results}
     return results
+
+
+def share(
+    model: MultilingualClip,
+    captions: Captions,
+    split: str,
+    languages: Sequence[str] | str,
+    cache: FeatureCache,
+) -> Part:
+    """This process's part of the embeddings that `evaluate` ranks, of the student and of the teacher."""
+    texts = {STUDENT: captions.texts[captions.select(split, languages)].tolist()}
+    if TEACHER_LANGUAGE in captions.languages.present(captions.select(split)):
+        texts[TEACHER] = captions.texts[captions.select(split, [TEACHER_LANGUAGE])].tolist()
+    return part_of(Embedder(model, cache), captions, captions.gallery(split), texts)
 
 
 def _scorer(
@@ -245,11 +263,15 @@ def _open(recipe: Recipe, stages: Sequence[Any]) -> Opened:
     names = names_of(scored, with_teacher=TEACHER_LANGUAGE in known)
     kept = captions.only(split)
 
-    def score_retrieval(model: Any, cache: FeatureCache, task: Any) -> dict[str, Any]:
-        return log_values(evaluate(model, kept, split, languages, cache=cache))
+    def share_retrieval(model: Any, cache: FeatureCache, task: Any) -> Part:
+        return share(model, kept, split, languages, cache)
+
+    def score_retrieval(model: Any, cache: FeatureCache, task: Any, parts: Sequence[Part] = ()) -> dict[str, Any]:
+        return log_values(evaluate(model, kept, split, languages, cache=cache, parts=parts))
 
     size = f"{len(kept.gallery(split)):,} pictures"
-    return Opened(score_retrieval, lambda stage: names, f"{split} of {recipe.data.captions} ({size})")
+    data = f"{split} of {recipe.data.captions} ({size})"
+    return Opened(score_retrieval, lambda stage: names, data, share_retrieval)
 
 
 def names_of(languages: Sequence[str], with_teacher: bool) -> dict[str, str]:

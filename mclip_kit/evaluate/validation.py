@@ -1,7 +1,7 @@
 """How a run scores its model while it trains: by the evaluation that the task of each stage names."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mclip_kit.config.recipe import Recipe
@@ -43,14 +43,22 @@ class Evaluator:
         self._opened = {name: validation_of(name).open(recipe, stages) for name, stages in by_name.items() if name}
         self._metrics = metrics_of_stages(recipe, self._opened)
 
-    def __call__(self, model: Any, cache: Any, task: Any) -> Scores:
+    def share(self, model: Any, cache: Any, task: Any) -> Any:
+        """This process's share of the work of scoring; None if the evaluation has no shares."""
+        share = self._opened[task.evaluation].share
+        return share(model, cache, task) if share else None
+
+    def __call__(self, model: Any, cache: Any, task: Any, shares: Sequence[Any] = ()) -> Scores:
         """Score the model for a task; the cache has features that are valid.
 
+        Args:
+            shares: what `share` gave in all processes, if it was called.
         Raises:
             RecipeError: the data has nothing that the default metric of the stage is made from.
         """
         validation = validation_of(task.evaluation)
-        values = self._opened[task.evaluation].score(model, cache, task)
+        opened = self._opened[task.evaluation]
+        values = opened.score(model, cache, task, *([shares] if opened.share else []))
         metric = self._metrics[task.stage.name] or validation.default(task)
         if metric not in values:
             data = self._opened[task.evaluation].data

@@ -44,6 +44,7 @@ class TrainState:
         languages: those that the student has been trained on.
         inputs: a hash of each prepared folder and of each tower's weights at the start of the run, by name.
         versions: of the packages that wrote it.
+        processes: that shared its steps; 0 if it was written before this was kept.
     """
 
     stage: int = 0
@@ -58,6 +59,7 @@ class TrainState:
     languages: list[str] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
+    processes: int = 0
 
 
 def save(state: TrainState, path: Path, keep: int = 1) -> None:
@@ -136,8 +138,8 @@ def read(path: Path) -> TrainState:
 
 def _problems(state: TrainState) -> Iterator[str]:
     """What is not of the kind that it should be."""
-    if not all(isinstance(number, int) and number >= 0 for number in (state.stage, state.step)):
-        yield "its stage or step is no number"
+    if not all(isinstance(number, int) and number >= 0 for number in (state.stage, state.step, state.processes)):
+        yield "its stage, step or processes is no number"
     for name in ("model", "module", "average"):
         tensors = getattr(state, name)
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -39,6 +39,28 @@ def on_main(work: Callable[[], T]) -> T:
         raise
     broadcast_object_list([None])
     return _shared(result)
+
+
+def on_all(work: Callable[[], T]) -> list[T]:
+    """Do some work in every process; each gets the results of all, in the order of the processes.
+
+    Args:
+        work: gives a picklable value; what it does must not wait for other processes.
+    Raises:
+        PeerError: the work raised an error in another process, which raises it as it is.
+    """
+    if not torch.distributed.is_initialized():
+        return [work()]
+    try:
+        result, failed = work(), None
+    except Exception as error:
+        gather_object([(None, str(error) or type(error).__name__)])
+        raise
+    found = gather_object([(result, failed)])
+    for _, failed in found:
+        if failed is not None:
+            raise PeerError(f"another process stopped: {failed}")
+    return [result for result, _ in found]
 
 
 def _shared(value: Any) -> Any:

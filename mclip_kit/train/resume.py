@@ -1,12 +1,13 @@
 """Whether a run can go on from what is in its folder, and what has changed since."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mclip_kit import layout
 from mclip_kit.config.model import AS_OPEN_CLIP
 from mclip_kit.config.recipe import RENAMED, Recipe
+from mclip_kit.config.stages import Stage
 from mclip_kit.config.yaml import parse, read_yaml, rename_keys
 from mclip_kit.data.manifest import identity
 from mclip_kit.errors import CheckpointError
@@ -74,10 +75,22 @@ def inputs_of(recipe: Recipe, model: Any, cache: FeatureCache) -> dict[str, str]
 
 
 def find_start(
-    folder: Path, inputs: dict[str, str], changes: list[str], is_finished: Callable[[TrainState], bool]
+    folder: Path,
+    stages: Sequence[Stage],
+    processes: int,
+    inputs: dict[str, str],
+    changes: list[str],
+    is_finished: Callable[[TrainState], bool],
 ) -> tuple[dict[str, Any], bool, list[str]]:
     """The entries of the state from which a run goes on, whether it has ended, and lines about it.
 
+    Args:
+        folder: of the run.
+        stages: of its recipe.
+        processes: that share its steps from now on.
+        inputs: of `inputs_of`.
+        changes: of `check_folder`.
+        is_finished: whether a run with such a newest state has ended.
     Raises:
         CheckpointError: no checkpoint is whole, or data or a tower has changed since the newest whole one.
     """
@@ -88,7 +101,8 @@ def find_start(
         where = (
             f"step {state.step} of stage {state.stage + 1}" if state.step else f"the start of stage {state.stage + 1}"
         )
-        lines = [*lines, *changes, *_other_versions(state), f"{path}: the run goes on from {where}"]
+        others = [*_other_versions(state), *_other_processes(state, stages, processes)]
+        lines = [*lines, *changes, *others, f"{path}: the run goes on from {where}"]
     return vars(state), finished, lines
 
 
@@ -100,6 +114,19 @@ def _check_inputs(state: TrainState, inputs: dict[str, str], folder: Path) -> No
             f"{folder}: {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since the run started; "
             "put back what was there, or start a new run with another --out"
         )
+
+
+def _other_processes(state: TrainState, stages: Sequence[Stage], now: int) -> Iterator[str]:
+    """A line about the batches of the stage in progress, if other processes share them than before."""
+    before = state.processes or now
+    if before == now or not state.step:
+        return
+    if stages[state.stage].rows_follow_processes:
+        rows = f"batches are cut for {now} of them, so the rest of stage {state.stage + 1} has them in another order"
+    else:
+        rows = "the same rows in the same order"
+    several = f"{now} processes instead of {before}, each with 1/{now} of a batch"
+    yield f"{several if now > 1 else f'1 process instead of {before}'}: {rows}"
 
 
 def _other_versions(state: TrainState) -> Iterator[str]:

@@ -35,9 +35,10 @@ from mclip_kit.train.outcome import card_facts
 from mclip_kit.train.parameter_table import table
 from mclip_kit.train.processes import on_main
 from mclip_kit.train.resume import check_folder, find_start, inputs_of
+from mclip_kit.train.score import score
 
 Evaluator = Callable[[Any, FeatureCache, Task], Scores]
-"""Scores of a model for a task; the cache has features that are valid."""
+"""Scores of a model for a task; the cache has features that are valid. See `train.score`."""
 
 
 class Interrupted(MclipError):
@@ -161,7 +162,8 @@ class Run:
         def is_finished(state: TrainState) -> bool:
             return state.stage == len(self.recipe.stages) and (out / self._last_file()).is_file()
 
-        content, finished, lines = on_main(lambda: find_start(self.folder, self.inputs, self.changes, is_finished))
+        given = (self.recipe.stages, self.accelerator.num_processes, self.inputs, self.changes, is_finished)
+        content, finished, lines = on_main(lambda: find_start(self.folder, *given))
         for line in lines:
             self.cache.log(line)
         return TrainState(**content), finished
@@ -238,11 +240,9 @@ class Run:
         if self.evaluator is None or not task.evaluation:
             return None
         self._drop_features(task)
-        evaluate = partial(self.evaluator, self.model, self.cache, task)
-        sharded = fsdp.is_sharded(self.model)  # that needs all processes
-        scores = evaluate() if sharded else on_main(evaluate)
+        scores = score(self.evaluator, self.model, self.cache, task)
         self._drop_features(task)
-        return on_main(lambda: scores)
+        return scores
 
     def write(self, index: int, step: int, values: dict[str, Any]) -> None:
         """Log values of a step."""
@@ -255,6 +255,7 @@ class Run:
         parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         tensors = fsdp.full_state(self.model)
         state.languages, state.inputs = self.model.trained_languages, self.inputs
+        state.processes = self.accelerator.num_processes
         state.model = {name: t for name, t in tensors.items() if name in trained or name not in parameters}
         on_main(lambda: checkpoint.save(state, path, self.recipe.checkpoints_kept))
 

@@ -18,7 +18,7 @@ from mclip_kit.data.columns import Labels
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.qualitative import embedded
 from mclip_kit.evaluate.ranks import ranks, recall
-from mclip_kit.evaluate.retrieval import VALIDATION, Retrieval, evaluate, log_values, score
+from mclip_kit.evaluate.retrieval import VALIDATION, Retrieval, evaluate, log_values, score, share
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.train.build import build_model
@@ -156,6 +156,28 @@ def test_a_model_is_scored_by_its_own_embeddings(model, squares):
         expected = score(pictures_GD, texts_QD, captions.groups[images], places, captions.strata[images])
         np.testing.assert_allclose(result.t2i_Q, expected.t2i_Q, atol=1)  # float rounding may swap neighbours
         assert result.strata_Q.tolist() == expected.strata_Q.tolist()
+
+
+@pytest.mark.parametrize("ranks", [3, 25])  # 25: some have nothing to do
+def test_embeddings_in_shares_are_those_of_one_process(model, squares, ranks):
+    captions = read_captions(squares)
+    caches = [FeatureCache(rank=rank, world_size=ranks) for rank in range(ranks)]
+    parts = [share(model, captions, "test", ["de", "fr"], cache) for cache in caches]
+    for tower, encode in (("student", model.encode_text), ("teacher", model.encode_teacher_text)):
+        own = [part[tower] for part in parts if tower in part]
+        texts = [text for given, *_ in own for text in given]
+        wanted = captions.texts[captions.select("test", ["de", "fr"] if tower == "student" else ["en"])]
+        assert sorted(texts) == sorted(set(wanted.tolist()))
+        assert max(len(given) for given, *_ in own) - len(texts) // ranks <= 1
+        np.testing.assert_allclose(np.concatenate([found for _, found, _ in own]), encode(texts).numpy(), atol=1e-6)
+    whole = evaluate(model, captions, "test", ["de", "fr"])
+    found = evaluate(model, captions, "test", ["de", "fr"], parts=parts)
+    assert list(found) == list(whole)
+    for name, result in found.items():
+        np.testing.assert_allclose(result.t2i_Q, whole[name].t2i_Q, atol=1)  # float rounding may swap neighbours
+        np.testing.assert_array_equal(result.groups_Q, whole[name].groups_Q)
+    parts[0]["image"][2][0] = True  # unreadable
+    assert evaluate(model, captions, "test", ["de", "fr"], parts=parts)["de"].gallery == whole["de"].gallery - 1
 
 
 @pytest.mark.parametrize("languages", [["fr"], ["de", "fr"]])

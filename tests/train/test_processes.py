@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.tasks.base import Scores
 from mclip_kit.train import callbacks, checkpoint, loop
 from mclip_kit.train.build import build_accelerator
+from mclip_kit.train.callbacks.base import Callback
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.processes import on_main
 from mclip_kit.train.run import Interrupted, Run
@@ -159,6 +160,76 @@ def test_processes_without_a_common_disk_resume_from_that_of_the_main_process(be
     assert same_weights(tmp_path / "0" / "0.pt", tmp_path / "1" / "1.pt")
     assert same_weights(tmp_path / "0" / "0.pt", tmp_path / "whole" / "0.pt")
     assert not (tmp_path / "1" / "run").exists()
+
+
+def train_and_note_rows(recipe: Path, folder: Path, stop: int = 0) -> None:
+    """Train in this rank, and write the rows of its batches to folder/rows-RANK-OF.txt, a line a step.
+
+    Args:
+        stop: end with an error after this step.
+    """
+    rank, processes = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+
+    class Notes(Callback):
+        def before_stage(self) -> None:
+            self.rows, batch = list[list[int]](), self.at.loop.batch
+            self.at.loop.batch = lambda rows: (self.rows.append(rows.tolist()), batch(rows))[1]
+
+        def after_step(self) -> None:
+            with (folder.parent / f"rows-{rank}-{processes}.txt").open("a") as handle:
+                print(self.at.step, *self.rows[-1], file=handle)
+            if self.at.step == stop:
+                raise Killed
+
+    callbacks.CALLBACKS.insert(0, Notes)
+    with suppress(Killed):
+        Run(load(recipe), folder, rising, resume=True).go()
+
+
+def rows_of(folder: Path, processes: int) -> dict[int, list[int]]:
+    """Step -> its rows, those of all ranks, in the order of the batch."""
+    ranks = []
+    for rank in range(processes):
+        lines = (folder / f"rows-{rank}-{processes}.txt").read_text().splitlines()
+        steps = (list(map(int, line.split())) for line in lines)
+        ranks.append({step: rows for step, *rows in steps})
+    return {
+        step: [row for share in zip(*(own[step] for own in ranks), strict=True) for row in share] for step in ranks[0]
+    }
+
+
+@pytest.fixture(scope="module")
+def noted(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe, and beside it the rows of its run in one process."""
+    tree = tiny.recipe(squares) | only_stage(squares, 2) | {"checkpoint_every": 3, "cache": {"dtype": "fp32"}}
+    tree["encoder"]["dropout"] = 0.0  # each process draws its own
+    recipe = tiny.write_recipe(tree, tmp_path_factory.mktemp("noted") / "tiny.yaml")
+    done = processes.run(train_and_note_rows, recipe, recipe.parent / "run")
+    assert done.returncode == 0, done.stderr
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [(2, 1, "1 process instead of 2"), (1, 2, "2 processes instead of 1, each with 1/2 of a batch")],
+)
+def test_another_number_of_processes_goes_on_with_the_same_rows(
+    before: int, after: int, line: str, noted: Path, tmp_path: Path
+) -> None:
+    for stop, ranks in ((5, before), (0, after)):
+        done = processes.run(train_and_note_rows, noted, tmp_path / "run", stop, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    assert f"{line}: the same rows in the same order" in done.stdout.splitlines()
+    assert "the run goes on from step 3 of stage 1" in done.stdout
+    expected, first, rest = rows_of(noted.parent, 1), rows_of(tmp_path, before), rows_of(tmp_path, after)
+    assert list(first) == [1, 2, 3, 4, 5]
+    assert list(rest) == list(expected)[3:]
+    assert first | rest == expected
+    one, other = (
+        [row["loss"] for row in read_log(folder / "run") if "loss" in row] for folder in (noted.parent, tmp_path)
+    )
+    assert len(one) > 1
+    assert other == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,7 +15,8 @@ from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.layout import LAST
 from mclip_kit.train import callbacks, checkpoint
-from mclip_kit.train.resume import check_folder
+from mclip_kit.train.checkpoint import TrainState
+from mclip_kit.train.resume import check_folder, find_start
 from mclip_kit.train.run import Run
 from tests import tiny
 from tests.train.runs import Killed, different, killed_at, only_stage, recipe_of, train, weights
@@ -149,7 +150,33 @@ def test_other_versions_of_packages_are_said(
 
 
 @pytest.mark.parametrize(
-    "change", [{"stage": "0"}, {"model": {"a": 1}}, {"languages": "de"}, {"optimizer": []}, {"inputs": []}]
+    ("name", "state", "line"),
+    [
+        (
+            "quickstart",
+            TrainState(0, 8, processes=2),
+            "4 processes instead of 2, each with 1/4 of a batch: the same rows",
+        ),
+        (
+            "mte",
+            TrainState(1, 8, processes=2),
+            "batches are cut for 4 of them, so the rest of stage 2 has them in another",
+        ),
+        ("mte", TrainState(1, 8, processes=4), ""),
+        ("mte", TrainState(1, 0, processes=2), ""),
+        ("mte", TrainState(1, 8), ""),  # written before checkpoints had the number
+    ],
+)
+def test_another_number_of_processes_is_logged(name: str, state: TrainState, line: str, tmp_path: Path) -> None:
+    checkpoint.save(state, tmp_path / LAST)
+    _, _, lines = find_start(tmp_path, load(name).stages, 4, {}, [], lambda state: False)
+    assert len(lines) == 1 + bool(line)
+    assert line in lines[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stage": "0"}, {"model": {"a": 1}}, {"languages": "de"}, {"optimizer": []}, {"inputs": []}, {"processes": "2"}],
 )
 def test_a_checkpoint_of_other_kinds_is_damaged(change: dict[str, Any], cut: Path) -> None:
     torch.save(torch.load(cut / LAST, weights_only=True) | change, cut / LAST)
