@@ -24,8 +24,10 @@ from mclip_kit.data.prepare.resume import (
     Progress,
     check_prepared,
     check_replaceable,
+    check_sources,
     describe_wanted,
     file_stamps,
+    part_of,
     put_back,
     replace_folder,
     resume,
@@ -85,7 +87,7 @@ def write_prepared(
     wanted = describe_wanted(corpus, spm, source)
     if os.path.lexists(out) and not again:
         return check_prepared(out, wanted)
-    building = out.with_name(f".{out.name}.part")
+    building = part_of(out)
     with disk_errors(out), hold(out, doing="is preparing it"):
         put_back(out)
         there = os.path.lexists(out)
@@ -97,6 +99,7 @@ def write_prepared(
         try:
             given = XlmrTokenizer(spm) if spm else None  # first, so that a wrong file is an error at once
             progress = resume(building, wanted) or _read(read(), corpus, building, source, wanted)
+            check_sources(out, progress["sources"] if there else ())
             manifest = _finish(corpus, building, given, progress, workers)
         except Exception:  # not Ctrl-C: what it interrupts stays, to resume from
             shutil.rmtree(building, ignore_errors=True)
