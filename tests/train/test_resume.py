@@ -15,7 +15,7 @@ from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.layout import LAST
 from mclip_kit.train import callbacks, checkpoint
-from mclip_kit.train.resume import check_folder
+from mclip_kit.train.resume import check_folder, find_start
 from mclip_kit.train.run import Run
 from tests import tiny
 from tests.train.runs import Killed, different, killed_at, only_stage, recipe_of, train, weights
@@ -96,6 +96,16 @@ def test_a_checkpoint_that_was_not_finished_leaves_the_newest(cut: Path, one_sta
     os.replace(cut / LAST, cut / "checkpoints" / "last-1.pt")  # power went off between two renames
     train(one_stage[0], cut, resume=True)
     assert not different(weights(cut), weights(one_stage[1]))
+
+
+def test_a_finished_run_says_that_its_data_has_changed(cut: Path) -> None:
+    inputs = checkpoint.read(cut / LAST).inputs
+    assert find_start(cut, inputs, [], lambda _: True)[1:] == (True, [])
+    _, finished, lines = find_start(cut, {**inputs, next(iter(inputs)): "other"}, [], lambda _: True)
+    assert finished
+    assert [line.partition("has changed ")[2] for line in lines] == [
+        "since the run started; to train on what is there now, choose another --out"
+    ]
 
 
 HARMLESS = {

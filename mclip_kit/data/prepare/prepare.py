@@ -61,7 +61,7 @@ def prepare(
         spm: a SentencePiece model in XLM-R's form; None trains one on the training text.
         source: where the corpus's files are; None for corpora that need no files.
         workers: number of processes for large inputs; None: as many as CPU cores.
-        again: prepare it anew if `out` exists, which is replaced when the new folder is whole.
+        again: prepare `out` again if it exists; it is replaced when the new folder is whole.
     Returns:
         The manifest.
     Raises:

@@ -34,7 +34,7 @@ from mclip_kit.layout import (
 PROGRESS = "read.json"
 OWN = (MANIFEST, IMAGES_ARRAY, IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE, BITEXT, FINGERPRINTS, PICTURES_TAR)
 """What is at the top of a prepared folder, besides what a user puts there."""
-REPLACE = "prepare it anew with --again, or choose another --out"
+REPLACE = "replace it with --again, or choose another --out"
 
 Progress = dict[str, Any]
 """The content of `read.json`."""

@@ -191,14 +191,14 @@ def test_a_second_time_the_folder_is_kept(spm):
         assert "out: 0 pictures\n  sentence pairs, train: en-de 1" in said
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
     other = refused("--bitext", *sides, "--spm", spm, "--out", "out", "--set", "cleaning.duplicates=true")
-    assert other.startswith("Error: out: prepared from another declaration or source; prepare it anew with --again, or")
+    assert other.startswith("Error: out: prepared from another declaration or source; replace it with --again, or")
 
 
 def test_a_changed_source_is_not_taken_for_the_prepared_one(spm):
     words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
     done(*words)
     text("a.de", "ein roter Hund")
-    assert "a.de: has changed since out was prepared; prepare it anew with --again, or choose" in refused(*words)
+    assert "a.de: has changed since out was prepared; replace it with --again, or choose" in refused(*words)
     Path("out/pictures").mkdir()
     Path("out/pictures/mine.png").write_bytes(b"kept")
     said = refused(*words, "--again")
