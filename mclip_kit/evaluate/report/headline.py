@@ -135,7 +135,7 @@ def _chance(task: str, rows: Sequence[Row], metric: Metric) -> dict[str, Any]:
     key, what = CHOICES.get(task, ("", ""))
     most = max((row[key] for row in rows if isinstance(row.get(key), int)), default=0)
     known = metric.fraction and most > 0
-    chance = f"{100 / most:.2g}%" if known else ""
+    chance = f"{float(f'{100 / most:.2g}'):g}%" if known else ""
     return {"choices": f"{most:,} {what}" if known else "", "chance": chance, "few": known and most < FEW}
 
 
