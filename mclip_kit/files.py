@@ -42,7 +42,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             follow_umask(temporary)
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, path)
         finally:
             remove(temporary)
@@ -80,15 +80,16 @@ def relative(path: Path) -> str:
 
 def move(part: Path, folder: Path) -> None:
     """Give a folder its final name, after all of it is on the disk."""
-    for file in part.rglob("*"):
-        if file.is_file():
-            _flush(file)
+    flush(part)
     part.rename(folder)
 
 
-def _flush(file: Path) -> None:
-    with open(file, "rb") as handle:
-        os.fsync(handle.fileno())
+def flush(path: Path) -> None:
+    """Wait until a file, or all files in a folder, are on the disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
 
 
 @contextmanager

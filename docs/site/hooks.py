@@ -17,7 +17,7 @@ TOP |= {"SECURITY.md": "security.md"}
 
 def moved(text: str) -> str:
     """A file of the top as a page: its links start from docs/."""
-    text = re.sub(r"(\]\(|src=\")docs/", r"\1", text)
+    text = re.sub(r"(\]\(|src(?:set)?=\")docs/", r"\1", text)
     for file, page in TOP.items():
         text = text.replace(f"]({file}", f"]({page}")
     return text.replace(".ipynb)", ".md)")

@@ -39,7 +39,7 @@ from mclip_kit.disk import check_writable
 @click.option(
     "--again",
     is_flag=True,
-    help="Prepare anew if the folder is there, such as after a correction of its source; it is replaced at the end.",
+    help="Prepare again what is there, such as after a correction of its source; the folder is replaced at the end.",
 )
 @click.option(
     "--list", "listing", is_flag=True, help="List the corpora, their sizes and licences, and where they are prepared."

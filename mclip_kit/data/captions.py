@@ -119,7 +119,8 @@ class Captions:
         except UnidentifiedImageError:
             raise DataError(f"{path}: not a readable picture: cannot identify its format") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL's decoders raise
-            raise DataError(f"{path}: not a readable picture: {first_line(error)}") from None
+            reason = getattr(error, "strerror", None) or first_line(error)  # the system's words, without the path
+            raise DataError(f"{path}: not a readable picture: {reason}") from None
 
     def picture(self, image: int) -> Image.Image:
         """A picture in RGB as people see it: upright, transparent pixels on white. Errors as of `open`."""

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from mclip_kit import layout
+from mclip_kit.data.images import container
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import RecipeError
 from mclip_kit.files import write_text
@@ -95,7 +96,8 @@ def report_unreadable(folder: Path, path: Path) -> None:
     with locked(listed, wait=True):  # each process reads its own pictures
         known = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
         if str(path) not in known:
-            tqdm.write(f"{path}: not a readable picture; it is left out")
+            why = "not a readable picture" if container(path).exists() else "no such file"
+            tqdm.write(f"{path}: {why}; it is left out")
             write_text(listed, "".join(f"{line}\n" for line in [*known, str(path)]))
 
 

@@ -96,7 +96,10 @@ def find_start(
     """
     state, path, lines = newest(folder)
     finished = is_finished(state)
-    if path and not finished:
+    if finished:
+        again = "to train on what is there now, choose another --out"
+        lines = [*lines, *(f"{changed}; {again}" for changed in _changed_since(state, inputs, folder))]
+    elif path:
         _check_inputs(state, inputs, folder)
         where = (
             f"step {state.step} of stage {state.stage + 1}" if state.step else f"the start of stage {state.stage + 1}"
@@ -108,12 +111,15 @@ def find_start(
 
 def _check_inputs(state: TrainState, inputs: dict[str, str], folder: Path) -> None:
     """CheckpointError if data or a tower has changed under the same name since a checkpoint was written."""
+    for changed in _changed_since(state, inputs, folder):
+        raise CheckpointError(f"{changed}; put back what was there, or start a new run with another --out")
+
+
+def _changed_since(state: TrainState, inputs: dict[str, str], folder: Path) -> Iterator[str]:
+    """A sentence if data or a tower has changed."""
     changed = [name for name, value in state.inputs.items() if inputs.get(name, value) != value]
     if changed:
-        raise CheckpointError(
-            f"{folder}: {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since the run started; "
-            "put back what was there, or start a new run with another --out"
-        )
+        yield f"{folder}: {', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since the run started"
 
 
 def _other_processes(state: TrainState, stages: Sequence[Stage], now: int) -> Iterator[str]:

@@ -111,3 +111,6 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Pat
     assert len(html) > 25
     loading = re.compile(r'<(?:script|img|iframe)[^>]*\ssrc="?https?:|<link[^>]*href="?https?:[^>]*stylesheet|@import')
     assert not [path for path, text in html.items() if loading.search(text)]
+    shown = [(path, name) for path, text in html.items() for name in re.findall(r' src(?:set)?="([^":]+\.png)"', text)]
+    assert any(name == "search-dark.png" for _, name in shown)
+    assert not [(path, name) for path, name in shown if not (path.parent / name).is_file()]

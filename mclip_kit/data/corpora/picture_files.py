@@ -21,6 +21,7 @@ MORE_SUFFIXES = SUFFIXES | {".avif", ".jfif", ".jpe", ".heic", ".heif", ".ppm", 
 """Endings of pictures, one of which may stand for another."""
 ROOTED = re.compile(r"/|[A-Za-z]:/")
 FEW = 100  # files between which a whole path is looked for
+MANY = 200_000  # files above which no near name is looked for
 Spelling = Callable[[str], list[str]]
 """From a path to its parts, in one spelling."""
 
@@ -167,6 +168,13 @@ class PictureFiles:
                 matches.add_missing(name)
         self._withdraw(matches, loose, doubtful)
         return matches
+
+    def free_files(self, matches: Matches) -> list[str]:
+        """The files that no name has; none if there are more than `MANY`, which takes too long."""
+        if len(self.files) > MANY:
+            return []
+        taken = {*matches.found.values()}
+        return [file for number, file in enumerate(self.files) if self._path(number) not in taken]
 
     def _withdraw(self, matches: Matches, loose: dict[str, str], doubtful: dict[str, str]) -> None:
         """Take back files that belong to another name; of doubtful ones all, if one of them does."""

@@ -3,7 +3,6 @@
 Crossmodal-3600, Conceptual Captions, WIT, sentence pairs with a column a language, and most data sets of a hub.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -112,15 +111,15 @@ def _all_rows(
 ) -> Iterator[Row]:
     """The rows of all files; what is not taken of them is counted when all are read."""
     unread: dict[str, File] = {}
-    empty: Counter[str] = Counter()
+    empty = Account()
     pictures = NamedPictures()
     for table, file in found:
         opened = open_table(file, table)
         account.ignore("sheets", f"{', '.join(opened.unread)} of {file}", len(opened.unread))
         yield from TableRows(table, file, opened, chosen, languages, pictures).rows(account, unread, empty)
     account.ignore("columns", ", ".join(name or "without a name" for name in unread), len(unread))
-    for language, count in sorted(empty.items()):
-        account.ignore(f"empty texts in {language} of rows that are kept", found[0][1], count)
+    for language, count in sorted(empty.ignored.items()):
+        account.ignore(f"empty texts in {language} of rows that are kept", empty.examples[language], count)
 
 
 class TableRows:
@@ -145,12 +144,12 @@ class TableRows:
         self.splits, self.pictures = chosen.splits, pictures
         self.name, self.where = file.name, f"{file} {opened.unit}"  # once: there are many rows
 
-    def rows(self, account: Account, unread: dict[str, File], empty: Counter[str]) -> Iterator[Row]:
+    def rows(self, account: Account, unread: dict[str, File], empty: Account) -> Iterator[Row]:
         """The rows that have a text; the others are counted.
 
         Args:
             unread: columns that are not taken are added, with the file.
-            empty: language -> texts that are empty although their row is kept.
+            empty: counts texts that are empty although their row is kept, by language.
         """
         taken = {*self.wanted, *(name.partition(".")[0] for name in self.wanted)}
         unread |= {name: self.file for name in self.opened.columns if name not in taken}
@@ -179,7 +178,7 @@ class TableRows:
                 f"{self.file}: no {self.opened.unit} has a text in {' or '.join(sorted(self.texts_in))}{there}"
             )
 
-    def _row(self, row: Any, number: int, empty: Counter[str]) -> Row | str:
+    def _row(self, row: Any, number: int, empty: Account) -> Row | str:
         """What a row holds, or why it is left out."""
         columns, chosen = self.columns, self.chosen
         for column, cell, value in columns.only:
@@ -205,8 +204,8 @@ class TableRows:
             if missing(value):
                 return "rows without a split"
             split = as_split(name_of(value, "split"), self.splits)
-        if blank:
-            empty.update(blank)
+        for language in blank:
+            empty.ignore(language, f"{self.where} {number}")
         return Row(split, texts, image=image, content=content, parallel=chosen.parallel)
 
     def _texts(self, row: Any) -> tuple[list[tuple[str, str]], list[str]] | str:

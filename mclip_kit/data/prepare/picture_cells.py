@@ -5,7 +5,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mclip_kit.data import images
@@ -15,8 +15,6 @@ from mclip_kit.files import write_whole
 from mclip_kit.layout import IMAGES_TABLE, PICTURES_TAR
 
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
-
-MANY = 200_000  # files above which no near name is looked for; it takes 2 us a file
 
 
 class PictureTar:
@@ -56,19 +54,26 @@ def fill_in_files(folder: Path, finder: PictureFiles) -> Matches:
     return matches
 
 
-def near_file(name: str, files: list[str]) -> str:
-    """The file whose own name is nearly that of a picture; empty if there is none, or there are too many to look at.
+def near_file(name: str, files: Iterable[str]) -> str:
+    """The file whose own name is nearly that of a picture; of several, the one whose folders are nearest.
 
-    >>> near_file("photos/fox-1.jpg", ["a/cat.jpg", "b/fox_1.jpg"])
-    'b/fox_1.jpg'
+    >>> near_file("photos/fox-1.jpg", ["photo/cat.jpg", "pets/fox_1.jpg", "photo/fox_1.jpg"])
+    'photo/fox_1.jpg'
+
+    Args:
+        files: those that no other picture has, so that the last of many numbered pictures is not the one before.
+    Returns:
+        The file; empty if there is none.
     """
-    if len(files) > MANY:
-        return ""
-    names = {file.rpartition("/")[2]: file for file in reversed(files)}
-    last = (split_path(name) or [""])[-1]
-    if last in names:
+    by_name: dict[str, list[str]] = {}
+    for file in files:
+        by_name.setdefault(file.rpartition("/")[2], []).append(file)
+    parts = split_path(name) or [""]
+    if parts[-1] in by_name:
         return ""  # in another folder: another picture
-    return next((names[near] for near in difflib.get_close_matches(last, names, n=1, cutoff=0.8)), "")
+    near = difflib.get_close_matches(parts[-1], by_name, n=1, cutoff=0.8)
+    whole = [file for last in near for file in by_name[last]]
+    return next(iter(difflib.get_close_matches("/".join(parts), whole, n=1, cutoff=0.0)), "")
 
 
 def _copy_with_files(table: Path, to: Path, files: dict[str, str]) -> None:

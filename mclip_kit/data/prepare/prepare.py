@@ -25,8 +25,10 @@ from mclip_kit.data.prepare.resume import (
     Progress,
     check_prepared,
     check_replaceable,
+    check_sources,
     describe_wanted,
     file_stamps,
+    part_of,
     put_back,
     replace_folder,
     resume,
@@ -60,7 +62,7 @@ def prepare(
         spm: a SentencePiece model in XLM-R's form; None trains one on the training text.
         source: where the corpus's files are; None for corpora that need no files.
         workers: number of processes for large inputs; None: as many as CPU cores.
-        again: prepare it anew if `out` exists, which is replaced when the new folder is whole.
+        again: prepare `out` again if it exists; it is replaced when the new folder is whole.
     Returns:
         The manifest.
     Raises:
@@ -86,7 +88,7 @@ def write_prepared(
     wanted = describe_wanted(corpus, spm, source)
     if os.path.lexists(out) and not again:
         return check_prepared(out, wanted)
-    building = out.with_name(f".{out.name}.part")
+    building = part_of(out)
     with disk_errors(out), hold(out, doing="is preparing it"):
         put_back(out)
         there = os.path.lexists(out)
@@ -98,6 +100,7 @@ def write_prepared(
         try:
             given = XlmrTokenizer(spm) if spm else None  # first, so that a wrong file is an error at once
             progress = resume(building, wanted) or _read(read(), corpus, building, source, wanted)
+            check_sources(out, progress["sources"] if there else ())
             manifest = _finish(corpus, building, given, progress, workers)
         except Exception:  # not Ctrl-C: what it interrupts stays, to resume from
             shutil.rmtree(building, ignore_errors=True)

@@ -19,7 +19,7 @@ from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.writer import side_prefixes
 from mclip_kit.errors import MALFORMED, DataError
-from mclip_kit.files import hash_files, move
+from mclip_kit.files import flush, hash_files
 from mclip_kit.layout import (
     BITEXT,
     CAPTIONS,
@@ -38,7 +38,7 @@ PROGRESS = "read.json"
 OWN = (MANIFEST, IMAGES_ARRAY, IMAGES, CAPTIONS, UNCAPTIONED, BITEXT, FINGERPRINTS, PICTURES_TAR)
 OWN_BEFORE = (IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE)  # of earlier versions
 """What is at the top of a prepared folder, besides what a user puts there."""
-REPLACE = "prepare it anew with --again, or choose another --out"
+REPLACE = "replace it with --again, or choose another --out"
 
 Progress = dict[str, Any]
 """The content of `read.json`."""
@@ -113,7 +113,7 @@ def check_replaceable(out: Path) -> None:
         raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out")
     written = None  # all that has the names of its files, if the manifest is damaged
     with suppress(OSError, *MALFORMED):
-        written = {MANIFEST, *json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]}
+        written = {MANIFEST, *dict(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"])}
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink())
     ours = [
         name for name in names if name.split("/")[0] in (*OWN, *OWN_BEFORE) and (written is None or name in written)
@@ -124,25 +124,65 @@ def check_replaceable(out: Path) -> None:
         raise DataError(f"{out / others[0]}{more}: not written by prepare; move it elsewhere, or choose another --out")
 
 
+def check_sources(out: Path, sources: Iterable[str]) -> None:
+    """Check that no file that was read is in a folder that is about to be replaced: it would be lost.
+
+    Raises:
+        DataError: one is.
+    """
+    inside = next((path for path in sources if Path(path).resolve().is_relative_to(out.resolve())), None)
+    if inside:
+        raise DataError(f"{inside}: a source, in the folder that --again replaces; choose another --out")
+
+
 def replace_folder(new: Path, out: Path) -> None:
     """Give a whole new folder the name of one that exists, which is removed; an interruption leaves one of them."""
-    old = _old(out)
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    move(new, out)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_old(out)
+    flush(new)  # first, so that a disk that fails changes no name
+    out.rename(_old(out))
+    new.rename(out)
+    _remove_old(out)
 
 
 def put_back(out: Path) -> None:
-    """Finish, or undo, what was interrupted in `replace_folder`."""
+    """Finish, or undo, what was interrupted in `replace_folder`.
+
+    Raises:
+        DataError: what has the name of the replaced folder is something else.
+    """
     if os.path.lexists(out):
-        shutil.rmtree(_old(out), ignore_errors=True)
-    elif _old(out).is_dir():
+        _remove_old(out)
+    elif os.path.lexists(_old(out)):
+        check_replaceable(_old(out))
         _old(out).rename(out)
+
+
+def _remove_old(out: Path) -> None:
+    """Remove the folder that was replaced, its manifest last: by that it is known after an interruption, too."""
+    old = _old(out)
+    if not os.path.lexists(old):
+        return
+    if old.is_symlink() or not old.is_dir() or os.listdir(old):
+        check_replaceable(old)
+    for path in old.iterdir() if old.is_dir() else ():
+        if path.name != MANIFEST:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.rmtree(old)
 
 
 def _old(out: Path) -> Path:
     return out.with_name(f".{out.name}.old")
+
+
+def part_of(out: Path) -> Path:
+    """Where a folder is until it is whole.
+
+    Raises:
+        DataError: the folder has no name, such as `.`.
+    """
+    if out.name in ("", ".."):
+        raise DataError(f"{out}: give the folder's name, and from outside of it: --out {out.resolve()}")
+    return out.with_name(f".{out.name}.part")
 
 
 def resume(folder: Path, wanted: dict[str, Any]) -> Progress | None:

@@ -178,7 +178,8 @@ class TableWriter:
             self.counts["missing_pictures",] = matches.missing
         if matches.example:
             account.examples["missing_pictures"] = matches.example
-            account.examples |= {"near_pictures": near} if (near := near_file(matches.example, finder.files)) else {}
+            near = near_file(matches.example, finder.free_files(matches))
+            account.examples |= {"near_pictures": near} if near else {}
         account.ignore(AMBIGUOUS, matches.where, matches.ambiguous)
 
     def _add_pairs(self, split: str, texts: Texts) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from mclip_kit.errors import one_line
+from mclip_kit.evaluate.report.scale import ceiling, powers, ticks
 
 LABEL, BAR, GAP, SPACE = 20, 17, 3, 8  # heights: a line of text, a bar, between bars, between groups
 HEAD, PANEL = 22, 150  # heights of a panel of curves: the numbers of stages, the curves
@@ -96,26 +97,39 @@ def _ends(group: Group, name: str) -> Ends:
 
 def _places(
     group: Group, series: Sequence[str], top: float, mark: tuple[str, float] | None, y: int
-) -> Iterator[tuple[float, Ends, float, int, str, bool]]:
+) -> Iterator[tuple[float, Ends, float, int, str, tuple[float, bool]]]:
     """What `_bar` takes, of each bar of a group from y on."""
     known = [(number, name) for number, name in enumerate(series) if name in group.values]
     for place, (number, name) in enumerate(known):
-        value, (low, high) = group.values[name], _ends(group, name)
-        inside = high > top * INSIDE or (mark is not None and low > top * ROOM and high <= mark[1])
+        value, ends = group.values[name], _ends(group, name)
         colour = f"s{number % COLOURS}{' faint' * group.faint}"
-        yield value, (low, high), top, y + place * (BAR + GAP), colour, inside
+        yield value, ends, top, y + place * (BAR + GAP), colour, _figure_place(value, ends, top, mark)
 
 
-def _bar(value: float, ends: Ends, top: float, y: int, colour: str, inside: bool) -> tuple[list[Markup], Markup]:
-    """A bar with its interval as a thin line, and its figure, inside or beside both."""
-    low, high, width = (100 * max(end, 0.0) / top for end in (*ends, value))
+def _figure_place(value: float, ends: Ends, top: float, mark: tuple[str, float] | None) -> tuple[float, bool]:
+    """Where the figure of a bar begins or ends, and whether it ends there, inside the bar.
+
+    It is beside the bar and its interval, where there is room; before both inside the bar; or else on the interval.
+    """
+    low, high = ends
+    if high > top * INSIDE or (mark is not None and low > top * ROOM and high <= mark[1]):
+        return (low, True) if low > top * ROOM else (value, value > top * INSIDE)
+    return high, False
+
+
+def _bar(
+    value: float, ends: Ends, top: float, y: int, colour: str, figure: tuple[float, bool]
+) -> tuple[list[Markup], Markup]:
+    """A bar with its interval as a thin line, and its figure."""
+    low, high, width, at = (100 * max(number, 0.0) / top for number in (*ends, value, figure[0]))
+    inside = figure[1]
     place = {"dx": -6, "text_anchor": "end"} if inside else {"dx": 6}
     drawn = [_tag("rect", x=0, y=y, width=f"{width:.3f}%", height=BAR, rx=2, class_=f"bar {colour}")]
     if high > low:
         middle = y + BAR / 2
         drawn.append(_tag("line", x1=f"{low:.3f}%", x2=f"{high:.3f}%", y1=middle, y2=middle, class_="range"))
     kind = f"figure{' in' * (inside and 'faint' not in colour)}"
-    return drawn, _text(f"{value:.1f}", low if inside else high, y + BAR - 4, kind, **place)
+    return drawn, _text(f"{value:.1f}", at, y + BAR - 4, kind, **place)
 
 
 def _mark(name: str, value: float, top: float, height: int) -> list[Markup]:
@@ -244,36 +258,6 @@ def _curve(places: Sequence[tuple[float, float]], colour: str) -> list[Markup]:
 def _ends_of(name: str, lines: Sequence[Curve]) -> str:
     points = [point for line in lines for point in line]
     return f"{name}: {points[0][1]:.4g} at step {points[0][0]:,.0f}, {points[-1][1]:.4g} at step {points[-1][0]:,.0f}"
-
-
-def ceiling(value: float) -> float:
-    """The least of 1, 2, 5 times a power of ten that is not below a value; 1 for zero.
-
-    >>> ceiling(37.2), ceiling(0.03), ceiling(0)
-    (50.0, 0.05, 1.0)
-    """
-    if not value > 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return float(f"{next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9)):.12g}")
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Two to six round values; the first is not above `low`, the last not below `high`.
-
-    >>> ticks(0.3, 2.2)
-    [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
-    """
-    step = ceiling((high - low) / 5 or abs(high) or 1.0)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
-
-
-def powers(low: float, high: float) -> list[float]:
-    """The whole numbers around an interval, at most six of them."""
-    first, last = math.floor(low + 1e-9), math.ceil(high - 1e-9)
-    step = -(-max(last - first, 1) // 5)
-    return [float(first + number * step) for number in range(-(-max(last - first, 1) // step) + 1)]
 
 
 def _svg(

@@ -51,7 +51,7 @@ def _headline(reports: Sequence[Report], place: tuple[str, ...], metric: Metric)
         **_chance(place[0], [row for own in students.values() for row in own], metric),
         "title": title,
         "where": scores.title_of(place),
-        "ranges": any(item["metric"] == metric.name for report in reports for item in report.results["intervals"]),
+        "ranges": any(_interval(reports, name, [row], metric) for name, own in students.items() for row in own),
         "series": list(students),
         "svg": _chart(reports, title, metric, students, next(iter(teachers.values())) if len(same) == 1 else None),
         "strata": _strata(title, metric, students),
@@ -100,9 +100,9 @@ def _first(rows: Sequence[Row]) -> list[Row]:
 
 
 def _interval(reports: Sequence[Report], name: str, rows: Sequence[Row], metric: Metric) -> str:
-    """The interval of the mean that a sentence begins with; empty if it is not known."""
-    ends = scores.interval_of(reports, name, _first(rows), metric)
-    return f"{ends[0]:.1f} to {ends[1]:.1f}" if ends else ""
+    """The interval of the mean that a sentence begins with; empty if it is not known, or has no length."""
+    low, high = scores.interval_of(reports, name, _first(rows), metric) or (0.0, 0.0)
+    return f"{low:.1f} to {high:.1f}" if high > low else ""
 
 
 def _named(metric: Metric, row: Row, unit: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _chance(task: str, rows: Sequence[Row], metric: Metric) -> dict[str, Any]:
     key, what = CHOICES.get(task, ("", ""))
     most = max((row[key] for row in rows if isinstance(row.get(key), int)), default=0)
     known = metric.fraction and most > 0
-    chance = f"{100 / most:.2g}%" if known else ""
+    chance = f"{float(f'{100 / most:.2g}'):g}%" if known else ""
     return {"choices": f"{most:,} {what}" if known else "", "chance": chance, "few": known and most < FEW}
 
 

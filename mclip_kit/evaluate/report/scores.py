@@ -70,10 +70,11 @@ def interval_of(reports: Sequence[Report], name: str, rows: Sequence[Mapping[str
         rows: of one tower and one evaluation.
     """
     about = {key: rows[0].get(key) for key in ("tower", "dataset", "split", "protocol")} | {"metric": metric.name}
+    languages = {row["language"] for row in rows}
     for report in reports:
         for item in report.results["intervals"]:
-            same = {key: item.get(key) for key in about} == about and name_of(reports, report, item) == name
-            if same and {*item["languages"]} == {row["language"] for row in rows}:
+            same = {*item["languages"]} == languages and {key: item.get(key) for key in about} == about
+            if same and name_of(reports, report, item) == name:
                 scale = 100 if metric.fraction else 1
                 return scale * item["low"], scale * item["high"]
     return None
@@ -195,7 +196,7 @@ def _chart(reports: Sequence[Report], key: str, where: str, metric: Metric, cell
         "title": title,
         "where": where,
         "series": series,
-        "ranges": any(group.ranges for group in groups),
+        "ranges": any(low < high for group in groups for low, high in group.ranges.values()),
         "svg": charts.bars(key, f"{title}, by language. {where}", series, groups),
     }
 

@@ -143,9 +143,7 @@ def test_preparing_twice_keeps_the_folder(tmp_path, monkeypatch):
 def test_a_folder_of_another_declaration_is_refused(tmp_path, monkeypatch, change):
     corpus = with_reader(monkeypatch, few)
     prepare(corpus, tmp_path / "data")
-    with pytest.raises(
-        DataError, match="prepared from another declaration or source; prepare it anew with --again, or"
-    ):
+    with pytest.raises(DataError, match="prepared from another declaration or source; replace it with --again, or"):
         prepare(corpus.model_copy(update=change), tmp_path / "data")
 
 
@@ -179,7 +177,7 @@ def test_a_lost_file_is_noticed(tmp_path, monkeypatch):
     corpus = with_reader(monkeypatch, few)
     prepare(corpus, tmp_path / "data")
     (tmp_path / "data" / "bitext" / "dict.de.txt").unlink()
-    with pytest.raises(DataError, match=r"dict\.de\.txt: missing; prepare it anew with --again"):
+    with pytest.raises(DataError, match=r"dict\.de\.txt: missing; replace it with --again"):
         prepare(corpus, tmp_path / "data")
 
 

@@ -191,14 +191,14 @@ def test_a_second_time_the_folder_is_kept(spm):
         assert "out: 0 pictures\n  sentence pairs, train: en-de 1" in said
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
     other = refused("--bitext", *sides, "--spm", spm, "--out", "out", "--set", "cleaning.duplicates=true")
-    assert other.startswith("Error: out: prepared from another declaration or source; prepare it anew with --again, or")
+    assert other.startswith("Error: out: prepared from another declaration or source; replace it with --again, or")
 
 
 def test_a_changed_source_is_not_taken_for_the_prepared_one(spm):
     words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
     done(*words)
     text("a.de", "ein roter Hund")
-    assert "a.de: has changed since out was prepared; prepare it anew with --again, or choose" in refused(*words)
+    assert "a.de: has changed since out was prepared; replace it with --again, or choose" in refused(*words)
     Path("out/pictures").mkdir()
     Path("out/pictures/mine.png").write_bytes(b"kept")
     said = refused(*words, "--again")
@@ -210,7 +210,7 @@ def test_a_changed_source_is_not_taken_for_the_prepared_one(spm):
     assert done(*words)  # the same again
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]"])
+@pytest.mark.parametrize("manifest", ["", "{", "[]", '{"files": "abc"}'])
 def test_a_folder_with_a_damaged_manifest_is_replaced_by_again(spm, manifest):
     words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
     done(*words)
@@ -231,6 +231,41 @@ def test_again_replaces_nothing_when_it_fails_and_finishes_what_was_interrupted(
     done(*words, "--again")
     assert Path("out/manifest.json").is_file()
     assert not Path(".out.old").exists()
+
+
+def test_again_removes_no_folder_of_somebody_else(spm):
+    words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
+    text(".out.old/diary", "mine")
+    assert ".out.old: exists and is not a prepared corpus" in refused(*words)
+    Path(".out.old").rename("away")
+    done(*words)
+    Path("away").rename(".out.old")
+    assert ".out.old: exists and is not a prepared corpus" in refused(*words, "--again")
+    assert Path(".out.old/diary").is_file()
+
+
+def test_again_goes_on_where_the_removal_of_the_replaced_folder_was_interrupted(spm):
+    words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
+    done(*words)
+    for rest in (["manifest.json"], []):
+        Path(".out.old").mkdir()
+        for name in rest:
+            Path(".out.old", name).write_bytes(Path("out", name).read_bytes())
+        done(*words, "--again")
+        assert not Path(".out.old").exists()
+
+
+def test_again_replaces_no_folder_that_it_stands_in_or_reads(spm, monkeypatch):
+    words = ("--bitext", f"en={text('a.en', 'a dog')}", f"de={text('a.de', 'ein Hund')}", "--spm", spm, "--out", "out")
+    done(*words)
+    own = ("--bitext", "en=out/bitext/train.en-de.en.txt", "de=out/bitext/train.en-de.de.txt", "--spm", spm)
+    assert "out/bitext/train.en-de.de.txt: a source, in the folder that --again replaces" in refused(
+        *own, "--out", "out", "--again"
+    )
+    monkeypatch.chdir("out")
+    said = refused("--bitext", "en=../a.en", "de=../a.de", "--spm", spm, "--out", ".", "--again")
+    assert "Error: .: give the folder's name, and from outside of it: --out /" in said
+    assert Path("../out/bitext/train.en-de.de.txt").read_text() == "ein Hund\n"
 
 
 def test_the_languages_of_a_table_with_numbers_may_be_chosen(spm):
@@ -331,6 +366,18 @@ def test_a_picture_that_is_missing_is_named_with_the_file_that_is_near():
     assert (
         "such as fox_2.png, of which imgs/fox-2.png is near (mclip-kit data show out --table images): correct" in said
     )
+
+
+def test_the_near_file_of_a_missing_picture_is_that_of_no_other_picture_and_in_its_folder():
+    for folder in ("bar", "box"):
+        picture(Path(f"imgs/{folder}/red-1.png"), len(folder))
+        picture(Path(f"imgs/{folder}/red-2.png"), len(folder) + ord(folder[1]))
+    names = ["bar/red-1.png", "bar/red-2.png", "box/red-1.png", "box/red_2.png"]
+    rows = [{"image": name, "caption": name} for name in names]
+    assert "such as box/red_2.png, of which imgs/box/red-2.png is near" in done("--pairs", table("tsv", rows))
+    rows[3]["image"] = "bar/red-3.png"
+    Path("imgs/box/red-2.png").unlink()
+    assert "such as bar/red-3.png (their `file`" in done("--pairs", table("tsv", rows), "--again")
 
 
 def test_a_caption_never_gets_another_captions_picture():

@@ -12,7 +12,7 @@ import pytest
 from mclip_kit import progress
 from mclip_kit.cli import output
 from mclip_kit.data import languages
-from mclip_kit.evaluate.report import charts
+from mclip_kit.evaluate.report import charts, scale
 from mclip_kit.evaluate.report.charts import Group, Interval
 from mclip_kit.train.callbacks import stage_summary
 
@@ -59,6 +59,16 @@ def test_nothing_is_drawn_outside_or_over_another_thing() -> None:
     figures = [element for element in marked.iter("text") if "figure" in element.attrib["class"]]
     inside = [text.attrib.get("text-anchor") == "end" for text in figures]
     assert inside == [False, True, True, True]  # beside the second bar the line of the mark would cross it
+
+
+@pytest.mark.parametrize(("value", "anchor"), [(6.0, None), (18.0, "end")])
+def test_a_figure_without_room_beside_its_interval_is_on_it_and_not_left_of_the_page(
+    value: float, anchor: str | None
+) -> None:
+    group = Group("German (de)", {"a": value}, ranges={"a": (0.0, 20.0)})
+    (figure,) = (text for text in parsed(charts.bars("c", "R@1", ["a"], [group])).iter("text") if "dx" in text.attrib)
+    assert percent(figure.attrib["x"]) == pytest.approx(5 * value)  # of the scale, 20
+    assert figure.attrib.get("text-anchor") == anchor
 
 
 def test_a_bar_carries_its_interval_and_the_figure_is_not_on_it() -> None:
@@ -110,7 +120,7 @@ def test_curves_go_through_their_points() -> None:
 @pytest.mark.parametrize("low", [-3.0, 0.0, 1e-5, 0.7])
 @pytest.mark.parametrize("height", [0.0, 1e-6, 3.3, 1e4])
 def test_ticks_are_few_and_hold_all_values(low: float, height: float) -> None:
-    found = charts.ticks(low, low + height)
+    found = scale.ticks(low, low + height)
     assert 2 <= len(found) <= 8
     assert found[0] <= low + 1e-9
     assert found[-1] >= low + height - 1e-9 * max(1, height)
@@ -132,7 +142,9 @@ def test_any_name_is_one_line_of_text(name: str) -> None:
     assert not list(chart.iter("script"))
 
 
-@pytest.mark.parametrize("module", [charts, languages, output, progress, stage_summary], ids=lambda it: it.__name__)
+@pytest.mark.parametrize(
+    "module", [charts, scale, languages, output, progress, stage_summary], ids=lambda it: it.__name__
+)
 def test_examples_run(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted

@@ -56,6 +56,20 @@ def test_few_pictures_and_equal_languages_are_said() -> None:
     assert "Among 15 pictures; by chance: 6.7%. <strong>So few choices make a score coarse.</strong>" in page
 
 
+def test_an_interval_without_length_is_not_given_and_one_picture_is_always_found() -> None:
+    def page(low: float) -> str:
+        shown = report("m", row("m", "de", 1.0, n_images=1))
+        about = {key: shown.results["results"][0][key] for key in ("model", "tower", "dataset", "split", "protocol")}
+        shown.results["intervals"] = [about | {"languages": ["de"], "metric": R1, "low": low, "high": 1.0}]
+        return html.render([shown], Gallery())
+
+    assert "German (de); 95% interval 80.0 to 100.0)" in page(0.8)
+    assert "Intervals and thin lines: 95%" in page(0.8)
+    assert "German (de))" in page(1.0)
+    assert "Intervals and thin lines" not in page(1.0)
+    assert "by chance: 100%." in page(1.0)
+
+
 def test_a_split_that_is_trained_on_is_said() -> None:
     shown = report("m", row("m", "de", 0.4))
     assert "is what models are trained on" not in html.render([shown], Gallery())
