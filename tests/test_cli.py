@@ -152,7 +152,7 @@ def test_unreadable_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:
 
 def test_too_few_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "data" / "images.npy", np.zeros((3, 16, 16, 3), np.uint8))
-    assert_one_line(type_("train", recipe), "images.npy has 3 pictures, images.tsv 96")
+    assert_one_line(type_("train", recipe), "images.npy has 3 pictures, its table 96")
 
 
 def test_flat_pictures(type_: Type, recipe: Path, tmp_path: Path) -> None:

@@ -100,9 +100,9 @@ def test_a_checkpoint_that_was_not_finished_leaves_the_newest(cut: Path, one_sta
 
 
 def test_a_finished_run_says_that_its_data_has_changed(cut: Path) -> None:
-    inputs = checkpoint.read(cut / LAST).inputs
-    assert find_start(cut, inputs, [], lambda _: True)[1:] == (True, [])
-    _, finished, lines = find_start(cut, {**inputs, next(iter(inputs)): "other"}, [], lambda _: True)
+    inputs, stages = checkpoint.read(cut / LAST).inputs, load(cut / "recipe.yaml").stages
+    assert find_start(cut, stages, 1, inputs, [], lambda _: True)[1:] == (True, [])
+    _, finished, lines = find_start(cut, stages, 1, {**inputs, next(iter(inputs)): "other"}, [], lambda _: True)
     assert finished
     assert [line.partition("has changed ")[2] for line in lines] == [
         "since the run started; to train on what is there now, choose another --out"

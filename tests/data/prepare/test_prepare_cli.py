@@ -377,7 +377,7 @@ def test_the_near_file_of_a_missing_picture_is_that_of_no_other_picture_and_in_i
     assert "such as box/red_2.png, of which imgs/box/red-2.png is near" in done("--pairs", table("tsv", rows))
     rows[3]["image"] = "bar/red-3.png"
     Path("imgs/box/red-2.png").unlink()
-    assert "such as bar/red-3.png (their `file`" in done("--pairs", table("tsv", rows), "--again")
+    assert "such as bar/red-3.png (mclip-kit data show" in done("--pairs", table("tsv", rows), "--again")
 
 
 def test_a_caption_never_gets_another_captions_picture():
