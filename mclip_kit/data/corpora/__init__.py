@@ -14,15 +14,16 @@ in its module; `parse_options` fills it from the YAML's `options`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mclip_kit.config.yaml import Section, find, overridden, parse, read_yaml, shipped
+from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.schema import CODE, Cleaning, Corpus, Licence, Vocabulary
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.errors import DataError
@@ -34,6 +35,7 @@ __all__ = [
     "Content",
     "Corpus",
     "Licence",
+    "Parts",
     "Reader",
     "Row",
     "Vocabulary",
@@ -80,11 +82,42 @@ class Content:
 
     Attributes:
         rows: a stream of any length, read once.
+        parts: the same rows, if processes can read them; then `rows` is left.
         pixels: uint8 (N, S, S, 3), if the reader renders the pictures itself: those of the rows, in their order.
     """
 
     rows: Iterable[Row]
     pixels: np.ndarray | None = None
+    parts: "Parts | None" = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a source in parts that processes can read.
+
+    Attributes:
+        items: what `read` takes, in the order of the rows; small, or a few thousand rows; read once.
+        read: the rows of an item; what it does not take is counted in the account that it is given.
+        after: called with an item and its number of rows, in order and in the process that reads `items`.
+        finish: called there after all rows.
+        few: number of first items that are read without a process, as starting one takes longer.
+    """
+
+    items: Iterable[Any]
+    read: Callable[[Any, Account], Iterator[Row]]
+    after: Callable[[Any, int], None] = lambda item, rows: None
+    finish: Callable[[], None] = lambda: None
+    few: int = 0
+
+    def rows(self, account: Account) -> Iterator[Row]:
+        """All rows, one after the other."""
+        for item in self.items:
+            count = 0
+            for row in self.read(item, account):
+                count += 1
+                yield row
+            self.after(item, count)
+        self.finish()
 
 
 Reader = Callable[[Corpus, Source], Content]
