@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -144,19 +144,22 @@ class PictureFiles:
             return []
         return sorted(walk_files(self.folder))
 
-    def match(self, names: Callable[[], Iterable[str]]) -> Matches:
+    def match(
+        self, names: Callable[[], Iterable[str]], look: Callable[[Iterable[str]], Iterable[str | None]] | None = None
+    ) -> Matches:
         """Find the files of all names of a corpus.
 
         Args:
-            names: gives all names, each time in the same order; read twice.
+            names: gives all names, each time in the same order; read three times.
+            look: as `direct` for each of many names; None: one after the other.
         Raises:
             DataError: a name such as ../../a.jpg leads to a file outside the folders.
         """
         matches, shared = Matches(), _shared_folder(names())
         loose: dict[str, str] = {}
         doubtful: dict[str, str] = {}
-        for name in names():
-            found, kind = self._find(name, shared)
+        for name, direct in zip(names(), (look or partial(map, self.direct))(names()), strict=True):
+            found, kind = self._find(name, shared, direct)
             if isinstance(found, str):
                 matches.found[name] = found
                 if kind:
@@ -181,9 +184,8 @@ class PictureFiles:
                 del matches.found[name]
                 matches.add_ambiguous(name, [f"{file}, which belongs to another name"])
 
-    def _find(self, name: str, shared: tuple[int, int]) -> tuple[str | list[int] | None, str]:
+    def _find(self, name: str, shared: tuple[int, int], direct: str | None) -> tuple[str | list[int] | None, str]:
         """The file of a name, or the files between which it is ambiguous; and if it is not certain, in what way."""
-        direct = self._direct(name)
         outside = direct is not None and not self._is_inside(name, direct)
         if (direct and not outside) or not (self.files or outside):
             return direct, ""
@@ -204,7 +206,7 @@ class PictureFiles:
         whole = bool(ROOTED.match(name.replace("\\", "/"))) or "://" in name
         return whole or any(Path(path).is_relative_to(os.path.abspath(base)) for base in self._bases)
 
-    def _direct(self, name: str) -> str | None:
+    def direct(self, name: str) -> str | None:
         """The file that lies exactly where a name says: a path, or one relative to a folder."""
         if "://" in name:
             if not name.startswith("file://"):
@@ -227,6 +229,8 @@ class PictureFiles:
             return [], ""
         ends = self._spelled(spell)
         found, common = ends.longest(parts)
+        if not found:
+            return [], ""
         sizes = [len(spell(self.files[number])) for number in found] if len(found) < FEW else []
         if common < self._needed(name, parts, ends, shared):
             whole_file = sizes == [common] and common > 1 and shared[1] > 1

@@ -5,17 +5,22 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 from mclip_kit.data import images
 from mclip_kit.data.corpora.picture_files import Matches, PictureFiles, split_path
+from mclip_kit.data.prepare.workers import processes
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 from mclip_kit.layout import IMAGES_TABLE, PICTURES_TAR
 
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
 
+BLOCK = 1024  # names that a process looks for at once
+LARGE = 2**14  # from this many pictures on, processes are faster
 MANY = 200_000  # files above which no near name is looked for; it takes 2 us a file
 
 
@@ -42,18 +47,40 @@ class PictureTar:
             self._tar.close()
 
 
-def fill_in_files(folder: Path, finder: PictureFiles) -> Matches:
+def fill_in_files(folder: Path, finder: PictureFiles, count: int, workers: int) -> Matches:
     """Find the files of the pictures that have none in images.tsv yet, and write them there.
 
+    Args:
+        folder: it has images.tsv.
+        finder: looks for them.
+        count: number of pictures, to choose whether processes look for them.
+        workers: number of processes.
     Raises:
-        DataError: a path cannot be written into a table.
+        DataError: a path cannot be written into a table, or a worker process was killed.
     """
     table = folder / IMAGES_TABLE
-    matches = finder.match(lambda: (name for name, file in _cells(table) if not file))
+
+    def names() -> Iterator[str]:
+        return (name for name, file in _cells(table) if not file)
+
+    if count < LARGE or workers == 1:
+        matches = finder.match(names)
+    else:
+        with processes(workers, partial, _look, finder) as look:
+            matches = finder.match(names, lambda all_names: chain.from_iterable(look(_blocks(all_names))))
     if matches.found:
         with write_whole(table) as temporary:
             _copy_with_files(table, temporary, matches.found)
     return matches
+
+
+def _blocks(names: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(names)
+    return iter(lambda: list(islice(rest, BLOCK)), [])
+
+
+def _look(finder: PictureFiles, names: list[str]) -> list[str | None]:
+    return [finder.direct(name) for name in names]
 
 
 def near_file(name: str, files: list[str]) -> str:

@@ -115,7 +115,7 @@ def _read(
     """Write the tables, their fingerprints and the text of the bitext."""
     source.check_hashes(corpus.checksums)
     with (
-        TableWriter(folder, corpus, source, content.pixels is not None) as tables,
+        TableWriter(folder, corpus, source, content.pixels is not None, cores(workers)) as tables,
         tqdm(desc="reading", unit=" rows", unit_scale=True, dynamic_ncols=True) as bar,
     ):
         for block in read_blocks(content, corpus, source.account, cores(workers)):

@@ -50,9 +50,11 @@ class TableWriter:
         corpus: languages, cleaning, shares of the splits.
         source: finds picture files.
         has_pixels: the reader supplies the pictures' pixels, so there are no picture files.
+        workers: number of processes that look for many picture files.
     """
 
-    def __init__(self, folder: Path, corpus: Corpus, source: Source, has_pixels: bool) -> None:
+    def __init__(self, folder: Path, corpus: Corpus, source: Source, has_pixels: bool, workers: int = 1) -> None:
+        self.workers = workers
         self.folder, self.corpus, self.source, self.has_pixels = folder, corpus, source, has_pixels
         self.cleaner = Cleaner(corpus.cleaning, [*corpus.languages, *corpus.caption_languages])
         self.splits: dict[str, tuple[str, ...]] = {}
@@ -193,7 +195,7 @@ class TableWriter:
         """Find the other pictures' files, now that all names are known."""
         account = self.source.account
         finder = self.source.pictures(self.corpus.pictures is not None)
-        matches = fill_in_files(self.folder, finder)
+        matches = fill_in_files(self.folder, finder, len(self.splits), self.workers)
         if matches.missing:
             self.counts["missing_pictures",] = matches.missing
         if matches.example:

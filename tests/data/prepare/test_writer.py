@@ -39,7 +39,7 @@ def table(folder: Path, name: str) -> Found:
 
 def bitext(folder: Path) -> dict[str, list[str]]:
     """File -> its lines."""
-    files = sorted((folder / "data" / "bitext").glob("*"))
+    files = sorted((folder / "data" / "bitext").glob("*.txt"))
     return {path.name: path.read_text("utf-8").split("\n")[:-1] for path in files}
 
 
