@@ -106,15 +106,21 @@ def _splits(shards: list[Path]) -> dict[Path, str]:
 
 
 def _expand(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for, as webdataset expands it."""
     try:
-        from webdataset.shardlists import expand_urls  # imported here: it imports torch
+        from braceexpand import braceexpand  # what webdataset calls
+
+        if "::" in pattern or "$" in pattern:  # several patterns, or variables of the environment
+            from webdataset.shardlists import expand_urls  # imported here: it imports torch
+
+            expanded = expand_urls(pattern)
+        else:
+            expanded = braceexpand(pattern)
     except ImportError:
         raise DataError("webdataset is not installed: pip install webdataset") from None
-    try:
-        names: list[str] = expand_urls(pattern)
     except (ValueError, AssertionError) as error:
         raise RecipeError(f"options of reader webdataset: shards: {pattern}: {first_line(error)}") from None
-    return names
+    return list(expanded)
 
 
 def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:

@@ -21,12 +21,9 @@ def to_columns(folder: Path, keys_N2: np.ndarray) -> None:
         keys_N2: of the contents of the pictures, uint64 in the order of images.tsv.
     """
     row_of: dict[str, int] = {}
-    with open(folder / IMAGES_TABLE, encoding="utf-8") as handle:
-        with_files = "file" in next(handle).split()
-    columns = {**OF_IMAGES, **(FILES if with_files else {"key": FILES["key"]})}
-    read = {name: kind for name, kind in columns.items() if name != "key"}
-    pictures = _blocks(folder / IMAGES_TABLE, read)
-    first: dict[str, Any] = next(pictures, {name: pa.array([], kind) for name, kind in read.items()})
+    pictures = _blocks(folder / IMAGES_TABLE, {**OF_IMAGES, "file": pa.string()})
+    first: dict[str, Any] = next(pictures, {name: pa.array([], kind) for name, kind in OF_IMAGES.items()})
+    columns = {**OF_IMAGES, **(FILES if "file" in first else {"key": FILES["key"]})}
     blocks = (_pictures(rows, row_of, keys_N2) for rows in chain([first], pictures))
     write_columns(folder / IMAGES, pa.schema(columns), blocks)
     for text, name, kinds in (
@@ -41,18 +38,16 @@ def to_columns(folder: Path, keys_N2: np.ndarray) -> None:
 
 
 def _blocks(table: Path, kinds: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The columns of a text table, ROWS rows at a time."""
+    """The columns that a text table has, ROWS rows at a time."""
     held: list[pa.RecordBatch] = []
-    schema = pa.schema(kinds)
     for batch in _batches(table, kinds):
-        held.append(batch.select(schema.names))
+        held.append(batch)
         while sum(map(len, held)) >= ROWS:
-            whole = pa.Table.from_batches(held, schema)
+            whole = pa.Table.from_batches(held)
             yield _columns(whole.slice(0, ROWS))
             held = whole.slice(ROWS).to_batches()
-    rest = pa.Table.from_batches(held, schema)
-    if len(rest):
-        yield _columns(rest)
+    if sum(map(len, held)):
+        yield _columns(pa.Table.from_batches(held))
 
 
 def _batches(table: Path, kinds: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
