@@ -23,6 +23,9 @@ ROOTED = re.compile(r"/|[A-Za-z]:/")
 FEW = 100  # files between which a whole path is looked for
 Spelling = Callable[[str], list[str]]
 """From a path to its parts, in one spelling."""
+Result = tuple[str | list[int] | None, str]
+"""What `PictureFiles` finds for a name."""
+FindAll = Callable[[Callable[[str], Result], Iterable[str]], Iterable[tuple[str, Result]]]
 
 
 def split_path(name: str) -> list[str]:
@@ -144,22 +147,19 @@ class PictureFiles:
             return []
         return sorted(walk_files(self.folder))
 
-    def match(
-        self, names: Callable[[], Iterable[str]], look: Callable[[Iterable[str]], Iterable[str | None]] | None = None
-    ) -> Matches:
+    def match(self, names: Callable[[], Iterable[str]], find: FindAll | None = None) -> Matches:
         """Find the files of all names of a corpus.
 
         Args:
-            names: gives all names, each time in the same order; read three times.
-            look: as `direct` for each of many names; None: one after the other.
+            names: gives all names, each time in the same order; read twice.
+            find: calls a function with every name, and gives names and results in their order; None: one by one.
         Raises:
             DataError: a name such as ../../a.jpg leads to a file outside the folders.
         """
-        matches, shared = Matches(), _shared_folder(names())
+        matches, one = Matches(), partial(self._find, shared=_shared_folder(names()))
         loose: dict[str, str] = {}
         doubtful: dict[str, str] = {}
-        for name, direct in zip(names(), (look or partial(map, self.direct))(names()), strict=True):
-            found, kind = self._find(name, shared, direct)
+        for name, (found, kind) in find(one, names()) if find else ((name, one(name)) for name in names()):
             if isinstance(found, str):
                 matches.found[name] = found
                 if kind:
@@ -184,8 +184,9 @@ class PictureFiles:
                 del matches.found[name]
                 matches.add_ambiguous(name, [f"{file}, which belongs to another name"])
 
-    def _find(self, name: str, shared: tuple[int, int], direct: str | None) -> tuple[str | list[int] | None, str]:
+    def _find(self, name: str, shared: tuple[int, int]) -> Result:
         """The file of a name, or the files between which it is ambiguous; and if it is not certain, in what way."""
+        direct = self.direct(name)
         outside = direct is not None and not self._is_inside(name, direct)
         if (direct and not outside) or not (self.files or outside):
             return direct, ""

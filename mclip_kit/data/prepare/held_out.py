@@ -66,6 +66,8 @@ def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures:
     before = tables.cleaner.counts[of_split]
     lost = {(name, split) for name in pictures for split in tables.splits[name] if split.startswith(start)}
     left: set[tuple[str, str]] = set()
+    if not pictures and not _has_leaks(table, start, texts):
+        return
 
     def keep(row: list[str], leaks: bool) -> bool:
         name, language, split, _ = row
@@ -91,6 +93,15 @@ def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures:
     _leave_splits(tables, lost - left, f"pictures {reason}")
     tables.cleaner.counts = +tables.cleaner.counts
     tables.counts = +tables.counts
+
+
+def _has_leaks(table: Path, start: str, texts: np.ndarray) -> bool:
+    """Whether a caption of a split with this beginning is in texts."""
+    for lines, hashes_N in hashed_blocks(table, header=True):
+        for row in np.flatnonzero(is_in(hashes_N, texts)):
+            if lines[row].split("\t", 3)[2].startswith(start):
+                return True
+    return False
 
 
 def _leave_splits(tables: TableWriter, lost: set[tuple[str, str]], reason: str) -> None:

@@ -5,13 +5,13 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 from mclip_kit.data import images
-from mclip_kit.data.corpora.picture_files import Matches, PictureFiles, split_path
+from mclip_kit.data.corpora.picture_files import Matches, PictureFiles, Result, split_path
 from mclip_kit.data.prepare.workers import processes
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
@@ -21,7 +21,7 @@ UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS put
 
 BLOCK = 1024  # names that a process looks for at once
 LARGE = 2**14  # from this many pictures on, processes are faster
-MANY = 200_000  # files above which no near name is looked for; it takes 2 us a file
+MANY = 200_000  # files above which no near name is looked for, which takes 2 us a file, and one process finds files
 
 
 class PictureTar:
@@ -63,11 +63,10 @@ def fill_in_files(folder: Path, finder: PictureFiles, count: int, workers: int) 
     def names() -> Iterator[str]:
         return (name for name, file in _cells(table) if not file)
 
-    if count < LARGE or workers == 1:
-        matches = finder.match(names)
-    else:
-        with processes(workers, partial, _look, finder) as look:
-            matches = finder.match(names, lambda all_names: chain.from_iterable(look(_blocks(all_names))))
+    many = count >= LARGE and workers > 1
+    if many and not all(map(finder.direct, islice(names(), BLOCK))):
+        many = len(finder.files) < MANY  # each process makes its own index of files
+    matches = finder.match(names, partial(_find_all, workers) if many else None)
     if matches.found:
         with write_whole(table) as temporary:
             _copy_with_files(table, temporary, matches.found)
@@ -79,8 +78,13 @@ def _blocks(names: Iterable[str]) -> Iterator[list[str]]:
     return iter(lambda: list(islice(rest, BLOCK)), [])
 
 
-def _look(finder: PictureFiles, names: list[str]) -> list[str | None]:
-    return [finder.direct(name) for name in names]
+def _find_all(workers: int, find: Callable[[str], Result], names: Iterable[str]) -> Iterator[tuple[str, Result]]:
+    with processes(workers, partial, _find_block, find) as find_block:
+        yield from chain.from_iterable(find_block(_blocks(names)))
+
+
+def _find_block(find: Callable[[str], Result], names: list[str]) -> list[tuple[str, Result]]:
+    return [(name, find(name)) for name in names]
 
 
 def near_file(name: str, files: list[str]) -> str:

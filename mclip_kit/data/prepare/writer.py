@@ -166,7 +166,8 @@ class TableWriter:
                     f"{where}: picture name {name!r} has a character that a table cannot hold; rename the picture"
                 )
             group = len(self.splits) if row.group is None else row.group
-            self._write(self._images, (name, group, row.stratum, *([] if self.has_pixels else [self._file(row, name)])))
+            file = "" if self.has_pixels else f"\t{self._file(row, name)}"
+            self._images.write(f"{name}\t{group}\t{row.stratum}{file}\n")
         if split not in before:
             splits = (*before, split)
             self.splits[name] = self._combinations.setdefault(splits, splits)
