@@ -5,12 +5,13 @@ source.py      finds the files of a source: in folders and zips, compressed or n
 picture_files.py
                finds the files of named pictures
 account.py     counts the rows of a source, and what of it is not taken
-lines.py, table.py (with records.py, whole_files.py, cells.py), annotations.py, webdataset.py, folder.py
+lines.py, table.py (with table_rows.py, records.py, whole_files.py, cells.py), annotations.py, webdataset.py, folder.py
                a reader for each kind of source
 
 To add a corpus of a known kind, write `data_prep/NAME.yaml`. To add a kind of source, also write one module here with
 `read(corpus, source) -> Content`, and name it in the YAML: `reader: MODULE`. The options of a reader are a `Section`
-in its module; `parse_options` fills it from the YAML's `options`.
+in its module; `parse_options` fills it from the YAML's `options`. A reader of large
+sources gives its rows as `Parts` too, which several processes read.
 """
 
 import re

@@ -109,17 +109,23 @@ class SplitByHash:
     def __init__(self, shares: dict[str, float], held_out: int | None = None) -> None:
         self._shares, self._held_out = shares, held_out
         self._seen = 0
+        self._end = (sum(shares.values()) + 1e-9) * 2**64  # of the intervals of the shares
         self._drawn: dict[int, str] = {}
 
     def draw(self, items: Sequence[Item], hashes: Hashes = None) -> list[str]:
         """The split of each row of a block; `hashes` are those of its texts."""
         self._seen += len(items)
-        return [self._split(image, own) for (image, _), own in zip(items, _keys(items, hashes), strict=True)]
+        alone = [number for number, (image, _) in enumerate(items) if image is None]
+        of_texts = _keys([items[n] for n in alone], hashes and [hashes[n] for n in alone])
+        keys = dict(zip(alone, of_texts, strict=True))
+        return [self._split(image, keys.get(number, [])) for number, (image, _) in enumerate(items)]
 
     def _split(self, image: str | None, keys: list[int]) -> str:
         if image is None and not keys:
             return "train"
         number = keys[0] if image is None else hash_name(image)
+        if number > self._end:
+            return "train"  # as most rows, which need no more
         if self._held_out is None:
             return _place(number, self._shares, 1.0)
         if number not in self._drawn:
