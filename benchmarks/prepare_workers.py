@@ -1,6 +1,6 @@
 """Preparing with two worker processes against one: `mclip-kit prepare --workers 1` and `--workers 2` in turns.
 
-    python benchmarks/prepare_workers.py [--rows 400000] [--pictures 24000] [--rounds 5] [--only NAME] [--smoke]
+    python benchmarks/prepare_workers.py [--rows 400000] [--pictures 48000] [--rounds 5] [--only NAME] [--smoke]
 
 Three inputs, made up of random words and noise: parallel text (`--bitext`, with a given vocabulary), a table with
 names of pictures and captions (`--pairs`; the pictures are not there), and shards of small JPEGs with captions
@@ -41,8 +41,8 @@ def write_table(path: Path, rows: int) -> None:
 
 
 def write_shards(folder: Path, pictures: int) -> None:
-    """Write shards of JPEGs of about 20 kB, each different, with a caption."""
-    noise = np.random.default_rng(0).integers(0, 256, (16, 224, 224, 3), np.uint8)
+    """Write shards of JPEGs of about 7 kB, each different, with a caption."""
+    noise = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), np.uint8)
     files = []
     for picture in noise:
         held = io.BytesIO()
@@ -79,7 +79,7 @@ def main() -> None:
     """Measure in turns, compare the files, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=400_000, help="Of the table and of the parallel text.")
-    parser.add_argument("--pictures", type=int, default=24_000)
+    parser.add_argument("--pictures", type=int, default=48_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("bitext", *JUDGED), help="This input alone.")
     parser.add_argument("--smoke", action="store_true")

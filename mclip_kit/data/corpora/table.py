@@ -3,6 +3,7 @@
 Crossmodal-3600, Conceptual Captions, WIT, sentence pairs with a column a language, and most data sets of a hub.
 """
 
+import marshal
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -21,8 +22,8 @@ BLOCK, PICTURES = 2**11, 16  # rows that are read at once, without and with whol
 FEW = 4  # blocks that are read sooner without a process
 WITH_PICTURES = (".parquet", ".xlsx")  # tables that may hold pictures; .xlsx is slow to open, not to read
 
-Item = tuple[int, OpenTable, list[tuple[int, Any]]]
-"""The number of a file, how it was opened, and numbered rows; none at the end of the file."""
+Item = tuple[int, OpenTable, list[tuple[int, Any]] | bytes]
+"""The number of a file, how it was opened, and numbered rows, packed by `marshal`; an empty list at the file's end."""
 Found = list[tuple[Table, File]]
 
 
@@ -60,7 +61,7 @@ class TableReader:
         number, opened, rows = item
         if self._last is None or self._last[0] != number:
             self._last = number, self.table(number, opened)
-        return self._last[1].rows(rows, account)
+        return self._last[1].rows(marshal.loads(rows) if isinstance(rows, bytes) else rows, account)
 
     def table(self, number: int, opened: OpenTable) -> TableRows:
         """The file with this number."""
@@ -93,7 +94,7 @@ class _Tables:
                     for _, row in block:
                         new = (name for name in row if name not in self._unread)
                         self._unread |= dict.fromkeys(columns.unread(new), file)
-                yield number, form, block
+                yield number, form, block if self.with_pictures else marshal.dumps(block)
             yield number, form, []
 
     def after(self, item: Item, kept: int) -> None:

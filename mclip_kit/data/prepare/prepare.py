@@ -33,7 +33,7 @@ from mclip_kit.data.prepare.resume import (
     replace_folder,
     resume,
 )
-from mclip_kit.data.prepare.workers import cores
+from mclip_kit.data.prepare.workers import cores, fewer_collections
 from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.disk import disk_errors
@@ -90,7 +90,7 @@ def write_prepared(
     if os.path.lexists(out) and not again:
         return check_prepared(out, wanted)
     building = out.with_name(f".{out.name}.part")
-    with disk_errors(out), hold(out, doing="is preparing it"):
+    with disk_errors(out), hold(out, doing="is preparing it"), fewer_collections():
         put_back(out)
         there = os.path.lexists(out)
         if there and not again:  # another process has just finished
