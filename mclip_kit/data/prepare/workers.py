@@ -92,7 +92,7 @@ def processes(
                 "a worker process was killed, probably because memory ran out; prepare again with fewer --workers"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 
