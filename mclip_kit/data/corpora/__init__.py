@@ -5,24 +5,26 @@ source.py      finds the files of a source: in folders and zips, compressed or n
 picture_files.py
                finds the files of named pictures
 account.py     counts the rows of a source, and what of it is not taken
-lines.py, table.py (with records.py, whole_files.py, cells.py), annotations.py, webdataset.py, folder.py
+lines.py, table.py (with table_rows.py, records.py, whole_files.py, cells.py), annotations.py, webdataset.py, folder.py
                a reader for each kind of source
 
 To add a corpus of a known kind, write `data_prep/NAME.yaml`. To add a kind of source, also write one module here with
 `read(corpus, source) -> Content`, and name it in the YAML: `reader: MODULE`. The options of a reader are a `Section`
-in its module; `parse_options` fills it from the YAML's `options`.
+in its module; `parse_options` fills it from the YAML's `options`. A reader of large
+sources gives its rows as `Parts` too, which several processes read.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mclip_kit.config.yaml import Section, find, overridden, parse, read_yaml, shipped
+from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.schema import CODE, Cleaning, Corpus, Licence, Vocabulary
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.errors import DataError
@@ -34,6 +36,7 @@ __all__ = [
     "Content",
     "Corpus",
     "Licence",
+    "Parts",
     "Reader",
     "Row",
     "Vocabulary",
@@ -80,11 +83,42 @@ class Content:
 
     Attributes:
         rows: a stream of any length, read once.
+        parts: the same rows, if processes can read them; then `rows` is left.
         pixels: uint8 (N, S, S, 3), if the reader renders the pictures itself: those of the rows, in their order.
     """
 
     rows: Iterable[Row]
     pixels: np.ndarray | None = None
+    parts: "Parts | None" = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a source in parts that processes can read.
+
+    Attributes:
+        items: what `read` takes, in the order of the rows; small, or a few thousand rows; read once.
+        read: the rows of an item; what it does not take is counted in the account that it is given.
+        after: called with an item and its number of rows, in order and in the process that reads `items`.
+        finish: called there after all rows.
+        few: number of first items that are read without a process, as starting one takes longer.
+    """
+
+    items: Iterable[Any]
+    read: Callable[[Any, Account], Iterator[Row]]
+    after: Callable[[Any, int], None] = lambda item, rows: None
+    finish: Callable[[], None] = lambda: None
+    few: int = 0
+
+    def rows(self, account: Account) -> Iterator[Row]:
+        """All rows, one after the other."""
+        for item in self.items:
+            count = 0
+            for row in self.read(item, account):
+                count += 1
+                yield row
+            self.after(item, count)
+        self.finish()
 
 
 Reader = Callable[[Corpus, Source], Content]

@@ -17,6 +17,8 @@ class Account:
         ignored: what -> number of columns, files or values that are not taken although their rows are.
         examples: reason or what -> the first place, such as a file and a row.
         notes: how the reader understood the source, a sentence each.
+        empty: language -> empty texts of rows that are kept, which a reader counts as ignored in the end, and
+        first_empty: language -> where the first one is.
 
     Example:
         >>> account = Account()
@@ -32,6 +34,8 @@ class Account:
         self.ignored: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.notes: list[str] = []
+        self.empty: Counter[str] = Counter()
+        self.first_empty: dict[str, str] = {}
 
     @property
     def read(self) -> int:
@@ -55,6 +59,20 @@ class Account:
             counts[why] += count
             self.examples.setdefault(why, str(where))
 
+    def add_empty(self, language: str, where: object, count: int = 1) -> None:
+        """Count empty texts of rows that are kept; `where` is the example of the first ones."""
+        self.empty[language] += count
+        self.first_empty.setdefault(language, str(where))
+
+    def replay(self, kind: str, why: str, where: str, count: int) -> None:
+        """Count what a `RecordedAccount` recorded."""
+        if kind == "note":
+            self.note(why)
+        elif kind == "empty":
+            self.add_empty(why, where, count)
+        else:
+            (self.leave_out if kind == "left_out" else self.ignore)(why, where, count)
+
     def as_json(self) -> dict[str, Any]:
         """The account as a manifest keeps it, under `rows`."""
         return {
@@ -76,3 +94,51 @@ class Account:
             for title, counts in (("left out", rows["left_out"]), ("not read", rows["ignored"]))
             for why, count in counts.items()
         ]
+
+
+class RecordedAccount(Account):
+    """Appends to a list what is counted, a [kind, why, where, count] for each reason, so that it is replayed elsewhere.
+
+    Attributes:
+        events: the list; what is appended to it in between keeps its place.
+
+    Example:
+        >>> recorded, account = RecordedAccount(), Account()
+        >>> recorded.leave_out("rows without a text", "line 3")
+        >>> for event in recorded.take():
+        ...     account.replay(*event)
+        >>> account.as_json()["left_out"]
+        {'rows without a text': 1}
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Any] = []
+        self._places: dict[tuple[str, str], list[Any]] = {}
+
+    def take(self) -> list[Any]:
+        """What was recorded since the last call."""
+        events, self.events, self._places = self.events, [], {}
+        return events
+
+    def note(self, sentence: str) -> None:
+        """See `Account.note`."""
+        self.events.append(["note", sentence, "", 1])
+
+    def add_empty(self, language: str, where: object, count: int = 1) -> None:
+        """See `Account.add_empty`."""
+        self._record("empty", language, where, count)
+
+    def count_text(self, why: str, count: int) -> None:
+        """Record texts that were changed or left out; they are no rows and have no example."""
+        self._record("texts", why, "", count)
+
+    def _count(self, counts: Counter[str], why: str, where: object, count: int) -> None:
+        self._record("left_out" if counts is self.left_out else "ignored", why, where, count)
+
+    def _record(self, kind: str, why: str, where: object, count: int) -> None:
+        if count and (kind, why) in self._places:
+            self._places[kind, why][3] += count
+        elif count:
+            self._places[kind, why] = [kind, why, str(where), count]
+            self.events.append(self._places[kind, why])

@@ -3,14 +3,17 @@
 Multi30K, XTD10, OPUS in Moses form, and any other parallel files.
 """
 
+import marshal
 import re
 from collections.abc import Iterator
-from itertools import zip_longest
+from functools import partial
+from itertools import islice, zip_longest
 
 from pydantic import Field, model_validator
 
 from mclip_kit.config.yaml import Count, Section, suggest
-from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
+from mclip_kit.data.corpora import Content, Corpus, Parts, Row, parse_options
+from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.images import without_number
 from mclip_kit.data.languages import language_spellings
@@ -49,6 +52,10 @@ class Options(Section):
 
 PartFiles = list[tuple[str, File]]
 """(language, file) for each text file of a part."""
+Block = tuple[int, int, bytes]
+"""The number of a part, the lines before, and lines of its files, which `marshal` packs fast."""
+BLOCK = 2**11  # lines of a file that are given to a process at once
+FEW = 4  # blocks that are read sooner without a process
 
 
 def read(corpus: Corpus, source: Source) -> Content:
@@ -61,7 +68,8 @@ def read(corpus: Corpus, source: Source) -> Content:
     if not found:
         where = source.root or "options.parts"
         raise DataError(f"{where}: no files of this corpus in {', '.join(corpus.languages)}; {corpus.obtain}")
-    return Content(row for part, texts, images in found for row in _rows(part, texts, images))
+    parts = Parts(_blocks(found), partial(_rows, found), few=FEW)
+    return Content(parts.rows(source.account), parts=parts)
 
 
 def _find(part: Part, corpus: Corpus, source: Source) -> Iterator[tuple[Part, PartFiles, File | None]]:
@@ -107,24 +115,34 @@ def _patterns(part: Part, together: list[str], language: str, number: int) -> li
     return list(dict.fromkeys(names))
 
 
-def _rows(part: Part, columns: PartFiles, images: File | None) -> Iterator[Row]:
-    files = [file for _, file in columns] + ([images] if images else [])
-    languages = [language for language, _ in columns]
-    rows, name = 0, None
-    for lines in zip_longest(*(file.lines() for file in files)):
-        if None in lines:
-            raise _different_lengths(files)
-        rows += 1
+def _blocks(found: list[tuple[Part, PartFiles, File | None]]) -> Iterator[Block]:
+    """The lines of all parts, at most BLOCK of each file at a time."""
+    for number, (part, columns, images) in enumerate(found):
+        files = [file for _, file in columns] + ([images] if images else [])
+        lines, rows = zip_longest(*(file.lines() for file in files)), 0
+        for together in iter(lambda lines=lines: list(islice(lines, BLOCK)), []):  # type: ignore[misc]
+            if None in together[-1]:
+                yield number, rows, marshal.dumps([several for several in together if None not in several])
+                raise _different_lengths(files)
+            yield number, rows, marshal.dumps(together)
+            rows += len(together)
+        if part.rows not in (None, rows):
+            raise DataError(f"{files[0]}: {rows:,} lines, not {part.rows:,}; fetch it again")
+
+
+def _rows(found: list[tuple[Part, PartFiles, File | None]], block: Block, account: Account) -> Iterator[Row]:
+    number, before, together = block
+    part, columns, images = found[number]
+    languages, name = [language for language, _ in columns], None
+    for row, lines in enumerate(marshal.loads(together), before + 1):
         if images:
             name = without_number(lines[-1])
             if not name:
                 raise DataError(
-                    f"{images} line {rows}: the picture's name is missing; add it, or remove the line from all files"
+                    f"{images} line {row}: the picture's name is missing; add it, or remove the line from all files"
                 )
         texts = list(zip(languages, lines, strict=False))  # the last line may be the name of the picture
         yield Row(part.split or "", texts, image=name, parallel=part.parallel)
-    if part.rows not in (None, rows):
-        raise DataError(f"{files[0]}: {rows:,} lines, not {part.rows:,}; fetch it again")
 
 
 def _different_lengths(files: list[File]) -> DataError:

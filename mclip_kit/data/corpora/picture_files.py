@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,6 +24,9 @@ FEW = 100  # files between which a whole path is looked for
 MANY = 200_000  # files above which no near name is looked for
 Spelling = Callable[[str], list[str]]
 """From a path to its parts, in one spelling."""
+Result = tuple[str | list[int] | None, str]
+"""What `PictureFiles` finds for a name."""
+FindAll = Callable[[Callable[[str], Result], Iterable[str]], Iterable[tuple[str, Result]]]
 
 
 def split_path(name: str) -> list[str]:
@@ -145,19 +148,19 @@ class PictureFiles:
             return []
         return sorted(walk_files(self.folder))
 
-    def match(self, names: Callable[[], Iterable[str]]) -> Matches:
+    def match(self, names: Callable[[], Iterable[str]], find: FindAll | None = None) -> Matches:
         """Find the files of all names of a corpus.
 
         Args:
             names: gives all names, each time in the same order; read twice.
+            find: calls a function with every name, and gives names and results in their order; None: one by one.
         Raises:
             DataError: a name such as ../../a.jpg leads to a file outside the folders.
         """
-        matches, shared = Matches(), _shared_folder(names())
+        matches, one = Matches(), partial(self._find, shared=_shared_folder(names()))
         loose: dict[str, str] = {}
         doubtful: dict[str, str] = {}
-        for name in names():
-            found, kind = self._find(name, shared)
+        for name, (found, kind) in find(one, names()) if find else ((name, one(name)) for name in names()):
             if isinstance(found, str):
                 matches.found[name] = found
                 if kind:
@@ -189,9 +192,9 @@ class PictureFiles:
                 del matches.found[name]
                 matches.add_ambiguous(name, [f"{file}, which belongs to another name"])
 
-    def _find(self, name: str, shared: tuple[int, int]) -> tuple[str | list[int] | None, str]:
+    def _find(self, name: str, shared: tuple[int, int]) -> Result:
         """The file of a name, or the files between which it is ambiguous; and if it is not certain, in what way."""
-        direct = self._direct(name)
+        direct = self.direct(name)
         outside = direct is not None and not self._is_inside(name, direct)
         if (direct and not outside) or not (self.files or outside):
             return direct, ""
@@ -212,7 +215,7 @@ class PictureFiles:
         whole = bool(ROOTED.match(name.replace("\\", "/"))) or "://" in name
         return whole or any(Path(path).is_relative_to(os.path.abspath(base)) for base in self._bases)
 
-    def _direct(self, name: str) -> str | None:
+    def direct(self, name: str) -> str | None:
         """The file that lies exactly where a name says: a path, or one relative to a folder."""
         if "://" in name:
             if not name.startswith("file://"):
@@ -235,6 +238,8 @@ class PictureFiles:
             return [], ""
         ends = self._spelled(spell)
         found, common = ends.longest(parts)
+        if not found:
+            return [], ""
         sizes = [len(spell(self.files[number])) for number in found] if len(found) < FEW else []
         if common < self._needed(name, parts, ends, shared):
             whole_file = sizes == [common] and common > 1 and shared[1] > 1

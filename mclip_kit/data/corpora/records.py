@@ -225,12 +225,14 @@ def _open_cells(file: File, header: list[str] | None, rows: NumberedRows, unit: 
     if first and not header and len(first[1]) == len(names) + 1 and first[1][0].isdigit():
         names = ["", *names]  # R writes the numbers of rows, and no name for them
 
-    def pick(name: str) -> Callable[[Any], Any]:
-        if names.count(name) > 1:
-            raise DataError(f"{file}: {names.count(name)} columns are called {name!r}; give each a name of its own")
-        return itemgetter(names.index(name))
-
+    pick = partial(_cell, file, names)
     return OpenTable(unit, names, pick, lambda _: _check_width(file, unit, names, rows), unread)
+
+
+def _cell(file: File, names: list[str], name: str) -> Callable[[Any], Any]:
+    if names.count(name) > 1:
+        raise DataError(f"{file}: {names.count(name)} columns are called {name!r}; give each a name of its own")
+    return itemgetter(names.index(name))
 
 
 def _check_width(file: File, unit: str, names: list[str], rows: NumberedRows) -> NumberedRows:

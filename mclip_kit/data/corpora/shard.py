@@ -6,6 +6,7 @@ The key of a member is its name up to the first dot of its base name. A key with
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError)  # what tarfile 
 FIRST = ("jpg", "jpeg", "png", "webp")  # the first that a sample has is its picture; then the other kinds
 PICTURES = (*FIRST, *sorted({suffix[1:] for suffix in images.SUFFIXES} - {*FIRST}))
 CLASSES = frozenset(("classnames.txt", "classes.txt", "__classes", "__classes.txt", "__classes__", "__classes__.txt"))
+NAMED = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
+"""Key and extensions, as webdataset's `base_plus_ext` tells them apart; it cannot be imported without torch."""
 KEY = "key"
 KEYS = frozenset((KEY, *(f"{KEY}.{kind}" for kind in PICTURES)))  # of a sample, as `match` takes them
 SORT = "unpack it into a new FOLDER, and pack it in the order of names: tar --sort=name -cf NEW.tar -C FOLDER ."
@@ -134,21 +137,20 @@ def read_shard(shard: Path, account: Account) -> Iterator[Sample]:
 
 def _groups(shard: Path, handle: IO[bytes], tar: tarfile.TarFile, account: Account) -> Iterator[Sample]:
     """Consecutive members with webdataset's key."""
-    from webdataset.tariterators import base_plus_ext
-
     sample, seen = None, set()
     for info in tar:
         _check_member(shard, info)
         name = info.name.removeprefix("./")
-        key, extension = base_plus_ext(name)
+        named = NAMED.fullmatch(name)
         if info.isdir() or name.rsplit("/", 1)[-1].lower() in CLASSES:
             continue
         if any(map(is_system_file, name.split("/"))):
             account.ignore("hidden members and members of the system", f"{shard}: {name}")
             continue
-        if key is None:
+        if named is None:
             account.ignore("members without an ending", f"{shard}: {name}")
             continue
+        key, extension = named.groups()
         if sample is None or key != sample.key:
             if sample:
                 yield sample

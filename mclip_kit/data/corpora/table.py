@@ -3,89 +3,28 @@
 Crossmodal-3600, Conceptual Captions, WIT, sentence pairs with a column a language, and most data sets of a hub.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import marshal
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-from pydantic import Field, model_validator
-
-from mclip_kit.config.yaml import Section, suggest
-from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
+from mclip_kit.data.corpora import Content, Corpus, Parts, Row, parse_options
 from mclip_kit.data.corpora.account import Account
-from mclip_kit.data.corpora.beside import HEAD, is_picture
-from mclip_kit.data.corpora.cells import NO_COLUMN, NamedPictures, as_split, as_texts, missing, name_of
-from mclip_kit.data.corpora.records import CellError, Form, OpenTable, open_table
+from mclip_kit.data.corpora.cells import NamedPictures
+from mclip_kit.data.corpora.records import OpenTable, open_table
 from mclip_kit.data.corpora.source import File, Source
-from mclip_kit.data.languages import language_spellings, normalize_language
-from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.data.corpora.table_rows import Options, Table, TableRows
+from mclip_kit.errors import DataError
 
+BLOCK, PICTURES = 2**11, 16  # rows that are read at once, without and with whole pictures in them
+FEW = 4  # blocks that are read sooner without a process
+WITH_PICTURES = (".parquet", ".xlsx")  # tables that may hold pictures; .xlsx is slow to open, not to read
 
-class Table(Form):
-    """Files with the same columns."""
-
-    file: str = Field(
-        description="Its path below the source; with wildcards (* and ?), several files are read, sorted by name."
-    )
-    split: str = Field("", description="Of all its rows; empty: drawn by the corpus's `splits`.")
-    optional: bool = Field(False, description="The source may lack it.")
-
-
-class Options(Section):
-    """Options of this reader. In .jsonl, .json and .parquet a column may be inside another: `en.caption`."""
-
-    tables: list[Table]
-    texts: str | dict[str, str | list[str]] | None = Field(
-        None,
-        description="The column of each language, with {language} for its code; or a map from language to its column "
-        "or columns.",
-    )
-    text: str | None = Field(None, description="A column with text, in one language or in that of `language`.")
-    language: str | None = Field(
-        None, description="The column with the language code of `text`; None: the corpus's first language."
-    )
-    image: str | None = Field(
-        None, description="The column with the picture's name, or in a .parquet with the picture itself."
-    )
-    content: str | None = Field(None, description="The column of a .parquet with the picture that `image` names.")
-    split: str | None = Field(None, description="The column with the split; None: all rows are in the table's `split`.")
-    splits: dict[str, str] = Field({}, description="A name in that column -> train, valid or test.")
-    only: dict[str, str] = Field({}, description="Column -> the value that a row must have; other rows are left out.")
-    parallel: bool = Field(False, description="The texts of a row are translations of each other.")
-
-    @model_validator(mode="after")
-    def _check_columns(self) -> "Options":
-        if self.texts is None and self.text is None:
-            raise ValueError("give texts (a column for each language), text (one column), or both")
-        if self.language is not None and self.text is None:
-            raise ValueError("language is the language of `text`, which is missing")
-        if self.parallel and self.texts is None:
-            raise ValueError("parallel needs texts: a column for each language")
-        if isinstance(self.texts, str) and "{language}" not in self.texts:
-            raise ValueError("texts has no {language}; a single column is called text")
-        return self
-
-
-GetCell = Callable[[Any], Any]
-"""From a row to one of its cells."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which cells of a row hold what.
-
-    Attributes:
-        texts: (language, cells that may hold a text in it): the first one that is not None is used.
-        named: the cells with the language code and its text, and the wanted languages.
-        image, content, split: the cells with the name of the picture, its file, and the split.
-        only: (column, its cell, the value that it must have).
-    """
-
-    texts: list[tuple[str, list[GetCell]]]
-    named: tuple[GetCell, GetCell, set[str]] | None
-    image: GetCell | None
-    content: GetCell | None
-    split: GetCell | None
-    only: list[tuple[str, GetCell, str]]
+Item = tuple[int, OpenTable, list[tuple[int, Any]] | bytes]
+"""The number of a file, how it was opened, and numbered rows, packed by `marshal`; an empty list at the file's end."""
+Found = list[tuple[Table, File]]
 
 
 def read(corpus: Corpus, source: Source) -> Content:
@@ -98,7 +37,11 @@ def read(corpus: Corpus, source: Source) -> Content:
     found = [(table, file) for table in chosen.tables for file in _files(table, source)]
     if not found:
         raise DataError(f"{source.root}: no table of this corpus in it; {corpus.obtain}")
-    return Content(_all_rows(found, chosen, [*corpus.languages, *corpus.caption_languages], source.account))
+    read_item = TableReader(found, chosen, [*corpus.languages, *corpus.caption_languages])
+    tables = _Tables(found, read_item, source.account)
+    few = sys.maxsize if tables.with_pictures else FEW
+    parts = Parts(tables.items(), read_item, tables.after, tables.finish, few)
+    return Content(parts.rows(source.account), parts=parts)
 
 
 def _files(table: Table, source: Source) -> list[File]:
@@ -106,173 +49,76 @@ def _files(table: Table, source: Source) -> list[File]:
     return found if found or table.optional else [source.require(table.file)]
 
 
-def _all_rows(
-    found: list[tuple[Table, File]], chosen: Options, languages: list[str], account: Account
-) -> Iterator[Row]:
-    """The rows of all files; what is not taken of them is counted when all are read."""
-    unread: dict[str, File] = {}
-    empty = Account()
-    pictures = NamedPictures()
-    for table, file in found:
-        opened = open_table(file, table)
-        account.ignore("sheets", f"{', '.join(opened.unread)} of {file}", len(opened.unread))
-        yield from TableRows(table, file, opened, chosen, languages, pictures).rows(account, unread, empty)
-    account.ignore("columns", ", ".join(name or "without a name" for name in unread), len(unread))
-    for language, count in sorted(empty.ignored.items()):
-        account.ignore(f"empty texts in {language} of rows that are kept", empty.examples[language], count)
+class TableReader:
+    """Reads the rows of any file, in any process."""
+
+    def __init__(self, found: Found, chosen: Options, languages: list[str]) -> None:
+        self._found, self._chosen, self._languages, self._pictures = found, chosen, languages, NamedPictures()
+        self._last: tuple[int, TableRows] | None = None
+
+    def __call__(self, item: Item, account: Account) -> Iterator[Row]:
+        """The rows of an item that have a text; the others are counted."""
+        number, opened, rows = item
+        if self._last is None or self._last[0] != number:
+            self._last = number, self.table(number, opened)
+        return self._last[1].rows(marshal.loads(rows) if isinstance(rows, bytes) else rows, account)
+
+    def table(self, number: int, opened: OpenTable) -> TableRows:
+        """The file with this number."""
+        return TableRows(*self._found[number], opened, self._chosen, self._languages, self._pictures)
 
 
-class TableRows:
-    """The rows of one file."""
+class _Tables:
+    """The items of all files; what is not taken of them is counted when all are read."""
 
-    def __init__(
-        self,
-        table: Table,
-        file: File,
-        opened: OpenTable,
-        chosen: Options,
-        languages: list[str],
-        pictures: NamedPictures,
-    ) -> None:
-        self.table, self.file, self.opened, self.chosen = table, file, opened, chosen
-        names = _text_columns(chosen, languages, opened.names)
-        self.columns = _columns(chosen, names, languages, opened, file)
-        self.wanted = {name for _, several in names for name in several}
-        named = (chosen.text, chosen.language, chosen.image, chosen.content, chosen.split, *chosen.only)
-        self.texts_in = self.wanted | ({chosen.text} if chosen.text else set())
-        self.wanted |= {name for name in named if name}
-        self.splits, self.pictures = chosen.splits, pictures
-        self.name, self.where = file.name, f"{file} {opened.unit}"  # once: there are many rows
+    def __init__(self, found: Found, read_item: TableReader, account: Account) -> None:
+        self._found, self._table, self._account = found, read_item.table, account
+        self.with_pictures = any(_may_hold_pictures(*one) for one in found)
+        self._unread: dict[str, File] = {}
+        self._last: dict[int, Any] = {}
+        self._kept = 0
 
-    def rows(self, account: Account, unread: dict[str, File], empty: Account) -> Iterator[Row]:
-        """The rows that have a text; the others are counted.
+    def items(self) -> Iterator[Item]:
+        """At most BLOCK rows each."""
+        size = PICTURES if self.with_pictures else BLOCK
+        for number, (table, file) in enumerate(self._found):
+            opened = open_table(file, table)
+            self._account.ignore("sheets", f"{', '.join(opened.unread)} of {file}", len(opened.unread))
+            form = replace(opened, read=_read_elsewhere)
+            columns = self._table(number, form)
+            self._unread |= dict.fromkeys(columns.unread(opened.columns), file)
+            rows = opened.read(columns.wanted)
+            while block := list(islice(rows, size)):
+                if opened.names is None:
+                    self._last[number] = block[-1][1]
+                    for _, row in block:
+                        new = (name for name in row if name not in self._unread)
+                        self._unread |= dict.fromkeys(columns.unread(new), file)
+                yield number, form, block if self.with_pictures else marshal.dumps(block)
+            yield number, form, []
 
-        Args:
-            unread: columns that are not taken are added, with the file.
-            empty: counts texts that are empty although their row is kept, by language.
-        """
-        taken = {*self.wanted, *(name.partition(".")[0] for name in self.wanted)}
-        unread |= {name: self.file for name in self.opened.columns if name not in taken}
-        kept, last = 0, None
-        for number, row in self.opened.read(self.wanted):
-            if self.opened.names is None:
-                unread |= {name: self.file for name in row if name not in taken and name not in unread}
-            try:
-                found = self._row(row, number, empty)
-            except CellError as wrong:
-                raise DataError(f"{self.file} {self.opened.unit} {number}: {wrong}") from None
-            if isinstance(found, Row):
-                kept += 1
-                yield found
-            else:
-                last = row
-                account.leave_out(found, f"{self.where} {number}")
-        if (
-            last is not None
-            and not kept
-            and self.opened.names is None
-            and not any(name.partition(".")[0] in last for name in self.texts_in)
-        ):
-            there = suggest("", list(last))
-            raise DataError(
-                f"{self.file}: no {self.opened.unit} has a text in {' or '.join(sorted(self.texts_in))}{there}"
-            )
+    def after(self, item: Item, kept: int) -> None:
+        """Count the rows of a file that are kept, and check at its end that there were some."""
+        number, form, rows = item
+        self._kept += kept
+        if rows:
+            return
+        if not self._kept and number in self._last:
+            self._table(number, form).check(self._last[number])
+        self._kept = 0
 
-    def _row(self, row: Any, number: int, empty: Account) -> Row | str:
-        """What a row holds, or why it is left out."""
-        columns, chosen = self.columns, self.chosen
-        for column, cell, value in columns.only:
-            if str(cell(row)) != value:
-                return f"rows whose {column} is not {value}"
-        found = self._texts(row)
-        if isinstance(found, str):
-            return found
-        texts, blank = found
-        if not texts:
-            return "rows without a text"
-        image = content = None
-        if columns.image:
-            inside = columns.content(row) if columns.content else NO_COLUMN
-            image, content = self.pictures.name(columns.image(row), inside, f"{self.name} {number}")
-            if image is None:
-                return "rows without a picture"
-            if content is not None and not is_picture(content[:HEAD], lambda: content):
-                return "rows whose picture is none"
-        split = self.table.split
-        if columns.split:
-            value = columns.split(row)
-            if missing(value):
-                return "rows without a split"
-            split = as_split(name_of(value, "split"), self.splits)
-        for language in blank:
-            empty.ignore(language, f"{self.where} {number}")
-        return Row(split, texts, image=image, content=content, parallel=chosen.parallel)
-
-    def _texts(self, row: Any) -> tuple[list[tuple[str, str]], list[str]] | str:
-        """The texts of a row and the languages of those that are empty; or why the row is left out."""
-        cells = self.columns.texts
-        if self.columns.named:
-            language, text, wanted = self.columns.named
-            if missing(language(row)):
-                return "rows without a language"
-            code = normalize_language(name_of(language(row), "language"))
-            if code not in wanted:
-                return f"rows in {code}, which is not one of the languages"
-            cells = [*cells, (code, [text])]
-        texts, blank = [], []
-        for code, picks in cells:
-            value = next((value for pick in picks if (value := pick(row)) is not None), None)
-            for found in as_texts(code, value):
-                if found.strip() or (self.chosen.parallel and value is not None):
-                    texts.append((code, found))
-                else:
-                    blank.append(code)
-        return (texts if any(text.strip() for _, text in texts) else []), blank
+    def finish(self) -> None:
+        """Count what was not taken."""
+        unread = ", ".join(name or "without a name" for name in self._unread)
+        self._account.ignore("columns", unread, len(self._unread))
+        for language, count in sorted(self._account.empty.items()):
+            what = f"empty texts in {language} of rows that are kept"
+            self._account.ignore(what, self._account.first_empty[language], count)
 
 
-def _text_columns(chosen: Options, languages: list[str], names: list[str] | None) -> list[tuple[str, list[str]]]:
-    """(language, the columns that may hold its text): exactly one if the file has a header."""
-    first = [(languages[0], [chosen.text])] if chosen.text and not chosen.language else []
-    if chosen.texts is None:
-        return first
-    if isinstance(chosen.texts, dict):
-        known = {*chosen.texts, *(code for code, _ in first)}
-        lacking = [code for code in languages if code not in known and not chosen.language]
-        if lacking:
-            raise RecipeError(f"options.texts names no column for {lacking[0]}{suggest('', list(chosen.texts))}")
-        return first + [
-            (code, [column])
-            for code, columns in chosen.texts.items()
-            if code in languages
-            for column in ([columns] if isinstance(columns, str) else columns)
-        ]
-    places = [
-        (code, [chosen.texts.replace("{language}", other) for other in language_spellings(code)]) for code in languages
-    ]
-    if names is None:
-        return first + places
-    return first + [(code, [*(p for p in several if p in names), several[0]][:1]) for code, several in places]
+def _may_hold_pictures(table: Table, file: File) -> bool:
+    return file.name.lower().endswith(WITH_PICTURES) or f".{table.format}" in WITH_PICTURES
 
 
-def _columns(
-    chosen: Options, texts: list[tuple[str, list[str]]], languages: list[str], opened: OpenTable, file: File
-) -> Columns:
-    """Where the cells are.
-
-    Raises:
-        DataError: the file has a header, and a column is not in it.
-    """
-
-    def pick(name: str) -> GetCell:
-        if opened.names is not None and name not in opened.names:
-            raise DataError(f"{file}: there is no column {name!r}{suggest(name, opened.names)}")
-        return opened.pick(name)
-
-    return Columns(
-        texts=[(language, [pick(name) for name in names]) for language, names in texts],
-        named=(pick(chosen.language), pick(str(chosen.text)), set(languages)) if chosen.language else None,
-        image=pick(chosen.image) if chosen.image else None,
-        content=pick(chosen.content) if chosen.content else None,
-        split=pick(chosen.split) if chosen.split else None,
-        only=[(column, pick(column), value) for column, value in chosen.only.items()],
-    )
+def _read_elsewhere(columns: Collection[str]) -> Iterator[tuple[int, Any]]:
+    raise NotImplementedError("rows are read where the file was opened")

@@ -6,13 +6,14 @@ Pictures are neither extracted nor copied: a row names the tar, the offset and t
 import glob
 import re
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mclip_kit.config.yaml import Section
-from mclip_kit.data.corpora import Content, Corpus, Row, parse_options
+from mclip_kit.data.corpora import Content, Corpus, Parts, Row, parse_options
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.beside import JSON, LANGUAGES, Texts, choose, json_texts, split_of
 from mclip_kit.data.corpora.shard import Sample, class_names, read_shard
@@ -22,6 +23,7 @@ from mclip_kit.errors import DataError, RecipeError, first_line
 from mclip_kit.progress import tqdm
 
 BEFORE_NUMBER = re.compile(r"[-_.]?\d+$")
+SMALL = 2**25  # bytes of shards that are read sooner without processes
 NO_SPLIT = "(none)"
 ALONE = "pictures alone: --set options.kind=gallery"
 
@@ -66,7 +68,8 @@ def read(corpus: Corpus, source: Source) -> Content:
         raise RecipeError(f"options of reader webdataset: language: {chosen.language}; there are {', '.join(known)}")
     shards = _shards(chosen.shards, source.root)
     source.used |= {*shards}
-    return Content(_rows(shards, chosen, known, source.account))
+    parts = _parts(shards, chosen, known, source.account)
+    return Content(parts.rows(source.account), parts=parts)
 
 
 def _shards(patterns: str | list[str], root: Path | None) -> list[Path]:
@@ -103,15 +106,21 @@ def _splits(shards: list[Path]) -> dict[Path, str]:
 
 
 def _expand(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for, as webdataset expands it."""
     try:
-        from webdataset.shardlists import expand_urls  # imported here: it imports torch
+        from braceexpand import braceexpand  # what webdataset calls
+
+        if "::" in pattern or "$" in pattern:  # several patterns, or variables of the environment
+            from webdataset.shardlists import expand_urls  # imported here: it imports torch
+
+            expanded = expand_urls(pattern)
+        else:
+            expanded = braceexpand(pattern)
     except ImportError:
         raise DataError("webdataset is not installed: pip install webdataset") from None
-    try:
-        names: list[str] = expand_urls(pattern)
     except (ValueError, AssertionError) as error:
         raise RecipeError(f"options of reader webdataset: shards: {pattern}: {first_line(error)}") from None
-    return names
+    return list(expanded)
 
 
 def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:
@@ -130,7 +139,8 @@ def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:
     return shards
 
 
-def _rows(shards: list[Path], chosen: Options, known: list[str], account: Account) -> Iterator[Row]:
+def _parts(shards: list[Path], chosen: Options, known: list[str], account: Account) -> Parts:
+    """A part for each shard."""
     names, splits = _names(shards), {} if chosen.split else _splits(shards)
     if splits:
         account.note(f"splits are those of the shards' names or folders: {', '.join(sorted(set(splits.values())))}")
@@ -138,17 +148,29 @@ def _rows(shards: list[Path], chosen: Options, known: list[str], account: Accoun
     if len(set(classes)) < len(classes):
         account.note("two classes have the same name, so classes are called by their numbers")
         classes = []
-    for shard in tqdm(shards, "reading shards", leave=False, unit="shard", dynamic_ncols=True):
-        split = chosen.split or splits.get(shard, "")
-        for number, sample in enumerate(read_shard(shard, account)):
-            row = _row(sample, chosen, known, classes, account)
-            if isinstance(row, Row):
-                row.split, row.image = split, f"{names[shard]}/{sample.key}"
-                yield row
-            else:
-                account.leave_out(row, f"{shard}: {sample.key}")
-            if not number and not chosen.language_field:
-                _name_language_field(sample, account)
+    items = [(shard, names[shard], chosen.split or splits.get(shard, "")) for shard in shards]
+    small = sum(shard.stat().st_size for shard in shards) < SMALL
+    return Parts(
+        tqdm(items, "reading shards", leave=False, unit="shard", dynamic_ncols=True),
+        partial(_rows, chosen, known, classes),
+        few=len(shards) if small or len(shards) == 1 else 0,
+    )
+
+
+def _rows(
+    chosen: Options, known: list[str], classes: list[str], item: tuple[Path, str, str], account: Account
+) -> Iterator[Row]:
+    """The rows of a shard, given with its name and its split."""
+    shard, name, split = item
+    for number, sample in enumerate(read_shard(shard, account)):
+        row = _row(sample, chosen, known, classes, account)
+        if isinstance(row, Row):
+            row.split, row.image = split, f"{name}/{sample.key}"
+            yield row
+        else:
+            account.leave_out(row, f"{shard}: {sample.key}")
+        if not number and not chosen.language_field:
+            _name_language_field(sample, account)
 
 
 def _row(sample: Sample, chosen: Options, known: list[str], classes: list[str], account: Account) -> Row | str:

@@ -12,7 +12,7 @@ from mclip_kit.data import corpora
 from mclip_kit.data.corpora.picture_files import MORE_SUFFIXES
 from mclip_kit.data.corpora.records import OpenTable, first_text_line, open_table
 from mclip_kit.data.corpora.source import File
-from mclip_kit.data.corpora.table import Table
+from mclip_kit.data.corpora.table_rows import Table
 from mclip_kit.data.images import SUFFIXES
 from mclip_kit.data.languages import ALIASES, DOUBTFUL, TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError

@@ -1,10 +1,8 @@
 """Encodes parallel text into fairseq's binarised form: blocks of lines, worker processes, constant memory."""
 
-import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +17,8 @@ from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Cleaning
 from mclip_kit.data.prepare.fingerprints import side_hashes
 from mclip_kit.data.prepare.hashes import hash_texts
-from mclip_kit.data.prepare.workers import exit_with_parent
+from mclip_kit.data.prepare.workers import cores, map_ahead, processes
 from mclip_kit.data.tokenizer import UNK, XlmrTokenizer
-from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 from mclip_kit.progress import tqdm
 
@@ -94,7 +91,7 @@ def binarize(
     drop = cleaning.too_long == "drop"
     vocabulary = tokenizer.vocabulary - 1  # fairseq's dictionary has no <mask>
     with (
-        _pool(tokenizer, (cleaning.max_tokens, drop), workers or os.cpu_count() or 1, lines) as encode,
+        _pool(tokenizer, (cleaning.max_tokens, drop), cores(workers), lines) as encode,
         tqdm(total=lines, desc="binarising", unit="line", unit_scale=True, dynamic_ncols=True) as bar,
     ):
         for prefixes in pairs:
@@ -139,18 +136,9 @@ def _read_blocks(sides: list[Any]) -> Iterator[Block]:
         yield left, right
 
 
-_tokenizer: XlmrTokenizer
-"""The tokenizer of a worker process, which loads it once."""
-
-
-def _start_worker(path: Path) -> None:
-    global _tokenizer
-    exit_with_parent()
-    _tokenizer = XlmrTokenizer(path)
-
-
-def _encode_in_worker(max_tokens: int, drop: bool, block: Block) -> tuple[list[EncodedSide], int]:
-    return _encode(_tokenizer, max_tokens, drop, block)
+def _encoder(path: Path, max_tokens: int, drop: bool) -> Callable[[Block], Any]:
+    """What a worker process does, which loads the tokenizer once."""
+    return partial(_encode, XlmrTokenizer(path), max_tokens, drop)
 
 
 def _encode(tokenizer: XlmrTokenizer, max_tokens: int, drop: bool, block: Block) -> tuple[list[EncodedSide], int]:
@@ -178,25 +166,7 @@ def _pool(tokenizer: XlmrTokenizer, rules: tuple[int, bool], workers: int, lines
     """Encode blocks in threads, or for many lines in processes, because only SentencePiece runs without the GIL."""
     if lines < LARGE or workers == 1:
         with ThreadPoolExecutor(workers) as threads:
-            yield partial(_map_ahead, threads, 2 * workers, partial(_encode, tokenizer, *rules))
+            yield partial(map_ahead, threads, 2 * workers, partial(_encode, tokenizer, *rules))
     else:
-        from concurrent.futures import ProcessPoolExecutor  # imported here: a small corpus needs no multiprocessing
-
-        with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(tokenizer.path,)) as processes:
-            try:
-                yield partial(_map_ahead, processes, 2 * workers, partial(_encode_in_worker, *rules))
-            except BrokenExecutor:
-                raise DataError(
-                    "a worker process was killed, probably because memory ran out; prepare again with fewer --workers"
-                ) from None
-
-
-def _map_ahead(pool: Executor, ahead: int, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """As pool.map, but at most `ahead` items are read in advance; pool.map would read all of them at once."""
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        with processes(workers, _encoder, tokenizer.path, *rules) as encode:
+            yield encode

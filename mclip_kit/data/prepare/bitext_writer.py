@@ -1,6 +1,7 @@
 """Writes the binarised bitext of a prepared folder: SentencePiece model, dictionaries, `.bin` and `.idx`."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from mclip_kit.data import fairseq_io
@@ -9,6 +10,7 @@ from mclip_kit.data.corpora import Corpus, Vocabulary
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.prepare.binarize import binarize
 from mclip_kit.data.prepare.resume import PROGRESS, Progress
+from mclip_kit.data.prepare.splits import hash_name
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer, train_sentencepiece
 from mclip_kit.data.unknown import check_unknown
@@ -16,6 +18,9 @@ from mclip_kit.errors import DataError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.layout import BITEXT
 from mclip_kit.progress import note
+
+MOST = 2**25
+"""Bytes of text that SentencePiece is trained on; it takes about 22 times as many bytes of memory."""
 
 
 def write_bitext(
@@ -77,9 +82,24 @@ def _vocabulary(bitext: Path, pairs: list[Pair], vocabulary: Vocabulary, given: 
     if not model.exists():
         sides = [raw_text(prefix) for pair in pairs if pair[0] == "train" for prefix in side_prefixes(bitext, pair)]
         lines = (line for side in sides for line in File(side).lines())
-        note(f"training a SentencePiece model of {vocabulary.pieces:,} pieces (SentencePiece shows no progress)")
-        return train_sentencepiece(lines, model, vocabulary.pieces, vocabulary.coverage)
+        share = min(1.0, MOST / max(1, sum(side.stat().st_size for side in sides)))
+        part = f" on {share:.1%} of the lines" if share < 1 else ""
+        note(f"training a SentencePiece model of {vocabulary.pieces:,} pieces{part} (SentencePiece shows no progress)")
+        return train_sentencepiece(sampled(lines, share), model, vocabulary.pieces, vocabulary.coverage)
     return XlmrTokenizer(model)
+
+
+def sampled(lines: Iterable[str], share: float) -> Iterable[str]:
+    """About a share of some lines, in their order; whether a line is taken depends on its text alone.
+
+    Example:
+        >>> lines = [f"line {number}" for number in range(1000)]
+        >>> len([*sampled(lines, 0.1)]), sampled(lines, 1.0) is lines
+        (90, True)
+    """
+    if share >= 1:
+        return lines
+    return (line for line in lines if hash_name(line) < share * 2**64)
 
 
 def _count_unknown(counts: dict[str, list[int]], language: str, pieces: int, unknown: int) -> None:

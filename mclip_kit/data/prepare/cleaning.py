@@ -45,17 +45,25 @@ class Cleaner:
             self.counts["texts with control characters, now without"] += 1
         return clean
 
-    def keeps_caption(self, image: str, language: str, text: str) -> bool:
-        """Whether a caption is kept; if not, its reason is counted."""
-        reason = self._problem(language, text)
+    def keeps_caption(self, image: str, language: str, text: str, reason: str | None = None) -> bool:
+        """Whether a caption is kept; if not, its reason is counted.
+
+        Args:
+            reason: what `problem` says of the text; None: it is asked.
+        """
+        reason = self.problem(language, text) if reason is None else reason
         if reason:
             return self._count(f"captions {reason}")
         seen = self.rules.duplicates and not self._captions.add(f"{image}\n{language}\n{text}")
         return self._count("duplicate captions" if seen else "")
 
-    def keeps_pair(self, source: tuple[str, str], target: tuple[str, str]) -> bool:
-        """Whether a pair of (language, text) is kept; if not, its reason is counted."""
-        reason = self._problem(*source) or self._problem(*target)
+    def keeps_pair(self, source: tuple[str, str], target: tuple[str, str], reason: str | None = None) -> bool:
+        """Whether a pair of (language, text) is kept; if not, its reason is counted.
+
+        Args:
+            reason: what `problem` says of the source, or else of the target; None: it is asked.
+        """
+        reason = self.problem(*source) or self.problem(*target) if reason is None else reason
         reason = f"sentence pairs with a side {reason}" if reason else ""
         if not reason and self.rules.ratio:
             short, long = sorted((len(source[1]), len(target[1])))
@@ -64,7 +72,7 @@ class Cleaner:
             reason = "duplicate sentence pairs"
         return self._count(reason)
 
-    def _problem(self, language: str, text: str) -> str:
+    def problem(self, language: str, text: str) -> str:
         """Why a text is left out; empty if it is kept."""
         if not text:
             return "left empty"

@@ -4,9 +4,10 @@
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -16,13 +17,20 @@ import numpy as np
 from mclip_kit.data.fairseq_io import side_file
 from mclip_kit.data.images import read_bytes
 from mclip_kit.data.leakage import fingerprint_file
-from mclip_kit.data.prepare.hashes import content_keys, hash_contents, hash_pictures, hash_texts
+from mclip_kit.data.prepare.hashed_text import hashed_blocks
+from mclip_kit.data.prepare.hashes import hash_and_key, hash_pictures
+from mclip_kit.data.prepare.workers import cores, map_ahead, processes
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
 from mclip_kit.progress import tqdm
 
 BLOCK = 4096  # table rows that are hashed at once
-READERS = 8  # threads that read picture files
+READERS = 8  # threads that read picture files, in one process
+PICTURES = 128  # that are read and hashed at once
+LARGE = 2**11  # from this many pictures on, worker processes are faster than threads
+
+Hashed = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of N pictures: hashes of names, uint64 (N,); hashes of contents, uint64 (N,); keys of contents, uint64 (N, 2)."""
 
 
 class FingerprintWriter:
@@ -64,7 +72,7 @@ def fingerprint_tables(folder: Path, splits: Mapping[str, tuple[str, ...]], hash
     """Write the hashes of the pictures, and those of the captions, of a folder's tables.
 
     Args:
-        folder: it has images.tsv and captions.tsv.
+        folder: it has images.tsv and captions.tsv, and the hashes of the captions (`hashed_text`).
         splits: picture -> the splits that it is in.
         hashed: of the pictures; see `hash_picture_table`.
     """
@@ -73,39 +81,90 @@ def fingerprint_tables(folder: Path, splits: Mapping[str, tuple[str, ...]], hash
             inside_N = np.fromiter((split in own for own in splits.values()), bool, len(splits))
             for kind, hashes_N in hashed.items():
                 writer.add(split, kind, hashes_N[inside_N])
-        for rows in row_blocks(folder / CAPTIONS_TABLE):
-            hashes_N = hash_texts(row[3] for row in rows)
-            row_splits = np.array([row[2] for row in rows])
+        for lines, hashes_N in hashed_blocks(folder / CAPTIONS_TABLE, header=True):
+            row_splits = np.array([line.split("\t", 3)[2] for line in lines])
             for split in np.unique(row_splits):
                 writer.add(str(split), "texts", hashes_N[row_splits == split])
 
 
-def hash_picture_table(folder: Path, count: int, source: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def hash_picture_table(
+    folder: Path, count: int, source: str | None, workers: int | None = 1
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Hashes of all pictures of a folder, in the order of images.tsv: kind -> uint64 (N,); and keys, uint64 (N, 2).
 
     Args:
         folder: it has images.tsv, and images.npy if the pictures are not files.
-        count: N, for the progress bar.
+        count: N, for the progress bar, and to choose between threads and processes.
         source: where the pictures are from; None: their names are unique in this folder only.
+        workers: number of processes; None: as many as CPU cores.
+    Raises:
+        DataError: a worker process was killed.
     """
-    pixels = np.load(folder / IMAGES_ARRAY, mmap_mode="r") if (folder / IMAGES_ARRAY).exists() else None
     bar = tqdm(total=count, desc="pictures: hash", unit="picture", leave=False, disable=count < 1000)
-    found: dict[str, list[np.ndarray]] = {"pictures": [], "contents": []}
-    keys = [np.empty((0, 2), "<u8")]
-    start = 0
-    with ThreadPoolExecutor(READERS) as readers, bar:
-        for rows in row_blocks(folder / IMAGES_TABLE):
-            if pixels is None:
-                contents = list(readers.map(_content, [row[3] and folder / row[3] for row in rows]))
-            else:
-                contents = [picture.tobytes() for picture in pixels[start : start + len(rows)]]
-            found["pictures"].append(hash_pictures([row[0] for row in rows], source))
-            found["contents"].append(hash_contents(contents))
-            keys.append(content_keys(contents))
-            start += len(rows)
-            bar.update(len(rows))
-    hashes = {kind: np.concatenate([np.empty(0, "<u8"), *blocks]) for kind, blocks in found.items()}
-    return hashes, np.concatenate(keys)
+    found: list[Hashed] = [(np.empty(0, "<u8"), np.empty(0, "<u8"), np.empty((0, 2), "<u8"))]
+    with _hasher(folder, count, source, cores(workers)) as hasher, bar:
+        for hashed in hasher(_numbered_blocks(folder / IMAGES_TABLE)):
+            found.append(hashed)
+            bar.update(len(hashed[0]))
+    names_N, contents_N, keys_N2 = (np.concatenate(blocks) for blocks in zip(*found, strict=True))
+    return {"pictures": names_N, "contents": contents_N}, keys_N2
+
+
+@contextmanager
+def _hasher(
+    folder: Path, count: int, source: str | None, workers: int
+) -> Iterator[Callable[[Iterable[tuple[int, bytes]]], Iterator[Hashed]]]:
+    """Hash blocks in threads, or for many pictures in processes."""
+    if count < LARGE or workers == 1:
+        with ThreadPoolExecutor(READERS) as threads:
+            yield partial(map_ahead, threads, 2 * READERS, PictureHasher(folder, source))
+    else:
+        with processes(workers, PictureHasher, folder, source) as hasher:
+            yield hasher
+
+
+class PictureHasher:
+    """Reads pictures, each once, and hashes them.
+
+    Args:
+        folder: it has images.npy if the pictures are not files; files are relative to it.
+        source: see `hash_picture_table`.
+    """
+
+    def __init__(self, folder: Path, source: str | None) -> None:
+        self._folder, self._source = folder, source
+        array = folder / IMAGES_ARRAY
+        self._pixels = np.load(array, mmap_mode="r") if array.exists() else None
+
+    def __call__(self, block: tuple[int, bytes]) -> Hashed:
+        """Hashes of the names and contents, uint64 (N,), and keys, uint64 (N, 2), of some rows of images.tsv.
+
+        Args:
+            block: the number of its first row, and its lines.
+        """
+        start, lines = block
+        rows = [line.split("\t") for line in lines.decode().split("\n")[:-1]]
+        contents_N, keys_N2 = hash_and_key(self._content(number, row) for number, row in enumerate(rows, start))
+        return hash_pictures([row[0] for row in rows], self._source), contents_N, keys_N2
+
+    def _content(self, number: int, row: list[str]) -> bytes:
+        """A picture's bytes; empty if it is missing or unreadable, which is reported when the picture is used."""
+        if self._pixels is not None:
+            return bytes(self._pixels[number].tobytes())
+        try:
+            return read_bytes(self._folder / row[3]) if row[3] else b""
+        except OSError:
+            return b""
+
+
+def _numbered_blocks(table: Path) -> Iterator[tuple[int, bytes]]:
+    """The number of the first row, and the lines, of PICTURES rows at a time."""
+    with open(table, "rb") as handle:
+        next(handle)
+        start = 0
+        while lines := list(islice(handle, PICTURES)):
+            yield start, b"".join(lines)
+            start += len(lines)
 
 
 def side_hashes(prefix: Path) -> Path:
@@ -137,11 +196,3 @@ def row_blocks(table: Path) -> Iterator[list[list[str]]]:
         next(handle)
         while rows := [line.rstrip("\n").split("\t") for line in islice(handle, BLOCK)]:
             yield rows
-
-
-def _content(file: str | Path) -> bytes:
-    """A picture's bytes; empty if it is missing or unreadable, which is reported when the picture is used."""
-    try:
-        return read_bytes(Path(file)) if file else b""
-    except OSError:
-        return b""

@@ -14,7 +14,7 @@ import numpy as np
 from mclip_kit.data.images import picture_id
 
 BLOCK = 4096  # texts that are hashed at once
-NO_HASH = bytes(8)
+NO_HASH, NO_KEY = bytes(8), bytes(16)
 
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:
@@ -45,10 +45,17 @@ def hash_contents(contents: Iterable[bytes]) -> np.ndarray:
     return _as_array([_digest(content) for content in contents])
 
 
-def content_keys(contents: Iterable[bytes]) -> np.ndarray:
-    """Keys of pictures by their bytes, uint64 (N, 2), as the feature cache has them; zeros for empty bytes."""
-    digests = [blake2b(content, digest_size=16).digest() if content else bytes(16) for content in contents]
-    return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+def hash_and_key(contents: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of pictures by their bytes, as `hash_contents` has them, and their keys; a picture at a time.
+
+    Returns:
+        hashes uint64 (N,), and keys uint64 (N, 2), as the feature cache has them; zeros for empty bytes.
+    """
+    hashes, keys = [], []
+    for content in contents:
+        hashes.append(_digest(content))
+        keys.append(blake2b(content, digest_size=16).digest() if content else NO_KEY)
+    return _as_array(hashes), _as_array(keys).reshape(-1, 2)
 
 
 def _digest(content: bytes) -> bytes:

@@ -1,21 +1,19 @@
 """Takes out of the training rows of a folder that is being built what its held-out splits have too."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.prepare.fingerprints import row_blocks
-from mclip_kit.data.prepare.hashes import BLOCK, hash_texts
+from mclip_kit.data.prepare.hashed_text import hashed_blocks, hashes_of, rewritten
 from mclip_kit.data.prepare.splits import is_in, union
 from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.errors import DataError
-from mclip_kit.files import write_whole
-from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, IMAGES_TABLE
+from mclip_kit.layout import BITEXT, CAPTION_COLUMNS, CAPTIONS_TABLE, IMAGES_TABLE
 
 KEPT = "keep them with --set cleaning.leaks=report"
 
@@ -44,13 +42,11 @@ def drop_leaks(tables: TableWriter, contents_N: np.ndarray) -> None:
 
 def _held_out_texts(tables: TableWriter, above: tuple[str, ...]) -> Iterator[np.ndarray]:
     """Hashes of all texts of the splits with these beginnings."""
-    for rows in row_blocks(tables.folder / CAPTIONS_TABLE):
-        yield hash_texts(row[3] for row in rows if row[2].startswith(above))
+    for lines, hashes_N in hashed_blocks(tables.folder / CAPTIONS_TABLE, header=True):
+        yield hashes_N[[line.split("\t", 3)[2].startswith(above) for line in lines]]
     for pair in tables.pairs:
         for prefix in side_prefixes(tables.folder / BITEXT, pair) if pair[0].startswith(above) else ():
-            with open(raw_text(prefix), encoding="utf-8", newline="\n") as lines:
-                while block := list(islice(lines, BLOCK)):
-                    yield hash_texts(block)
+            yield np.fromfile(hashes_of(raw_text(prefix)), "<u8")
 
 
 def _shared_pictures(tables: TableWriter, start: str, above: tuple[str, ...], contents_N: np.ndarray) -> set[str]:
@@ -70,6 +66,8 @@ def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures:
     before = tables.cleaner.counts[of_split]
     lost = {(name, split) for name in pictures for split in tables.splits[name] if split.startswith(start)}
     left: set[tuple[str, str]] = set()
+    if not pictures and not _has_leaks(table, start, texts):
+        return
 
     def keep(row: list[str], leaks: bool) -> bool:
         name, language, split, _ = row
@@ -83,17 +81,27 @@ def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures:
         tables.cleaner.counts[of_split] += 1
         return False
 
-    with write_whole(table) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as written:
-        with open(table, encoding="utf-8", newline="\n") as handle:
-            written.write(next(handle))
-        for rows in row_blocks(table):
-            leaks_N = is_in(hash_texts(row[3] for row in rows), texts)
-            written.writelines("\t".join(r) + "\n" for r, leaks in zip(rows, leaks_N, strict=True) if keep(r, leaks))
+    with ExitStack() as stack:
+        written = rewritten(stack, table, "\t".join(CAPTION_COLUMNS) + "\n")
+        for lines, hashes_N in hashed_blocks(table, header=True):
+            leaks = is_in(hashes_N, texts).tolist()
+            for line, number, leaked in zip(lines, hashes_N.tolist(), leaks, strict=True):
+                if keep(line.split("\t", 3), leaked):
+                    written.write(line, number)
     dropped = tables.cleaner.counts[of_split] - before
     _check_rest(f"captions {reason}", dropped, total)
     _leave_splits(tables, lost - left, f"pictures {reason}")
     tables.cleaner.counts = +tables.cleaner.counts
     tables.counts = +tables.counts
+
+
+def _has_leaks(table: Path, start: str, texts: np.ndarray) -> bool:
+    """Whether a caption of a split with this beginning is in texts."""
+    for lines, hashes_N in hashed_blocks(table, header=True):
+        for row in np.flatnonzero(is_in(hashes_N, texts)):
+            if lines[row].split("\t", 3)[2].startswith(start):
+                return True
+    return False
 
 
 def _leave_splits(tables: TableWriter, lost: set[tuple[str, str]], reason: str) -> None:
@@ -109,25 +117,24 @@ def _leave_splits(tables: TableWriter, lost: set[tuple[str, str]], reason: str) 
 def _drop_pairs(tables: TableWriter, start: str, texts: np.ndarray, reason: str) -> None:
     for pair in [pair for pair in tables.pairs if pair[0].startswith(start)]:
         paths = [raw_text(prefix) for prefix in side_prefixes(tables.folder / BITEXT, pair)]
-        dropped = _rewrite(paths, lambda sides: ~np.logical_or(*(is_in(hash_texts(side), texts) for side in sides)))
+        dropped = _rewrite(paths, texts)
         _check_rest(f"sentence pairs in {'-'.join(pair[1:])} {reason}", dropped, tables.pairs[pair])
         tables.pairs[pair] -= dropped
         if dropped:
             tables.cleaner.counts[f"sentence pairs {reason}"] += dropped
 
 
-def _rewrite(paths: list[Path], keep: Callable[[list[list[str]]], np.ndarray]) -> int:
-    """Rewrite files with the same number of lines without some of their lines; how many lines went."""
+def _rewrite(paths: list[Path], texts: np.ndarray) -> int:
+    """Rewrite two files with the same number of lines without the lines of which one is in texts; how many went."""
     dropped = 0
     with ExitStack() as stack:
-        read: list[IO[str]] = [stack.enter_context(open(p, encoding="utf-8", newline="\n")) for p in paths]
-        temporary = [stack.enter_context(write_whole(path)) for path in paths]
-        written = [stack.enter_context(open(path, "w", encoding="utf-8", newline="\n")) for path in temporary]
-        while (sides := [list(islice(lines, BLOCK)) for lines in read])[0]:
-            kept_N = keep(sides)
+        written = [rewritten(stack, path) for path in paths]
+        for sides in zip(*map(hashed_blocks, paths), strict=True):
+            kept_N = ~np.logical_or(*(is_in(hashes_N, texts) for _, hashes_N in sides))
             dropped += int((~kept_N).sum())
-            for file, lines in zip(written, sides, strict=True):
-                file.writelines(compress(lines, kept_N.tolist()))
+            for file, (lines, hashes_N) in zip(written, sides, strict=True):
+                for line, number in zip(compress(lines, kept_N.tolist()), hashes_N[kept_N].tolist(), strict=True):
+                    file.write(line, number)
     return dropped
 
 

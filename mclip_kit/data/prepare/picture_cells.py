@@ -5,16 +5,23 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 from mclip_kit.data import images
-from mclip_kit.data.corpora.picture_files import Matches, PictureFiles, split_path
+from mclip_kit.data.corpora.picture_files import Matches, PictureFiles, Result, split_path
+from mclip_kit.data.prepare.workers import processes
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 from mclip_kit.layout import IMAGES_TABLE, PICTURES_TAR
 
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
+
+BLOCK = 1024  # names that a process looks for at once
+LARGE = 2**14  # from this many pictures on, processes are faster
+MANY = 200_000  # files above which one process finds them
 
 
 class PictureTar:
@@ -40,18 +47,44 @@ class PictureTar:
             self._tar.close()
 
 
-def fill_in_files(folder: Path, finder: PictureFiles) -> Matches:
+def fill_in_files(folder: Path, finder: PictureFiles, count: int, workers: int) -> Matches:
     """Find the files of the pictures that have none in images.tsv yet, and write them there.
 
+    Args:
+        folder: it has images.tsv.
+        finder: looks for them.
+        count: number of pictures, to choose whether processes look for them.
+        workers: number of processes.
     Raises:
-        DataError: a path cannot be written into a table.
+        DataError: a path cannot be written into a table, or a worker process was killed.
     """
     table = folder / IMAGES_TABLE
-    matches = finder.match(lambda: (name for name, file in _cells(table) if not file))
+
+    def names() -> Iterator[str]:
+        return (name for name, file in _cells(table) if not file)
+
+    many = count >= LARGE and workers > 1
+    if many and not all(map(finder.direct, islice(names(), BLOCK))):
+        many = len(finder.files) < MANY  # each process makes its own index of files
+    matches = finder.match(names, partial(_find_all, workers) if many else None)
     if matches.found:
         with write_whole(table) as temporary:
             _copy_with_files(table, temporary, matches.found)
     return matches
+
+
+def _blocks(names: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(names)
+    return iter(lambda: list(islice(rest, BLOCK)), [])
+
+
+def _find_all(workers: int, find: Callable[[str], Result], names: Iterable[str]) -> Iterator[tuple[str, Result]]:
+    with processes(workers, partial, _find_block, find) as find_block:
+        yield from chain.from_iterable(find_block(_blocks(names)))
+
+
+def _find_block(find: Callable[[str], Result], names: list[str]) -> list[tuple[str, Result]]:
+    return [(name, find(name)) for name in names]
 
 
 def near_file(name: str, files: Iterable[str]) -> str:

@@ -19,7 +19,9 @@ from mclip_kit.data.prepare.fingerprints import (
     hash_picture_table,
     side_hashes,
 )
+from mclip_kit.data.prepare.hashed_text import hashes_of
 from mclip_kit.data.prepare.held_out import drop_leaks
+from mclip_kit.data.prepare.reading import read_blocks
 from mclip_kit.data.prepare.resume import (
     PROGRESS,
     Progress,
@@ -33,6 +35,7 @@ from mclip_kit.data.prepare.resume import (
     replace_folder,
     resume,
 )
+from mclip_kit.data.prepare.workers import cores, fewer_collections
 from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.disk import disk_errors
@@ -89,7 +92,7 @@ def write_prepared(
     if os.path.lexists(out) and not again:
         return check_prepared(out, wanted)
     building = part_of(out)
-    with disk_errors(out), hold(out, doing="is preparing it"):
+    with disk_errors(out), hold(out, doing="is preparing it"), fewer_collections():
         put_back(out)
         there = os.path.lexists(out)
         if there and not again:  # another process has just finished
@@ -99,7 +102,7 @@ def write_prepared(
         building.mkdir(parents=True, exist_ok=True)
         try:
             given = XlmrTokenizer(spm) if spm else None  # first, so that a wrong file is an error at once
-            progress = resume(building, wanted) or _read(read(), corpus, building, source, wanted)
+            progress = resume(building, wanted) or _read(read(), corpus, building, source, wanted, workers)
             check_sources(out, progress["sources"] if there else ())
             manifest = _finish(corpus, building, given, progress, workers)
         except Exception:  # not Ctrl-C: what it interrupts stays, to resume from
@@ -109,25 +112,33 @@ def write_prepared(
     return manifest
 
 
-def _read(content: Content, corpus: Corpus, folder: Path, source: Source, wanted: dict[str, Any]) -> Progress:
+def _read(
+    content: Content, corpus: Corpus, folder: Path, source: Source, wanted: dict[str, Any], workers: int | None
+) -> Progress:
     """Write the tables, their fingerprints and the text of the bitext."""
     source.check_hashes(corpus.checksums)
-    with TableWriter(folder, corpus, source, content.pixels is not None) as tables:
-        for row in tqdm(content.rows, "reading", unit=" rows", unit_scale=True, dynamic_ncols=True):
-            tables.add(row)
+    with (
+        TableWriter(folder, corpus, source, content.pixels is not None, cores(workers)) as tables,
+        tqdm(desc="reading", unit=" rows", unit_scale=True, dynamic_ncols=True) as bar,
+    ):
+        for block in read_blocks(content, corpus, source.account, cores(workers)):
+            tables.add(block)
+            bar.update(block.rows)
     _check_not_empty(tables)
     if content.pixels is not None:
         if len(content.pixels) != len(tables.splits):
             raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.splits)} names")
         with write_whole(folder / IMAGES_ARRAY) as temporary:
             np.save(temporary, content.pixels)
-    hashed, keys_N2 = hash_picture_table(folder, len(tables.splits), corpus.pictures)
+    hashed, keys_N2 = hash_picture_table(folder, len(tables.splits), corpus.pictures, workers)
     if corpus.cleaning.leaks == "drop":
         drop_leaks(tables, hashed["contents"])
     counts = tables.counted()
     _check_counts(corpus, counts)
     fingerprint_tables(folder, tables.splits, hashed)
     to_columns(folder, keys_N2)
+    for path in folder.rglob(hashes_of(Path("*")).name):
+        path.unlink()
     progress = {
         "wanted": wanted,
         "sources": file_stamps(sorted(source.used)),

@@ -7,6 +7,7 @@ the texts and names alone, so it is the same each time.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import islice
 
 import numpy as np
 
@@ -18,9 +19,11 @@ LARGEST = 4  # a split that would be empty takes a group that is larger than its
 
 Item = tuple[str | None, Sequence[str]]
 """The picture of a row, if it has one, and its cleaned texts."""
+Hashes = Sequence[Sequence[int]] | None
+"""Of the texts of each row, as `hash_texts` gives them; None: they are computed."""
 
 
-def draw_exactly(items: Sequence[Item], shares: dict[str, float]) -> list[str]:
+def draw_exactly(items: Sequence[Item], shares: dict[str, float], hashes: Hashes = None) -> list[str]:
     """The split of each of a few rows.
 
     Rows with the same picture or an equal text, in whatever language, are a group, and a group is in one split. Rows
@@ -29,6 +32,7 @@ def draw_exactly(items: Sequence[Item], shares: dict[str, float]) -> list[str]:
     Args:
         items: N rows.
         shares: held-out split -> its share of the rows with a picture or a text; the rest is train.
+        hashes: of their texts.
 
     Example:
         >>> rows = [(None, [text]) for text in ("a dog", "A  dog.", "a cat", "two cats")]
@@ -36,7 +40,7 @@ def draw_exactly(items: Sequence[Item], shares: dict[str, float]) -> list[str]:
         >>> one == same, [one, same, *others].count("test")
         (True, 2)
     """
-    groups = _groups(items)
+    groups = _groups(items, _keys(items, hashes))
     count = sum(len(rows) for rows in groups)
     room = {split: int(count * share + 1e-9) for split, share in shares.items()}
     empty = {split for split, rows in room.items() if rows}
@@ -54,7 +58,7 @@ def draw_exactly(items: Sequence[Item], shares: dict[str, float]) -> list[str]:
     return [drawn.get(row, "train") for row in range(len(items))]
 
 
-def _groups(items: Sequence[Item]) -> list[list[int]]:
+def _groups(items: Sequence[Item], keys: list[list[int]]) -> list[list[int]]:
     """The rows of each group that has a picture or a text, in an order that depends on texts and names only."""
     parents = list(range(len(items)))
 
@@ -64,7 +68,6 @@ def _groups(items: Sequence[Item]) -> list[list[int]]:
         return row
 
     first: dict[str | int, int] = {}
-    keys = _keys(items)
     for row, (own, (image, _)) in enumerate(zip(keys, items, strict=True)):
         together: list[str | int] = [*own] if image is None else [*own, image]
         for key in together:
@@ -78,11 +81,15 @@ def _groups(items: Sequence[Item]) -> list[list[int]]:
     return [members[group] for group in sorted(members, key=lambda g: min(numbers[g], default=0)) if numbers[group]]
 
 
-def _keys(items: Sequence[Item]) -> list[list[int]]:
+def _keys(items: Sequence[Item], hashes: Hashes) -> list[list[int]]:
     """A number for each text of each row; equal texts have the same."""
-    texts = [text for _, own in items for text in own]
-    hashes = iter(zip(hash_texts(texts).tolist(), texts, strict=True))
-    return [[number or hash_name(text) for number, text in (next(hashes) for _ in own) if text] for _, own in items]
+    if hashes is None:
+        numbers = iter(hash_texts(text for _, own in items for text in own).tolist())
+        hashes = [list(islice(numbers, len(own))) for _, own in items]
+    return [
+        [number or hash_name(text) for number, text in zip(of_row, own, strict=True) if text]
+        for (_, own), of_row in zip(items, hashes, strict=True)
+    ]
 
 
 def hash_name(name: str) -> int:
@@ -102,17 +109,23 @@ class SplitByHash:
     def __init__(self, shares: dict[str, float], held_out: int | None = None) -> None:
         self._shares, self._held_out = shares, held_out
         self._seen = 0
+        self._end = (sum(shares.values()) + 1e-9) * 2**64  # of the intervals of the shares
         self._drawn: dict[int, str] = {}
 
-    def draw(self, items: Sequence[Item]) -> list[str]:
-        """The split of each row of a block."""
+    def draw(self, items: Sequence[Item], hashes: Hashes = None) -> list[str]:
+        """The split of each row of a block; `hashes` are those of its texts."""
         self._seen += len(items)
-        return [self._split(image, own) for (image, _), own in zip(items, _keys(items), strict=True)]
+        alone = [number for number, (image, _) in enumerate(items) if image is None]
+        of_texts = _keys([items[n] for n in alone], hashes and [hashes[n] for n in alone])
+        keys = dict(zip(alone, of_texts, strict=True))
+        return [self._split(image, keys.get(number, [])) for number, (image, _) in enumerate(items)]
 
     def _split(self, image: str | None, keys: list[int]) -> str:
         if image is None and not keys:
             return "train"
         number = keys[0] if image is None else hash_name(image)
+        if number > self._end:
+            return "train"  # as most rows, which need no more
         if self._held_out is None:
             return _place(number, self._shares, 1.0)
         if number not in self._drawn:

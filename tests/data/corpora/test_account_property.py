@@ -18,6 +18,7 @@ from mclip_kit.data.corpora import Corpus, find_reader
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare import adhoc
 from mclip_kit.data.prepare.prepare import prepare
+from mclip_kit.data.prepare.reading import read_blocks
 from mclip_kit.data.prepare.writer import TableWriter
 from mclip_kit.errors import MclipError
 
@@ -101,8 +102,8 @@ def test_rows_of_a_table_are_kept_or_counted(pictures: Path, ending: str) -> Non
             return  # such as a table without captions
         source = Source(path.parent, pictures / "pictures")
         with TableWriter(out, corpus, source, False) as written:
-            for row in find_reader(corpus)(corpus, source).rows:
-                written.add(row)
+            for block in read_blocks(find_reader(corpus)(corpus, source), corpus, source.account, 1):
+                written.add(block)
         account, counts = source.account, written.counted()
         assert account.read == len(rows)
         assert account.kept + sum(account.left_out.values()) == len(rows)

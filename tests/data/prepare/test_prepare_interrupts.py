@@ -22,6 +22,24 @@ binarize.BLOCK, binarize.LARGE = 16, 0
 cli(["prepare", *sys.argv[1:]])
 """
 """The command, slowed down, with small blocks; with two workers, in processes."""
+READING = """
+import os, sys, time
+from mclip_kit.data.corpora import lines
+from mclip_kit.data.prepare import reading
+from mclip_kit.cli import cli
+hash_texts, main = reading.hash_texts, os.getpid()
+
+def slow(texts):
+    if os.getpid() != main:
+        print("reading", flush=True)
+        time.sleep(0.02)
+    return hash_texts(texts)
+
+reading.hash_texts = slow
+lines.BLOCK, lines.FEW = 16, 1
+cli(["prepare", *sys.argv[1:]])
+"""
+"""The command, slowed down while worker processes read, which they print."""
 PLAIN = "import sys; from mclip_kit.cli import cli; cli(['prepare', *sys.argv[1:]])"
 
 
@@ -108,6 +126,25 @@ def test_ctrl_c_while_binarising_ends_in_one_line_and_is_resumed(tmp_path, words
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("stopped")
+    assert not (tmp_path / "data").exists()
+    assert undisturbed(words, tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_processes_that_read_end_with_their_parent(tmp_path, words, name):
+    reading, writing = processes.FORKED.Pipe(duplex=False)
+    process = start(READING, words, tmp_path / "data", 2, writing)
+    writing.close()
+    while "reading" not in process.stdout:
+        assert process.poll() is None, process.stdout
+        time.sleep(0.01)
+    assert not reading.poll()
+    (os.killpg if name == "SIGINT" else os.kill)(process.pid, signal.Signals[name])
+    assert reading.poll(PATIENCE)  # the pipe ends when the last worker has ended
+    said = process.wait(timeout=PATIENCE).stdout
+    if name == "SIGINT":
+        assert (process.returncode, "Traceback" in said) == (130, False), said
+        assert said.splitlines()[-1].startswith("stopped")
     assert not (tmp_path / "data").exists()
     assert undisturbed(words, tmp_path / "data") == undisturbed(words, tmp_path / "other" / "data")
 

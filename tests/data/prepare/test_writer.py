@@ -1,13 +1,15 @@
 """Rows become tables and parallel text, and every one of them is counted."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mclip_kit.data.bitext import raw_text
-from mclip_kit.data.corpora import Row
+from mclip_kit.data.corpora import Content, Row
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare.reading import read_blocks
 from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.errors import DataError
 from tests import tiny
@@ -21,9 +23,13 @@ def written(
     """The tables of some rows."""
     corpus = tiny.declaration().model_copy(update=declared)
     with TableWriter(folder / "data", corpus, source or Source(None), drawn) as tables:
-        for row in rows:
-            tables.add(row)
+        add(tables, rows)
     return tables
+
+
+def add(tables: TableWriter, rows: Iterable[Row]) -> None:
+    for block in read_blocks(Content(rows), tables.corpus, tables.source.account, 1):
+        tables.add(block)
 
 
 def table(folder: Path, name: str) -> Found:
@@ -33,7 +39,7 @@ def table(folder: Path, name: str) -> Found:
 
 def bitext(folder: Path) -> dict[str, list[str]]:
     """File -> its lines."""
-    files = sorted((folder / "data" / "bitext").glob("*"))
+    files = sorted((folder / "data" / "bitext").glob("*.txt"))
     return {path.name: path.read_text("utf-8").split("\n")[:-1] for path in files}
 
 
@@ -172,7 +178,7 @@ def test_an_error_while_rows_wait_is_not_hidden(tmp_path):
     row = Row("", [("en", "a")], image="")
     corpus = tiny.declaration().model_copy(update={"splits": {"test": 0.5}})
     tables = TableWriter(tmp_path / "data", corpus, Source(None), False).__enter__()
-    tables.add(row)
+    add(tables, [row])
     tables.__exit__(ZeroDivisionError, None, None)  # writes nothing: the row without a name would be another error
     assert tables.splits == {}
 

@@ -1,0 +1,71 @@
+"""Text files and, until the folder is whole, the hashes of their texts beside them, so that each is computed once."""
+
+from array import array
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from mclip_kit.files import write_whole
+
+BLOCK = 4096  # lines that are read at once
+HELD = 2**16  # hashes that are written at once
+
+
+def hashes_of(path: Path) -> Path:
+    """Where the hashes of a file's texts are: little-endian uint64, one for each line that is not a header."""
+    return path.with_name(f"{path.name}.texthash")
+
+
+class HashedText:
+    """Writes lines and the hashes of their texts; use it as a context.
+
+    Args:
+        path: the file.
+        header: its first line, which has no hash; empty: none.
+        text: where the lines go, if not to `path`, and the same for `hashes`.
+    """
+
+    def __init__(self, path: Path, header: str = "", text: Path | None = None, hashes: Path | None = None) -> None:
+        (text or path).parent.mkdir(parents=True, exist_ok=True)
+        self._stack = ExitStack()
+        enter = self._stack.enter_context
+        self._text = enter(open(text or path, "w", encoding="utf-8", newline="\n", buffering=2**16))  # noqa: SIM115
+        self._hashes = enter(open(hashes or hashes_of(path), "wb"))  # noqa: SIM115
+        self._held = array("Q")
+        self._text.write(header)
+
+    def write(self, line: str, number: int) -> None:
+        """Append a line, with its end, and the hash of its text."""
+        self._text.write(line)
+        self._held.append(number)
+        if len(self._held) == HELD:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._hashes.write(np.array(self._held, "<u8").tobytes())
+        del self._held[:]
+
+    def __enter__(self) -> "HashedText":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            self._flush()
+
+
+def rewritten(stack: ExitStack, path: Path, header: str = "") -> HashedText:
+    """Another version of a file, which takes its place when the stack closes without an error."""
+    text, hashes = (stack.enter_context(write_whole(name)) for name in (path, hashes_of(path)))
+    return stack.enter_context(HashedText(path, header, text, hashes))
+
+
+def hashed_blocks(path: Path, header: bool = False) -> Iterator[tuple[list[str], np.ndarray]]:
+    """The lines of a file with their ends, at most BLOCK at a time, and the hashes of their texts, uint64 (N,)."""
+    with open(path, encoding="utf-8", newline="\n") as handle, open(hashes_of(path), "rb") as hashes:
+        if header:
+            next(handle)
+        while lines := list(islice(handle, BLOCK)):
+            yield lines, np.frombuffer(hashes.read(8 * len(lines)), "<u8")
