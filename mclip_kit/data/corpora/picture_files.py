@@ -25,7 +25,6 @@ MANY = 200_000  # files above which no near name is looked for
 Spelling = Callable[[str], list[str]]
 """From a path to its parts, in one spelling."""
 Result = tuple[str | list[int] | None, str]
-"""What `PictureFiles` finds for a name."""
 FindAll = Callable[[Callable[[str], Result], Iterable[str]], Iterable[tuple[str, Result]]]
 
 
@@ -158,8 +157,7 @@ class PictureFiles:
             DataError: a name such as ../../a.jpg leads to a file outside the folders.
         """
         matches, one = Matches(), partial(self._find, shared=_shared_folder(names()))
-        loose: dict[str, str] = {}
-        doubtful: dict[str, str] = {}
+        loose, doubtful = dict[str, str](), dict[str, str]()
         for name, (found, kind) in find(one, names()) if find else ((name, one(name)) for name in names()):
             if isinstance(found, str):
                 matches.found[name] = found
@@ -174,10 +172,9 @@ class PictureFiles:
 
     def free_files(self, matches: Matches) -> list[str]:
         """The files that no name has; none if there are more than `MANY`, which takes too long."""
-        if len(self.files) > MANY:
-            return []
         taken = {*matches.found.values()}
-        return [file for number, file in enumerate(self.files) if self._path(number) not in taken]
+        numbered = enumerate(self.files if len(self.files) <= MANY else [])
+        return [file for number, file in numbered if self._path(number) not in taken]
 
     def _withdraw(self, matches: Matches, loose: dict[str, str], doubtful: dict[str, str]) -> None:
         """Take back files that belong to another name; of doubtful ones all, if one of them does."""

@@ -40,13 +40,11 @@ def _watch_parent() -> None:
 def fewer_collections() -> Iterator[None]:
     """Python looks for cycles of objects seldom, which takes a third of the time where many rows have none."""
     before = gc.get_threshold()
-    gc.freeze()
     gc.set_threshold(OBJECTS, *before[1:])
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def cores(workers: int | None) -> int:
