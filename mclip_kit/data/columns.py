@@ -35,13 +35,10 @@ class Labels(Sequence[str]):
     def of(cls, values: "pa.ChunkedArray | Sequence[str]") -> "Labels":
         """The labels of some values."""
         column = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([pa.array(values, pa.string())])
-        if not len(column):
-            return cls(np.empty(0, np.int8), [])
-        encoded = column.combine_chunks().dictionary_encode()
-        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        names = encoded.dictionary.to_pylist()
-        codes = encoded.indices.to_numpy()
-        return cls(codes.astype(np.min_scalar_type(-max(1, len(names)))), names)
+        chunks = column.dictionary_encode().chunks  # all of them have the same dictionary
+        names = chunks[0].dictionary.to_pylist() if chunks else []
+        codes = [chunk.indices.to_numpy().astype(np.min_scalar_type(-max(1, len(names)))) for chunk in chunks]
+        return cls(np.concatenate([np.empty(0, np.int8), *codes]), names)
 
     def __len__(self) -> int:
         return len(self.codes)
