@@ -76,6 +76,7 @@ def opened(browser: Any, address: str, width: int = 1280, fails: tuple[int, ...]
         "request", lambda request: request.url.startswith((address, "data:", "blob:")) or complaints.append(request.url)
     )
     tab.goto(address)
+    tab.wait_for_function("document.activeElement.id === 'query'")  # the page gives it the focus, after it is loaded
     yield tab
     others = [line for line in complaints if not any(f"status of {status}" in line for status in fails)]
     assert not others
