@@ -6,8 +6,9 @@ A prepared folder of made-up captions, five for each picture, a fifth of them in
 time in a process of its own: the first start makes the rows of the run and the places of their features, the others map
 them. A text's ids are its bytes, and features of pictures, teacher texts and student texts are there before the clock
 starts, as numbers that cost nothing. What is measured: opening the tables, rows, places, the plan of an epoch, and a
-batch of 1,024 rows. Private memory is the largest RssAnon above what the process had before; maps do not count. The
-last line has the time of the first start, divided by that of the second.
+batch of 1,024 rows. Private memory is the largest RssAnon above what the process had before; maps do not count, and
+what the process reuses of the memory that it was forked with is hidden. The last line has the time of the first start,
+divided by that of the second.
 """
 
 import argparse
