@@ -89,8 +89,9 @@ class FrozenTowers:
         def keys() -> np.ndarray:
             return self.picture_keys(captions, images) if keys_N2 is None else keys_N2
 
-        known = captions.keys is not None and bool(captions.keys.any(1).all())  # others may be put there later
-        return self._fill("image", table, keys, lambda: job, kept if known else None)
+        if kept and (captions.keys is None or not captions.keys.any(1).all()):
+            kept = None  # pictures that were not found may be put there later
+        return self._fill("image", table, keys, lambda: job, kept)
 
     def picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
         """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`.
@@ -164,12 +165,7 @@ class FrozenTowers:
         def run(inputs: tuple[Tensor, Tensor]) -> Tensor:
             return projector.pool(self._eval("encoder", *inputs), inputs[1].to(self.model.device))
 
-        table = self._table("encoder", f"pooled_{projector.pooling}", self.model.encoder.width, dict)
-
-        def job() -> ExtractionJob:
-            return self._encoder_job(tokens, lengths_N, run)
-
-        return self._fill("encoder", table, _token_keys(tokens, keys_N2), job, kept)
+        return self._encoded(f"pooled_{projector.pooling}", run, tokens, lengths_N, keys_N2, kept)
 
     def token_states(
         self,
@@ -184,27 +180,34 @@ class FrozenTowers:
             states_BTH = self._eval("encoder", *inputs)
             return states_BTH[inputs[1].bool().to(states_BTH.device)]
 
-        table = self._table("encoder", "tokens", self.model.encoder.width, dict)
+        return self._encoded("tokens", run, tokens, lengths_N, keys_N2, kept, ragged=True)
 
-        def job() -> ExtractionJob:
-            return self._encoder_job(tokens, lengths_N, run, ragged=True)
-
-        return self._fill("encoder", table, _token_keys(tokens, keys_N2), job, kept)
-
-    def _encoder_job(
+    def _encoded(
         self,
+        kind: str,
+        run: Callable[[Any], Tensor],
         tokens: Sequence[np.ndarray],
         lengths_N: np.ndarray | None,
-        run: Callable[[Any], Tensor],
+        keys_N2: np.ndarray | None,
+        kept: Path | None,
         ragged: bool = False,
-    ) -> ExtractionJob:
-        return ExtractionJob(
-            load=lambda part: (self.model.encoder.pad([tokens[i] for i in part]), []),
-            run=run,
-            sizes_N=np.fromiter(map(len, tokens), np.int32, len(tokens)) if lengths_N is None else lengths_N,
-            ragged=ragged,
-            batch_items=TOKENS,
-        )
+    ) -> Features:
+        """Features that `run` computes with the encoder; the other arguments as for `pooled`."""
+
+        def job() -> ExtractionJob:
+            return ExtractionJob(
+                load=lambda part: (self.model.encoder.pad([tokens[i] for i in part]), []),
+                run=run,
+                sizes_N=np.fromiter(map(len, tokens), np.int32, len(tokens)) if lengths_N is None else lengths_N,
+                ragged=ragged,
+                batch_items=TOKENS,
+            )
+
+        def keys() -> np.ndarray:
+            return hash_tokens(tokens) if keys_N2 is None else keys_N2
+
+        table = self._table("encoder", kind, self.model.encoder.width, dict)
+        return self._fill("encoder", table, keys, job, kept)
 
     def weights(self, tower: str) -> str:
         """A hash of a tower's weights, computed once until the cache drops the tower."""
@@ -260,7 +263,3 @@ class FrozenTowers:
         with evaluating(module), torch.autocast(device.type, precision if lower else None, enabled=lower):
             outputs: Tensor = module(*(tensor.to(device) for tensor in inputs))
         return outputs
-
-
-def _token_keys(tokens: Sequence[np.ndarray], keys_N2: np.ndarray | None) -> Callable[[], np.ndarray]:
-    return lambda: hash_tokens(tokens) if keys_N2 is None else keys_N2
