@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.files import hash_files
@@ -80,10 +79,10 @@ def identity(folder: Path) -> str:
     return sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def stamps(folder: Path, pattern: str = "*") -> list[list[Any]]:
-    """Where files of a folder are, their sizes and times of change: if these are the same, so is what they hold."""
-    files = sorted(path for path in folder.glob(pattern) if path.is_file())
-    return [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+def file_stamps(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Path -> size in bytes and time of the last change in nanoseconds."""
+    stats = {str(path): path.stat() for path in paths}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

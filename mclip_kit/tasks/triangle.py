@@ -15,7 +15,7 @@ from mclip_kit.config.stages import COMPARES_ROWS, TriangleStage
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
-from mclip_kit.data.manifest import stamps
+from mclip_kit.data.manifest import file_stamps
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
@@ -51,13 +51,14 @@ class TriangleTask(Task):
         """
         stage, cache = self.stage, self.context.cache
         name = f"rows-{hash_facts(self._row_facts())}"
-        folder = cache.once(name, lambda folder: write_rows(folder, self._stream()))
+        made = partial(cache.once, name, lambda part: write_rows(part, self._stream()))
+        folder = made()
         try:
             rows = open_rows(folder)
         except DataError as error:
             cache.log(str(error))
             shutil.rmtree(folder)
-            rows = open_rows(cache.once(name, lambda folder: write_rows(folder, self._stream())))
+            rows = open_rows(made())
         self._check(rows)
         if "student_text" in stage.vertices:
             self.check_spelling(rows.tokens, rows.languages, rows.languages_N)
@@ -80,12 +81,11 @@ class TriangleTask(Task):
         }
         if stage.data == "captions":
             assert self.context.captions is not None
-            tables = ("images", "captions", "uncaptioned")
-            return facts | {
-                "captions": [row for name in tables for row in stamps(self.context.captions.folder, f"{name}.*")]
-            }
-        folders = [stamps(Path(folder)) for folder in data.bitexts]
-        return facts | {"bitext": folders, "english": stage.include_english}
+            folder = self.context.captions.folder.absolute()
+            tables = [path for name in ("images", "captions", "uncaptioned") for path in folder.glob(f"{name}.*")]
+            return facts | {"captions": file_stamps(tables)}
+        files = [[path for path in Path(folder).absolute().iterdir() if path.is_file()] for folder in data.bitexts]
+        return facts | {"bitext": [file_stamps(own) for own in files], "english": stage.include_english}
 
     def _stream(self) -> RowStream:
         """The rows, read from the data."""

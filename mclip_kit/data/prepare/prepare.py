@@ -11,6 +11,7 @@ import numpy as np
 from mclip_kit import __version__
 from mclip_kit.data.corpora import Content, Corpus, find_reader
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.manifest import file_stamps
 from mclip_kit.data.prepare.bitext_writer import write_bitext
 from mclip_kit.data.prepare.columns import to_columns
 from mclip_kit.data.prepare.fingerprints import (
@@ -29,7 +30,6 @@ from mclip_kit.data.prepare.resume import (
     check_replaceable,
     check_sources,
     describe_wanted,
-    file_stamps,
     part_of,
     put_back,
     replace_folder,

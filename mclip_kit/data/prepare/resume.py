@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.manifest import file_stamps
 from mclip_kit.data.prepare.writer import side_prefixes
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.files import flush, hash_files
@@ -211,9 +212,3 @@ def _text_is_whole(folder: Path, progress: Progress) -> bool:
                 if sum(1 for _ in handle) != progress["counts"]["sentence_pairs"][split][f"{source}-{target}"]:
                     return False
     return True
-
-
-def file_stamps(paths: Iterable[Path]) -> dict[str, list[int]]:
-    """Path -> size in bytes and time of the last change in nanoseconds."""
-    stats = {str(path): path.stat() for path in paths}
-    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
