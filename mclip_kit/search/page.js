@@ -4,6 +4,7 @@ const largest = Number(document.querySelector("main").dataset.upload); // bytes 
 const towers = { student: $("student"), teacher: $("teacher") };
 let current = null; // { path, towers, start }: what is shown, and where it goes on
 let number = 0; // of the search: answers to older ones are not shown
+const near = new IntersectionObserver((seen) => { if (seen[0].isIntersecting) load(); }, { rootMargin: "400px" });
 
 function say(text, wrong = false) {
   $("status").textContent = text;
@@ -62,6 +63,8 @@ async function load() {
     asked.start = start + found[0].hits.length;
     say(`${asked.start} ${asked.what}. ${found[0].note || ""}`.trim());
     $("more").hidden = !found[0].more || !found[0].hits.length;
+    near.unobserve($("more")); // an observer tells changes only: one that is still in view would not be told again
+    near.observe($("more"));
   } catch (error) {
     if (own === number) { say(error.message || "The server does not answer.", true); $("more").hidden = true; }
   } finally {
@@ -131,7 +134,6 @@ $("file").addEventListener("change", () => { if ($("file").files[0]) like($("fil
 for (const button of document.querySelectorAll(".example")) {
   button.addEventListener("click", () => { $("query").value = button.dataset.query; search(); });
 }
-new IntersectionObserver((seen) => { if (seen[0].isIntersecting) load(); }, { rootMargin: "400px" }).observe($("more"));
 document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("over"); });
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("over"); });
 document.addEventListener("drop", (event) => {

@@ -140,11 +140,17 @@ def test_more_pictures_come_as_one_scrolls_until_there_are_no_more(browser: Any,
     with opened(browser, address) as tab:
         tab.fill("#query", "Quadrat")
         tab.press("#query", "Enter")
-        for _ in range(20):
-            tab.mouse.wheel(0, 4000)
-            tab.wait_for_timeout(50)
-            if tab.locator("#student .grid li").count() == 96:
-                break
+        until(tab, "scrollBy(0, 400), document.querySelectorAll('#student .grid li').length == 96")
+        tab.evaluate("scrollTo(0, 0)")
+        assert names(tab) == wanted(search, "Quadrat", top=96)
+        tab.wait_for_selector("#more", state="hidden")
+
+
+def test_a_window_that_has_room_is_filled_without_scrolling(browser: Any, address: str, search: Search) -> None:
+    with opened(browser, address) as tab:
+        tab.set_viewport_size({"width": 1280, "height": 9000})
+        tab.fill("#query", "Quadrat")
+        tab.press("#query", "Enter")
         until(tab, "document.querySelectorAll('#student .grid li').length == 96")
         assert names(tab) == wanted(search, "Quadrat", top=96)
         tab.wait_for_selector("#more", state="hidden")
