@@ -26,6 +26,7 @@ T5_SIZES |= {"vocab_size": VOCABULARY, "pad_token_id": 0, "decoder_start_token_i
 XLM_SIZES: dict[str, Any] = {"emb_dim": 16, "n_layers": 2, "n_heads": 2, "pad_index": 0, "vocab_size": VOCABULARY}
 BART_SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
 BART_SIZES |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16, "vocab_size": VOCABULARY}
+NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CAUSAL = SIZES | {"num_key_value_heads": 1, "head_dim": 8}
 ENDS = {"bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
 
@@ -42,6 +43,7 @@ ENCODERS: dict[str, Maker] = {
     "mpnet": lambda: hf.MPNetModel(hf.MPNetConfig(**SIZES)),
     "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(**SIZES)),
     "xlm": lambda: hf.XLMModel(hf.XLMConfig(**XLM_SIZES)),
+    "xlm-roberta-xl": lambda: hf.XLMRobertaXLModel(hf.XLMRobertaXLConfig(**SIZES, **NO_DROPOUT)),
     "xlnet": lambda: hf.XLNetModel(hf.XLNetConfig(vocab_size=VOCABULARY, d_model=16, n_layer=2, n_head=2, d_inner=24)),
     "t5": lambda: hf.T5Model(hf.T5Config(**T5_SIZES)),
     "mt5": lambda: hf.MT5Model(hf.MT5Config(**T5_SIZES)),

@@ -1,5 +1,6 @@
 """FSDP: sharded weights train as whole ones do, with any number of processes before and after a checkpoint."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from mclip_kit.train import checkpoint
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import processes, tiny
+from tests.models.test_encoder_kinds import ENCODERS, save
+from tests.train.runs import only_stage
 from tests.train.test_processes import stages
 
 KEPT = ("model", "model-wise_ft")
 
 
-def assert_close(one: Path, other: Path) -> None:
+def assert_close(one: Path, other: Path, kept: Iterable[str] = KEPT) -> None:
     """The same logged steps and weights, but for rounding."""
     rows = [[row for row in read_log(folder) if "loss" in row] for folder in (one, other)]
     for a, b in zip(*rows, strict=True):
         assert (a["stage"], a["step"]) == (b["stage"], b["step"])
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
-    for kind in KEPT:
+    for kind in kept:
         weights, others = (load_model(folder / kind).state_dict() for folder in (one, other))
         assert weights.keys() == others.keys()
         for name, tensor in weights.items():
@@ -89,3 +92,22 @@ def test_a_checkpoint_of_two_processes_resumes_in_one(recipe: Path, whole: Path,
     assert all(type(tensor) is torch.Tensor for tensor in [*state.model.values(), *state.average.values()])
     processes.train(recipe, tmp_path / "run", 1, "--resume")
     assert_close(whole, tmp_path / "run")
+
+
+def test_every_layer_of_an_xlmr_xl_is_sharded_alone_and_trains_as_a_whole_one(squares: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe(squares) | {"encoder": f"hf:{save(ENCODERS['xlm-roberta-xl'], tmp_path / 'xl')}"}
+    tree |= {"projector": {"kind": "altclip", "pool": "cls"}, "parallel": "fsdp", "checkpoint_every": 1000}
+    tree["data"]["max_unknown"] = 1.0
+    del tree["evaluation"]
+    tree |= only_stage(squares, 1)
+    tree["stages"][0] |= {"epochs": 1, "eps": 1e-4}  # Adam divides gradients that are rounding alone by themselves
+    recipe = tiny.write_recipe(tree, tmp_path / "xl.yaml")
+    processes.train(recipe, tmp_path / "one" / "run")
+    processes.train(recipe, tmp_path / "two" / "run", 2)
+    assert_close(tmp_path / "one" / "run", tmp_path / "two" / "run", ["model"])
+
+
+def test_the_parts_that_are_sharded_are_layers() -> None:
+    with torch.device("meta"):
+        model = ENCODERS["xlm-roberta-xl"]()
+    assert {"XLMRobertaXLLayer", "XLMRobertaXLEmbeddings"} <= set(model._no_split_modules)
