@@ -233,12 +233,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage = prepared(asked.smoke, Path(folder))
         check(stage)
-        figures = measured(stage, 1 if asked.smoke else asked.rounds)
+        figures = measured(stage, 0 if asked.smoke else asked.rounds)
     fill = figures.pop("fill")
     for name, values in figures.items():
         share = "within the step" if name == "live" else f"{median(stage.notes[name]):.1%} of it"
         print(f"{name:7}{spread(values)} s a step, {BATCH / median(values):.1f} pairs/s; frozen towers {share}")
-    notes = {name: stage.notes[name][1:] for name in FILLED}
+    notes = {name: stage.notes[name][-len(fill) :] for name in FILLED}
     print("filling: " + ", ".join(f"{1000 * median(values):.0f} ms a {name}" for name, values in notes.items()))
     shared = [(whole - own) / LANGUAGES + own for whole, own in zip(fill, notes["student text"], strict=True)]
     steps = list(zip(figures["naive"], figures["cached"], strict=True))

@@ -104,7 +104,7 @@ def main() -> None:
             last[name] = next(outs)
             return seconds(lambda: work(folder, model, last[name]))
 
-        rounds = 1 if asked.smoke else asked.rounds
+        rounds = 0 if asked.smoke else asked.rounds
         figures = alternate({"peers": lambda: timed("peers", peers), "ours": lambda: timed("ours", ours)}, rounds)
         lines = sum(1 for language in ("en", "de") for _ in File(folder / f"train.{language}").lines())
         for side in ("en", "de"):

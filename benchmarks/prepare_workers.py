@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("bitext", *JUDGED), help="This input alone.")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
-    rows, pictures, rounds = (2000, 64, 1) if asked.smoke else (asked.rows, asked.pictures, asked.rounds)
+    rows, pictures, rounds = (2000, 64, 0) if asked.smoke else (asked.rows, asked.pictures, asked.rounds)
     ratios = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -22,7 +22,7 @@ from side_by_side import alternate, last_line, ratio, spread
 
 GOAL = 5
 CAPTIONS, WIDTH, NOISE = 5, 512, 6.0
-SIZES = {False: (5000, 3), True: (200, 1)}  # pictures, rounds
+SIZES = {False: (5000, 3), True: (200, 0)}  # pictures, rounds
 KS = (1, 5, 10)
 THREADS = {name: "2" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 

@@ -10,7 +10,7 @@ def alternate(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str
 
     Args:
         variants: name -> a function that does the work once and returns a figure, such as its seconds.
-        rounds: how many; one more round comes first as a warm-up and is not counted.
+        rounds: how many; one more round comes first as a warm-up and is not counted. 0: that round alone, counted.
     Returns:
         name -> its figures, one per round.
     """
@@ -18,7 +18,7 @@ def alternate(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str
     for number in range(rounds + 1):
         for name, measure in variants.items():
             figure = measure()
-            if number:
+            if number or not rounds:
                 figures[name].append(figure)
     return figures
 
