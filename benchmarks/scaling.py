@@ -13,7 +13,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,8 +83,8 @@ def towers() -> dict[str, tuple[float, float]]:
             torch.empty(1, 3, 224, 224, device="meta"),
             torch.zeros(1, 77, dtype=torch.long, device="meta"),
         )
-        found[name] = count(lambda: clip.visual(pixels_BCHW)), weights(clip.visual)  # noqa: B023
-        found[f"{name} text"] = count(lambda: clip.encode_text(ids_BT)) / 77, 0.0  # noqa: B023
+        found[name] = count(partial(clip.visual, pixels_BCHW)), weights(clip.visual)
+        found[f"{name} text"] = count(partial(clip.encode_text, ids_BT)) / 77, 0.0
     for name, width, layers in (("XLM-R base", 768, 12), ("XLM-R large", 1024, 24), ("X-projector", 768, 2)):
         sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
         config = AutoConfig.for_model(
@@ -93,13 +93,8 @@ def towers() -> dict[str, tuple[float, float]]:
         with torch.device("meta"):
             encoder = AutoModel.from_config(config, attn_implementation="eager")
         states_BTH = torch.empty(1, TOKENS, width, device="meta")
-        layers_alone = encoder.encoder
-        found[name] = (
-            count(lambda: layers_alone(states_BTH)) / TOKENS,
-            weights(  # noqa: B023
-                layers_alone if name == "X-projector" else encoder
-            ),
-        )
+        operations = count(partial(encoder.encoder, states_BTH)) / TOKENS
+        found[name] = operations, weights(encoder.encoder if name == "X-projector" else encoder)
     return found
 
 
@@ -218,10 +213,8 @@ def tables(machines: Machines) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- |"
     for rows in (1e7, 1e8, 2e9):
         first, later = (rows * MEASURED[name][0] for name in ("first start", "later start"))
-        yield (
-            f"| {rows:,.0f} | {rows * sum(ROW.values()) / 1e9:.3g} | {rows * PRIVATE / 1e9:.2g} | {hours(first / 3600)} "
-            f"| {hours(later / 60)} |"
-        )
+        shared, own = rows * sum(ROW.values()) / 1e9, rows * PRIVATE / 1e9
+        yield f"| {rows:,.0f} | {shared:.3g} | {own:.2g} | {hours(first / 3600)} | {hours(later / 60)} |"
 
 
 def check(smoke: bool) -> float:
