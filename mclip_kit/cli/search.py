@@ -53,8 +53,7 @@ def embed(model: Path, images: str | None, texts: Path | None, out: Path, dtype:
     if texts is not None:
         found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write)
     else:
-        cores = len(os.sched_getaffinity(0)) if workers is None else workers
-        found = embed_pictures(loaded, str(images), out, dtype, cores, rank, world_size, made_with, tqdm.write)
+        found = embed_pictures(loaded, str(images), out, dtype, workers, rank, world_size, made_with, tqdm.write)
     if rank:
         return
     for line in found.lines():
@@ -233,9 +232,7 @@ def demo(
         own = work or place.parent / "search" / (Path(images).stem or "pictures")
         check_writable(own)
         loaded = load(place)
-        embedded = embed_pictures(
-            loaded, images, own, workers=len(os.sched_getaffinity(0)), made_with=os.path.abspath(place), log=click.echo
-        )
+        embedded = embed_pictures(loaded, images, own, made_with=os.path.abspath(place), log=click.echo)
         for line in embedded.lines():
             click.echo(line)
         build(own, own / "index")

@@ -99,17 +99,6 @@ def _keeps_tokens(cache: Any, recipe: Any) -> bool:
     return cache.features in ("tokens", "auto") and (reads or _translates(recipe))
 
 
-def _frozen_pictures(cache: Any, recipe: Any) -> bool:
-    """Pictures of a frozen image tower are decoded by workers; those of a live one by the process that trains."""
-    return recipe.evaluation is not None or any(
-        "image" in getattr(stage, "vertices", ())
-        and not stage.trains("image")
-        and not stage.augment
-        and _keeps(cache, recipe)
-        for stage in recipe.stages
-    )
-
-
 CACHE: Rules = {
     "features": (
         lambda cache, recipe: cache.features != "tokens" or _keeps_tokens(cache, recipe),
@@ -120,7 +109,6 @@ CACHE: Rules = {
         lambda cache, recipe: _keeps(cache, recipe) and (cache.dtype != "int8" or _keeps_tokens(cache, recipe)),
         "features that are kept, and int8 for token states alone",
     ),
-    "workers": (_frozen_pictures, "pictures of a frozen image tower, and no stage has one"),
     "max_bad_fraction": (
         lambda cache, recipe: recipe.data.captions is not None,
         "pictures, but data.captions is not given",

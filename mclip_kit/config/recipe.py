@@ -26,16 +26,17 @@ from mclip_kit.config.yaml import (
     Section,
     Whole,
     find,
-    new_name,
     overridden,
     parse,
     read_yaml,
     rename_keys,
+    rename_override,
 )
 from mclip_kit.config.yaml_loader import dump_yaml
 
 RENAMED: Renamed = {
     ("start",): "init_from",
+    ("cache", "workers"): "/workers",
     ("stages", "*", "wise_ft"): "wise_ft_alpha",
     ("stages", "*", "edges", "*", "without_teacher"): "missing_teacher",
 }
@@ -81,7 +82,6 @@ class Cache(Section):
         "fp16",
         description="Type of stored numbers; int8 (one scale per token) is for token states, others are then fp16.",
     )
-    workers: Annotated[Whole, Field(ge=0)] = Field(2, description="Processes that decode picture files.")
     max_bad_fraction: Fraction = Field(
         0.01, description="Share of pictures that may be unreadable; they are reported and left out."
     )
@@ -159,6 +159,10 @@ class Recipe(Section):
         description="Features of frozen towers: off, pooled, tokens, auto, or a section.",
     )
     evaluation: Evaluation | None = Field(None, description="None: no evaluation while training.")
+    workers: Annotated[Whole, Field(ge=0)] | None = Field(
+        None,
+        description="Reader processes behind every batch; 0: none. Default: one a core if picture files are decoded.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, else fp32."
     )
@@ -278,21 +282,10 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = find(name)
     tree = read_yaml(path)
     lines = rename_keys(tree, RENAMED)
-    tree = overridden(tree, [_with_new_name(override, lines) for override in overrides])
+    tree = overridden(tree, [rename_override(override, RENAMED, lines) for override in overrides])
     for line in lines + rename_keys(tree, RENAMED):
         warnings.warn(f"{path}: {line}", RenamedKey, stacklevel=2)
     return parse(tree, Recipe, str(path))
-
-
-def _with_new_name(override: str, lines: list[str]) -> str:
-    """An override with the new name of its key; a line about it is added to `lines`."""
-    keys, separator, value = override.partition("=")
-    path = tuple(keys.split("."))
-    new = new_name(path, RENAMED)
-    if not new:
-        return override
-    lines.append(f"--set {keys}: the key is now called {new}; the old name works in this release only")
-    return ".".join((*path[:-1], new)) + separator + value
 
 
 def dump(recipe: Recipe) -> str:

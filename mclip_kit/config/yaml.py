@@ -137,30 +137,50 @@ class RenamedKey(FutureWarning):
 
 
 Renamed = dict[tuple[str, ...], str]
-"""Key path, with `*` for any key or list index -> the new name of its last key."""
+"""Key path, with `*` for any key or list index -> the new name of its last key; with a `/`, at the top of the tree."""
 
 
-def rename_keys(tree: Any, renamed: Renamed, path: tuple[str, ...] = ()) -> list[str]:
+def rename_keys(tree: Any, renamed: Renamed, path: tuple[str, ...] = (), top: Any = None) -> list[str]:
     """Give keys of a tree their new names, in place.
 
+    >>> tree = {"cache": {"workers": 4}}
+    >>> rename_keys(tree, {("cache", "workers"): "/workers"}), tree
+    (['cache.workers is now called workers; the old name works in this release only'], {'cache': {}, 'workers': 4})
+
+    Args:
+        path: of the tree in a larger one, `top`.
     Returns:
         A line for each key that had an old name.
     Raises:
         RecipeError: a key is given under both names.
     """
-    lines = []
+    lines, top = [], tree if top is None else top
     for key, value in list(
         tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     ):
         here = (*path, str(key))
         new = new_name(here, renamed)
         if new:
-            if new in tree:
+            place, new = (top, new[1:]) if new.startswith("/") else (tree, new)
+            if new in place:
                 raise RecipeError(f"{'.'.join(here)}: is the old name of {new}, which is given too; keep {new}")
-            tree[new] = tree.pop(key)
+            place[new] = tree.pop(key)
             lines.append(f"{'.'.join(here)} is now called {new}; the old name works in this release only")
-        lines += rename_keys(value, renamed, here)
+        lines += rename_keys(value, renamed, here, top)
     return lines
+
+
+def rename_override(override: str, renamed: Renamed, lines: list[str]) -> str:
+    """A `key.path=value` string with the new name of its key; a line about it is added to `lines`."""
+    keys, separator, value = override.partition("=")
+    path = tuple(keys.split("."))
+    new = new_name(path, renamed)
+    if not new:
+        return override
+    name = new.removeprefix("/")
+    place = name if new.startswith("/") else ".".join((*path[:-1], name))
+    lines.append(f"--set {keys}: the key is now called {name}; the old name works in this release only")
+    return place + separator + value
 
 
 def new_name(path: tuple[str, ...], renamed: Renamed) -> str | None:

@@ -35,7 +35,7 @@ class FeatureCache:
         rank: this process's number.
         world_size: processes that fill the cache together.
         tokens: whether token states are kept too.
-        workers: worker processes that decode pictures.
+        workers: reader processes that decode picture files; None: as many as cores, see `job.load_batches`.
         log: takes a line about what is computed, and about what is damaged.
 
     Attributes:
@@ -53,7 +53,7 @@ class FeatureCache:
         rank: int = 0,
         world_size: int = 1,
         tokens: bool = True,
-        workers: int = 0,
+        workers: int | None = None,
         log: Callable[[str], None] = tqdm.write,
     ) -> None:
         self.root, self.dtype, self.precision = root, dtype, precision

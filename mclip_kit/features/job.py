@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from mclip_kit.errors import DataError, first_line
+from mclip_kit.data.readers import read_ahead, reader_count
 from mclip_kit.features.index import in_key_order
 from mclip_kit.features.shards import shard_name
+
+MANY = 4  # batches for which reader processes are started
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class ExtractionJob:
 
     Attributes:
         load: positions of inputs -> the tower's input, and which of them could not be read (counted from 0); it may
-            run in a worker process.
+            run in a reader process.
         run: the tower's input -> items, one row after the other, float (items, width).
         sizes_N: tokens of each input, int (N,); inputs of similar size share a batch. None: each input counts as one.
         ragged: whether a row has one item per token, or one item.
         batch_items: most tokens of a batch (inputs, if there are no sizes).
-        workers: worker processes that run `load`; 0: this process does.
+        workers: reader processes that run `load`; 0: this process does; None: see `load_batches`.
     """
 
     load: Callable[[Sequence[int]], tuple[Any, list[int]]]
@@ -33,41 +33,16 @@ class ExtractionJob:
     sizes_N: np.ndarray | None = None
     ragged: bool = False
     batch_items: int = 64
-    workers: int = 0
-
-
-class _Inputs(torch.utils.data.Dataset[Any]):
-    """The tower's input of each batch."""
-
-    def __init__(self, batches: list[np.ndarray], load: Callable[[Sequence[int]], Any]) -> None:
-        self._batches, self._load = batches, load
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> Any:
-        return self._load(self._batches[number].tolist())
+    workers: int | None = 0
 
 
 def load_batches(batches: list[np.ndarray], job: ExtractionJob) -> Iterator[tuple[Any, list[int]]]:
-    """What `job.load` returns for each batch of positions, computed in worker processes if the job has some."""
-    workers, inputs = min(job.workers, len(batches)), _Inputs(batches, job.load)
-    if not workers:
-        return (inputs[number] for number in range(len(inputs)))
-    return _alive(DataLoader(inputs, batch_size=None, num_workers=workers, generator=torch.Generator()))
+    """What `job.load` returns for each batch of positions, computed in reader processes if the job has some.
 
-
-def _alive(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches of a loader; DataError if one of its worker processes was killed."""
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise DataError(
-            f"a process that decodes pictures was killed, perhaps because the memory is full ({first_line(error)}); "
-            "set cache.workers=0, or --workers 0"
-        ) from None
+    If it does not say how many, there are as many as this process has cores, and none for a few batches.
+    """
+    readers = min(reader_count(job.workers, useful=len(batches) >= MANY), len(batches))
+    return (loaded for _, loaded in read_ahead(lambda part: job.load(part.tolist()), batches, readers))
 
 
 def first_of_each(keys_N2: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def embed_pictures(
     source: str | Path,
     out: str | Path,
     dtype: Dtype = "fp32",
-    workers: int = 0,
+    workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     made_with: str = "",
@@ -118,7 +118,7 @@ def embed_pictures(
         source: as `pictures.blocks` takes it.
         out: the folder.
         dtype: of stored numbers.
-        workers: processes that decode pictures.
+        workers: processes that decode picture files; None: as many as CPU cores.
         rank: this process's number, and
         world_size: processes that embed into one folder together; the first one writes the vectors.
         made_with: the model's name, for people.

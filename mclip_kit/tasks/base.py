@@ -144,9 +144,24 @@ class StageBatches(ABC):
         """Steps of one pass over the rows."""
         return self.plan.per_epoch
 
+    @property
+    def decodes(self) -> bool:
+        """Whether every batch decodes picture files, so that reader processes are worth their while."""
+        return False
+
     @abstractmethod
     def batch(self, rows: np.ndarray) -> Any:
-        """The batch of some rows, on the CPU. Random draws come from torch's default generator."""
+        """The batch of some rows, on the CPU. Random draws come from torch's default generator.
+
+        In training it is called in reader processes, see `data.readers`: what it changes stays there.
+        """
+
+    def read(self, rows: np.ndarray) -> tuple[Any, Sequence[int]]:
+        """The batch of some rows, and the pictures that could not be read, for `note`."""
+        return self.batch(rows), ()
+
+    def note(self, unreadable: Sequence[int]) -> None:  # noqa: B027 - most kinds read no pictures
+        """Count and report pictures that could not be read, in the process that trains."""
 
 
 Kept = tuple[str, int, int, float]

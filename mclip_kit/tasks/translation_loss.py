@@ -5,8 +5,8 @@ translate from the token states of the frozen encoder. Then the encoder is train
 sentences and their translations is added. The triangle uses the encoder; the decoder is not needed any more.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,8 +43,16 @@ class TranslationBatch:
 
     def to(self, device: torch.device) -> "TranslationBatch":
         """The batch on a device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "TranslationBatch":
+        """The batch in pinned memory, from which a GPU fetches it while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TranslationBatch":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
 
     def __len__(self) -> int:
         return len(self.ids_BT)

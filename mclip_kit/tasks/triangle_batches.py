@@ -111,15 +111,17 @@ class TriangleBatches(StageBatches):
         features = self._read["image"]
         bad_N = features.unreadable()
         if bad_N.any():
-            self._note(self.rows.images_N[bad_N])
+            self.note(self.rows.images_N[bad_N].tolist())
             kept = np.flatnonzero(~bad_N)
             self._read["image"] = Features(features.table, features.rows[kept])
             self.rows = self.rows.select(kept)
 
-    def _note(self, images: np.ndarray) -> None:
+    def note(self, unreadable: Sequence[int]) -> None:
         """Report pictures that cannot be read; too many of them are an error."""
+        if not len(unreadable):
+            return
         assert self._captions is not None
-        for image in sorted({int(image) for image in images} - self._unreadable):
+        for image in sorted({int(image) for image in unreadable} - self._unreadable):
             self._unreadable.add(image)
             self._report(self._captions.files[image])
         count, whole = len(self._unreadable), len(np.unique(self.rows.images_N))
@@ -130,12 +132,30 @@ class TriangleBatches(StageBatches):
                 "cache.max_bad_fraction"
             )
 
+    @property
+    def decodes(self) -> bool:
+        """Whether the pictures are files, and read in every step."""
+        return self._reads_pictures and self._captions is not None and self._captions.pixels is None
+
+    @property
+    def _reads_pictures(self) -> bool:
+        return "image" in self._stage.vertices and "image" not in self._read
+
     def batch(self, rows: np.ndarray) -> TriangleBatch:
-        """The batch of some rows, on the CPU."""
+        """The batch of some rows, on the CPU; pictures that cannot be read are noted."""
+        batch, unreadable = self.read(rows)
+        self.note(unreadable)
+        return batch
+
+    def read(self, rows: np.ndarray) -> tuple[TriangleBatch, list[int]]:
+        """The batch of some rows, on the CPU, and the pictures that could not be read."""
+        if not self._reads_pictures:
+            return self._batch(rows, None), []
+        shown, pixels_BCHW, unreadable = self._pixels(rows)
+        return self._batch(shown, pixels_BCHW), unreadable
+
+    def _batch(self, rows: np.ndarray, pixels_BCHW: Tensor | None) -> TriangleBatch:
         columns, vertices = self.rows, self._stage.vertices
-        pixels_BCHW = None
-        if "image" in vertices and "image" not in self._read:
-            rows, pixels_BCHW = self._pixels(rows)
         fields: dict[str, Any] = {
             "languages_B": torch.from_numpy(columns.languages_N[rows].astype(np.int64)),
             "groups_B": torch.from_numpy(columns.groups_N[rows]),
@@ -160,18 +180,17 @@ class TriangleBatches(StageBatches):
             fields["ids_BT"], fields["mask_BT"] = pad([columns.tokens[row] for row in rows], padding)
         return TriangleBatch(**fields)
 
-    def _pixels(self, rows: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        """The rows to train on, and their pictures (B, 3, S, S)."""
+    def _pixels(self, rows: np.ndarray) -> tuple[np.ndarray, Tensor, list[int]]:
+        """The rows to train on, their pictures (B, 3, S, S), and those that could not be read."""
         assert self._captions is not None
         clip, images = self._towers.model.clip[0], self.rows.images_N[rows]
         pixels_BCHW, bad = read_pixels(self._captions, images, clip.transform, clip.preprocess)
         if bad:
-            self._note(images[bad])
             good = np.setdiff1d(np.arange(len(rows)), bad)
             shown = np.arange(len(rows))
             shown[bad] = np.resize(good, len(bad))
             rows, pixels_BCHW = rows[shown], pixels_BCHW[shown]
-        return rows, pixels_BCHW
+        return rows, pixels_BCHW, images[bad].tolist()
 
     def _with_template(self, texts: list[str]) -> list[str]:
         """Texts in randomly drawn templates, while the teacher's text tower learns."""

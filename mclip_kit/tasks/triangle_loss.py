@@ -5,7 +5,7 @@ AltCLIP's two stages, mCLIP's TriKD and fine-tuning differ only in edges and in 
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -43,8 +43,15 @@ class TriangleBatch:
 
     def to(self, device: torch.device) -> "TriangleBatch":
         """The batch on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "TriangleBatch":
+        """The batch in pinned memory, from which a GPU fetches it while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TriangleBatch":
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return TriangleBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in given.items()})
+        return TriangleBatch(**{name: change(tensor) for name, tensor in given.items()})
 
     def __len__(self) -> int:
         return len(self.groups_B)

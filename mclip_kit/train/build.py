@@ -66,7 +66,7 @@ def build_cache(recipe: Recipe, folder: Path, accelerator: Accelerator) -> Featu
         accelerator.process_index,
         accelerator.num_processes,
         section.features in ("tokens", "auto"),
-        section.workers,
+        recipe.workers,
         tqdm.write if accelerator.is_main_process else lambda line: None,
     )
 

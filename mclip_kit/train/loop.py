@@ -3,8 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,8 +14,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mclip_kit.data.readers import read_ahead
 from mclip_kit.progress import tqdm
-from mclip_kit.tasks.base import Seed
+from mclip_kit.tasks.base import Seed, StageBatches
 from mclip_kit.train import fsdp
 
 Gradients = Callable[[Accelerator, torch.nn.Module, Any, Seed], dict[str, Tensor]]
@@ -30,8 +31,8 @@ class Loop:
         name: for the progress bar.
         module: prepared by the accelerator; a batch to named loss terms.
         optimizer: prepared by the accelerator; the learning rate of a group is the rate times its `scale`.
-        epoch: number of an epoch -> its batches of rows, over all processes; every epoch has as many.
-        batch: rows of this process -> a batch.
+        batches: their plan gives the rows of a step, over all processes; every epoch has as many steps.
+        readers: processes that make batches ahead of the steps; 0: this one makes each in its step.
         rate: step -> learning rate.
         steps: of the whole stage.
         steps_per_epoch: steps of a pass over the rows.
@@ -43,8 +44,8 @@ class Loop:
     name: str
     module: torch.nn.Module
     optimizer: Any
-    epoch: Callable[[int], list[np.ndarray]]
-    batch: Callable[[np.ndarray], Any]
+    batches: StageBatches
+    readers: int
     rate: Callable[[int], float]
     steps: int
     steps_per_epoch: int
@@ -59,7 +60,7 @@ Step = tuple[int, dict[str, float], np.ndarray, bool]
 """Number of steps taken, what the last one measured, its rows over all processes, and whether to stop after it."""
 
 
-def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int] = ()) -> Iterator[Step]:
+def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int] = ()) -> Generator[Step]:
     """Take the steps from `start` on, and yield after each of them.
 
     A step whose loss or gradient is non-finite changes no weight; its value `skipped` is 1 then.
@@ -68,20 +69,23 @@ def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int]
         asked: not empty once this process is to stop (`stop_requests`); all processes then stop after the same step.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    with tqdm(
+    bar = tqdm(
         desc=loop.name,
         initial=start,
         total=loop.steps,
         unit="step",
         dynamic_ncols=True,
         disable=not accelerator.is_local_main_process,
-    ) as bar:
-        for step, rows in _rows(loop, start):
-            began = time.perf_counter()
+    )
+    pin = accelerator.device.type == "cuda"
+    with bar, closing(read_ahead(partial(_read, loop, rank, world), _rows(loop, start), loop.readers, pin)) as steps:
+        began = time.perf_counter()
+        for (step, rows), (read, unreadable) in steps:
+            loop.batches.note(unreadable)
+            batch = read.to(accelerator.device)
+            fetched = time.perf_counter()
             seed = partial(_seed, loop.seed, step, rank)
             seed(0)
-            batch = loop.batch(rows[rank::world]).to(accelerator.device)
-            fetched = time.perf_counter()
             for group in loop.optimizer.param_groups:
                 group["lr"] = loop.rate(step) * group.get("scale", 1.0)
             loop.optimizer.zero_grad()
@@ -100,12 +104,20 @@ def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int]
             bar.set_postfix_str(_postfix(values, [name for name in terms if name in values]), refresh=False)
             bar.update()
             yield step + 1, values, rows, stop
+            began = time.perf_counter()
 
 
 def _over_processes(accelerator: Accelerator, terms: dict[str, Tensor]) -> dict[str, float]:
     """Means of the loss terms over all processes."""
     means = accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
     return dict(zip(terms, means.tolist(), strict=True))
+
+
+def _read(loop: Loop, rank: int, world: int, work: tuple[int, np.ndarray]) -> tuple[Any, Sequence[int]]:
+    """This process's part of the batch of a step, and pictures that could not be read."""
+    step, rows = work
+    _seed(loop.seed, step, rank, 0)
+    return loop.batches.read(rows[rank::world])
 
 
 def _seed(seed: int, step: int, rank: int, part: int) -> None:
@@ -126,7 +138,7 @@ def _pace(rows: int, batch: Any, world: int, began: float, fetched: float) -> di
 
 def _rows(loop: Loop, start: int) -> Iterator[tuple[int, np.ndarray]]:
     for epoch in range(start // loop.steps_per_epoch, -(-loop.steps // loop.steps_per_epoch)):
-        for step, rows in enumerate(loop.epoch(epoch), epoch * loop.steps_per_epoch):
+        for step, rows in enumerate(loop.batches.plan.epoch(epoch), epoch * loop.steps_per_epoch):
             if start <= step < loop.steps:
                 yield step, rows
 

@@ -23,6 +23,7 @@ HARMLESS = (
     "evaluation.every_epochs",
     "evaluation.every_steps",
     "trackers",
+    "workers",
 )
 """Keys and sections that decide nothing of what is trained, but where features lie and what is written."""
 

@@ -1,7 +1,7 @@
 """A recipe's run, stage by stage; `layout.py` has the files of its folder."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cache, partial
 from pathlib import Path
 from signal import SIGINT
@@ -13,6 +13,7 @@ from torch import Tensor
 from mclip_kit import layout
 from mclip_kit.config.recipe import Recipe, dump
 from mclip_kit.data.leakage import as_json, without_fingerprints
+from mclip_kit.data.readers import reader_count
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import CheckpointError, MclipError
 from mclip_kit.features.cache import FeatureCache
@@ -183,8 +184,8 @@ class Run:
         """Train one stage, from a state on."""
         at = self._begin(index, state)
         at.call("before_stage")
-        with stop_requests() as asked:
-            for step in train(self.accelerator, at.loop, state.step, asked):
+        with stop_requests() as asked, closing(train(self.accelerator, at.loop, state.step, asked)) as steps:
+            for step in steps:
                 at.step, at.values, at.rows, at.interrupted = step
                 at.done = at.step == at.loop.steps
                 at.call("after_step")
@@ -225,8 +226,8 @@ class Run:
             name=f"stage {index + 1}/{len(self.recipe.stages)} {stage.name}",
             optimizer=self.accelerator.prepare(optimizer_of(module, stage)),
             module=fsdp.prepare(self.accelerator, module).train(),
-            epoch=batches.plan.epoch,
-            batch=batches.batch,
+            batches=batches,
+            readers=reader_count(self.recipe.workers, batches.decodes),
             rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, batches.steps, stage.warmup_init_lr),
             steps=batches.steps,
             steps_per_epoch=batches.steps_per_epoch,

@@ -127,7 +127,6 @@ IDLE: dict[str, dict[str, Any]] = {
     "cache.folder": {"cache": {"features": "off", "folder": "x"}},
     "cache.dtype": {"cache": {"features": "off", "dtype": "fp32"}},
     "cache.dtype ": {"cache": {"dtype": "int8"}},
-    "cache.workers": {"cache": {"features": "off", "workers": 1}, "evaluation": None},
     "cache.max_bad_fraction": {
         "cache": {"max_bad_fraction": 0.1},
         "evaluation": None,

@@ -340,6 +340,22 @@ def test_old_names_of_keys_load_with_a_line_each(tmp_path: Path) -> None:
     assert recipe.data.bitexts == {"start": 2.0, "wise_ft": 1.0}
 
 
+def test_a_key_that_moved_to_the_top_is_read_in_its_old_place(tmp_path: Path) -> None:
+    said = "cache.workers is now called workers"
+    for cache in ({"workers": 3}, {"features": "off", "workers": 3}):
+        path = tiny.write_recipe(tiny.recipe(tmp_path) | {"cache": cache}, tmp_path / "moved.yaml")
+        with pytest.warns(RenamedKey, match=said):
+            recipe = load(path)
+        assert (recipe.workers, recipe.cache.features) == (3, cache.get("features", "auto"))
+    with pytest.warns(RenamedKey, match="--set cache.workers: the key is now called workers"):
+        assert load(tiny.write_recipe(tiny.recipe(tmp_path), path), ["cache.workers=0"]).workers == 0
+    tree = tiny.recipe(tmp_path) | {"cache": {"workers": 3}, "workers": 2}
+    with pytest.raises(
+        RecipeError, match=r"cache\.workers: is the old name of workers, which is given too; keep workers"
+    ):
+        load(tiny.write_recipe(tree, path))
+
+
 def test_old_names_override_too(tmp_path: Path) -> None:
     path = tiny.write_recipe(tiny.recipe(tmp_path), tmp_path / "new.yaml")
     with pytest.warns(RenamedKey, match="--set stages.2.wise_ft: the key is now called wise_ft_alpha"):

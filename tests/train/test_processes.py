@@ -172,8 +172,9 @@ def train_and_note_rows(recipe: Path, folder: Path, stop: int = 0) -> None:
 
     class Notes(Callback):
         def before_stage(self) -> None:
-            self.rows, batch = list[list[int]](), self.at.loop.batch
-            self.at.loop.batch = lambda rows: (self.rows.append(rows.tolist()), batch(rows))[1]
+            self.rows, batches = list[list[int]](), self.at.loop.batches
+            read = batches.read
+            batches.read = lambda rows: (self.rows.append(rows.tolist()), read(rows))[1]
 
         def after_step(self) -> None:
             with (folder.parent / f"rows-{rank}-{processes}.txt").open("a") as handle:

@@ -1,0 +1,209 @@
+"""Reader processes: inputs are read ahead of their use (pictures decoded, texts tokenised), and come in order.
+
+A reader is forked, so it has all that this process has, such as mapped columns, without a copy. It never uses a GPU.
+"""
+
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
+from typing import Any, TypeVar
+
+import torch
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
+
+from mclip_kit.errors import DataError, MclipError, first_line
+from mclip_kit.progress import note
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+MOST = 16  # readers that a process starts unless it is told how many
+AHEAD = 1  # results of a reader that wait, or that it works on
+STOPS = (signal.SIGINT, signal.SIGTERM)  # that this process handles; its readers end with it
+
+
+def reader_count(asked: int | None, useful: bool) -> int:
+    """The number of readers of a process.
+
+    >>> reader_count(3, useful=False), reader_count(None, useful=False)
+    (3, 0)
+
+    Args:
+        asked: by the user; None: as many as this process's share of the CPU cores, at most 16, if they are useful.
+        useful: whether reading takes longer than sending what was read from one process to another.
+    Raises:
+        DataError: readers are asked for, and the system cannot fork.
+    """
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and hasattr(os, "sched_getaffinity")  # Linux
+    if asked and not can_fork:
+        raise DataError(f"workers: {asked}: reader processes need Linux; leave the key out, or set it to 0")
+    if asked is not None or not useful or not can_fork:
+        return asked or 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST, len(os.sched_getaffinity(0)) // processes))
+
+
+def read_ahead(
+    read: Callable[[Item], Result], items: Iterable[Item], readers: int, pin: bool = False
+) -> Generator[tuple[Item, Result]]:
+    """Each item with what `read` gives for it, in their order; at most one result a reader is made in advance.
+
+    >>> list(read_ahead(len, ["a", "bc"], readers=0))
+    [('a', 1), ('bc', 2)]
+
+    Args:
+        read: runs in a reader; what it changes stays there, and an error that it raises is raised here.
+        items: asked for one by one, by this process.
+        readers: processes; 0: this one reads.
+        pin: copy tensors, and objects that have `pin_memory`, into memory from which a GPU can fetch them.
+    Raises:
+        DataError: a reader was killed.
+    """
+    if not readers:
+        for item in items:
+            yield item, read(item)
+        return
+    sent, warned = deque[Item](), False
+
+    def noted() -> Iterator[Item]:
+        for item in items:
+            sent.append(item)
+            yield item
+
+    with _end_of_readers() as start:
+        loader = DataLoader(
+            _Inputs(read),
+            batch_size=None,
+            sampler=noted(),
+            num_workers=readers,
+            prefetch_factor=AHEAD,
+            worker_init_fn=start,
+            multiprocessing_context="fork",
+            pin_memory=pin,
+            generator=torch.Generator(),
+        )
+        try:
+            with _held_signals():
+                parcels = iter(loader)
+            for parcel in parcels:
+                if parcel.no_room and not warned:
+                    warned = True
+                    note(f"readers send batches slowly ({parcel.no_room}); enlarge /dev/shm (docker run --shm-size)")
+                yield sent.popleft(), parcel.open()
+        except (RuntimeError, _Lost) as error:
+            if not isinstance(error, _Lost) and not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise DataError(
+                f"a reader process was killed, perhaps because the memory is full ({first_line(error)}); start again "
+                f"with fewer than {readers}, or with none: train --resume --set workers=0, embed --workers 0"
+            ) from None
+
+
+class _Inputs(Dataset[Any]):
+    """What is read for an item, ready to be sent."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self._read = read
+
+    def __getitem__(self, item: Any) -> "_Parcel":
+        try:
+            return _Parcel(self._read(item))
+        except Exception as error:
+            if not isinstance(error, MclipError):
+                error.add_note(f"in a reader process:\n{traceback.format_exc()}")
+            return _Parcel(error)
+
+
+class _Parcel:
+    """A result or an error on its way; its tensors are in shared memory, or in the pipe if that has no room.
+
+    It is pickled here, where an error is raised, and not by the queue's thread, which would lose the result.
+    """
+
+    def __init__(self, content: Any) -> None:
+        self.no_room = ""
+        try:
+            self._bytes = bytes(ForkingPickler.dumps(content))
+        except RuntimeError as error:
+            if "shared memory" not in str(error):  # torch's words
+                raise
+            self.no_room = first_line(error)
+            self._bytes = pickle.dumps(content)
+        self._opened: list[Any] = []
+
+    def pin_memory(self) -> "_Parcel":
+        """The same with pinned tensors; the loader's thread calls it."""
+        self._opened = [tree_map(lambda leaf: leaf.pin_memory() if hasattr(leaf, "pin_memory") else leaf, self._load())]
+        return self
+
+    def open(self) -> Any:
+        """The result; an error is raised."""
+        content = self._opened.pop() if self._opened else self._load()
+        if isinstance(content, Exception):
+            raise content
+        return content
+
+    def _load(self) -> Any:
+        try:
+            return pickle.loads(self._bytes)
+        except (OSError, EOFError) as error:  # the reader hands its shared memory over, and is no more
+            raise _Lost(f"its result is lost: {first_line(error)}") from None
+
+
+class _Lost(Exception):
+    """A result whose reader has ended."""
+
+
+@contextmanager
+def _end_of_readers() -> Iterator[Callable[[int], None]]:
+    """What a reader does first; readers end when the block does, or with this process, even if it is killed."""
+    watched, end = os.pipe()
+
+    stop = Finalize(None, os.write, (end, b"x"), exitpriority=1)  # at the latest before this process waits for them
+    try:
+        yield partial(_start, watched, end)
+    finally:
+        stop()
+        os.close(end)
+        os.close(watched)
+
+
+def _start(watched: int, end: int, number: int) -> None:
+    os.close(end)
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers would warn that they were forked
+    threading.Thread(target=_watch, args=(watched,), daemon=True).start()
+
+
+def _watch(watched: int) -> None:
+    select.select([watched], [], [])  # not read: every reader is to see it
+    os._exit(0)
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Inside, readers are forked: a signal waits until they ignore it, and the death of one interrupts nothing here.
+
+    DataLoader would raise it wherever this process is; it also sees it when it waits for that reader.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if in_main:
+            signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
