@@ -8,6 +8,8 @@ import numpy as np
 
 from mclip_kit.errors import DataError
 
+READ = 1 << 22  # bytes in which line ends are looked for at once
+LF = ord("\n")
 RECENT = 2**18  # hashes that a Deduplicator holds in a set
 
 
@@ -24,18 +26,23 @@ class TextLines(Sequence[str]):
         self.path = path
         if not path.is_file():
             raise DataError(f"{path}: missing; prepare it with --again")
-        self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-        ends = np.flatnonzero(self._bytes == ord("\n"))
-        if len(self._bytes) and (not len(ends) or ends[-1] != len(self._bytes) - 1):
-            ends = np.append(ends, len(self._bytes))
-        self._starts = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
-        self._ends = ends
+        size = path.stat().st_size
+        self._bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        dtype = np.uint32 if size < 1 << 32 else np.int64
+        starts = range(0, size, READ)
+        ends = [(start + np.flatnonzero(self._bytes[start : start + READ] == LF)).astype(dtype) for start in starts]
+        self._ends = np.concatenate([np.empty(0, dtype), *ends, np.array([size] if self._is_open() else [], dtype)])
+
+    def _is_open(self) -> bool:
+        """Whether the last line has no end."""
+        return len(self._bytes) > 0 and self._bytes[-1] != LF
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        line = self._bytes[self._starts[index] : self._ends[index]]
+        index = index + len(self) if index < 0 else index
+        line = self._bytes[int(self._ends[index - 1]) + 1 if index else 0 : int(self._ends[index])]
         try:
             return line.tobytes().decode("utf-8").removesuffix("\r")
         except UnicodeDecodeError:
@@ -63,7 +70,7 @@ class ConcatSequence(Sequence[Any]):
 class Subset(Sequence[Any]):
     """The given rows of a sequence, in the given order."""
 
-    def __init__(self, source: Sequence[Any], rows: np.ndarray) -> None:
+    def __init__(self, source: Sequence[Any], rows: np.ndarray | range) -> None:
         self._source, self._rows = source, rows
 
     def __len__(self) -> int:

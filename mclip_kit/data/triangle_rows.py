@@ -3,9 +3,7 @@
 Shapes: N rows, B rows of a block.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mclip_kit.data.content_keys import hash_texts, hash_tokens, normalize_spaces
-from mclip_kit.data.row_files import COLUMNS, ColumnWriter, Ragged, RaggedTexts, open_columns
+from mclip_kit.data.row_files import ColumnWriter, Ragged, RaggedTexts, open_folder
 from mclip_kit.data.sequences import Subset
 from mclip_kit.progress import SOON, tqdm
 
@@ -146,9 +144,7 @@ def open_rows(folder: Path) -> TriangleRows:
     Raises:
         DataError: a file is damaged.
     """
-    facts, columns = open_columns(folder)
-    with suppress(OSError):  # the folder may be read-only
-        os.utime(folder / COLUMNS)  # the time of last use
+    facts, columns = open_folder(folder)
     return TriangleRows(
         languages=list(facts["languages"]),
         languages_N=columns["language"],
