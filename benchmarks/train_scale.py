@@ -44,7 +44,7 @@ BYTES = 60  # a row, of all processes together
 FEW = 1000  # rows whose processes' memory is subtracted
 BATCH, STEPS = 512, 10
 LOOK = 0.05  # seconds between two looks at the memory
-PATIENCE = 600  # seconds; a start that takes longer has failed
+PATIENCE = 300  # seconds; a start that takes longer has failed
 
 TEACHER: dict[str, Any] = {
     "embed_dim": 16,

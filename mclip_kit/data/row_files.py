@@ -23,6 +23,7 @@ from mclip_kit.files import move, remove_leftovers, temporary_name, write_json
 from mclip_kit.locks import locked
 
 COLUMNS = "columns.json"
+ROWS = "rows"  # how names of folders of training rows start
 READ = 1 << 22  # bytes that are read at once
 
 

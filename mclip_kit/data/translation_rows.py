@@ -15,8 +15,7 @@ import numpy as np
 from mclip_kit.data.bitext import Bitext, Direction, Side, find_directions, read_direction
 from mclip_kit.data.cleaned import Tokenize
 from mclip_kit.data.row_files import ColumnWriter, Ragged, open_folder
-from mclip_kit.data.sequences import ConcatSequence, Subset
-from mclip_kit.data.triangle_rows import blocks_of
+from mclip_kit.data.sequences import ConcatSequence, Subset, blocks_of
 from mclip_kit.errors import DataError
 from mclip_kit.progress import SOON, tqdm
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mclip_kit.data.row_files import once
+from mclip_kit.data.row_files import ROWS, once
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features import hashing
 from mclip_kit.features.file_hashes import WIDTH
@@ -24,7 +24,6 @@ from mclip_kit.files import temporary_directory, write_json
 from mclip_kit.progress import is_quiet, tqdm
 
 T = TypeVar("T")
-ROWS = "rows"  # the kind of training rows: the start of a folder's name
 FILES = "files"  # the kind of the table of known hashes of picture files
 
 
@@ -72,6 +71,11 @@ class FeatureCache:
     def is_persistent(self, tower: str) -> bool:
         """Whether features of a tower are kept for later runs."""
         return self.root is not None and tower not in self.trained
+
+    @property
+    def shares(self) -> bool:
+        """Whether other processes find what this one keeps, and it may keep more."""
+        return self.root is not None and self.writes
 
     def note(self, line: str) -> None:
         """Log a line that is no warning, unless the process is quiet."""

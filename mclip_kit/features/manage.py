@@ -9,9 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclip_kit.data.row_files import COLUMNS, columns_are_sound
+from mclip_kit.data.row_files import COLUMNS, ROWS, columns_are_sound
 from mclip_kit.errors import MALFORMED, DataError
-from mclip_kit.features.cache import ROWS
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.shard_writer import remove_damaged
 from mclip_kit.features.shards import is_sound, shard_folders

@@ -57,6 +57,7 @@ class TranslationBatches(StageBatches):
             rows.corpora_N,
             context.recipe.data.shares,
             tokens=stage.batch_tokens,
+            kept=rows.folder if context.cache.shares else None,
         )
 
     def batch(self, rows: np.ndarray) -> TranslationBatch:

@@ -1,6 +1,7 @@
 """The task of stages on edges of the triangle: their rows, batches, gradients and trial steps."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.manifest import bitext_stamps, file_stamps
+from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
@@ -99,7 +101,10 @@ class TriangleTask(Task):
         dropping = [e for name, e in stage.edges.items() if "teacher_text" in name and e.missing_teacher == "drop"]
         if len(dropping) == len(stage.edges) and not rows.has_teacher_N.any():
             raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
-        counts = np.bincount(rows.languages_N) if stage.monolingual else np.array([len(rows)])
+        counts = np.array([len(rows)])
+        if stage.monolingual:
+            parts = (rows.languages_N[part] for part in blocks_of(len(rows)))
+            counts = np.sum([np.bincount(part, minlength=len(rows.languages)) for part in parts], axis=0)
         if np.min(counts) < stage.batch_size:
             where = f" in {rows.languages[int(np.argmin(counts))]}" if stage.monolingual else ""
             raise DataError(
@@ -117,7 +122,7 @@ class TriangleTask(Task):
         recipe = self.context.recipe
         return TriangleBatches(
             FrozenTowers(self.context.model, cache),
-            self.rows,
+            self.rows if cache.shares else replace(self.rows, folder=None),
             self.stage,
             self.live,
             section,

@@ -43,7 +43,7 @@ class Loop:
     name: str
     module: torch.nn.Module
     optimizer: Any
-    epoch: Callable[[int], list[np.ndarray]]
+    epoch: Callable[[int], Sequence[np.ndarray]]
     batch: Callable[[np.ndarray], Any]
     rate: Callable[[int], float]
     steps: int

@@ -9,11 +9,11 @@ import pytest
 from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.content_keys import hash_texts, hash_tokens
-from mclip_kit.data.row_files import ColumnWriter, Ragged, RaggedTexts, once, open_folder
+from mclip_kit.data.row_files import ROWS, ColumnWriter, Ragged, RaggedTexts, once, open_folder
 from mclip_kit.data.triangle_rows import RowBlock, RowStream, open_rows, write_rows
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.manage import ROWS, list_tables, verify
+from mclip_kit.features.manage import list_tables, verify
 from mclip_kit.tasks.base import Context, task_of
 from mclip_kit.train.build import build_model
 from tests import tiny
