@@ -8,8 +8,7 @@ import numpy as np
 from mclip_kit.data.bitext import Bitext, Side
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.cleaned import Clean, Tokenize, student_tokens
-from mclip_kit.data.content_keys import hash_texts, normalize_spaces
-from mclip_kit.data.sequences import blocks_of
+from mclip_kit.data.sequences import blocks_of, some
 from mclip_kit.data.triangle_rows import RowBlock, RowStream
 from mclip_kit.errors import DataError
 
@@ -118,29 +117,45 @@ class _Corpus:
         def block(left: Side, right: Side, rows: np.ndarray) -> RowBlock:
             tokens = student_tokens(right, rows, tokenize, clean, same[right.language])
             languages_B = np.full(len(rows), codes.index(right.language))
-            return RowBlock(languages_B, tokens, [left.texts[row] for row in rows], self.number)
+            return RowBlock(languages_B, tokens, some(left.texts, rows), self.number)
 
-        for left, right in self.rows:
+        lefts, keys = [left for left, _ in self.pairs], list[np.ndarray]()
+        for left, right in self.rows or zip(lefts, lefts, strict=True):
             for part in blocks_of(len(left.tokens)):
-                yield block(left, right, np.arange(part.start, part.stop))
-        for left, rows in _first_occurrences([left for left, _ in self.pairs]) if include else ():
+                found = block(left, right, np.arange(part.start, part.stop))
+                keys.append(found.teacher_keys_B2[:, 0])
+                if self.rows:
+                    yield found
+        for left, rows in _first_occurrences(lefts, keys) if include else ():
             for part in blocks_of(len(rows)):
                 yield block(left, left, rows[part])
 
 
-def _first_occurrences(sides: Sequence[Side]) -> Iterator[tuple[Side, np.ndarray]]:
-    """The rows of each side whose sentence is in none before; a sentence occurs in the pair with every language."""
-    keys = [
-        hash_texts(normalize_spaces(side.texts[row]) for row in range(part.start, part.stop))[:, 0]
-        for side in sides
-        for part in blocks_of(len(side.tokens))
-    ]
-    first = np.sort(np.unique(np.concatenate([np.empty(0, "<u8"), *keys]), return_index=True)[1])
+def _first_occurrences(sides: Sequence[Side], keys: list[np.ndarray]) -> Iterator[tuple[Side, np.ndarray]]:
+    """The rows of each side whose sentence is in none before; a sentence occurs in the pair with every language.
+
+    Args:
+        keys: of the sentences of all sides, some of them each.
+    """
+    first_N = _are_first(np.concatenate([np.empty(0, "<u8"), *keys]))
     start = 0
     for side in sides:
         stop = start + len(side.tokens)
-        yield side, first[np.searchsorted(first, start) : np.searchsorted(first, stop)] - start
+        yield side, np.flatnonzero(first_N[start:stop])
         start = stop
+
+
+def _are_first(keys_N: np.ndarray) -> np.ndarray:
+    """Which keys are in no row before, bool (N,); a range of keys is sorted at once."""
+    first_N, ranges = np.zeros(len(keys_N), bool), max(1, len(keys_N) >> 20)
+    for number in range(ranges):
+        inside = [
+            part.start + np.flatnonzero((keys_N[part] >> np.uint64(32)) * np.uint64(ranges) >> np.uint64(32) == number)
+            for part in blocks_of(len(keys_N))
+        ]
+        rows = np.concatenate([np.empty(0, np.int64), *inside])
+        first_N[rows[np.unique(keys_N[rows], return_index=True)[1]]] = True
+    return first_N
 
 
 def _chosen(

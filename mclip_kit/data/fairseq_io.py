@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mclip_kit.data.sequences import split
 from mclip_kit.data.tokenizer import BOS
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
@@ -181,6 +182,10 @@ class Sentences(Sequence[np.ndarray]):
         other[np.cumsum(lengths_B) - lengths_B] = False
         ids[other] = stored
         return ids, lengths_B
+
+    def run(self, part: slice) -> list[np.ndarray]:
+        """Some items as arrays; arguments as of `block`."""
+        return split(*self.block(part))
 
     def __len__(self) -> int:
         return len(self._data)

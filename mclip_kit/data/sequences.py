@@ -11,12 +11,27 @@ from mclip_kit.errors import DataError
 READ = 1 << 22  # bytes in which line ends are looked for at once
 LF = ord("\n")
 BLOCK = 2**14  # rows that are made at once
+SPARSE = 4  # from one wanted row in so many on, rows are not read as a run
 RECENT = 2**18  # hashes that a Deduplicator holds in a set
 
 
 def blocks_of(count: int, size: int = BLOCK) -> Iterator[slice]:
     """Slices of the numbers below `count`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def some(source: Sequence[Any], rows: np.ndarray) -> list[Any]:
+    """The items of some rows, in ascending order; a `source` that can read a run of rows reads them at once."""
+    if not len(rows) or not hasattr(source, "run") or rows[-1] - rows[0] >= SPARSE * len(rows):
+        return [source[row] for row in rows]
+    found: list[Any] = source.run(slice(int(rows[0]), int(rows[-1]) + 1))
+    return found if len(found) == len(rows) else [found[place] for place in (rows - rows[0]).tolist()]
+
+
+def split(ids: np.ndarray, lengths_B: np.ndarray) -> list[np.ndarray]:
+    """Ids of some texts, one after the other -> those of each; they are not copied."""
+    ends = np.cumsum(lengths_B, dtype=np.int64)
+    return [ids[start:end] for start, end in zip((ends - lengths_B).tolist(), ends.tolist(), strict=True)]
 
 
 class TextLines(Sequence[str]):
@@ -45,6 +60,15 @@ class TextLines(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def run(self, part: slice) -> list[str]:
+        """Some lines, one after the other: start and stop, at least one line."""
+        first = int(self._ends[part.start - 1]) + 1 if part.start else 0
+        try:
+            lines = self._bytes[first : int(self._ends[part.stop - 1])].tobytes().decode("utf-8")
+        except UnicodeDecodeError:
+            return [self[row] for row in range(part.start, part.stop)]  # which names the line
+        return [line.removesuffix("\r") for line in lines.split("\n")]
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         index = index + len(self) if index < 0 else index

@@ -15,7 +15,7 @@ import numpy as np
 from mclip_kit.data.bitext import Bitext, Direction, Side, find_directions, read_direction
 from mclip_kit.data.cleaned import Tokenize
 from mclip_kit.data.row_files import ColumnWriter, Ragged, open_folder
-from mclip_kit.data.sequences import ConcatSequence, Subset, blocks_of
+from mclip_kit.data.sequences import ConcatSequence, Subset, blocks_of, some
 from mclip_kit.errors import DataError
 from mclip_kit.progress import SOON, tqdm
 
@@ -135,7 +135,7 @@ def _blocks(side: Side, tokenize: Tokenize | None) -> Iterator[tuple[np.ndarray,
         if tokenize is None:
             yield side.tokens.block(part)
         else:
-            tokens = tokenize([side.texts[row] for row in range(part.start, part.stop)])
+            tokens = tokenize(some(side.texts, np.arange(part.start, part.stop)))
             yield np.concatenate(tokens).astype(np.int32, copy=False), np.fromiter(map(len, tokens), np.int32)
 
 

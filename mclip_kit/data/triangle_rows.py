@@ -5,6 +5,7 @@ Shapes: N rows, B rows of a block.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -85,6 +86,11 @@ class RowBlock:
     images_B: np.ndarray | None = None
     groups_B: np.ndarray | None = None
 
+    @cached_property
+    def teacher_keys_B2(self) -> np.ndarray:
+        """Keys of the teacher's texts."""
+        return hash_texts(map(normalize_spaces, self.teacher_texts))
+
 
 @dataclass(frozen=True)
 class RowStream:
@@ -117,7 +123,7 @@ def _columns(block: RowBlock, ends: dict[str, int]) -> dict[str, np.ndarray]:
     lengths_B = np.fromiter(map(len, block.tokens), np.int32, B)
     encoded = [text.encode() for text in block.teacher_texts]
     sizes_B = np.fromiter(map(len, encoded), np.int64, B)
-    keys_B2 = hash_texts(map(normalize_spaces, block.teacher_texts))
+    keys_B2 = block.teacher_keys_B2
     found: dict[str, np.ndarray] = {
         "language": block.languages_B.astype(np.int16),
         "length": lengths_B,
