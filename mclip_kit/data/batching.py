@@ -3,15 +3,25 @@
 Everything is a pure function of (seed, epoch), so a run needs only the step number to resume.
 """
 
+import hashlib
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mclip_kit.data.row_files import ColumnWriter, Ragged, once, open_folder
+from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.tokenizer import PAD
+from mclip_kit.errors import DataError, DiskError
 
+EPOCH = "epoch"  # how names of folders of kept epochs start
+SHARED = 2**17  # rows from which on an epoch is kept
 WINDOW = 50  # the rows of so many batches are sorted by length together: little padding, and still well mixed
 
 
@@ -29,6 +39,7 @@ class Plan:
         monolingual: every batch has rows of one language only.
         seed: of all random draws.
         tokens: most tokens a batch, padding included: rows times longest row; None: `batch_size` rows a batch.
+        kept: a folder that belongs to these rows alone: one process draws an epoch, and all others map it.
     """
 
     languages_N: np.ndarray
@@ -40,19 +51,51 @@ class Plan:
     sources_N: np.ndarray | None = None
     weights: Sequence[float] | None = None
     tokens: int | None = None
+    kept: Path | None = None
 
-    @property
+    @cached_property
     def per_epoch(self) -> int:
         """Number of batches of an epoch."""
         if self.tokens is None:
             return len(self.epoch(0))
         return max(1, int(self.lengths_N.sum()) // self.tokens)
 
-    def epoch(self, number: int) -> list[np.ndarray]:
-        """The batches of an epoch, each the row numbers as int64 (batch_size,).
+    def epoch(self, number: int) -> Sequence[np.ndarray]:
+        """The batches of an epoch, each the row numbers as int (batch_size,).
 
         An epoch has as many rows as the data, without those that do not fill a batch.
         """
+        kept = self.kept
+        if kept is None or len(self.languages_N) < SHARED:
+            return self._epoch(number)
+        name = f"{EPOCH}-{self._identity()}"
+
+        def write(part: Path) -> None:
+            for old in {*kept.glob(f"{EPOCH}-*")} - {kept / f"{name}-{number - 1}"}:
+                shutil.rmtree(old, ignore_errors=True)
+            self._write(part, number)
+
+        try:
+            columns = open_folder(once(kept / f"{name}-{number}", write))[1]
+        except (DataError, DiskError):  # damaged, or removed by another run on the same rows; or nothing can be kept
+            return self._epoch(number)
+        return Ragged(columns["rows"], columns["ends"])
+
+    def _identity(self) -> str:
+        """A hash of everything but the rows that decides an epoch."""
+        facts = [self.batch_size, self.temperature, self.monolingual, self.seed, self.weights, self.tokens]
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+
+    def _write(self, folder: Path, number: int) -> None:
+        batches, end = self._epoch(number), 0
+        with ColumnWriter(folder, {}) as writer:
+            for part in blocks_of(len(batches), 256):
+                ends = end + np.cumsum([len(batch) for batch in batches[part]], dtype=np.int64)
+                writer.add("rows", np.concatenate(batches[part]))
+                writer.add("ends", ends)
+                end = int(ends[-1])
+
+    def _epoch(self, number: int) -> list[np.ndarray]:
         if self.tokens is None:
             return self._batches(np.random.default_rng((self.seed, number)))
         batches: list[np.ndarray] = []
@@ -77,21 +120,26 @@ class Plan:
         A row is repeated only after all others of its corpus and language have occurred as often.
         """
         size = len(self.languages_N)
-        if self.temperature == 1 and self.weights is None:  # 4 bytes a row, and the same draw
-            return random.permutation(np.arange(size, dtype=np.int32 if size < 2**31 else np.int64))
-        sources_N = np.zeros(size, int) if self.sources_N is None else self.sources_N
+        dtype = np.int32 if size < 2**31 else np.int64
+        if self.temperature == 1 and self.weights is None:
+            rows_N = np.arange(size, dtype=dtype)
+            random.shuffle(rows_N)
+            return rows_N
+        sources_N = np.zeros(size, np.int8) if self.sources_N is None else self.sources_N
         numbers, rows = np.unique(sources_N, return_counts=True)
         weights = rows if self.weights is None else np.asarray(self.weights, float)[numbers]
         drawn = []
         for number, share in zip(numbers, weights / weights.sum(), strict=True):
-            own = np.flatnonzero(sources_N == number)
+            own = np.flatnonzero(sources_N == number).astype(dtype)
             languages, counts = np.unique(self.languages_N[own], return_counts=True)
             wanted = np.round(size * share * language_shares(counts, self.temperature)).astype(int)
             for language, count, want in zip(languages, counts, wanted, strict=True):
                 group = own[self.languages_N[own] == language]
                 repeats = [random.permutation(group) for _ in range(-(-want // count))]
                 drawn.append(np.concatenate([group[:0], *repeats])[:want])
-        return random.permutation(np.concatenate(drawn))
+        rows_N = np.concatenate(drawn)
+        random.shuffle(rows_N)
+        return rows_N
 
     def _buckets(self, rows: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
         batches = []

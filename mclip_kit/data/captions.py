@@ -8,6 +8,7 @@ looked for in the folder `pictures`, where a user may have put it since.
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mclip_kit.data.arrays import open_array
 from mclip_kit.data.columns import Labels, Strings, as_array, as_keys
 from mclip_kit.data.manifest import check_files
 from mclip_kit.data.pictures import to_rgb
+from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.tables import open_tables
 from mclip_kit.errors import DataError, first_line
 from mclip_kit.layout import IMAGES_ARRAY, MANIFEST, PICTURES
@@ -65,17 +67,27 @@ class Captions:
         """
         if not isinstance(split, str):
             return self._select_each(split, list(split) if languages == "all" else list(languages))
-        inside = self.splits.isin([split])
-        if not inside.any():
-            known = self.splits.present()
-            raise DataError(f"{self.folder}: no captions in split {split!r}; there are {', '.join(known) or 'none'}")
-        known = self.languages.present(inside)
+        wanted = self.check(split, languages)
+        found = [
+            part.start + np.flatnonzero(self.splits.take(part).isin([split]) & self.languages.take(part).isin(wanted))
+            for part in blocks_of(len(self.images))
+        ]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def check(self, split: str, languages: Sequence[str] | str = "all") -> list[str]:
+        """The wanted languages of a split; arguments and errors as of `select`."""
+        parts = blocks_of(len(self.images))
+        present = [self.languages.take(part).present(self.splits.take(part).isin([split])) for part in parts]
+        known = sorted({*chain.from_iterable(present)})
+        if not known:
+            there = self.splits.present()
+            raise DataError(f"{self.folder}: no captions in split {split!r}; there are {', '.join(there) or 'none'}")
         wanted = known if languages == "all" else list(languages)
         missing = [language for language in wanted if language not in known]
         if missing or not wanted:
             asked = ", ".join(missing) or "an empty list of languages"
             raise DataError(f"{self.folder}: no {split} captions in {asked}; there are {', '.join(known)}")
-        return np.flatnonzero(inside & self.languages.isin(wanted))
+        return wanted
 
     def _select_each(self, splits: Mapping[str, str], languages: list[str]) -> np.ndarray:
         """The rows of each language from its own split, in the table's order."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mclip_kit.data.bitext import Side
+from mclip_kit.data.sequences import some
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 Clean = Callable[[str], str]
@@ -26,11 +27,11 @@ def student_tokens(
         same_pieces: whether the side was binarised with the student's pieces; else all are tokenised from their text.
     """
     if not same_pieces:
-        return tokenize([side.texts[row] for row in rows])
-    tokens = [side.tokens[row] for row in rows]
+        return tokenize(some(side.texts, rows))
+    tokens = some(side.tokens, rows)
     if clean is None:
         return tokens
-    texts = [side.texts[row] for row in rows]
+    texts = some(side.texts, rows)
     changed = [n for n, text in enumerate(texts) if not UNTOUCHED.fullmatch(text) and clean(text) != spaced(text)]
     for place, ids in zip(changed, tokenize([texts[n] for n in changed]) if changed else (), strict=True):
         tokens[place] = ids

@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
+from mclip_kit.data.sequences import blocks_of
 from mclip_kit.errors import first_line
 from mclip_kit.files import write_whole
 
@@ -35,10 +36,15 @@ class Labels(Sequence[str]):
     def of(cls, values: "pa.ChunkedArray | Sequence[str]") -> "Labels":
         """The labels of some values."""
         column = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([pa.array(values, pa.string())])
-        chunks = column.dictionary_encode().chunks  # all of them have the same dictionary
-        names = chunks[0].dictionary.to_pylist() if chunks else []
-        codes = [chunk.indices.to_numpy().astype(np.min_scalar_type(-max(1, len(names)))) for chunk in chunks]
-        return cls(np.concatenate([np.empty(0, np.int8), *codes]), names)
+        number_of: dict[str, int] = {}
+        codes = [np.empty(0, np.int8)]
+        for part in blocks_of(len(column), ROWS):
+            for chunk in column.slice(part.start, part.stop - part.start).chunks:
+                found = chunk.dictionary_encode()
+                numbers = [number_of.setdefault(name, len(number_of)) for name in found.dictionary.to_pylist()]
+                dtype = np.min_scalar_type(-max(1, len(number_of)))
+                codes.append(np.array(numbers, dtype)[found.indices.to_numpy()])
+        return cls(np.concatenate(codes), list(number_of))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -61,18 +67,23 @@ class Labels(Sequence[str]):
         """All values."""
         return [self.names[number] for number in self.codes.tolist()]
 
-    def take(self, rows: np.ndarray) -> "Labels":
+    def take(self, rows: np.ndarray | slice) -> "Labels":
         """The labels of some rows, or of those where a mask is true."""
         return Labels(self.codes[rows], self.names)
 
     def isin(self, names: Iterable[str]) -> np.ndarray:
         """Which rows have one of some names, bool (N,)."""
-        wanted = {*names}
-        return np.isin(self.codes, [number for number, name in enumerate(self.names) if name in wanted])
+        wanted, found_N = {*names}, np.zeros(len(self), bool)
+        has = np.array([name in wanted for name in self.names], bool)
+        for part in blocks_of(len(self)) if has.any() else ():
+            found_N[part] = has[self.codes[part]]
+        return found_N
 
     def present(self, rows: Any = slice(None)) -> list[str]:
         """The names that occur, sorted."""
-        return sorted(self.names[number] for number in np.unique(self.codes[rows]))
+        codes = self.codes[rows]
+        found = [np.unique(codes[part]) for part in blocks_of(len(codes), ROWS)]
+        return sorted(self.names[number] for number in {*np.concatenate([codes[:0], *found]).tolist()})
 
 
 class Strings(Sequence[str]):

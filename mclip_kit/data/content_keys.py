@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+SPACES = re.compile(r"[\t\n\r][ \t\n\r]*| [ \t\n\r]+")
+"""White space but for a single space."""
+
 
 def hash_bytes(contents: Iterable[bytes]) -> np.ndarray:
     """Keys of some contents, uint64 (N, 2): BLAKE2b, 128 bits."""
@@ -30,4 +33,4 @@ def normalize_spaces(text: str) -> str:
 
     Only ASCII spaces count. Others, such as the no-break space, may be half of a letter that ftfy repairs first.
     """
-    return re.sub(r"[ \t\n\r]+", " ", text).strip(" ")
+    return SPACES.sub(" ", text).strip(" ")

@@ -1,17 +1,15 @@
-"""What a stage trains on: streams of a triangle's rows, from captions or from parallel text; and pairs to translate."""
+"""Streams of a triangle's rows, from captions or from parallel text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mclip_kit.data.bitext import Bitext, Direction, Side, find_directions, read_direction
+from mclip_kit.data.bitext import Bitext, Side
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.cleaned import Clean, Tokenize, student_tokens
-from mclip_kit.data.content_keys import hash_texts, normalize_spaces
-from mclip_kit.data.sequences import ConcatSequence
-from mclip_kit.data.triangle_rows import RowBlock, RowStream, blocks_of
+from mclip_kit.data.sequences import blocks_of, some
+from mclip_kit.data.triangle_rows import RowBlock, RowStream
 from mclip_kit.errors import DataError
 
 
@@ -119,29 +117,45 @@ class _Corpus:
         def block(left: Side, right: Side, rows: np.ndarray) -> RowBlock:
             tokens = student_tokens(right, rows, tokenize, clean, same[right.language])
             languages_B = np.full(len(rows), codes.index(right.language))
-            return RowBlock(languages_B, tokens, [left.texts[row] for row in rows], self.number)
+            return RowBlock(languages_B, tokens, some(left.texts, rows), self.number)
 
-        for left, right in self.rows:
+        lefts, keys = [left for left, _ in self.pairs], list[np.ndarray]()
+        for left, right in self.rows or zip(lefts, lefts, strict=True):
             for part in blocks_of(len(left.tokens)):
-                yield block(left, right, np.arange(part.start, part.stop))
-        for left, rows in _first_occurrences([left for left, _ in self.pairs]) if include else ():
+                found = block(left, right, np.arange(part.start, part.stop))
+                keys.append(found.teacher_keys_B2[:, 0])
+                if self.rows:
+                    yield found
+        for left, rows in _first_occurrences(lefts, keys) if include else ():
             for part in blocks_of(len(rows)):
                 yield block(left, left, rows[part])
 
 
-def _first_occurrences(sides: Sequence[Side]) -> Iterator[tuple[Side, np.ndarray]]:
-    """The rows of each side whose sentence is in none before; a sentence occurs in the pair with every language."""
-    keys = [
-        hash_texts(normalize_spaces(side.texts[row]) for row in range(part.start, part.stop))[:, 0]
-        for side in sides
-        for part in blocks_of(len(side.tokens))
-    ]
-    first = np.sort(np.unique(np.concatenate([np.empty(0, "<u8"), *keys]), return_index=True)[1])
+def _first_occurrences(sides: Sequence[Side], keys: list[np.ndarray]) -> Iterator[tuple[Side, np.ndarray]]:
+    """The rows of each side whose sentence is in none before; a sentence occurs in the pair with every language.
+
+    Args:
+        keys: of the sentences of all sides, some of them each.
+    """
+    first_N = _are_first(np.concatenate([np.empty(0, "<u8"), *keys]))
     start = 0
     for side in sides:
         stop = start + len(side.tokens)
-        yield side, first[np.searchsorted(first, start) : np.searchsorted(first, stop)] - start
+        yield side, np.flatnonzero(first_N[start:stop])
         start = stop
+
+
+def _are_first(keys_N: np.ndarray) -> np.ndarray:
+    """Which keys are in no row before, bool (N,); a range of keys is sorted at once."""
+    first_N, ranges = np.zeros(len(keys_N), bool), max(1, len(keys_N) >> 20)
+    for number in range(ranges):
+        inside = [
+            part.start + np.flatnonzero((keys_N[part] >> np.uint64(32)) * np.uint64(ranges) >> np.uint64(32) == number)
+            for part in blocks_of(len(keys_N))
+        ]
+        rows = np.concatenate([np.empty(0, np.int64), *inside])
+        first_N[rows[np.unique(keys_N[rows], return_index=True)[1]]] = True
+    return first_N
 
 
 def _chosen(
@@ -175,84 +189,3 @@ def _read_pairs(
         left, right = bitext.read(split, *found[language], max_tokens)
         read.append((left, right) if left.language == teacher else (right, left))
     return read
-
-
-@dataclass(frozen=True)
-class TranslationRows:
-    """N sentence pairs, each in one direction; a pair that is used in both directions is two rows.
-
-    Attributes:
-        directions: source and target language; `directions_N` numbers them.
-        sources, targets: ids of each side, `<s> ... </s>`.
-        lengths_N: number of tokens of the longer side.
-        corpora_N: the corpus of each pair.
-    """
-
-    directions: list[Direction]
-    directions_N: np.ndarray
-    sources: Sequence[np.ndarray]
-    targets: Sequence[np.ndarray]
-    lengths_N: np.ndarray
-    corpora_N: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.directions_N)
-
-    @property
-    def languages(self) -> list[str]:
-        """All source and target languages."""
-        return sorted({language for direction in self.directions for language in direction})
-
-
-def translation_rows(
-    bitexts: Sequence[Bitext],
-    split: str,
-    wanted: Sequence[str] | str,
-    max_tokens: int,
-    tokenize: Tokenize,
-    pieces: list[str],
-) -> TranslationRows:
-    """The sentence pairs of several corpora in the wanted directions.
-
-    Args:
-        wanted: see `find_directions`.
-        max_tokens: longer sentences are cut.
-        tokenize, pieces: of the encoder. If a folder was binarised with other pieces, its text is tokenised again.
-    Raises:
-        DataError: a wanted direction is in none of the corpora, or they have no sentences.
-    """
-    chosen = find_directions(bitexts, split, wanted)
-    numbers: list[int] = []
-    corpora: list[int] = []
-    left: list[Sequence[Any]] = []
-    right: list[Sequence[Any]] = []
-    for corpus, bitext in enumerate(bitexts):
-        for number, direction in enumerate(chosen):
-            found = read_direction(bitext, split, direction, max_tokens)
-            if found and len(found[0].tokens):
-                numbers.append(number)
-                corpora.append(corpus)
-                source, target = (_ids(bitext, side, tokenize, pieces) for side in found)
-                left.append(source)
-                right.append(target)
-    if not left:
-        raise DataError(f"{bitexts[0].folder}: no {split} sentences")
-    counts = [len(part) for part in left]
-    return TranslationRows(
-        directions=chosen,
-        directions_N=np.repeat(numbers, counts),
-        sources=ConcatSequence(left),
-        targets=ConcatSequence(right),
-        lengths_N=np.maximum(_lengths(left), _lengths(right)),
-        corpora_N=np.repeat(corpora, counts),
-    )
-
-
-def _ids(bitext: Bitext, side: Side, tokenize: Tokenize, pieces: list[str]) -> Sequence[np.ndarray]:
-    return side.tokens if bitext.pieces(side.language) == pieces else tokenize(side.texts)
-
-
-def _lengths(parts: Sequence[Any]) -> np.ndarray:
-    """Number of tokens of each row; binarised sentences know theirs without being read."""
-    known = (part.lengths if hasattr(part, "lengths") else [len(ids) for ids in part] for part in parts)
-    return np.concatenate([np.asarray(lengths, int) for lengths in known])

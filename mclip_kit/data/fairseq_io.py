@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mclip_kit.data.sequences import split
 from mclip_kit.data.tokenizer import BOS
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
@@ -132,8 +133,7 @@ class Sentences(Sequence[np.ndarray]):
     """Binarised sentences, memory-mapped; an item is int32 (T,), `<s> ... </s>`.
 
     Attributes:
-        sizes: int64 (N,), stored ids of each sentence.
-        lengths: int64 (N,), tokens of each item.
+        sizes: int32 (N,), stored ids of each sentence; mapped.
 
     Args:
         prefix: path of `.bin` and `.idx` without the suffix.
@@ -149,15 +149,43 @@ class Sentences(Sequence[np.ndarray]):
                 raise DataError(f"{path}: missing; run mclip-kit prepare or fairseq-preprocess")
         _check_whole(index, data)
         self._data = fairseq_data().indexed_dataset.MMapIndexedDataset(str(prefix))
-        self._file = data
-        self.sizes = np.asarray(self._data.sizes, dtype=np.int64)
+        dtype = self._data._index.dtype
+        self._ids = np.memmap(data, dtype, "r") if len(self._data) else np.empty(0, dtype)
+        self.sizes = np.asarray(self._data.sizes)
         self._room = None if max_tokens is None else max_tokens - 2
-        kept = self.sizes if self._room is None else np.minimum(self.sizes, self._room + 1)
-        self.lengths = kept + 1  # with <s>
 
     def highest_id(self) -> int:
         """The highest id of all sentences; reads all of them once."""
-        return int(np.memmap(self._file, self._data._index.dtype, "r").max()) if len(self) else 0
+        return int(self._ids.max()) if len(self) else 0
+
+    def lengths(self, part: slice = slice(None)) -> np.ndarray:
+        """Tokens of some items, int32."""
+        sizes_B = self.sizes[part]
+        return 1 + (sizes_B if self._room is None else np.minimum(sizes_B, self._room + 1))  # with <s>
+
+    def block(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Some items: their ids, int32, one item after the other; and the tokens of each, int32.
+
+        Args:
+            part: start and stop; at least one item.
+        """
+        sizes_B, lengths_B = self.sizes[part].astype(np.int64), self.lengths(part)
+        first = int(self._data._index._pointers[part.start]) // self._ids.itemsize
+        stored, ends_B = self._ids[first : first + int(sizes_B.sum())], np.cumsum(sizes_B)
+        if self._room is not None and (sizes_B > self._room + 1).any():
+            place = np.arange(len(stored)) - np.repeat(ends_B - sizes_B, sizes_B)
+            kept = place < self._room
+            kept[ends_B - 1] = True
+            stored = stored[kept]
+        ids = np.full(int(lengths_B.sum()), BOS, np.int32)
+        other = np.ones(len(ids), bool)
+        other[np.cumsum(lengths_B) - lengths_B] = False
+        ids[other] = stored
+        return ids, lengths_B
+
+    def run(self, part: slice) -> list[np.ndarray]:
+        """Some items as arrays; arguments as of `block`."""
+        return split(*self.block(part))
 
     def __len__(self) -> int:
         return len(self._data)
@@ -177,10 +205,16 @@ def _check_whole(index: Path, data: Path) -> None:
         itemsize = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}.get(code)
         if version != 1 or itemsize is None or index.stat().st_size != HEADER.size + 12 * count:
             raise DataError(f"{index}: damaged; prepare it with --again")
-        sizes, pointers = np.fromfile(handle, np.int32, count), np.fromfile(handle, np.int64, count)
-    ends = sizes.cumsum(dtype=np.int64) * itemsize
-    if (sizes < 1).any() or (pointers != np.concatenate(([0], ends))[:-1]).any():  # a sentence has </s> at least
-        raise DataError(f"{index}: damaged; prepare it with --again")
-    expected, found = int(sizes.sum(dtype=np.int64)) * itemsize, data.stat().st_size
+        expected, found = 0, data.stat().st_size
+        for start in range(0, count, POINTERS):
+            block = min(POINTERS, count - start)
+            handle.seek(HEADER.size + 4 * start)
+            sizes = np.fromfile(handle, np.int32, block)
+            handle.seek(HEADER.size + 4 * count + 8 * start)
+            ends = expected + sizes.cumsum(dtype=np.int64) * itemsize
+            wrong = np.fromfile(handle, np.int64, block) != np.concatenate(([expected], ends))[:-1]
+            if (sizes < 1).any() or wrong.any():  # a sentence has </s> at least
+                raise DataError(f"{index}: damaged; prepare it with --again")
+            expected = int(ends[-1])
     if found != expected:
         raise DataError(f"{data}: {found} bytes, but its index says {expected}; prepare it with --again")

@@ -85,6 +85,11 @@ def file_stamps(paths: Iterable[Path]) -> dict[str, list[int]]:
     return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
 
 
+def bitext_stamps(folders: Iterable[str]) -> list[dict[str, list[int]]]:
+    """What `file_stamps` says of all files of some folders of parallel sentences."""
+    return [file_stamps(path for path in Path(folder).absolute().iterdir() if path.is_file()) for folder in folders]
+
+
 def _stamp(file: Path) -> tuple[int, ...]:
     status = file.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

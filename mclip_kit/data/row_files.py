@@ -7,10 +7,11 @@ Shapes: N rows.
 """
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ from mclip_kit.files import move, remove_leftovers, temporary_name, write_json
 from mclip_kit.locks import locked
 
 COLUMNS = "columns.json"
+ROWS = "rows"  # how names of folders of training rows start
 READ = 1 << 22  # bytes that are read at once
 
 
@@ -56,11 +58,11 @@ class ColumnWriter:
 
     Args:
         folder: exists, and is empty.
-        facts: anything else that is kept with the columns, as JSON values.
+        facts: anything else that is kept with the columns, as JSON values; read at the end.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self._folder, self._facts = folder, dict(facts)
+        self._folder, self._facts = folder, facts
         self._known: dict[str, dict[str, Any]] = {}
         self._files: dict[str, IO[bytes]] = {}
         self._stack = ExitStack()
@@ -86,14 +88,16 @@ class ColumnWriter:
         self._files[name].write(values.data)
 
 
-def open_columns(folder: Path, verify: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The facts and the columns of a folder, memory-mapped.
+def open_folder(folder: Path, verify: bool = True) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The facts and the columns of a folder, memory-mapped; the time of its last use is now.
 
     Args:
         verify: whether all is read and compared with its checksums.
     Raises:
         DataError: it is damaged.
     """
+    with suppress(OSError):  # the folder may be read-only
+        os.utime(folder / COLUMNS)
     try:
         content = json.loads((folder / COLUMNS).read_text(encoding="utf-8"))
         columns = {name: _map(folder / f"{name}.bin", known, verify) for name, known in content["columns"].items()}
@@ -106,7 +110,7 @@ def columns_are_sound(folder: Path) -> bool:
     """Whether all columns of a folder, and of the folders in it, are as they were written."""
     try:
         for path in folder.rglob(COLUMNS):
-            open_columns(path.parent)
+            open_folder(path.parent)
     except (OSError, DataError):
         return False
     return True

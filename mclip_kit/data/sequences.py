@@ -1,6 +1,6 @@
 """Long columns that are not held in memory: lines of a file, several columns as one, a subset, and a deduplicator."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,30 @@ import numpy as np
 
 from mclip_kit.errors import DataError
 
+READ = 1 << 22  # bytes in which line ends are looked for at once
+LF = ord("\n")
+BLOCK = 2**14  # rows that are made at once
+SPARSE = 4  # from one wanted row in so many on, rows are not read as a run
 RECENT = 2**18  # hashes that a Deduplicator holds in a set
+
+
+def blocks_of(count: int, size: int = BLOCK) -> Iterator[slice]:
+    """Slices of the numbers below `count`."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def some(source: Sequence[Any], rows: np.ndarray) -> list[Any]:
+    """The items of some rows, in ascending order; a `source` that can read a run of rows reads them at once."""
+    if not len(rows) or not hasattr(source, "run") or rows[-1] - rows[0] >= SPARSE * len(rows):
+        return [source[row] for row in rows]
+    found: list[Any] = source.run(slice(int(rows[0]), int(rows[-1]) + 1))
+    return found if len(found) == len(rows) else [found[place] for place in (rows - rows[0]).tolist()]
+
+
+def split(ids: np.ndarray, lengths_B: np.ndarray) -> list[np.ndarray]:
+    """Ids of some texts, one after the other -> those of each; they are not copied."""
+    ends = np.cumsum(lengths_B, dtype=np.int64)
+    return [ids[start:end] for start, end in zip((ends - lengths_B).tolist(), ends.tolist(), strict=True)]
 
 
 class TextLines(Sequence[str]):
@@ -24,18 +47,32 @@ class TextLines(Sequence[str]):
         self.path = path
         if not path.is_file():
             raise DataError(f"{path}: missing; prepare it with --again")
-        self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-        ends = np.flatnonzero(self._bytes == ord("\n"))
-        if len(self._bytes) and (not len(ends) or ends[-1] != len(self._bytes) - 1):
-            ends = np.append(ends, len(self._bytes))
-        self._starts = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
-        self._ends = ends
+        size = path.stat().st_size
+        self._bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        dtype = np.uint32 if size < 1 << 32 else np.int64
+        starts = range(0, size, READ)
+        ends = [(start + np.flatnonzero(self._bytes[start : start + READ] == LF)).astype(dtype) for start in starts]
+        self._ends = np.concatenate([np.empty(0, dtype), *ends, np.array([size] if self._is_open() else [], dtype)])
+
+    def _is_open(self) -> bool:
+        """Whether the last line has no end."""
+        return len(self._bytes) > 0 and self._bytes[-1] != LF
 
     def __len__(self) -> int:
         return len(self._ends)
 
+    def run(self, part: slice) -> list[str]:
+        """Some lines, one after the other: start and stop, at least one line."""
+        first = int(self._ends[part.start - 1]) + 1 if part.start else 0
+        try:
+            lines = self._bytes[first : int(self._ends[part.stop - 1])].tobytes().decode("utf-8")
+        except UnicodeDecodeError:
+            return [self[row] for row in range(part.start, part.stop)]  # which names the line
+        return [line.removesuffix("\r") for line in lines.split("\n")]
+
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        line = self._bytes[self._starts[index] : self._ends[index]]
+        index = index + len(self) if index < 0 else index
+        line = self._bytes[int(self._ends[index - 1]) + 1 if index else 0 : int(self._ends[index])]
         try:
             return line.tobytes().decode("utf-8").removesuffix("\r")
         except UnicodeDecodeError:
@@ -63,7 +100,7 @@ class ConcatSequence(Sequence[Any]):
 class Subset(Sequence[Any]):
     """The given rows of a sequence, in the given order."""
 
-    def __init__(self, source: Sequence[Any], rows: np.ndarray) -> None:
+    def __init__(self, source: Sequence[Any], rows: np.ndarray | range) -> None:
         self._source, self._rows = source, rows
 
     def __len__(self) -> int:

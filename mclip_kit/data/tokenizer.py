@@ -8,13 +8,14 @@ So an id is the SentencePiece id plus one, and `<unk>` is 3. transformers' XLM-R
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
-from mclip_kit.data.sequences import Deduplicator
+from mclip_kit.data.sequences import Deduplicator, split
 from mclip_kit.errors import CheckpointError, DataError, first_line
 from mclip_kit.files import write_json, write_whole
 
@@ -59,9 +60,12 @@ class XlmrTokenizer:
 
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
         """Ids of each text, `<s> ... </s>`, int32 (T,); texts longer than `max_tokens` lose their last pieces."""
-        room = None if max_tokens is None else max_tokens - 2
-        pieces = self.spm.encode(list(texts), out_type=int, num_threads=os.cpu_count() or 1)
-        return [_with_specials(ids[:room]) for ids in pieces]
+        room = sys.maxsize if max_tokens is None else max_tokens
+        stored, sizes_N, _ = self.encode_flat(list(texts), room, os.cpu_count() or 1)
+        ids, first = np.full(len(stored) + len(sizes_N), BOS, np.int32), np.zeros(len(stored) + len(sizes_N), bool)
+        first[np.cumsum(sizes_N + 1) - sizes_N - 1] = True
+        ids[~first] = stored
+        return split(ids, sizes_N + 1)
 
     def encode_flat(self, texts: list[str], max_tokens: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray, int]:
         """Ids of all texts in one array, as fairseq stores them: each text ends with `</s>` and has no `<s>`.
@@ -105,13 +109,6 @@ class XlmrTokenizer:
         """The text of ids; special tokens are left out."""
         mask = self.vocabulary - 1
         return str(self.spm.decode([int(index) - 1 for index in ids if UNK < index < mask]))
-
-
-def _with_specials(spm_ids: list[int]) -> np.ndarray:
-    ids = np.empty(len(spm_ids) + 2, dtype=np.int32)
-    ids[0], ids[-1] = BOS, EOS
-    ids[1:-1] = fairseq_ids(np.asarray(spm_ids, np.int32))
-    return ids
 
 
 def fairseq_ids(spm_ids: np.ndarray) -> np.ndarray:

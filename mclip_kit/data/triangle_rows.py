@@ -3,22 +3,20 @@
 Shapes: N rows, B rows of a block.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from mclip_kit.data.content_keys import hash_texts, hash_tokens, normalize_spaces
-from mclip_kit.data.row_files import COLUMNS, ColumnWriter, Ragged, RaggedTexts, open_columns
+from mclip_kit.data.row_files import ColumnWriter, Ragged, RaggedTexts, open_folder
 from mclip_kit.data.sequences import Subset
 from mclip_kit.progress import SOON, tqdm
 
 MISSING = -1
-BLOCK = 2**14  # rows that are made at once
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,11 @@ class RowBlock:
     images_B: np.ndarray | None = None
     groups_B: np.ndarray | None = None
 
+    @cached_property
+    def teacher_keys_B2(self) -> np.ndarray:
+        """Keys of the teacher's texts."""
+        return hash_texts(map(normalize_spaces, self.teacher_texts))
+
 
 @dataclass(frozen=True)
 class RowStream:
@@ -120,7 +123,7 @@ def _columns(block: RowBlock, ends: dict[str, int]) -> dict[str, np.ndarray]:
     lengths_B = np.fromiter(map(len, block.tokens), np.int32, B)
     encoded = [text.encode() for text in block.teacher_texts]
     sizes_B = np.fromiter(map(len, encoded), np.int64, B)
-    keys_B2 = hash_texts(map(normalize_spaces, block.teacher_texts))
+    keys_B2 = block.teacher_keys_B2
     found: dict[str, np.ndarray] = {
         "language": block.languages_B.astype(np.int16),
         "length": lengths_B,
@@ -146,9 +149,7 @@ def open_rows(folder: Path) -> TriangleRows:
     Raises:
         DataError: a file is damaged.
     """
-    facts, columns = open_columns(folder)
-    with suppress(OSError):  # the folder may be read-only
-        os.utime(folder / COLUMNS)  # the time of last use
+    facts, columns = open_folder(folder)
     return TriangleRows(
         languages=list(facts["languages"]),
         languages_N=columns["language"],
@@ -163,8 +164,3 @@ def open_rows(folder: Path) -> TriangleRows:
         teacher_keys_N2=columns["teacher_key"],
         folder=folder,
     )
-
-
-def blocks_of(count: int, size: int = BLOCK) -> Iterator[slice]:
-    """Slices of the numbers below `count`."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mclip_kit.data.sequences import blocks_of
 from mclip_kit.errors import DataError
 
 MANY = 0.02  # share from which on there is a warning
@@ -26,14 +27,27 @@ def unknown_shares(
         {'de': 0.5, 'en': 0.0}
     """
     found = {}
-    for number, language in enumerate(languages if unknown is not None else ()):
-        rows = np.flatnonzero(languages_N == number)
-        rows = rows[:: max(1, -(-len(rows) // SAMPLE))]
-        ids = [np.asarray(tokens[int(row)])[1:-1] for row in rows]
+    samples = _samples(languages_N, len(languages)) if unknown is not None else []
+    for rows, language in zip(samples, languages, strict=False):
+        ids = [np.asarray(tokens[row])[1:-1] for row in rows]
         pieces = sum(map(len, ids))
         if pieces:
             found[language] = sum(int((own == unknown).sum()) for own in ids) / pieces
     return found
+
+
+def _samples(languages_N: np.ndarray, count: int) -> list[list[int]]:
+    """Some rows of each language, evenly spread, at most `SAMPLE`."""
+    totals, seen = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for part in blocks_of(len(languages_N)):
+        totals += np.bincount(languages_N[part], minlength=count)
+    every, rows = np.maximum(1, -(-totals // SAMPLE)), [list[int]() for _ in range(count)]
+    for part in blocks_of(len(languages_N)):
+        for number in np.unique(languages_N[part]).tolist():
+            here = np.flatnonzero(languages_N[part] == number)
+            rows[number] += (part.start + here[-seen[number] % every[number] :: every[number]]).tolist()
+            seen[number] += len(here)
+    return rows
 
 
 def check_unknown(

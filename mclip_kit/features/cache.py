@@ -8,13 +8,14 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from mclip_kit.data.row_files import once
-from mclip_kit.errors import DiskError
+from mclip_kit.data.row_files import ROWS, once
+from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features import hashing
 from mclip_kit.features.file_hashes import WIDTH
 from mclip_kit.features.item_format import Dtype, ItemFormat
@@ -22,6 +23,7 @@ from mclip_kit.features.table import Table
 from mclip_kit.files import temporary_directory, write_json
 from mclip_kit.progress import is_quiet, tqdm
 
+T = TypeVar("T")
 FILES = "files"  # the kind of the table of known hashes of picture files
 
 
@@ -69,6 +71,11 @@ class FeatureCache:
     def is_persistent(self, tower: str) -> bool:
         """Whether features of a tower are kept for later runs."""
         return self.root is not None and tower not in self.trained
+
+    @property
+    def shares(self) -> bool:
+        """Whether other processes find what this one keeps, and it may keep more."""
+        return self.root is not None and self.writes
 
     def note(self, line: str) -> None:
         """Log a line that is no warning, unless the process is quiet."""
@@ -139,6 +146,23 @@ class FeatureCache:
             except DiskError as error:
                 self.log(f"{error}; {name} is made by every process for itself")
         return once(own / name, write)
+
+    def rows(self, facts: dict[str, Any], write: Callable[[Path], None], opened: Callable[[Path], T]) -> T:
+        """Rows that one process makes and keeps beside the features, and all others map.
+
+        Args:
+            facts: everything that decides the rows, as JSON values.
+            write: makes them in a folder.
+            opened: maps them; DataError if they are damaged: they are made again.
+        """
+        made = partial(self.once, f"{ROWS}-{hashing.hash_facts(facts)}", write)
+        folder = made()
+        try:
+            return opened(folder)
+        except DataError as error:
+            self.log(str(error))
+            shutil.rmtree(folder, ignore_errors=True)
+            return opened(made())
 
     def drop(self, tower: str) -> None:
         """Close a tower's tables, because its weights have changed; remove its temporary features."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclip_kit.data.row_files import COLUMNS, columns_are_sound
+from mclip_kit.data.row_files import COLUMNS, ROWS, columns_are_sound
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.shard_writer import remove_damaged
@@ -18,7 +18,6 @@ from mclip_kit.files import remove_leftovers, temporary_name
 from mclip_kit.progress import tqdm
 
 DAY = 86400.0  # seconds
-ROWS = "rows"  # the kind of training rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def list_tables(root: Path) -> list[TableInfo]:
 def _read_rows(folder: Path) -> TableInfo | None:
     """Training rows, which a run keeps beside the features; None if another process removes them meanwhile."""
     with suppress(FileNotFoundError):
-        count, used = (folder / "language.bin").stat().st_size // 2, (folder / COLUMNS).stat().st_mtime
+        count, used = (folder / "length.bin").stat().st_size // 4, (folder / COLUMNS).stat().st_mtime
         return TableInfo(folder, ROWS, "training rows", "", "", ItemFormat(1, "uint8"), count, _bytes(folder), used)
     return None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_kit.data.row_files import ColumnWriter, once, open_columns
+from mclip_kit.data.row_files import ColumnWriter, once, open_folder
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features.table import Table
 
@@ -39,7 +39,7 @@ def find_once(table: Table, keys: Callable[[], np.ndarray], kept: Path) -> np.nd
             writer.add("row", row_N)
 
     try:
-        row_N = open_columns(once(folder, write))[1]["row"]
+        row_N = open_folder(once(folder, write))[1]["row"]
     except (_Incomplete, DiskError):
         return None
     except DataError:

@@ -13,13 +13,22 @@ from torch import Tensor
 
 from mclip_kit.config.model import TextCleaning
 from mclip_kit.data import images
+from mclip_kit.data.cleaned import UNTOUCHED
 from mclip_kit.errors import DataError, first_line
 
 Picture = Image.Image | str | Path
 Texts = str | Sequence[str]
 Pictures = Picture | Sequence[Picture]
 
-CLEANERS: dict[TextCleaning, Callable[[str], str] | None] = {"none": None, "ftfy": get_clean_fn("whitespace")}
+_FTFY = get_clean_fn("whitespace")
+
+
+def _ftfy(text: str) -> str:
+    """A text cleaned by ftfy, unless there is nothing to clean."""
+    return text if UNTOUCHED.fullmatch(text) else str(_FTFY(text))
+
+
+CLEANERS: dict[TextCleaning, Callable[[str], str] | None] = {"none": None, "ftfy": _ftfy}
 """What is done to a student's text before it is tokenised. `ftfy` is open_clip's own function (ftfy, HTML escapes,
 white space), which its Hugging Face tokenizers always call."""
 NOT_LISTS = (bytes, bytearray, memoryview, Mapping, Set)

@@ -139,7 +139,7 @@ class StageBatches(ABC):
     plan: Plan
     steps: int
 
-    @cached_property
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of one pass over the rows."""
         return self.plan.per_epoch

@@ -1,6 +1,7 @@
 """The task of translation stages: their rows, batches and trial steps."""
 
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +11,9 @@ from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.stages import TranslationStage
 from mclip_kit.data.batching import Plan, pad
 from mclip_kit.data.bitext import find_directions, open_bitext
-from mclip_kit.data.datasets import TranslationRows, translation_rows
+from mclip_kit.data.manifest import bitext_stamps
 from mclip_kit.data.tokenizer import PAD, XlmrTokenizer
+from mclip_kit.data.translation_rows import TranslationRows, open_translation_rows, write_translation_rows
 from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.filling import NoRoom
@@ -55,6 +57,7 @@ class TranslationBatches(StageBatches):
             rows.corpora_N,
             context.recipe.data.shares,
             tokens=stage.batch_tokens,
+            kept=rows.folder if context.cache.shares else None,
         )
 
     def batch(self, rows: np.ndarray) -> TranslationBatch:
@@ -103,20 +106,27 @@ class TranslationTask(Task):
     @cached_property
     def rows(self) -> TranslationRows:  # type: ignore[override]
         """The training pairs."""
-        stage, encoder = self.stage, self.context.model.encoder
+        stage, encoder, data = self.stage, self.context.model.encoder, self.context.recipe.data
         longest = min(stage.max_tokens, encoder.positions - PROMPT)
-        rows = translation_rows(
-            [open_bitext(folder) for folder in self.context.recipe.data.bitexts],
-            stage.split,
-            stage.directions,
-            longest,
-            lambda texts: encoder.tokenizer.encode(texts, longest),
-            encoder.tokenizer.pieces(),
-        )
+        bitexts = [open_bitext(folder) for folder in data.bitexts]
+        facts = {
+            "translation": find_directions(bitexts, stage.split, stage.directions),
+            "split": stage.split,
+            "max_tokens": longest,
+            "tokenizer": encoder.tokenizer.identity(),
+            "bitext": bitext_stamps(data.bitexts),
+        }
+
+        def write(folder: Path) -> None:
+            tokenize = partial(encoder.tokenizer.encode, max_tokens=longest)
+            given = (stage.split, stage.directions, longest, tokenize, encoder.tokenizer.pieces())
+            write_translation_rows(folder, bitexts, *given)
+
+        rows = self.context.cache.rows(facts, write, open_translation_rows)
         for side, tokens in enumerate((rows.sources, rows.targets)):
             own = [direction[side] for direction in rows.directions]
             languages = sorted(set(own))
-            numbers = np.array([languages.index(language) for language in own])
+            numbers = np.array([languages.index(language) for language in own], np.int16)
             self.check_spelling(tokens, languages, numbers[rows.directions_N])
         return rows
 
@@ -133,7 +143,9 @@ class TranslationTask(Task):
         if live or not (wanted == "tokens" or (wanted == "auto" and repeats)):
             return None
         try:
-            return FrozenTowers(self.context.model, cache).token_states(self.rows.sources)
+            rows = self.rows
+            towers = FrozenTowers(self.context.model, cache)
+            return towers.token_states(rows.sources, rows.source_lengths_N, kept=rows.folder)
         except NoRoom as error:
             if wanted != "auto":
                 raise NoRoom(f"{error}; set cache.folder, cache.dtype=int8, or cache=auto") from None

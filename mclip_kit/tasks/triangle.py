@@ -1,9 +1,8 @@
 """The task of stages on edges of the triangle: their rows, batches, gradients and trial steps."""
 
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,12 +14,12 @@ from mclip_kit.config.stages import COMPARES_ROWS, TriangleStage
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
-from mclip_kit.data.manifest import file_stamps
+from mclip_kit.data.manifest import bitext_stamps, file_stamps
+from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.features.hashing import hash_facts
 from mclip_kit.models.encoding import CLEANERS
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed
@@ -49,18 +48,9 @@ class TriangleTask(Task):
         Raises:
             DataError: the data has none for the stage, no row fits an edge, or there are too few for a batch.
         """
-        stage, cache = self.stage, self.context.cache
-        name = f"rows-{hash_facts(self._row_facts())}"
-        made = partial(cache.once, name, lambda part: write_rows(part, self._stream()))
-        folder = made()
-        try:
-            rows = open_rows(folder)
-        except DataError as error:
-            cache.log(str(error))
-            shutil.rmtree(folder)
-            rows = open_rows(made())
+        rows = self.context.cache.rows(self._row_facts(), lambda part: write_rows(part, self._stream()), open_rows)
         self._check(rows)
-        if "student_text" in stage.vertices:
+        if "student_text" in self.stage.vertices:
             self.check_spelling(rows.tokens, rows.languages, rows.languages_N)
         return rows
 
@@ -84,8 +74,7 @@ class TriangleTask(Task):
             folder = self.context.captions.folder.absolute()
             tables = [path for name in ("images", "captions", "uncaptioned") for path in folder.glob(f"{name}.*")]
             return facts | {"captions": file_stamps(tables)}
-        files = [[path for path in Path(folder).absolute().iterdir() if path.is_file()] for folder in data.bitexts]
-        return facts | {"bitext": [file_stamps(own) for own in files], "english": stage.include_english}
+        return facts | {"bitext": bitext_stamps(data.bitexts), "english": stage.include_english}
 
     def _stream(self) -> RowStream:
         """The rows, read from the data."""
@@ -112,7 +101,10 @@ class TriangleTask(Task):
         dropping = [e for name, e in stage.edges.items() if "teacher_text" in name and e.missing_teacher == "drop"]
         if len(dropping) == len(stage.edges) and not rows.has_teacher_N.any():
             raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
-        counts = np.bincount(rows.languages_N) if stage.monolingual else np.array([len(rows)])
+        counts = np.array([len(rows)])
+        if stage.monolingual:
+            parts = (rows.languages_N[part] for part in blocks_of(len(rows)))
+            counts = np.sum([np.bincount(part, minlength=len(rows.languages)) for part in parts], axis=0)
         if np.min(counts) < stage.batch_size:
             where = f" in {rows.languages[int(np.argmin(counts))]}" if stage.monolingual else ""
             raise DataError(
@@ -130,7 +122,7 @@ class TriangleTask(Task):
         recipe = self.context.recipe
         return TriangleBatches(
             FrozenTowers(self.context.model, cache),
-            self.rows,
+            self.rows if cache.shares else replace(self.rows, folder=None),
             self.stage,
             self.live,
             section,

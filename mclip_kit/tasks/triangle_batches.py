@@ -70,6 +70,7 @@ class TriangleBatches(StageBatches):
             seed,
             self.rows.sources_N,
             shares,
+            kept=self.rows.folder,
         )
 
     @property

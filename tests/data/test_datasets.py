@@ -1,4 +1,4 @@
-"""Training rows: of captions and sentence pairs for a triangle, and of sentence pairs by direction."""
+"""Training rows of a triangle: of captions and of sentence pairs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,7 @@ import pytest
 
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
-from mclip_kit.data.datasets import (
-    TranslationRows,
-    rows_from_bitexts,
-    rows_from_captions,
-    translation_rows,
-)
+from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.data.triangle_rows import MISSING, TriangleRows
 from mclip_kit.errors import DataError
@@ -169,36 +164,3 @@ def test_a_language_that_no_corpus_has_is_named(squares: Path, folder: Path, tok
     how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": tokenizer.encode, "pieces": []}
     with pytest.raises(DataError, match=r"no train pair of en with it in any of"):
         rows_from_bitexts(bitexts, "train", ["de", "it"], "en", **how)
-
-
-def pairs(folders: list[Path], wanted: list[str] | str = "all", pieces: list[str] | None = None) -> TranslationRows:
-    tokenizer = XlmrTokenizer(folders[0])
-    known = tokenizer.pieces() if pieces is None else pieces
-    return translation_rows([open_bitext(f) for f in folders], "train", wanted, 64, tokenizer.encode, known)
-
-
-def test_every_pair_is_read_both_ways(squares: Path) -> None:
-    found, tokenizer = pairs([squares / "bitext"]), XlmrTokenizer(squares / "bitext")
-    assert found.directions == [("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en")]
-    assert found.languages == ["de", "en", "fr"]
-    assert len(found) == len(found.sources) == len(found.targets) == 4 * 72
-    forth, back = (int(np.flatnonzero(found.directions_N == number)[5]) for number in (0, 1))
-    assert np.array_equal(found.sources[forth], found.targets[back])
-    assert np.array_equal(found.targets[forth], found.sources[back])
-    assert tokenizer.decode(found.sources[forth]).startswith("red square")
-    assert tokenizer.decode(found.targets[forth]).startswith("Quadrat rot")
-    lengths = [max(len(a), len(b)) for a, b in zip(found.sources, found.targets, strict=True)]
-    assert lengths == found.lengths_N.tolist()
-
-
-def test_some_directions_of_several_corpora(squares: Path) -> None:
-    found = pairs([squares / "bitext"] * 2, ["de-en", "en-fr"])
-    assert found.directions == [("de", "en"), ("en", "fr")]
-    assert found.directions_N.tolist() == [0] * 72 + [1] * 72 + [0] * 72 + [1] * 72
-    assert found.corpora_N.tolist() == [0] * 144 + [1] * 144
-
-
-def test_other_pieces_are_tokenised_anew(squares: Path) -> None:
-    same, anew = pairs([squares / "bitext"]), pairs([squares / "bitext"], pieces=["other"])
-    assert all(np.array_equal(a, b) for a, b in zip(same.sources, anew.sources, strict=True))
-    assert same.lengths_N.tolist() == anew.lengths_N.tolist()

@@ -63,7 +63,11 @@ def test_lengths_are_those_of_the_cut_sentences_and_end_marks_stay(prefix, max_t
     kept = None if max_tokens is None else max_tokens - 2
     cut = [[BOS, *ids[:-1].tolist()[:kept], EOS] for ids in SENTENCES]
     assert [tokens.tolist() for tokens in read] == cut
-    assert read.lengths.tolist() == [len(tokens) for tokens in cut]
+    assert read.lengths().tolist() == [len(tokens) for tokens in cut]
+    for part in (slice(0, len(cut)), slice(1, 3)):
+        ids, lengths_B = read.block(part)
+        assert ids.tolist() == [number for tokens in cut[part] for number in tokens]
+        assert lengths_B.tolist() == [len(tokens) for tokens in cut[part]]
 
 
 def test_fairseq_loads_our_dictionary_and_we_read_it(tmp_path):

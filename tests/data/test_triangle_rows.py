@@ -9,11 +9,11 @@ import pytest
 from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.content_keys import hash_texts, hash_tokens
-from mclip_kit.data.row_files import ColumnWriter, Ragged, RaggedTexts, once, open_columns
+from mclip_kit.data.row_files import ROWS, ColumnWriter, Ragged, RaggedTexts, once, open_folder
 from mclip_kit.data.triangle_rows import RowBlock, RowStream, open_rows, write_rows
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.manage import ROWS, list_tables, verify
+from mclip_kit.features.manage import list_tables, verify
 from mclip_kit.tasks.base import Context, task_of
 from mclip_kit.train.build import build_model
 from tests import tiny
@@ -64,7 +64,7 @@ def test_a_column_keeps_its_type(tmp_path: Path) -> None:
         writer.add("a", np.zeros(1, np.int32))
         with pytest.raises(TypeError, match="column a is <i4, not <i8"):
             writer.add("a", np.zeros(1, np.int64))
-    assert open_columns(tmp_path)[1]["a"].tolist() == [0]
+    assert open_folder(tmp_path)[1]["a"].tolist() == [0]
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"\x01" + content[1:]])
@@ -73,7 +73,7 @@ def test_damage_is_found_when_columns_are_opened(tmp_path: Path, damage) -> None
         writer.add("a", np.zeros((4, 2), np.int32))
     (tmp_path / "a.bin").write_bytes(damage((tmp_path / "a.bin").read_bytes()))
     with pytest.raises(DataError, match=r"damaged \(a\.bin: a checksum is wrong\); remove it: it is made again"):
-        open_columns(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_a_folder_is_written_once_by_whoever_comes_first(tmp_path: Path) -> None:
