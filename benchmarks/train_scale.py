@@ -1,7 +1,7 @@
 """`mclip-kit train` at many rows: seconds until it has taken ten steps, and private bytes a row of all its processes.
 
     python benchmarks/train_scale.py [--rows 10000000] [--ranks 1 2 4] [--kinds captions pairs translate]
-                                     [--place FOLDER] [--smoke]
+                                     [--finish] [--place FOLDER] [--smoke]
 
 Three recipes of tiny towers: a triangle's stage on captions (five for each picture, a fifth of them in English), one on
 sentence pairs (four languages with the same English side, whose sentences are rows too), and translation on these pairs
@@ -13,6 +13,10 @@ fresh command, stopped by SIGTERM once ten steps are logged; it must end as one 
 Private memory is Private_Dirty of every process that was started, together, looked at while they run: the largest
 sum, and that at the tenth step. The same command on 1,000 rows is subtracted. Maps of files do not count. The last line
 has 60 bytes, divided by the largest sum of a start that finds its rows, in bytes a row.
+
+`--finish` trains on the captions to the end instead, an epoch of mean squared errors in large batches with each number
+of processes, which must all end with 0: once as the other starts do, and with `--cold`, for few rows, from pictures and
+an empty cache, which all processes fill together. The last line has the share of runs that ended so.
 """
 
 import argparse
@@ -29,12 +33,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import yaml
 from scale import LANGUAGES, prepared
 from side_by_side import last_line
 
+from mclip_kit.data.columns import open_columns, write_columns
 from mclip_kit.data.fairseq_io import sentence_writer, write_dictionary
+from mclip_kit.data.tables import OF_IMAGES
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer, train_sentencepiece
 from mclip_kit.files import hash_files, write_json
 
@@ -95,6 +102,16 @@ def data(place: Path, rows: int) -> None:
         files = [path for path in own.rglob("*") if path.is_file() and path.name != "manifest.json"]
         known = dict(zip((str(path.relative_to(own)) for path in files), hash_files(files), strict=True))
         write_json(own / "manifest.json", {"files": known})
+
+
+def pictures(folder: Path, count: int) -> None:
+    """Give a prepared folder pictures of its own, all of them different."""
+    pixels = np.random.default_rng(1).integers(0, 256, (count, 16, 16, 3), np.uint8)
+    np.save(folder / "images.npy", pixels)
+    table = open_columns(folder / "images.arrow", pa.schema(OF_IMAGES)).select(list(OF_IMAGES)).combine_chunks()
+    columns = {name: table[name].to_pylist() for name in OF_IMAGES}
+    write_columns(folder / "images.arrow", pa.schema(OF_IMAGES), [columns])
+    write_json(folder / "manifest.json", {"files": {}})
 
 
 def recipe(place: Path, kind: str) -> Path:
@@ -167,21 +184,28 @@ def _private(number: int) -> int:
 
 
 @contextmanager
-def started(place: Path, kind: str, ranks: int) -> Iterator[tuple[Node, Path]]:
-    """`train` in so many processes, in a folder of its own; it is asked to stop at the end."""
+def started(place: Path, kind: str, ranks: int, *options: str) -> Iterator[tuple[Node, Path]]:
+    """`train` in so many processes, in a folder of its own; they are killed at the end, if they are still there."""
     run = place / f"run-{kind}"
     shutil.rmtree(run, ignore_errors=True)
-    words = ["-m", "mclip_kit.cli", "train", str(place / f"{kind}.yaml"), "--out", str(run)]
+    words = ["-m", "mclip_kit.cli", "train", str(place / f"{kind}.yaml"), "--out", str(run), *options]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     node = Node([sys.executable, *(launcher if ranks > 1 else []), *words], place / f"{kind}.log")
     try:
         yield node, run / "metrics.jsonl"
-        node.process.send_signal(signal.SIGTERM)
-        status = node.process.wait(PATIENCE)
-        if status not in ((128 + signal.SIGTERM,) if ranks == 1 else (1, -signal.SIGTERM, 128 + signal.SIGTERM)):
-            raise SystemExit(f"{kind}: ended with {status}: {(place / f'{kind}.log').read_text()[-2000:]}")
     finally:
-        node.process.kill()
+        for number in [*_family(node.process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        node.process.wait()
+
+
+def stop(node: Node, ranks: int) -> None:
+    """Ask a run to stop; it must end as one that was asked."""
+    node.process.send_signal(signal.SIGTERM)
+    status = node.process.wait(PATIENCE)
+    if status not in ((128 + signal.SIGTERM,) if ranks == 1 else (1, -signal.SIGTERM, 128 + signal.SIGTERM)):
+        raise SystemExit(f"ended with {status}")
 
 
 def measure(place: Path, kind: str, ranks: int) -> tuple[float, int, int]:
@@ -193,19 +217,44 @@ def measure(place: Path, kind: str, ranks: int) -> tuple[float, int, int]:
                 raise SystemExit(f"{kind}: no step: {(place / f'{kind}.log').read_text()[-2000:]}")
             node.look()
             time.sleep(LOOK)
-        return time.monotonic() - began, node.most, node.look()
+        found = time.monotonic() - began, node.most, node.look()
+        stop(node, ranks)
+    return found
 
 
-def made(place: Path, rows: int, kinds: list[str]) -> None:
-    """Data, recipes and features, unless they are there."""
+def finish(place: Path, rows: int, ranks: int) -> bool:
+    """Train on the captions to the end; whether all processes ended with 0."""
+    edges = "{teacher_text-student_text: {loss: mse, missing_teacher: image}}"
+    changes = [
+        f"stages.0.edges={edges}",
+        "stages.0.epochs=1",
+        f"stages.0.batch_size={max(ranks, rows // ranks // 8 * ranks)}",
+    ]
+    began = time.monotonic()
+    with started(place, "captions", ranks, *(word for change in changes for word in ("--set", change))) as (node, _):
+        status = node.process.wait(PATIENCE)
+    print(
+        f"{rows // 5:,} pictures, {ranks} ranks: ended with {status} after {time.monotonic() - began:.0f} s", flush=True
+    )
+    if status:
+        print((place / "captions.log").read_text()[-2000:], flush=True)
+    return status == 0
+
+
+def made(place: Path, rows: int, kinds: list[str], cold: bool = False) -> None:
+    """Data, recipes and, unless the cache is to be cold, features; what is there is taken."""
     if not (place / "data" / "manifest.json").is_file():
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         data(place, rows)
+        if cold:
+            pictures(place / "data", rows // len(LANGUAGES))
+    if cold:
+        shutil.rmtree(place / "cache", ignore_errors=True)
     for kind in kinds:
         recipe(place, kind)
         stamp = place / f"{kind}.filled"
-        if not stamp.is_file():
+        if not stamp.is_file() and not cold:
             words = f"import train_scale, pathlib; train_scale.fill(pathlib.Path({str(place)!r}), {kind!r})"
             path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
             subprocess.run([sys.executable, "-c", words], check=True, env={**os.environ, "PYTHONPATH": path})
@@ -226,27 +275,42 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--kinds", nargs="+", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--finish", action="store_true", help="train to the end")
+    parser.add_argument("--cold", action="store_true", help="--finish: with an empty cache")
     parser.add_argument("--place", type=Path, help="keeps what is made up, and takes what is there")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
-    rows, ranks, kinds = (5_000, [1], ["pairs"]) if asked.smoke else (asked.rows, asked.ranks, asked.kinds)
-    worst = 0.0
     with tempfile.TemporaryDirectory(dir=".") as folder:
         place = (asked.place or Path(folder)).absolute()
-        few, many = place / "few", place / str(rows)
-        made(few, FEW, kinds)
-        made(many, rows, kinds)
-        for kind in kinds:
-            base = starts(few, kind, ranks)
-            for name, (took, most, then) in starts(many, kind, ranks).items():
-                memory = [(now - before) / rows for now, before in zip((most, then), base[name][1:], strict=True)]
-                print(
-                    f"{rows:,} {kind}, {name}: {took:.1f} s, {memory[0]:.1f} bytes a row at most, {memory[1]:.1f} at "
-                    f"step {STEPS}; {FEW:,} rows take {base[name][0]:.1f} s and {base[name][1] >> 20} MiB",
-                    flush=True,
-                )
-                worst = max(worst, memory[0]) if name.startswith("later") else worst
-    last_line("train_scale", BYTES / max(worst, 0.1), GOAL)
+        if asked.finish:
+            many = place / (f"cold-{asked.rows}" if asked.cold else str(asked.rows))
+            made(many, asked.rows, ["captions"], asked.cold)
+            ended = [finish(many, asked.rows, count) for count in asked.ranks]
+            last_line("train_scale", sum(ended) / len(ended), GOAL)
+        elif asked.smoke:
+            made(place, FEW, ["pairs"])
+            last_line("train_scale", BYTES * FEW / measure(place, "pairs", 1)[1], GOAL)
+        else:
+            worst = compared(place, asked.rows, asked.kinds, asked.ranks)
+            last_line("train_scale", BYTES / max(worst, 0.1), GOAL)
+
+
+def compared(place: Path, rows: int, kinds: list[str], ranks: list[int]) -> float:
+    """Print a line for each start; the most bytes a row of those that find their rows."""
+    few, many, worst = place / "few", place / str(rows), 0.0
+    made(few, FEW, kinds)
+    made(many, rows, kinds)
+    for kind in kinds:
+        base = starts(few, kind, ranks)
+        for name, (took, most, then) in starts(many, kind, ranks).items():
+            memory = [(now - before) / rows for now, before in zip((most, then), base[name][1:], strict=True)]
+            print(
+                f"{rows:,} {kind}, {name}: {took:.1f} s, {memory[0]:.1f} bytes a row at most, {memory[1]:.1f} at "
+                f"step {STEPS}; {FEW:,} rows take {base[name][0]:.1f} s and {base[name][1] >> 20} MiB",
+                flush=True,
+            )
+            worst = max(worst, memory[0]) if name.startswith("later") else worst
+    return worst
 
 
 if __name__ == "__main__":
