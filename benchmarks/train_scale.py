@@ -10,6 +10,7 @@ frozen towers are made-up numbers that `Table.fill` wrote. Each recipe starts wi
 makes then, and starts again with them, with one process and with several under torchrun, on the CPU. Each start is a
 fresh command, stopped by SIGTERM once ten steps are logged; it must end as one that was asked to stop.
 
+Seconds of computing are those of all processes and cores together: other work on the computer does not lengthen them.
 Private memory is Private_Dirty of every process that was started, together, looked at while they run: the largest
 sum, and that at the tenth step. The same command on 1,000 rows is subtracted. Maps of files do not count. The last line
 has 60 bytes, divided by the largest sum of a start that finds its rows, in bytes a row.
@@ -127,7 +128,7 @@ def recipe(place: Path, kind: str) -> Path:
 
 
 def fill(place: Path, kind: str) -> None:
-    """Make the rows of a kind, and write features of all that its frozen towers read; run in a process of its own."""
+    """Make the rows of a kind, and write features of all that its frozen towers read; once in a process."""
     from dataclasses import replace
 
     from mclip_kit.config.recipe import load
@@ -160,6 +161,10 @@ class Node:
         with log.open("wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
 
+    def computed(self) -> float:
+        """Seconds that all processes have computed, on all cores together."""
+        return sum(map(_cores, _family(self.process.pid)))
+
     def look(self) -> int:
         """Bytes of private memory of all processes now."""
         now = sum(_private(number) for number in _family(self.process.pid))
@@ -174,6 +179,13 @@ def _family(number: int) -> Iterator[int]:
         for thread in Path(f"/proc/{number}/task").iterdir():
             for child in (thread / "children").read_text().split():
                 yield from _family(int(child))
+
+
+def _cores(number: int) -> float:
+    """Seconds that a process has computed, on all cores together."""
+    with suppress(OSError), open(f"/proc/{number}/stat", encoding="ascii") as handle:
+        return sum(map(int, handle.read().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _private(number: int) -> int:
@@ -208,8 +220,8 @@ def stop(node: Node, ranks: int) -> None:
         raise SystemExit(f"ended with {status}")
 
 
-def measure(place: Path, kind: str, ranks: int) -> tuple[float, int, int]:
-    """Seconds until the tenth step, and bytes of private memory: the largest sum, and that at this step."""
+def measure(place: Path, kind: str, ranks: int) -> tuple[float, float, int, int]:
+    """Seconds until the tenth step, also of computing; bytes of private memory: the largest sum, and at this step."""
     began = time.monotonic()
     with started(place, kind, ranks) as (node, log):
         while not (log.is_file() and log.stat().st_size):
@@ -217,7 +229,7 @@ def measure(place: Path, kind: str, ranks: int) -> tuple[float, int, int]:
                 raise SystemExit(f"{kind}: no step: {(place / f'{kind}.log').read_text()[-2000:]}")
             node.look()
             time.sleep(LOOK)
-        found = time.monotonic() - began, node.most, node.look()
+        found = time.monotonic() - began, node.computed(), node.most, node.look()
         stop(node, ranks)
     return found
 
@@ -261,7 +273,7 @@ def made(place: Path, rows: int, kinds: list[str], cold: bool = False) -> None:
             stamp.touch()
 
 
-def starts(place: Path, kind: str, ranks: list[int]) -> dict[str, tuple[float, int, int]]:
+def starts(place: Path, kind: str, ranks: list[int]) -> dict[str, tuple[float, float, int, int]]:
     """Start -> what was measured of it; the first makes the rows."""
     for folder in (place / "cache").glob("rows-*"):
         shutil.rmtree(folder)
@@ -288,8 +300,9 @@ def main() -> None:
             ended = [finish(many, asked.rows, count) for count in asked.ranks]
             last_line("train_scale", sum(ended) / len(ended), GOAL)
         elif asked.smoke:
-            made(place, FEW, ["pairs"])
-            last_line("train_scale", BYTES * FEW / measure(place, "pairs", 1)[1], GOAL)
+            data(place, FEW)
+            fill(place, "pairs")
+            last_line("train_scale", BYTES * FEW / measure(place, "pairs", 1)[2], GOAL)
         else:
             worst = compared(place, asked.rows, asked.kinds, asked.ranks)
             last_line("train_scale", BYTES / max(worst, 0.1), GOAL)
@@ -302,11 +315,12 @@ def compared(place: Path, rows: int, kinds: list[str], ranks: list[int]) -> floa
     made(many, rows, kinds)
     for kind in kinds:
         base = starts(few, kind, ranks)
-        for name, (took, most, then) in starts(many, kind, ranks).items():
-            memory = [(now - before) / rows for now, before in zip((most, then), base[name][1:], strict=True)]
+        for name, (took, computed, *many_bytes) in starts(many, kind, ranks).items():
+            memory = [(now - before) / rows for now, before in zip(many_bytes, base[name][2:], strict=True)]
             print(
-                f"{rows:,} {kind}, {name}: {took:.1f} s, {memory[0]:.1f} bytes a row at most, {memory[1]:.1f} at "
-                f"step {STEPS}; {FEW:,} rows take {base[name][0]:.1f} s and {base[name][1] >> 20} MiB",
+                f"{rows:,} {kind}, {name}: {took:.1f} s, {computed:.1f} s of computing, {memory[0]:.1f} bytes a row at "
+                f"most, {memory[1]:.1f} at step {STEPS}; {FEW:,} rows: {base[name][0]:.1f} s, {base[name][1]:.1f} s, "
+                f"{base[name][2] >> 20} MiB",
                 flush=True,
             )
             worst = max(worst, memory[0]) if name.startswith("later") else worst
