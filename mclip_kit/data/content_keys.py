@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-SPACES = re.compile(r"[\t\n\r][ \t\n\r]*| [ \t\n\r]+")
-"""White space but for a single space."""
+SPACES = re.compile(r"[ \t\n\r]+")
 
 
 def hash_bytes(contents: Iterable[bytes]) -> np.ndarray:
@@ -33,4 +32,6 @@ def normalize_spaces(text: str) -> str:
 
     Only ASCII spaces count. Others, such as the no-break space, may be half of a letter that ftfy repairs first.
     """
-    return SPACES.sub(" ", text).strip(" ")
+    if "  " in text or "\n" in text or "\t" in text or "\r" in text:
+        text = SPACES.sub(" ", text)
+    return text.strip(" ")

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mclip_kit.data.sequences import split
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.files import move, remove_leftovers, temporary_name, write_json
@@ -150,6 +151,12 @@ class Ragged(Sequence[np.ndarray]):
             raise IndexError(index)
         start = int(self._ends_N[index - 1]) if index else 0
         return self._values[start : int(self._ends_N[index])]
+
+    def run(self, part: slice) -> list[np.ndarray]:
+        """Some rows, one after the other: start and stop, at least one row."""
+        start = int(self._ends_N[part.start - 1]) if part.start else 0
+        ends = self._ends_N[part]
+        return split(self._values[start : int(ends[-1])], np.diff(ends, prepend=start))
 
 
 class RaggedTexts(Sequence[str]):

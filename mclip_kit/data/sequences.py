@@ -1,6 +1,7 @@
 """Long columns that are not held in memory: lines of a file, several columns as one, a subset, and a deduplicator."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ def blocks_of(count: int, size: int = BLOCK) -> Iterator[slice]:
 
 
 def some(source: Sequence[Any], rows: np.ndarray) -> list[Any]:
-    """The items of some rows, in ascending order; a `source` that can read a run of rows reads them at once."""
-    if not len(rows) or not hasattr(source, "run") or rows[-1] - rows[0] >= SPARSE * len(rows):
+    """The items of some rows; a `source` that can read a run of rows reads rows in ascending order at once."""
+    dense = len(rows) > 0 and 0 <= rows[-1] - rows[0] < SPARSE * len(rows) and (np.diff(rows) > 0).all()
+    if not dense or not hasattr(source, "run"):
         return [source[row] for row in rows]
     found: list[Any] = source.run(slice(int(rows[0]), int(rows[-1]) + 1))
     return found if len(found) == len(rows) else [found[place] for place in (rows - rows[0]).tolist()]
@@ -96,6 +98,9 @@ class ConcatSequence(Sequence[Any]):
             raise IndexError(index)
         return self.parts[part][int(index - (self._stops[part - 1] if part else 0))]
 
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self.parts)
+
 
 class Subset(Sequence[Any]):
     """The given rows of a sequence, in the given order."""
@@ -108,6 +113,10 @@ class Subset(Sequence[Any]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self._source[self._rows[index]]
+
+    def __iter__(self) -> Iterator[Any]:
+        for part in blocks_of(len(self)):
+            yield from some(self._source, np.asarray(self._rows[part]))
 
 
 class Deduplicator:

@@ -89,9 +89,10 @@ class FrozenTowers:
         def keys() -> np.ndarray:
             return self.picture_keys(captions, images) if keys_N2 is None else keys_N2
 
-        if kept and (captions.keys is None or not captions.keys.any(1).all()):
-            kept = None  # pictures that were not found may be put there later
-        return self._fill("image", table, keys, lambda: job, kept)
+        known_I2 = captions.keys
+        if known_I2 is None or not known_I2.any(1).all():  # pictures that were not found may be put there later
+            return self._fill("image", table, keys, lambda: job, None)
+        return self._fill("image", table, keys, lambda: job, kept, lambda: known_I2, images)
 
     def picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
         """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`.
@@ -231,9 +232,19 @@ class FrozenTowers:
         keys: Callable[[], np.ndarray],
         job: Callable[[], ExtractionJob],
         kept: Path | None,
+        distinct: Callable[[], np.ndarray] | None = None,
+        key_of_N: np.ndarray | None = None,
     ) -> Features:
+        """Features from the table, which is filled first if it lacks some.
+
+        Args:
+            keys: of the inputs, uint64 (N, 2).
+            kept, key_of_N: see `find_once`, which gets the keys from `distinct` instead, if it is given.
+        """
         try:
-            row_N = find_once(table, keys, kept) if kept and self.cache.is_persistent(tower) else None
+            row_N = None
+            if kept and self.cache.is_persistent(tower):
+                row_N = find_once(table, distinct or keys, kept, key_of_N)
             if row_N is None:
                 row_N = table.fill(keys(), job(), self.cache.rank, self.cache.world_size)
             return Features(table, row_N)

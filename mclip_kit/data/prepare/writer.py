@@ -63,6 +63,7 @@ class TableWriter:
         self._sides: dict[Pair, tuple[HashedText, HashedText]] = {}
         self._uncaptioned: dict[tuple[str, str], None] = {}  # picture and split, in order
         self._known: set[str] = set()
+        self._languages: set[str] = set()
         self._combinations: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._waiting: list[tuple[CleanRow, list[int]]] = []
         self._by_hash: SplitByHash | None = None
@@ -155,16 +156,23 @@ class TableWriter:
             )
         self._known.add(split)
 
+    @property
+    def _where(self) -> Path | str:
+        """Where the rows are from, for messages."""
+        return self.source.root or self.corpus.reader
+
+    def _check_cell(self, what: str, cell: str, remedy: str) -> None:
+        """DataError if a table cannot hold a name."""
+        if UNFIT.search(cell):
+            raise DataError(f"{self._where}: {what} {cell!r} has a character that a table cannot hold; {remedy}")
+
     def _add_picture(self, row: CleanRow, name: str, split: str) -> None:
         before = self.splits.get(name, ())
         if not before:
-            where = self.source.root or self.corpus.reader
             if not name:
-                raise DataError(f"{where}: a picture has no name; give it one, or remove its captions")
-            if UNFIT.search(name):
-                raise DataError(
-                    f"{where}: picture name {name!r} has a character that a table cannot hold; rename the picture"
-                )
+                raise DataError(f"{self._where}: a picture has no name; give it one, or remove its captions")
+            self._check_cell("picture name", name, "rename the picture")
+            self._check_cell("class or stratum", row.stratum, f"rename it; picture {name} has it")
             group = len(self.splits) if row.group is None else row.group
             file = "" if self.has_pixels else f"\t{self._file(row, name)}"
             self._images.write(f"{name}\t{group}\t{row.stratum}{file}\n")
@@ -178,6 +186,9 @@ class TableWriter:
         kept = False
         for (language, text, wrong), number in zip(texts, hashes, strict=True):
             if self.cleaner.keeps_caption(image, language, text, wrong):
+                if language not in self._languages:
+                    self._check_cell("language", language, "rename it")
+                    self._languages.add(language)
                 self._captions.write(f"{image}\t{language}\t{split}\t{text}\n", number)
                 self.counts["captions", split, language] += 1
                 kept = True

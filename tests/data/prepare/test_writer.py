@@ -230,6 +230,20 @@ def test_a_name_that_no_table_can_hold_is_refused(tmp_path, name):
         written(tmp_path, Row("train", [("en", "x")], image=name))
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"stratum": "a\tb"}, r"class or stratum 'a\\tb'"),
+        ({"stratum": "a\rb"}, r"class or stratum 'a\\rb'"),
+        ({"texts": [("e\tn", "x")]}, r"language 'e\\tn'"),
+        ({"texts": [("en\r", "x")]}, r"language 'en\\r'"),
+    ],
+)
+def test_other_cells_that_no_table_can_hold_are_refused_too(tmp_path, changes, what):
+    with pytest.raises(DataError, match=f"{what} has a character that a table cannot hold; rename it"):
+        written(tmp_path, Row(**{"split": "train", "texts": [("en", "x")], "image": "a"} | changes))
+
+
 def test_a_name_with_an_odd_space_fits(tmp_path):
     written(tmp_path, Row("train", [("en", "x")], image="Screenshot 9.41\u202fAM.png"))
     assert table(tmp_path, "images.tsv")[0][0] == "Screenshot 9.41\u202fAM.png"
