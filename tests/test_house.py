@@ -19,6 +19,7 @@ RANK = {
     "layout": 3,
     "progress": 3,
     "config": 4,
+    "engine": 4,
     "data": 5,
     "losses": 6,
     "models": 6,
