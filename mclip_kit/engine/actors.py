@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,16 +13,18 @@ from typing import Any
 from mclip_kit import __version__
 from mclip_kit.engine.base import Make
 from mclip_kit.errors import DataError, first_line
-from mclip_kit.progress import tqdm
+from mclip_kit.progress import Bar, Report, is_quiet, relay, set_quiet, tqdm
 
 TRIES = 4  # of a task whose actor is killed, and of actors that do not start
+LOOK = 1.0  # seconds between two looks at what actors say
+LAST = 10.0  # seconds in which they may say something at the end
 WAIT = 30.0  # seconds between two lines about a cluster without room
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what nodes print about a killed process; `Task` says it in one line
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # on this process's standard error
 }
+SPEAKING = "speaking"  # the threads of an actor that answer while it works
 PASSED_ON = ("HF_", "TRANSFORMERS_", "MCLIP_KIT_", "TOKENIZERS_", "TORCH_CPP_LOG_LEVEL")
 """Starts of the names of the driver's environment variables that its actors get."""
 
@@ -41,14 +45,21 @@ class Slot:
     Attributes:
         started: a reference that is ready when the actor runs.
         tasks: futures that may not be done yet.
+        report: the future of what it says, if it was asked.
+        bars: those that it had when it answered last.
+        died: whether it was killed at a task.
     """
 
     actor: Any
     started: Any
     tasks: list[Any] = field(default_factory=list)
+    report: Any = None
+    bars: dict[str, Bar] = field(default_factory=dict)
+    died: bool = False
 
     def load(self) -> int:
         """Number of tasks that are not done."""
+        self.died = self.died or any(task.done() and task.exception() is not None for task in self.tasks)
         self.tasks = [task for task in self.tasks if not task.done()]
         return len(self.tasks)
 
@@ -58,16 +69,21 @@ class Actors:
 
     Args:
         count: how many there are at most; work starts when the cluster has room for one.
+        room: most tasks that one has at a time.
         resources: of an actor, as Ray names them.
         make, given: see `Engine.map`.
     """
 
-    def __init__(self, count: int, resources: Mapping[str, float], make: Make, given: tuple[Any, ...]) -> None:
-        self.ray = import_ray()
+    def __init__(
+        self, count: int, room: int, resources: Mapping[str, float], make: Make, given: tuple[Any, ...]
+    ) -> None:
+        self.ray, self._room = import_ray(), room
         environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         held = [self.ray.put((make, given))]  # in a list: Ray would copy it to each actor before it starts
-        self._given = (__version__, os.getcwd(), environment, held)
-        self._class = self.ray.remote(scheduling_strategy="SPREAD", **resources)(Actor)
+        self._given = (__version__, os.getcwd(), environment, is_quiet(), held)
+        options = {"scheduling_strategy": "SPREAD", "concurrency_groups": {SPEAKING: 1}}
+        self._class = self.ray.remote(**options, **resources)(Actor)
+        self._bars: dict[str, tqdm] = {}
         self._failed = 0
         self._slots: list[Slot] = []
         for _ in range(count):
@@ -78,25 +94,36 @@ class Actors:
         self._slots.append(Slot(actor, actor.start.remote()))
 
     def free(self) -> Slot:
-        """The actor that has least to do, of those that run; waits until one runs.
+        """The actor that has least to do; waits until one runs that has room for another task.
 
         Raises:
             DataError: the node of one is not as this process needs it, or actors do not start.
         """
         say = time.monotonic() + WAIT
         while True:
-            started = [slot.started for slot in self._slots]
-            ready, _ = self.ray.wait(started, num_returns=len(started), timeout=0)
-            running = [slot for slot in list(self._slots) if slot.started in ready and self._runs(slot)]
+            running = [slot for slot in self._started() if self._runs(slot)]
+            least = min(running, key=Slot.load, default=None)
+            if least and least.load() < self._room:
+                return least
+            self.show()
             if running:
-                return min(running, key=Slot.load)
-            self.ray.wait([slot.started for slot in self._slots], timeout=1)
+                wait([task for slot in running for task in slot.tasks], LOOK, FIRST_COMPLETED)
+                continue
+            self.ray.wait([slot.started for slot in self._slots], timeout=LOOK)
             if time.monotonic() > say:
                 say += WAIT
                 tqdm.write("the Ray cluster has no free node for this work yet; waiting")
 
+    def _started(self) -> list[Slot]:
+        starting = {slot.started: slot for slot in self._slots}
+        ready, _ = self.ray.wait(list(starting), num_returns=len(starting), timeout=0)
+        return [starting[started] for started in ready]
+
     def _runs(self, slot: Slot) -> bool:
         """Whether an actor that has started still runs; one that was killed is replaced."""
+        if slot.load() == 0 and slot.died:
+            self.replace(slot)
+            return False
         try:
             wrong = self.ray.get(slot.started)
         except self.ray.exceptions.RayActorError as error:
@@ -116,11 +143,39 @@ class Actors:
             self._slots.remove(slot)
             self._add()
 
+    def show(self, patience: float = 0) -> None:
+        """Print what actors have said since the last call, and draw the sums of their bars.
+
+        Args:
+            patience: seconds in which they may answer; who does not is asked by the next call.
+        """
+        end = time.monotonic() + patience
+        for slot in self._slots:
+            slot.report = slot.report or slot.actor.report.options(concurrency_group=SPEAKING).remote().future()
+        for slot in self._slots:
+            with suppress(TimeoutError, self.ray.exceptions.RayError):
+                lines, slot.bars = slot.report.result(max(0, end - time.monotonic()))
+                slot.report = None
+                for line in lines:
+                    tqdm.write(line)
+        self._draw([slot.bars for slot in self._slots])
+
+    def _draw(self, bars: list[dict[str, Bar]]) -> None:
+        for name in {name for own in bars for name in own}:
+            counts, totals, units = zip(*(own[name] for own in bars if name in own), strict=True)
+            if name not in self._bars:
+                self._bars[name] = tqdm(desc=name, unit=units[0], leave=False, dynamic_ncols=True)
+            self._bars[name].n, self._bars[name].total = sum(counts), totals[0]
+            self._bars[name].refresh()
+        for name in [name for name in self._bars if not any(name in own for own in bars)]:
+            self._bars.pop(name).close()
+
     def kill(self) -> None:
         """End all actors."""
         for slot in self._slots:
             self.ray.kill(slot.actor)
         self._slots = []
+        self._draw([])
 
 
 class Task:
@@ -149,8 +204,7 @@ class Task:
         killed = self._actors.ray.exceptions.RayActorError
         for tries in range(1, TRIES + 1):
             try:
-                found: tuple[Any, Exception | None] = self._future.result()
-                return found
+                return self._wait()
             except killed:
                 self._actors.replace(self._slot)
                 if tries < TRIES:
@@ -160,6 +214,14 @@ class Task:
             "it again with fewer --workers, or with more memory a node"
         )
 
+    def _wait(self) -> tuple[Any, Exception | None]:
+        while True:
+            try:
+                found: tuple[Any, Exception | None] = self._future.result(LOOK)
+                return found
+            except TimeoutError:
+                self._actors.show()
+
 
 class Actor:
     """What a process on a node does: it makes the work once, and does it to each item.
@@ -168,13 +230,20 @@ class Actor:
         version: of the package in the driver.
         folder: the driver's working folder, from which relative paths count.
         environment: variables of the driver.
+        quiet: whether the driver draws no bars, see `progress.is_quiet`.
         held: a list with a reference to `make` and `given`, see `Engine.map`.
     """
 
-    def __init__(self, version: str, folder: str, environment: Mapping[str, str], held: list[Any]) -> None:
+    def __init__(self, version: str, folder: str, environment: Mapping[str, str], quiet: bool, held: list[Any]) -> None:
         self._version, self._folder, self._held = version, folder, held
         self._work: Callable[[Any], Any] | None = None
         os.environ |= environment
+        set_quiet(quiet)
+        self._report = relay()
+
+    def report(self) -> Report:
+        """What this process has said since the last call; it may be called while it works."""
+        return self._report()
 
     def start(self) -> Exception | None:
         """What is wrong with this node, if anything."""

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mclip_kit.engine.actors import Actors, Task, import_ray
+from mclip_kit.engine.actors import LAST, Actors, Task, import_ray
 from mclip_kit.engine.base import Make, Map, map_ahead
 from mclip_kit.errors import DataError, first_line
 
-AHEAD = 2  # items an actor that are read in advance
+AHEAD = 2  # items that an actor has at a time, so that it need not wait for the next one
 PATIENCE = 10.0  # seconds that a cluster has to answer
 
 
@@ -31,11 +31,13 @@ class Cluster:
         workers: number of actors.
         cpus: cores of an actor.
         gpus: GPUs of an actor.
+        ahead: items that an actor has at a time.
     """
 
     workers: int
     cpus: float = 1
     gpus: float = 0
+    ahead: int = AHEAD
 
     @property
     def alone(self) -> bool:
@@ -45,7 +47,7 @@ class Cluster:
     @contextmanager
     def map(self, make: Make, *given: Any) -> Iterator[Map]:
         """See `Engine.map`. What an actor was killed with is done again by another one."""
-        actors = Actors(self.workers, {"num_cpus": self.cpus, "num_gpus": self.gpus}, make, given)
+        actors = Actors(self.workers, self.ahead, {"num_cpus": self.cpus, "num_gpus": self.gpus}, make, given)
         try:
             yield partial(self._results, actors)
         except import_ray().exceptions.RayError as error:
@@ -54,10 +56,12 @@ class Cluster:
             actors.kill()
 
     def _results(self, actors: Actors, items: Iterable[Any]) -> Iterator[Any]:
-        for result, error in map_ahead(partial(Task, actors), AHEAD * self.workers, items):
+        for result, error in map_ahead(partial(Task, actors), self.ahead * self.workers, items):
             if error is not None:
+                actors.show(LAST)
                 raise error
             yield result
+        actors.show(LAST)
 
 
 @contextmanager
@@ -74,8 +78,8 @@ def connect(address: str | None = None, workers: int | None = None, towers: bool
         address: HOST:PORT of its head node; None: the cluster of RAY_ADDRESS, else the one of this machine, else one is
             started on this machine and ended with the context.
         workers: number of actors; None: one for each core.
-        towers: the actors compute with models: one for each GPU; without GPUs, one for each node, with as many cores as
-            every node has.
+        towers: the actors compute with models: one for each GPU, with its share of the node's cores; without GPUs, one
+            for each node, with as many cores as every node has.
     Raises:
         DataError: Ray is not installed, or there is no cluster at the address.
     """
@@ -126,5 +130,7 @@ def _engine(nodes: list[dict[str, float]], workers: int | None, towers: bool) ->
         raise DataError("the Ray cluster has no node with a CPU; add one")
     if not towers:
         return Cluster(workers or int(sum(cores)))
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    return Cluster(gpus, gpus=1) if gpus else Cluster(len(cores), cpus=min(cores))
+    gpus = [(int(node["GPU"]), node["CPU"]) for node in nodes if node.get("GPU", 0) >= 1 and node.get("CPU")]
+    if not gpus:
+        return Cluster(len(cores), cpus=min(cores), ahead=1)
+    return Cluster(sum(count for count, _ in gpus), cpus=min(own // count for count, own in gpus), gpus=1, ahead=1)
