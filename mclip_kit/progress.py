@@ -55,7 +55,7 @@ def relay() -> Callable[[], Report]:
     _bars, lines = bars, _lines
 
     def report() -> Report:
-        bars[:] = [bar for bar in bars if not bar.closed]
+        bars[:] = [bar for bar in bars if not bar.disable]  # as one is after its end
         return [lines.pop(0) for _ in range(len(lines))], {bar.desc: (bar.n, bar.total, bar.unit) for bar in bars}
 
     return report
@@ -76,8 +76,6 @@ class tqdm(tqdm_bar):
     >>> for row in tqdm(range(3), "rows"):
     ...     pass
     """
-
-    closed = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._printed = time.time()
@@ -117,7 +115,6 @@ class tqdm(tqdm_bar):
 
     def close(self) -> None:
         """End the bar; a file gets no end of a line that it has no start of."""
-        self.closed = True
         if not hasattr(self, "start_t"):  # set last: the bar is disabled, or a signal came while it was made
             return
         if not self.disable and not self.fp.isatty():

@@ -1,9 +1,9 @@
 """What a Ray cluster of two nodes does is what one process does: every byte, every row, every error."""
 
-import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,20 +12,30 @@ from typing import Any
 
 import pytest
 
+from mclip_kit.config.recipe import load
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare.fingerprints import PictureHasher
 from mclip_kit.data.prepare.prepare import prepare
+from mclip_kit.data.prepare.reading import PartCleaner
 from mclip_kit.engine import actors, cluster
-from mclip_kit.engine.base import Engine
+from mclip_kit.engine.base import Engine, Make
 from mclip_kit.engine.cluster import Cluster, connect
 from mclip_kit.errors import DataError
+from mclip_kit.features import extract as features_of
+from mclip_kit.features.table import Table
+from mclip_kit.models.multilingual_clip import load as load_model
+from mclip_kit.search import pictures
+from mclip_kit.search.embed import embed_pictures
+from mclip_kit.train.extractor import Extractor, extract
+from tests import tiny
 from tests.data.prepare.test_prepare_workers import (
-    Declared,
-    bitext,
     content,
     pairs,
-    shards,
     small_blocks,  # noqa: F401  a fixture
 )
+from tests.engine.work import DiesInShard, DiesOnce, fails_at_seven, small_shards
+from tests.interop.models import build
+from tests.search.test_embed import contents
 
 ROOM = 256 << 20  # bytes of shared memory that two nodes take
 STORE = 80 << 20  # bytes of a node's objects; Ray takes no fewer
@@ -72,31 +82,29 @@ def limit() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-class DiesOnce:
-    """Work whose process is killed at its first item; the one that takes its place is not."""
+@pytest.fixture
+def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What each `map` makes; one process is killed in the middle of its work."""
+    made: list[Any] = []
+    run = Cluster.map
 
-    def __init__(self, mark: Path, make: Any, *given: Any) -> None:
-        self._mark, self._work = mark, make(*given)
+    def dying(engine: Cluster, make: Make, *given: Any) -> Any:
+        made.append(make)
+        kind = DiesInShard if make is Extractor else DiesOnce
+        return run(engine, kind, tmp_path / "killed", make, *given)
 
-    def __call__(self, item: Any) -> Any:
-        if not self._mark.exists():
-            self._mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self._work(item)
+    monkeypatch.setattr(Cluster, "map", dying)
+    yield made
+    assert (tmp_path / "killed").exists()
 
 
 @pytest.fixture
-def one_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In each `map`, the process that starts first is killed in the middle of its work; the file says that it was."""
-    mark, run = tmp_path / "killed", Cluster.map
-    monkeypatch.setattr(Cluster, "map", lambda self, make, *given: run(self, DiesOnce, mark, make, *given))
-    return mark
-
-
-def power(base: int, mark: Path, exponent: int) -> int:
-    if exponent == 7:
-        raise DataError(f"{mark}: no such file")
-    return base**exponent
+def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, too, shards and batches are small."""
+    monkeypatch.setattr(Table, "__init__", Table.__init__)  # what `small_shards` changes is undone
+    for name in ("CPU_PICTURES", "TEXTS", "TOKENS"):
+        monkeypatch.setattr(features_of, name, getattr(features_of, name))
+    small_shards()
 
 
 def test_two_nodes_give_results_in_order_and_take_few_items_ahead(engine: Cluster) -> None:
@@ -118,23 +126,60 @@ def test_two_nodes_give_results_in_order_and_take_few_items_ahead(engine: Cluste
 
 def test_an_error_of_a_node_is_the_same_line(engine: Cluster, tmp_path: Path) -> None:
     found: list[int] = []
-    with pytest.raises(DataError) as raised, engine.map(partial, power, 2, tmp_path) as run:
+    with pytest.raises(DataError) as raised, engine.map(partial, fails_at_seven, tmp_path) as run:
         found.extend(run(range(30)))
     assert str(raised.value) == f"{tmp_path}: no such file"
 
 
-@pytest.mark.parametrize("declared", [bitext, pairs, shards])
 def test_prepared_folders_have_the_same_bytes(
-    tmp_path: Path, declared: Declared, engine: Engine, one_dies: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, engine: Engine, killed: list[Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "from").mkdir()
-    corpus, root = declared(tmp_path / "from")
+    corpus, root = pairs(tmp_path / "from")
     prepare(corpus, tmp_path / "one", source=Source(root), workers=1)
     prepare(corpus, tmp_path / "ray", source=Source(root), workers=engine)
-    assert one_dies.exists()
+    assert {PartCleaner, PictureHasher} <= set(killed)
     one, ray = content(tmp_path / "one"), content(tmp_path / "ray")
     assert one.keys() == ray.keys()
     assert [name for name in one if one[name] != ray[name]] == []
     said = "".join(capfd.readouterr())
     assert "a process on the Ray cluster was killed" in said
     assert "(raylet)" not in said
+
+
+def features(folder: Path) -> dict[str, bytes]:
+    """The shards of a feature cache: file -> bytes."""
+    return {name: held for name, held in content(folder).items() if (folder / name).with_name("shard.json").is_file()}
+
+
+def test_extracted_features_are_the_same_shards(
+    squares: Path, tmp_path: Path, engine: Cluster, killed: list[Any], small_tables: None
+) -> None:
+    tree = tiny.recipe(squares)
+    tree["teacher"]["weights"] = tree["encoder"]["weights"] = "random"
+    tree |= {"projector": {"kind": "transformer", "layers": 1, "pool": "eos"}, "clip_projector": "linear"}
+    tree |= {"stages": [tree["stages"][2] | {"train": ["projector", "clip_projector"]}]}
+    tree |= {"cache": {"features": "tokens", "dtype": "fp32"}}
+    recipe = load(tiny.write_recipe(tree, tmp_path / "tiny.yaml"))
+    Extractor(recipe, tmp_path / "one" / "run")(0)
+    place, refused = extract(recipe, tmp_path / "ray" / "run", replace(engine, ahead=1))
+    assert (place, refused) == (str(tmp_path / "ray" / "features"), [])
+    one, ray = features(tmp_path / "one" / "features"), features(tmp_path / "ray" / "features")
+    assert len([name for name in one if name.endswith("shard.json")]) > 4
+    assert one.keys() == ray.keys()
+    assert [name for name in one if one[name] != ray[name]] == []
+
+
+def test_vectors_are_the_same_files(
+    squares: Path, tmp_path: Path, engine: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "BLOCK", 20)
+    folder = tmp_path / "model"
+    build(squares, {"kind": "mlp", "pool": "mean"}, "linear", 24, tiny.TEACHER).save(folder)
+    for name, used in (("one", None), ("ray", engine)):
+        found = embed_pictures(load_model(folder), squares, tmp_path / name, made_with=str(folder), engine=used)
+        assert found.count == 96
+    assert contents(tmp_path / "one") == contents(tmp_path / "ray")
+    one, ray = features(tmp_path / "one" / "features"), features(tmp_path / "ray" / "features")
+    assert one.keys() == ray.keys()
+    assert [name for name in one if one[name] != ray[name]] == []
