@@ -160,6 +160,11 @@ class Actors:
                     tqdm.write(line)
         self._draw([slot.bars for slot in self._slots])
 
+    def show_last(self) -> None:
+        """Print all that actors have said: the second answer is from now, the first may be to an earlier question."""
+        for _ in range(2):
+            self.show(LAST)
+
     def _draw(self, bars: list[dict[str, Bar]]) -> None:
         for name in {name for own in bars for name in own}:
             counts, totals, units = zip(*(own[name] for own in bars if name in own), strict=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mclip_kit.engine.actors import LAST, Actors, Task, import_ray
+from mclip_kit.engine.actors import Actors, Task, import_ray
 from mclip_kit.engine.base import Make, Map, map_ahead
 from mclip_kit.errors import DataError, first_line
 
@@ -58,10 +58,10 @@ class Cluster:
     def _results(self, actors: Actors, items: Iterable[Any]) -> Iterator[Any]:
         for result, error in map_ahead(partial(Task, actors), self.ahead * self.workers, items):
             if error is not None:
-                actors.show(LAST)
+                actors.show_last()
                 raise error
             yield result
-        actors.show(LAST)
+        actors.show_last()
 
 
 @contextmanager

@@ -153,7 +153,12 @@ def features(folder: Path) -> dict[str, bytes]:
 
 
 def test_extracted_features_are_the_same_shards(
-    squares: Path, tmp_path: Path, engine: Cluster, killed: list[Any], small_tables: None
+    squares: Path,
+    tmp_path: Path,
+    engine: Cluster,
+    killed: list[Any],
+    small_tables: None,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     tree = tiny.recipe(squares)
     tree["teacher"]["weights"] = tree["encoder"]["weights"] = "random"
@@ -162,7 +167,10 @@ def test_extracted_features_are_the_same_shards(
     tree |= {"cache": {"features": "tokens", "dtype": "fp32"}}
     recipe = load(tiny.write_recipe(tree, tmp_path / "tiny.yaml"))
     Extractor(recipe, tmp_path / "one" / "run")(0)
+    said = [capfd.readouterr().out]
     place, refused = extract(recipe, tmp_path / "ray" / "run", replace(engine, ahead=1))
+    said.append(capfd.readouterr().out)
+    assert ["tokens features: 216 rows to compute" in out for out in said] == [True, True]
     assert (place, refused) == (str(tmp_path / "ray" / "features"), [])
     one, ray = features(tmp_path / "one" / "features"), features(tmp_path / "ray" / "features")
     assert len([name for name in one if name.endswith("shard.json")]) > 4
