@@ -141,7 +141,7 @@ def test_only_fairseq_io_imports_fairseq() -> None:
 def test_help_and_recipes_load_no_heavy_package() -> None:
     code = (
         "import sys, mclip_kit, mclip_kit.cli, mclip_kit.config.recipe\n"
-        "heavy = {'torch', 'numpy', 'transformers', 'open_clip', 'fairseq'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'open_clip', 'fairseq', 'ray'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
-from mclip_kit.cli.engine import engine_options, opened
+from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.disk import check_writable
 
 
@@ -54,8 +54,7 @@ def prepare(
     langs: str | None,
     spm: Path | None,
     workers: int | None,
-    engine: str,
-    address: str | None,
+    engine: Chosen,
     overrides: tuple[str, ...],
     bitext: bool,
     pairs: Path | None,
@@ -101,6 +100,6 @@ def prepare(
     target = out or Path("data", name)
     if not target.exists():
         check_writable(target)
-    with opened(engine, address, workers) as cluster:
+    with engine.connect(workers) as cluster:
         manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), cluster or workers, again)
     click.echo(summary.describe(target, manifest))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
-from mclip_kit.cli.engine import engine_options, opened
+from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.cli.output import JSON, ShowJson, json_alone, note
 from mclip_kit.disk import check_writable
 from mclip_kit.errors import CheckpointError, DataError, one_line
@@ -37,8 +37,7 @@ def embed(
     out: Path,
     dtype: Any,
     workers: int | None,
-    engine: str,
-    address: str | None,
+    engine: Chosen,
 ) -> None:
     """Embed any number of pictures, or texts, into files of vectors.
 
@@ -60,7 +59,7 @@ def embed(
     from mclip_kit.search.embed import embed_pictures, embed_texts
 
     made_with = os.path.abspath(model)
-    with opened(engine, address, towers=True) as cluster:
+    with engine.connect(towers=True) as cluster:
         loaded = load(model, "cpu" if cluster else device)
         if texts is not None:
             found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write, cluster)

@@ -9,7 +9,7 @@ import click
 
 from mclip_kit import layout
 from mclip_kit.cli.common import FOLDER, SET
-from mclip_kit.cli.engine import engine_options, opened
+from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.disk import check_writable
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.progress import is_quiet
@@ -73,7 +73,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 @SET
 @click.option("--out", type=FOLDER, help="The run's folder; the features are next to it.  [default: runs/RECIPE]")
 @engine_options
-def extract(recipe: str, overrides: tuple[str, ...], out: Path | None, engine: str, address: str | None) -> None:
+def extract(recipe: str, overrides: tuple[str, ...], out: Path | None, engine: Chosen) -> None:
     """Compute and keep what the recipe's frozen towers give for its training rows, so that training only reads it."""
     from mclip_kit.config.recipe import load
     from mclip_kit.doctor.places import check_places
@@ -83,7 +83,7 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None, engine: s
     if checked.cache.features == "off":
         raise RecipeError(f"{recipe}: cache is off, so there is nothing to keep; set cache=auto")
     folder = out or Path("runs", Path(recipe).stem)
-    with opened(engine, address, towers=True) as cluster:
+    with engine.connect(towers=True) as cluster:
         from mclip_kit.train import extractor
 
         root, refused = (

@@ -29,10 +29,15 @@ PASSED_ON = ("HF_", "TRANSFORMERS_", "MCLIP_KIT_", "TOKENIZERS_", "TORCH_CPP_LOG
 """Starts of the names of the driver's environment variables that its actors get."""
 
 
+def check_installed() -> None:
+    """DataError without Ray, which is not imported."""
+    if find_spec("ray") is None:
+        raise DataError("--engine ray needs Ray: pip install 'ray>=2.60'")
+
+
 def import_ray() -> Any:
     """Ray, which reads the environment when it is imported first."""
-    if find_spec("ray") is None:
-        raise DataError("--engine ray needs Ray: pip install 'mclip-kit[ray]'")
+    check_installed()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     return import_module("ray")

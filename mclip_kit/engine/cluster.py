@@ -75,8 +75,8 @@ def connect(address: str | None = None, workers: int | None = None, towers: bool
     [2, 4, 8]
 
     Args:
-        address: HOST:PORT of its head node; None: the cluster of RAY_ADDRESS, else the one of this machine, else one is
-            started on this machine and ended with the context.
+        address: HOST:PORT of its head node; local: one is started on this machine, and ended with the context; None:
+            the cluster of RAY_ADDRESS, else the one that this machine is in, else local.
         workers: number of actors; None: one for each core.
         towers: the actors compute with models: one for each GPU, with its share of the node's cores; without GPUs, one
             for each node, with as many cores as every node has.
@@ -88,7 +88,7 @@ def connect(address: str | None = None, workers: int | None = None, towers: bool
     if own:
         _connect(ray, address)
     try:
-        yield _engine([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, towers)
+        yield size([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, towers)
     finally:
         if own:
             ray.shutdown()
@@ -119,8 +119,8 @@ def _check_listens(where: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
 
 
-def _engine(nodes: list[dict[str, float]], workers: int | None, towers: bool) -> Cluster:
-    """The engine of a cluster.
+def size(nodes: list[dict[str, float]], workers: int | None, towers: bool) -> Cluster:
+    """The engine of a cluster: how many actors it has, and what each has.
 
     Args:
         nodes: the resources of each.
