@@ -72,6 +72,8 @@ SEARCH = [
     "uvicorn>=0.29",
 ]
 
+RAY = ["ray>=2.60"]  # its core alone; older ones were not tried
+
 DOCS = [
     "mkdocs>=1.6,<2",  # 1.6 has generated pages and checks of anchors; 2 has no plugins
     "mkdocs-material>=9.5,<10",  # with font: false its pages load nothing from elsewhere, which is tested with 9
@@ -85,6 +87,7 @@ DEV = [
     *ONNX,  # small, and the exports to it are tested
     *DIFFUSERS,
     *SEARCH,
+    *RAY,  # a cluster of two nodes on one machine is tested
     "setuptools>=77",  # pyproject.toml's; builds the wheel that is tested
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -130,6 +133,7 @@ setup(
         "onnx": ONNX,
         "diffusers": DIFFUSERS,
         "search": SEARCH,
+        "ray": RAY,
         "eval": ["clip-benchmark>=1.6.2,<2"],
         "docs": DOCS,
         "dev": DEV,

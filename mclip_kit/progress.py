@@ -4,11 +4,14 @@ import io
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm as tqdm_bar
 
 _quiet = _downloads = False
+_lines: list[str] = []
+_bars: "list[tqdm] | None" = None  # with `relay`: those of this process, which are not drawn
 EVERY = 30.0  # seconds between two lines
 SOON = 2.0  # seconds after which work that is usually shorter gets a bar
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} left{postfix}"
@@ -35,6 +38,29 @@ def note(line: str) -> None:
         tqdm.write(line)
 
 
+Bar = tuple[float, float | None, str]
+"""What a bar has counted, its total if it is known, and its unit."""
+Report = tuple[list[str], dict[str, Bar]]
+"""Lines, and bars by their description."""
+
+
+def relay() -> Callable[[], Report]:
+    """From now on this process prints no lines and no bars; another one asks for them and shows them.
+
+    Returns:
+        A function that gives the lines since it was called before, and the bars that are open.
+    """
+    global _bars
+    bars: list[tqdm] = []
+    _bars, lines = bars, _lines
+
+    def report() -> Report:
+        bars[:] = [bar for bar in bars if not bar.disable]  # as one is after its end
+        return [lines.pop(0) for _ in range(len(lines))], {bar.desc: (bar.n, bar.total, bar.unit) for bar in bars}
+
+    return report
+
+
 def is_quiet() -> bool:
     """Whether bars and notes are left out.
 
@@ -54,9 +80,13 @@ class tqdm(tqdm_bar):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._printed = time.time()
         super().__init__(*arguments, **(options | ({"disable": True} if _quiet else {})))
+        if _bars is not None and not self.disable:
+            _bars.append(self)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Draw the bar, or print a line if it is time."""
+        if _bars is not None:
+            return True
         if self.fp.isatty():
             return super().display(msg, pos)
         if msg is None and time.time() - self._printed >= EVERY:
@@ -67,6 +97,9 @@ class tqdm(tqdm_bar):
     @classmethod
     def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
         """Print a line above the bars, at once: in a log it is before what comes after it on standard error."""
+        if _bars is not None:
+            _lines.append(s)
+            return
         super().write(s, file, end, nolock)
         (file or sys.stdout).flush()
 

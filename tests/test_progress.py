@@ -116,3 +116,16 @@ def test_a_process_that_is_killed_while_it_draws_stops_no_other() -> None:
         "list(tqdm(range(3), 'reading'))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_another_process_asks_for_lines_and_bars(monkeypatch, capfd):
+    monkeypatch.setattr(progress, "_bars", None)
+    report = progress.relay()
+    progress.note("a line")
+    with progress.tqdm(total=30, desc="shards", unit="row") as bar:
+        bar.update(4)
+        assert report() == (["a line"], {"shards": (4, 30, "row")})
+        bar.update(5)
+        assert report() == ([], {"shards": (9, 30, "row")})
+    assert report() == ([], {})
+    assert capfd.readouterr() == ("", "")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
+from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.disk import check_writable
 
 
@@ -18,8 +19,9 @@ from mclip_kit.disk import check_writable
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Processes for large inputs.  [default: as many as CPU cores]",
+    help="Processes for large inputs.  [default: as many as CPU cores, of all nodes with --engine ray]",
 )
+@engine_options
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key of the declaration."
 )
@@ -52,6 +54,7 @@ def prepare(
     langs: str | None,
     spm: Path | None,
     workers: int | None,
+    engine: Chosen,
     overrides: tuple[str, ...],
     bitext: bool,
     pairs: Path | None,
@@ -97,5 +100,6 @@ def prepare(
     target = out or Path("data", name)
     if not target.exists():
         check_writable(target)
-    manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), workers, again)
+    with engine.connect(workers) as cluster:
+        manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), cluster or workers, again)
     click.echo(summary.describe(target, manifest))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclip_kit.cli.common import FILE, FOLDER
+from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.cli.output import JSON, ShowJson, json_alone, note
 from mclip_kit.disk import check_writable
 from mclip_kit.errors import CheckpointError, DataError, one_line
@@ -28,7 +29,16 @@ MODEL = click.option("--model", type=FOLDER, help="The model folder.  [default: 
 @click.option("--out", type=FOLDER, required=True, help="The folder of the vectors; it may have earlier ones.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode.  [default: as many as CPU cores]")
-def embed(model: Path, images: str | None, texts: Path | None, out: Path, dtype: Any, workers: int | None) -> None:
+@engine_options
+def embed(
+    model: Path,
+    images: str | None,
+    texts: Path | None,
+    out: Path,
+    dtype: Any,
+    workers: int | None,
+    engine: Chosen,
+) -> None:
     """Embed any number of pictures, or texts, into files of vectors.
 
     What was interrupted goes on where it stopped, and pictures that were embedded before are not computed again. The
@@ -48,12 +58,15 @@ def embed(model: Path, images: str | None, texts: Path | None, out: Path, dtype:
     from mclip_kit.progress import tqdm
     from mclip_kit.search.embed import embed_pictures, embed_texts
 
-    loaded = load(model, device)
     made_with = os.path.abspath(model)
-    if texts is not None:
-        found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write)
-    else:
-        found = embed_pictures(loaded, str(images), out, dtype, workers, rank, world_size, made_with, tqdm.write)
+    with engine.connect(towers=True) as cluster:
+        loaded = load(model, "cpu" if cluster else device)
+        if texts is not None:
+            found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write, cluster)
+        else:
+            decode = int(cluster.cpus) if cluster and workers is None else workers
+            shares = (rank, world_size, made_with, tqdm.write, cluster)
+            found = embed_pictures(loaded, str(images), out, dtype, decode, *shares)
     if rank:
         return
     for line in found.lines():

@@ -1,5 +1,6 @@
 """mclip-kit train | extract"""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import click
 
 from mclip_kit import layout
 from mclip_kit.cli.common import FOLDER, SET
+from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.disk import check_writable
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.progress import is_quiet
@@ -70,7 +72,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 @click.argument("recipe")
 @SET
 @click.option("--out", type=FOLDER, help="The run's folder; the features are next to it.  [default: runs/RECIPE]")
-def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+@engine_options
+def extract(recipe: str, overrides: tuple[str, ...], out: Path | None, engine: Chosen) -> None:
     """Compute and keep what the recipe's frozen towers give for its training rows, so that training only reads it."""
     from mclip_kit.config.recipe import load
     from mclip_kit.doctor.places import check_places
@@ -79,14 +82,14 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     check_places(checked)
     if checked.cache.features == "off":
         raise RecipeError(f"{recipe}: cache is off, so there is nothing to keep; set cache=auto")
-    from mclip_kit.train.run import Run
+    folder = out or Path("runs", Path(recipe).stem)
+    with engine.connect(towers=True) as cluster:
+        from mclip_kit.train import extractor
 
-    run = Run(checked, out or Path("runs", Path(recipe).stem), resume=True)
-    for line in run.warnings() if is_quiet() else [run.describe()]:
-        run.accelerator.print(line, flush=True)
-    run.extract()
-    if run.cache.refused:
-        raise DataError(
-            f"{'; '.join(run.cache.refused)}: not kept; free some space, or set cache.folder, and run it again"
+        root, refused = (
+            extractor.extract(checked, folder, cluster) if cluster else extractor.Extractor(checked, folder)(0)
         )
-    run.accelerator.print(f"{run.cache.root}: filled; train with: mclip-kit train {recipe}", flush=True)
+    if refused:
+        raise DataError(f"{'; '.join(refused)}: not kept; free some space, or set cache.folder, and run it again")
+    if int(os.environ.get("RANK", "0")) == 0:
+        click.echo(f"{root}: filled; train with: mclip-kit train {recipe}")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare.workers import exit_with_parent
+from mclip_kit.engine.local import exit_with_parent
 from mclip_kit.errors import DataError
 from mclip_kit.progress import tqdm
 

@@ -13,52 +13,36 @@ Shapes: N pictures or texts, D embedding.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-
 from mclip_kit import __version__
-from mclip_kit.data import content_keys, images
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.source import File
+from mclip_kit.engine.base import Engine, Map
 from mclip_kit.errors import CheckpointError, DataError, one_line
-from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import hash_files, new_folder, printable, write_json, write_text
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles
-from mclip_kit.layout import FEATURES
+from mclip_kit.layout import FEATURES, MODEL_CONFIG
 from mclip_kit.locks import OTHER, hold
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.search.pictures import BLOCK, Block, blocks
+from mclip_kit.progress import tqdm
+from mclip_kit.search.embedders import COLUMNS, EmbeddedBlock, PictureEmbedder, TextEmbedder, load_embedder
+from mclip_kit.search.pictures import BLOCK, blocks
 from mclip_kit.search.pictures import TABLES as TABLE_ENDINGS
 from mclip_kit.search.vectors import FACTS
 
 UNREADABLE = "unreadable.tsv"
 TABLES = "tables"
-COLUMNS = {
-    IMAGES: pa.schema(
-        [
-            ("image_path", pa.string()),  # a file, a tar member or a row of an array, see `data.images`
-            ("caption", pa.string()),
-            ("image", pa.string()),  # its name in its source
-            ("key", pa.string()),  # hash of the content
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-        ]
-    ),
-    TEXTS: pa.schema([("caption", pa.string()), ("key", pa.string())]),
-}
-"""Kind of vectors -> columns of their metadata."""
 NAMES = {IMAGES: "image_path", TEXTS: "caption"}
-READERS = 8  # threads that look at the sizes of pictures
 DIGITS = 4  # of a file's number: the rows of a stream are not known before
 
 Dtype = Literal["fp32", "fp16"]
@@ -106,6 +90,7 @@ def embed_pictures(
     world_size: int = 1,
     made_with: str = "",
     log: Callable[[str], None] = lambda line: None,
+    engine: Engine | None = None,
 ) -> Embedded:
     """Embed pictures. What is interrupted goes on where it stopped; pictures that were embedded before are not again.
 
@@ -121,8 +106,9 @@ def embed_pictures(
         workers: processes that decode picture files; None: as many as CPU cores.
         rank: this process's number, and
         world_size: processes that embed into one folder together; the first one writes the vectors.
-        made_with: the model's name, for people.
+        made_with: the model's name, for people; with an engine, its folder.
         log: takes a line about what is computed, and about what is damaged.
+        engine: its processes load the model from `made_with` and embed blocks of pictures; None: this process does.
     Raises:
         DataError: the source is missing or has no picture that can be read.
         DiskError: the disk is full.
@@ -137,7 +123,7 @@ def embed_pictures(
         )
     found = Embedded(IMAGES)
     cache = FeatureCache(out / FEATURES, dtype, rank=rank, world_size=world_size, workers=workers, log=log)
-    towers, embedder = FrozenTowers(model, cache), Embedder(model, cache)
+    towers = FrozenTowers(model, cache)
     source_blocks = blocks(source, out / TABLES, found.account)
     if rank:
         for block in source_blocks:
@@ -150,14 +136,8 @@ def embed_pictures(
         "dtype": dtype,
     }
 
-    def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
-        for block in source_blocks:
-            keys_N2 = towers.picture_keys(block.captions, block.images)
-            image_ND, bad_N = embedder.images(block.captions, block.images, keys_N2)
-            found.unreadable |= _why(block, bad_N)
-            yield image_ND[~bad_N], _rows(block, keys_N2, np.flatnonzero(~bad_N))
-
-    return _write(model, out, found, vectors(), facts)
+    with _started(PictureEmbedder, model, cache, dtype, engine, made_with) as embed:
+        return _write(model, out, found, embed(source_blocks), facts)
 
 
 def embed_texts(
@@ -167,11 +147,13 @@ def embed_texts(
     dtype: Dtype = "fp32",
     made_with: str = "",
     log: Callable[[str], None] = lambda line: None,
+    engine: Engine | None = None,
 ) -> Embedded:
     """Embed the lines of a text file by the student; a text that was embedded before is not again.
 
     Args:
         file: a text a line; .gz, .xz and .bz2 are read, too.
+        made_with, log, engine: as of `embed_pictures`.
     Raises:
         DataError: the file is missing or empty.
         BusyError: another process writes to the folder.
@@ -179,24 +161,46 @@ def embed_texts(
     """
     out, found = Path(out), Embedded(TEXTS)
     _check_place(out, TEXTS)
-    embedder = Embedder(model, FeatureCache(out / FEATURES, dtype, log=log))
+    cache = FeatureCache(out / FEATURES, dtype, log=log)
     weights = [hashing.hash_weights(module) for module in (model.encoder, model.projector)]
     facts = {"model": made_with, "source": str(file), "space": hashing.hash_facts({"weights": weights}), "dtype": dtype}
+    lines = File(Path(file)).lines()
+    with _started(TextEmbedder, model, cache, dtype, engine, made_with) as embed:
+        return _write(model, out, found, embed(iter(lambda: list(islice(lines, BLOCK)), [])), facts)
 
-    def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
-        lines = File(Path(file)).lines()
-        while texts := list(islice(lines, BLOCK)):
-            known = [key.tobytes().hex() for key in content_keys.hash_texts(texts)]
-            yield embedder.student(texts), pa.table({"caption": texts, "key": known}, schema=COLUMNS[TEXTS])
 
-    return _write(model, out, found, vectors(), facts)
+@contextmanager
+def _started(
+    kind: type[PictureEmbedder] | type[TextEmbedder],
+    model: MultilingualClip,
+    cache: FeatureCache,
+    dtype: Dtype,
+    engine: Engine | None,
+    folder: str,
+) -> Iterator[Callable[[Iterable[Any]], Iterator[EmbeddedBlock]]]:
+    """An embedder of blocks; of an engine, if there is one, whose processes load the model from its folder."""
+    if engine is None:
+        yield partial(map, kind(model, cache))
+        return
+    if not Path(folder, MODEL_CONFIG).is_file():
+        raise CheckpointError(f"{folder or 'made_with'}: no model folder; an engine's processes load the model from it")
+    with engine.map(load_embedder, kind, Path(folder), cache.root, dtype, cache.workers) as embed:
+        yield partial(_shown, embed)
+
+
+def _shown(embed: Map, items: Iterable[Any]) -> Iterator[EmbeddedBlock]:
+    """What an engine's processes have embedded, with a bar."""
+    with tqdm(desc="embedding", unit="row", unit_scale=True, dynamic_ncols=True) as bar:
+        for block in embed(items):
+            yield block
+            bar.update(len(block[0]))
 
 
 def _write(
     model: MultilingualClip,
     out: Path,
     found: Embedded,
-    vectors: Iterator[tuple[np.ndarray, pa.Table]],
+    vectors: Iterable[EmbeddedBlock],
     facts: dict[str, Any],
 ) -> Embedded:
     """Write all vectors beside the old ones, then put them in their place."""
@@ -204,9 +208,10 @@ def _write(
     with hold(out, FACTS, "embeds into it", OTHER):
         with new_folder(out / "new") as part:
             with VectorFiles(part, {kind: NAMES[kind]}, COLUMNS[kind], model.width, numbers, digits=DIGITS) as files:
-                for vectors_ND, table in vectors:
+                for vectors_ND, table, unreadable in vectors:
                     files.append({kind: vectors_ND}, table)
                     found.count += len(table)
+                    found.unreadable |= unreadable
             found.account.kept = found.count
             for name, why in found.unreadable.items():
                 found.account.leave_out("pictures that cannot be read", f"{name}: {why}")
@@ -241,45 +246,3 @@ def _check_place(out: Path, kind: str) -> None:
     other = TEXTS if kind == IMAGES else IMAGES
     if (out / other).exists():
         raise CheckpointError(f"{out / other}: these vectors would lose their metadata; choose another --out")
-
-
-def _why(block: Block, bad_N: np.ndarray) -> dict[str, str]:
-    """File -> why it is no picture, for those without a vector."""
-    found = {}
-    for place in np.flatnonzero(bad_N).tolist():
-        try:
-            block.captions.picture(int(block.images[place]))
-            found[block.files[place]] = "it could not be read when it was embedded; embed again"
-        except DataError as error:
-            _, start, rest = str(error).partition("not a readable picture")
-            found[block.files[place]] = f"{start}{rest}" or str(error)
-    return found
-
-
-def _rows(block: Block, keys_N2: np.ndarray, places: np.ndarray) -> pa.Table:
-    """The metadata of some pictures of a block."""
-    files = [block.files[place] for place in places]
-    if block.captions.pixels is not None:
-        height, width = block.captions.pixels.shape[1:3]
-        sizes = [(width, height)] * len(files)
-    else:
-        with ThreadPoolExecutor(READERS) as readers:
-            sizes = list(readers.map(_size, files))
-    columns = {
-        "image_path": [printable(file) for file in files],
-        "caption": [block.texts[place] for place in places],
-        "image": [printable(block.captions.names[block.images[place]]) for place in places],
-        "key": [keys_N2[place].tobytes().hex() for place in places],
-        "width": [width for width, _ in sizes],
-        "height": [height for _, height in sizes],
-    }
-    return pa.table(columns, schema=COLUMNS[IMAGES])
-
-
-def _size(file: str) -> tuple[int, int]:
-    """Width and height of a picture that was read before; 0, 0 if it has vanished."""
-    try:
-        with images.open_file(Path(file)) as handle, images.open_picture(handle) as picture:
-            return picture.size
-    except Exception:  # PIL's decoders raise many classes
-        return 0, 0

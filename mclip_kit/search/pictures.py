@@ -4,8 +4,10 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +46,18 @@ class Block:
     images: np.ndarray
     files: list[str]
     texts: list[str]
+
+    def __reduce__(self) -> Any:
+        """As a message: a prepared folder is opened by the process that gets it, once for all blocks."""
+        prepared = (self.captions.folder / MANIFEST).is_file()
+        return _received, (self.captions.folder if prepared else self.captions, self.images, self.files, self.texts)
+
+
+_opened = lru_cache(maxsize=1)(read_captions)
+
+
+def _received(captions: Captions | Path, *rest: Any) -> Block:
+    return Block(_opened(captions) if isinstance(captions, Path) else captions, *rest)
 
 
 def blocks(source: str | Path, prepared: Path, account: Account) -> Iterator[Block]:

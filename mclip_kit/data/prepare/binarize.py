@@ -17,8 +17,10 @@ from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Cleaning
 from mclip_kit.data.prepare.fingerprints import side_hashes
 from mclip_kit.data.prepare.hashes import hash_texts
-from mclip_kit.data.prepare.workers import cores, map_ahead, processes
 from mclip_kit.data.tokenizer import UNK, XlmrTokenizer
+from mclip_kit.engine import base
+from mclip_kit.engine.base import Engine, map_ahead
+from mclip_kit.engine.local import engine_of
 from mclip_kit.files import write_whole
 from mclip_kit.progress import tqdm
 
@@ -72,7 +74,11 @@ class EncodedSide:
 
 
 def binarize(
-    pairs: list[tuple[Path, Path]], tokenizer: XlmrTokenizer, cleaning: Cleaning, lines: int, workers: int | None = None
+    pairs: list[tuple[Path, Path]],
+    tokenizer: XlmrTokenizer,
+    cleaning: Cleaning,
+    lines: int,
+    workers: int | Engine | None = None,
 ) -> Iterator[PairCounts]:
     """Write `.bin` and `.idx` next to the text of parallel sides, and hashes of the text.
 
@@ -82,7 +88,7 @@ def binarize(
         tokenizer: of both sides.
         cleaning: `max_tokens` and `too_long`; if pairs are dropped, their lines of text are removed too.
         lines: their number over all sides; for the progress bar, and to choose between threads and processes.
-        workers: number of processes; None: as many as CPU cores.
+        workers: as of `prepare`.
     Yields:
         For each pair, after it is written whole, its counts.
     Raises:
@@ -91,7 +97,7 @@ def binarize(
     drop = cleaning.too_long == "drop"
     vocabulary = tokenizer.vocabulary - 1  # fairseq's dictionary has no <mask>
     with (
-        _pool(tokenizer, (cleaning.max_tokens, drop), cores(workers), lines) as encode,
+        _pool(tokenizer, (cleaning.max_tokens, drop), engine_of(workers), lines) as encode,
         tqdm(total=lines, desc="binarising", unit="line", unit_scale=True, dynamic_ncols=True) as bar,
     ):
         for prefixes in pairs:
@@ -162,11 +168,12 @@ def _select(ids: np.ndarray, sizes_N: np.ndarray, lines: list[str], fits_N: np.n
 
 
 @contextmanager
-def _pool(tokenizer: XlmrTokenizer, rules: tuple[int, bool], workers: int, lines: int) -> Iterator[EncodeBlocks]:
+def _pool(tokenizer: XlmrTokenizer, rules: tuple[int, bool], engine: Engine, lines: int) -> Iterator[EncodeBlocks]:
     """Encode blocks in threads, or for many lines in processes, because only SentencePiece runs without the GIL."""
-    if lines < LARGE or workers == 1:
+    if lines < LARGE or engine.alone:
+        workers = base.threads(engine)
         with ThreadPoolExecutor(workers) as threads:
-            yield partial(map_ahead, threads, 2 * workers, partial(_encode, tokenizer, *rules))
+            yield partial(map_ahead, lambda block: threads.submit(_encode, tokenizer, *rules, block), 2 * workers)
     else:
-        with processes(workers, _encoder, tokenizer.path, *rules) as encode:
+        with engine.map(_encoder, tokenizer.path, *rules) as encode:
             yield encode

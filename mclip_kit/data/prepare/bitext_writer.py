@@ -14,6 +14,7 @@ from mclip_kit.data.prepare.splits import hash_name
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer, train_sentencepiece
 from mclip_kit.data.unknown import check_unknown
+from mclip_kit.engine.base import Engine
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.layout import BITEXT
@@ -29,7 +30,7 @@ def write_bitext(
     corpus: Corpus,
     given: XlmrTokenizer | None,
     progress: Progress,
-    workers: int | None,
+    workers: int | Engine | None,
 ) -> None:
     """Binarise the pairs that are not done yet, and update `progress` after each.
 
@@ -39,7 +40,7 @@ def write_bitext(
         corpus: its cleaning rules and vocabulary.
         given: the user's SentencePiece model; None: one is trained on the training text.
         progress: see `resume`; counts of texts that were cut or dropped are added to it.
-        workers: number of processes; None: as many as CPU cores.
+        workers: as of `prepare`.
     Raises:
         DataError: all sentences of a pair are too long, or the vocabulary cannot spell a language.
     """

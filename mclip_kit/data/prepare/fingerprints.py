@@ -19,8 +19,9 @@ from mclip_kit.data.images import read_bytes
 from mclip_kit.data.leakage import fingerprint_file
 from mclip_kit.data.prepare.hashed_text import hashed_blocks
 from mclip_kit.data.prepare.hashes import hash_and_key, hash_pictures
-from mclip_kit.data.prepare.workers import cores, map_ahead, processes
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
+from mclip_kit.engine.base import Engine, map_ahead
+from mclip_kit.engine.local import engine_of
 from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
 from mclip_kit.progress import tqdm
 
@@ -88,7 +89,7 @@ def fingerprint_tables(folder: Path, splits: Mapping[str, tuple[str, ...]], hash
 
 
 def hash_picture_table(
-    folder: Path, count: int, source: str | None, workers: int | None = 1
+    folder: Path, count: int, source: str | None, workers: int | Engine | None = 1
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Hashes of all pictures of a folder, in the order of images.tsv: kind -> uint64 (N,); and keys, uint64 (N, 2).
 
@@ -96,13 +97,13 @@ def hash_picture_table(
         folder: it has images.tsv, and images.npy if the pictures are not files.
         count: N, for the progress bar, and to choose between threads and processes.
         source: where the pictures are from; None: their names are unique in this folder only.
-        workers: number of processes; None: as many as CPU cores.
+        workers: as of `prepare`.
     Raises:
         DataError: a worker process was killed.
     """
     bar = tqdm(total=count, desc="pictures: hash", unit="picture", leave=False, disable=count < 1000)
     found: list[Hashed] = [(np.empty(0, "<u8"), np.empty(0, "<u8"), np.empty((0, 2), "<u8"))]
-    with _hasher(folder, count, source, cores(workers)) as hasher, bar:
+    with _hasher(folder, count, source, engine_of(workers)) as hasher, bar:
         for hashed in hasher(_numbered_blocks(folder / IMAGES_TABLE)):
             found.append(hashed)
             bar.update(len(hashed[0]))
@@ -112,15 +113,16 @@ def hash_picture_table(
 
 @contextmanager
 def _hasher(
-    folder: Path, count: int, source: str | None, workers: int
+    folder: Path, count: int, source: str | None, engine: Engine
 ) -> Iterator[Callable[[Iterable[tuple[int, bytes]]], Iterator[Hashed]]]:
     """Hash blocks in threads, or for many pictures in processes."""
-    if count < LARGE or workers == 1:
+    if count < LARGE or engine.alone:
         with ThreadPoolExecutor(READERS) as threads:
-            yield partial(map_ahead, threads, 2 * READERS, PictureHasher(folder, source))
+            hasher = PictureHasher(folder, source)
+            yield partial(map_ahead, lambda block: threads.submit(hasher, block), 2 * READERS)
     else:
-        with processes(workers, PictureHasher, folder, source) as hasher:
-            yield hasher
+        with engine.map(PictureHasher, folder, source) as hash_blocks:
+            yield hash_blocks
 
 
 class PictureHasher:

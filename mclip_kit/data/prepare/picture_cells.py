@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mclip_kit.data import images
 from mclip_kit.data.corpora.picture_files import Matches, PictureFiles, Result, split_path
-from mclip_kit.data.prepare.workers import processes
+from mclip_kit.engine.base import Engine
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 from mclip_kit.layout import IMAGES_TABLE, PICTURES_TAR
@@ -47,14 +47,14 @@ class PictureTar:
             self._tar.close()
 
 
-def fill_in_files(folder: Path, finder: PictureFiles, count: int, workers: int) -> Matches:
+def fill_in_files(folder: Path, finder: PictureFiles, count: int, engine: Engine) -> Matches:
     """Find the files of the pictures that have none in images.tsv yet, and write them there.
 
     Args:
         folder: it has images.tsv.
         finder: looks for them.
         count: number of pictures, to choose whether processes look for them.
-        workers: number of processes.
+        engine: runs them.
     Raises:
         DataError: a path cannot be written into a table, or a worker process was killed.
     """
@@ -63,10 +63,10 @@ def fill_in_files(folder: Path, finder: PictureFiles, count: int, workers: int) 
     def names() -> Iterator[str]:
         return (name for name, file in _cells(table) if not file)
 
-    many = count >= LARGE and workers > 1
+    many = count >= LARGE and not engine.alone
     if many and not all(map(finder.direct, islice(names(), BLOCK))):
         many = len(finder.files) < MANY  # each process makes its own index of files
-    matches = finder.match(names, partial(_find_all, workers) if many else None)
+    matches = finder.match(names, partial(_find_all, engine) if many else None)
     if matches.found:
         with write_whole(table) as temporary:
             _copy_with_files(table, temporary, matches.found)
@@ -78,8 +78,8 @@ def _blocks(names: Iterable[str]) -> Iterator[list[str]]:
     return iter(lambda: list(islice(rest, BLOCK)), [])
 
 
-def _find_all(workers: int, find: Callable[[str], Result], names: Iterable[str]) -> Iterator[tuple[str, Result]]:
-    with processes(workers, partial, _find_block, find) as find_block:
+def _find_all(engine: Engine, find: Callable[[str], Result], names: Iterable[str]) -> Iterator[tuple[str, Result]]:
+    with engine.map(partial, _find_block, find) as find_block:
         yield from chain.from_iterable(find_block(_blocks(names)))
 
 

@@ -1,8 +1,10 @@
 """Turns a corpus into a prepared folder. `layout.py` lists the files of the folder."""
 
+import gc
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,18 @@ from mclip_kit.data.prepare.resume import (
     replace_folder,
     resume,
 )
-from mclip_kit.data.prepare.workers import cores, fewer_collections
 from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.disk import disk_errors
+from mclip_kit.engine.base import Engine
+from mclip_kit.engine.local import engine_of
 from mclip_kit.errors import DataError
 from mclip_kit.files import hash_files, move, write_json, write_whole
 from mclip_kit.layout import BITEXT, IMAGES_ARRAY, MANIFEST
 from mclip_kit.locks import hold
 from mclip_kit.progress import tqdm
+
+OBJECTS = 2**17  # new ones after which Python looks for cycles of objects
 
 
 def prepare(
@@ -51,7 +56,7 @@ def prepare(
     out: Path,
     spm: Path | None = None,
     source: Source | None = None,
-    workers: int | None = None,
+    workers: int | Engine | None = None,
     again: bool = False,
 ) -> dict[str, Any]:
     """Read a corpus and write its folder, whole or not at all.
@@ -64,7 +69,8 @@ def prepare(
         out: the folder; if it already holds the same preparation, it is kept as it is.
         spm: a SentencePiece model in XLM-R's form; None trains one on the training text.
         source: where the corpus's files are; None for corpora that need no files.
-        workers: number of processes for large inputs; None: as many as CPU cores.
+        workers: number of processes for large inputs; None: as many as CPU cores. Or an engine, as
+            `engine.cluster.connect` gives it.
         again: prepare `out` again if it exists; it is replaced when the new folder is whole.
     Returns:
         The manifest.
@@ -83,7 +89,7 @@ def write_prepared(
     out: Path,
     spm: Path | None = None,
     source: Source | None = None,
-    workers: int | None = None,
+    workers: int | Engine | None = None,
     again: bool = False,
 ) -> dict[str, Any]:
     """As `prepare`, but with the rows that the function `read` returns."""
@@ -112,16 +118,28 @@ def write_prepared(
     return manifest
 
 
+@contextmanager
+def fewer_collections() -> Iterator[None]:
+    """Python looks for cycles of objects seldom, which takes a third of the time where many rows have none."""
+    before = gc.get_threshold()
+    gc.set_threshold(OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def _read(
-    content: Content, corpus: Corpus, folder: Path, source: Source, wanted: dict[str, Any], workers: int | None
+    content: Content, corpus: Corpus, folder: Path, source: Source, wanted: dict[str, Any], workers: int | Engine | None
 ) -> Progress:
     """Write the tables, their fingerprints and the text of the bitext."""
     source.check_hashes(corpus.checksums)
+    engine = engine_of(workers)
     with (
-        TableWriter(folder, corpus, source, content.pixels is not None, cores(workers)) as tables,
+        TableWriter(folder, corpus, source, content.pixels is not None, engine) as tables,
         tqdm(desc="reading", unit=" rows", unit_scale=True, dynamic_ncols=True) as bar,
     ):
-        for block in read_blocks(content, corpus, source.account, cores(workers)):
+        for block in read_blocks(content, corpus, source.account, engine):
             tables.add(block)
             bar.update(block.rows)
     _check_not_empty(tables)
@@ -130,7 +148,7 @@ def _read(
             raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.splits)} names")
         with write_whole(folder / IMAGES_ARRAY) as temporary:
             np.save(temporary, content.pixels)
-    hashed, keys_N2 = hash_picture_table(folder, len(tables.splits), corpus.pictures, workers)
+    hashed, keys_N2 = hash_picture_table(folder, len(tables.splits), corpus.pictures, engine)
     if corpus.cleaning.leaks == "drop":
         drop_leaks(tables, hashed["contents"])
     counts = tables.counted()
@@ -177,7 +195,7 @@ def _check_counts(corpus: Corpus, counts: dict[str, Any]) -> None:
 
 
 def _finish(
-    corpus: Corpus, folder: Path, given: XlmrTokenizer | None, progress: Progress, workers: int | None
+    corpus: Corpus, folder: Path, given: XlmrTokenizer | None, progress: Progress, workers: int | Engine | None
 ) -> dict[str, Any]:
     """Binarise the text, and write the manifest."""
     bitext = folder / BITEXT

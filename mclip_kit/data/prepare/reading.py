@@ -15,7 +15,7 @@ from mclip_kit.data.corpora import Content, Corpus, Parts, Row
 from mclip_kit.data.corpora.account import Account, RecordedAccount
 from mclip_kit.data.prepare.cleaning import Cleaner
 from mclip_kit.data.prepare.hashes import hash_texts
-from mclip_kit.data.prepare.workers import processes
+from mclip_kit.engine.base import Engine
 
 BLOCK = 2**11  # most rows of a block
 MOST = 2**24  # bytes of pictures with which a block is full
@@ -101,12 +101,12 @@ class RowCleaner:
         return row.split, texts, row.image, row.file, row.content, row.parallel, row.group, row.stratum
 
 
-def read_blocks(content: Content, corpus: Corpus, account: Account, workers: int) -> Iterator[Block]:
+def read_blocks(content: Content, corpus: Corpus, account: Account, engine: Engine) -> Iterator[Block]:
     """All rows of a corpus as blocks; what a reader does not take is among their events.
 
     Args:
         account: in which readers count that have no `Parts`.
-        workers: number of processes.
+        engine: runs the processes that read `Parts`.
     Raises:
         DataError: a worker process was killed.
     """
@@ -115,7 +115,7 @@ def read_blocks(content: Content, corpus: Corpus, account: Account, workers: int
         yield from cleaner.blocks(lambda _: iter(content.rows))
         return
     items = iter(parts.items)
-    for item in items if workers == 1 else islice(items, parts.few):
+    for item in items if engine.alone else islice(items, parts.few):
         rows = 0
         for block in cleaner.blocks(lambda recorded, item=item: parts.read(item, recorded)):  # type: ignore[misc]
             rows += block.rows
@@ -123,11 +123,11 @@ def read_blocks(content: Content, corpus: Corpus, account: Account, workers: int
         parts.after(item, rows)
     first = list(islice(items, 1))
     if first:
-        yield from _in_processes(parts, chain(first, items), corpus, workers)
+        yield from _in_processes(parts, chain(first, items), corpus, engine)
     parts.finish()
 
 
-def _in_processes(parts: Parts, items: Iterator[Any], corpus: Corpus, workers: int) -> Iterator[Block]:
+def _in_processes(parts: Parts, items: Iterator[Any], corpus: Corpus, engine: Engine) -> Iterator[Block]:
     """The blocks of some items."""
     given: list[Any] = []
 
@@ -136,7 +136,7 @@ def _in_processes(parts: Parts, items: Iterator[Any], corpus: Corpus, workers: i
             given.append(item)
             yield item
 
-    with processes(workers, PartCleaner, parts.read, corpus) as clean:
+    with engine.map(PartCleaner, parts.read, corpus) as clean:
         for found in clean(noted()):
             rows = 0
             for block in map(_unpacked, found):

@@ -18,6 +18,8 @@ from mclip_kit.data.prepare.hashes import BLOCK
 from mclip_kit.data.prepare.picture_cells import UNFIT, PictureTar, fill_in_files, fit_path, near_file
 from mclip_kit.data.prepare.reading import Block, CleanRow, Text
 from mclip_kit.data.prepare.splits import EXACT, SplitByHash, draw_exactly
+from mclip_kit.engine.base import Engine
+from mclip_kit.engine.local import Processes
 from mclip_kit.errors import DataError
 from mclip_kit.layout import (
     BITEXT,
@@ -29,6 +31,7 @@ from mclip_kit.layout import (
     UNCAPTIONED_TABLE,
 )
 
+ALONE = Processes(1)
 AMBIGUOUS = "pictures whose name fits several files"
 Pair = tuple[str, str, str]
 """(split, source language, target language)."""
@@ -50,11 +53,11 @@ class TableWriter:
         corpus: languages, cleaning, shares of the splits.
         source: finds picture files.
         has_pixels: the reader supplies the pictures' pixels, so there are no picture files.
-        workers: number of processes that look for many picture files.
+        engine: runs the processes that look for many picture files.
     """
 
-    def __init__(self, folder: Path, corpus: Corpus, source: Source, has_pixels: bool, workers: int = 1) -> None:
-        self.workers = workers
+    def __init__(self, folder: Path, corpus: Corpus, source: Source, has_pixels: bool, engine: Engine = ALONE) -> None:
+        self.engine = engine
         self.folder, self.corpus, self.source, self.has_pixels = folder, corpus, source, has_pixels
         self.cleaner = Cleaner(corpus.cleaning, [*corpus.languages, *corpus.caption_languages])
         self.splits: dict[str, tuple[str, ...]] = {}
@@ -207,7 +210,7 @@ class TableWriter:
         """Find the other pictures' files, now that all names are known."""
         account = self.source.account
         finder = self.source.pictures(self.corpus.pictures is not None)
-        matches = fill_in_files(self.folder, finder, len(self.splits), self.workers)
+        matches = fill_in_files(self.folder, finder, len(self.splits), self.engine)
         if matches.missing:
             self.counts["missing_pictures",] = matches.missing
         if matches.example:

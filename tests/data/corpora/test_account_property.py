@@ -19,7 +19,7 @@ from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare import adhoc
 from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.data.prepare.reading import read_blocks
-from mclip_kit.data.prepare.writer import TableWriter
+from mclip_kit.data.prepare.writer import ALONE, TableWriter
 from mclip_kit.errors import MclipError
 
 thorough = settings(
@@ -102,7 +102,7 @@ def test_rows_of_a_table_are_kept_or_counted(pictures: Path, ending: str) -> Non
             return  # such as a table without captions
         source = Source(path.parent, pictures / "pictures")
         with TableWriter(out, corpus, source, False) as written:
-            for block in read_blocks(find_reader(corpus)(corpus, source), corpus, source.account, 1):
+            for block in read_blocks(find_reader(corpus)(corpus, source), corpus, source.account, ALONE):
                 written.add(block)
         account, counts = source.account, written.counted()
         assert account.read == len(rows)

@@ -17,7 +17,8 @@ from mclip_kit.data.corpora import Corpus, lines, table, webdataset
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare import adhoc, binarize, fingerprints, picture_cells, reading, splits, writer
 from mclip_kit.data.prepare.prepare import prepare
-from mclip_kit.data.prepare.workers import map_ahead, processes
+from mclip_kit.engine.base import map_ahead
+from mclip_kit.engine.local import Processes
 from mclip_kit.errors import DataError
 
 Declared = Callable[[Path], tuple[Corpus, Path | None]]
@@ -105,11 +106,15 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_every_byte_is_that_of_one_process(tmp_path: Path, declared: Declared, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "from").mkdir()
     corpus, root = declared(tmp_path / "from")
-    used: list[int] = []
-    monkeypatch.setattr(reading, "processes", lambda workers, *work: used.append(workers) or processes(workers, *work))
+    used: list[tuple[int, Any]] = []
+    run = Processes.map
+    monkeypatch.setattr(
+        Processes, "map", lambda engine, make, *given: used.append((engine.workers, make)) or run(engine, make, *given)
+    )
     for workers in (1, 2):
         prepare(corpus, tmp_path / str(workers), source=Source(root), workers=workers)
-    assert used == [2]  # rows were read in processes
+    assert (2, reading.PartCleaner) in used
+    assert {workers for workers, _ in used} == {2}
     one, two = content(tmp_path / "1"), content(tmp_path / "2")
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] == []
@@ -150,7 +155,7 @@ def test_results_come_in_order_and_only_a_few_items_are_taken_ahead() -> None:
     found = []
 
     def collect() -> None:
-        with processes(2, partial, doubled, 3) as work:
+        with Processes(2).map(partial, doubled, 3) as work:
             for result in work(items()):
                 assert len(taken) - len(found) <= 5
                 found.append(result)
@@ -161,7 +166,7 @@ def test_results_come_in_order_and_only_a_few_items_are_taken_ahead() -> None:
 
 
 def test_a_killed_worker_is_one_line() -> None:
-    with pytest.raises(DataError, match="a worker process was killed"), processes(2, partial, doubled, 3) as work:
+    with pytest.raises(DataError, match="a worker process was killed"), Processes(2).map(partial, doubled, 3) as work:
         list(work([1, 99, 2]))
 
 
@@ -175,5 +180,5 @@ def test_nothing_is_computed_for_items_after_one_that_failed() -> None:
         return 1 // (3 - number)
 
     with pytest.raises(ZeroDivisionError), ThreadPoolExecutor(1) as pool:
-        list(map_ahead(pool, 2, work, range(100)))
+        list(map_ahead(partial(pool.submit, work), 2, range(100)))
     assert len(done) <= 8

@@ -10,7 +10,7 @@ from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Content, Row
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.reading import read_blocks
-from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
+from mclip_kit.data.prepare.writer import ALONE, TableWriter, side_prefixes
 from mclip_kit.errors import DataError
 from tests import tiny
 
@@ -28,7 +28,7 @@ def written(
 
 
 def add(tables: TableWriter, rows: Iterable[Row]) -> None:
-    for block in read_blocks(Content(rows), tables.corpus, tables.source.account, 1):
+    for block in read_blocks(Content(rows), tables.corpus, tables.source.account, ALONE):
         tables.add(block)
 
 
