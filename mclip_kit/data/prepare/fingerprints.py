@@ -19,8 +19,8 @@ from mclip_kit.data.images import read_bytes
 from mclip_kit.data.leakage import fingerprint_file
 from mclip_kit.data.prepare.hashed_text import hashed_blocks
 from mclip_kit.data.prepare.hashes import hash_and_key, hash_pictures
+from mclip_kit.data.prepare.parallel_text import Pair, side_prefixes
 from mclip_kit.data.prepare.workers import cores, map_ahead, processes
-from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
 from mclip_kit.progress import tqdm
 

@@ -10,8 +10,9 @@ import numpy as np
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.prepare.fingerprints import row_blocks
 from mclip_kit.data.prepare.hashed_text import hashed_blocks, hashes_of, rewritten
+from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.splits import is_in, union
-from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
+from mclip_kit.data.prepare.writer import TableWriter
 from mclip_kit.errors import DataError
 from mclip_kit.layout import BITEXT, CAPTION_COLUMNS, CAPTIONS_TABLE, IMAGES_TABLE
 
@@ -85,9 +86,8 @@ def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures:
         written = rewritten(stack, table, "\t".join(CAPTION_COLUMNS) + "\n")
         for lines, hashes_N in hashed_blocks(table, header=True):
             leaks = is_in(hashes_N, texts).tolist()
-            for line, number, leaked in zip(lines, hashes_N.tolist(), leaks, strict=True):
-                if keep(line.split("\t", 3), leaked):
-                    written.write(line, number)
+            kept = [keep(line.split("\t", 3), leaked) for line, leaked in zip(lines, leaks, strict=True)]
+            written.write(compress(lines, kept), hashes_N[kept])
     dropped = tables.cleaner.counts[of_split] - before
     _check_rest(f"captions {reason}", dropped, total)
     _leave_splits(tables, lost - left, f"pictures {reason}")
@@ -133,8 +133,7 @@ def _rewrite(paths: list[Path], texts: np.ndarray) -> int:
             kept_N = ~np.logical_or(*(is_in(hashes_N, texts) for _, hashes_N in sides))
             dropped += int((~kept_N).sum())
             for file, (lines, hashes_N) in zip(written, sides, strict=True):
-                for line, number in zip(compress(lines, kept_N.tolist()), hashes_N[kept_N].tolist(), strict=True):
-                    file.write(line, number)
+                file.write(compress(lines, kept_N.tolist()), hashes_N[kept_N])
     return dropped
 
 

@@ -22,6 +22,7 @@ from mclip_kit.data.prepare.fingerprints import (
 )
 from mclip_kit.data.prepare.hashed_text import hashes_of
 from mclip_kit.data.prepare.held_out import drop_leaks
+from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.reading import read_blocks
 from mclip_kit.data.prepare.resume import (
     PROGRESS,
@@ -36,7 +37,7 @@ from mclip_kit.data.prepare.resume import (
     resume,
 )
 from mclip_kit.data.prepare.workers import cores, fewer_collections
-from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
+from mclip_kit.data.prepare.writer import TableWriter
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError

@@ -9,8 +9,9 @@ import pytest
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Content, Row
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.reading import read_blocks
-from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
+from mclip_kit.data.prepare.writer import TableWriter
 from mclip_kit.errors import DataError
 from tests import tiny
 
@@ -228,6 +229,23 @@ def test_pictures_that_the_reader_draws_have_no_file(tmp_path):
 def test_a_name_that_no_table_can_hold_is_refused(tmp_path, name):
     with pytest.raises(DataError, match="has a character that a table cannot hold; rename the picture"):
         written(tmp_path, Row("train", [("en", "x")], image=name))
+
+
+@pytest.mark.parametrize("stratum", ["a\tb", "a\rb", "a\nb", "\ud800"], ids=ascii)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_class_that_no_table_can_hold_is_refused(tmp_path, stratum, rows):
+    names = [f"{number}.jpg" for number in range(rows)]
+    all_rows = [Row("train", [], image=name, stratum="cat" if name < names[-1] else stratum) for name in names]
+    with pytest.raises(DataError, match=f"of picture '{names[-1]}' has a character .* rename the class"):
+        written(tmp_path, *all_rows)
+
+
+def test_the_first_wrong_row_is_named(tmp_path):
+    wrong = [Row("train", [], image="b"), Row("dev", [], image="c"), Row("train", [], image="a\tb")]
+    with pytest.raises(DataError, match="split 'dev'"):
+        written(tmp_path, Row("train", [], image="a"), *wrong)
+    with pytest.raises(DataError, match="picture name"):
+        written(tmp_path, *reversed(wrong))
 
 
 def test_a_name_with_an_odd_space_fits(tmp_path):
