@@ -24,8 +24,8 @@ FEW = 4  # blocks that are read sooner without a process
 WITH_PICTURES = (".parquet", ".xlsx")  # tables that may hold pictures; .xlsx is slow to open, not to read
 
 Item = tuple[int, OpenTable, Piece | list[tuple[int, Any]] | bytes]
-"""The number of a file, how it was opened, and a piece of it or numbered rows, which `marshal` may have packed; an empty
-list at the file's end."""
+"""The number of a file, how it was opened, and a piece of it or numbered rows, which `marshal` may have packed; an
+empty list at the file's end."""
 Found = list[tuple[Table, File]]
 
 

@@ -1,20 +1,23 @@
 """Takes out of the training rows of a folder that is being built what its held-out splits have too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from mclip_kit.data.bitext import raw_text
+from mclip_kit.data.prepare.caption_file import NAME, CaptionFile, caption_blocks, in_splits
 from mclip_kit.data.prepare.fingerprints import row_blocks
 from mclip_kit.data.prepare.hashed_text import hashed_blocks, hashes_of, rewritten
 from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.splits import is_in, union
 from mclip_kit.data.prepare.writer import TableWriter
 from mclip_kit.errors import DataError
-from mclip_kit.layout import BITEXT, CAPTION_COLUMNS, CAPTIONS_TABLE, IMAGES_TABLE
+from mclip_kit.files import write_whole
+from mclip_kit.layout import BITEXT, IMAGES_TABLE
 
 KEPT = "keep them with --set cleaning.leaks=report"
 
@@ -43,74 +46,68 @@ def drop_leaks(tables: TableWriter, contents_N: np.ndarray) -> None:
 
 def _held_out_texts(tables: TableWriter, above: tuple[str, ...]) -> Iterator[np.ndarray]:
     """Hashes of all texts of the splits with these beginnings."""
-    for lines, hashes_N in hashed_blocks(tables.folder / CAPTIONS_TABLE, header=True):
-        yield hashes_N[[line.split("\t", 3)[2].startswith(above) for line in lines]]
+    for block in caption_blocks(tables.folder / NAME):
+        yield block["hash"].to_numpy()[in_splits(block, above)]
     for pair in tables.pairs:
         for prefix in side_prefixes(tables.folder / BITEXT, pair) if pair[0].startswith(above) else ():
             yield np.fromfile(hashes_of(raw_text(prefix)), "<u8")
 
 
-def _shared_pictures(tables: TableWriter, start: str, above: tuple[str, ...], contents_N: np.ndarray) -> set[str]:
-    """Pictures with the beginning `start` that also have one of `above`, by name or by content."""
-    held_N = np.fromiter((any(s.startswith(above) for s in own) for own in tables.splits.values()), bool)
-    shared_N = held_N | is_in(contents_N, union([contents_N[held_N]]))
-    return {
-        name
-        for (name, own), shared in zip(tables.splits.items(), shared_N, strict=True)
-        if shared and any(split.startswith(start) for split in own)
-    }
+def _shared_pictures(tables: TableWriter, start: str, above: tuple[str, ...], contents_N: np.ndarray) -> np.ndarray:
+    """Which pictures with the beginning `start` also have one of `above`, by name or by content, bool (N,)."""
+    held_N = tables.pictures.which(lambda own: any(split.startswith(above) for split in own))
+    own_N = tables.pictures.which(lambda own: any(split.startswith(start) for split in own))
+    return np.asarray(own_N & (held_N | is_in(contents_N, union([contents_N[held_N]]))))
 
 
-def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures: set[str], reason: str) -> None:
-    table, of_split = tables.folder / CAPTIONS_TABLE, f"captions {reason}"
+def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures_N: np.ndarray, reason: str) -> None:
+    path, of_split = tables.folder / NAME, f"captions {reason}"
     total = sum(n for key, n in tables.counts.items() if key[0] == "captions" and key[1].startswith(start))
-    before = tables.cleaner.counts[of_split]
-    lost = {(name, split) for name in pictures for split in tables.splits[name] if split.startswith(start)}
-    left: set[tuple[str, str]] = set()
-    if not pictures and not _has_leaks(table, start, texts):
+    leaks = [
+        in_splits(block, (start,)) & (is_in(block["hash"].to_numpy(), texts) | pictures_N[block["image"].to_numpy()])
+        for block in caption_blocks(path)
+    ]
+    dropped = sum(int(leaks_N.sum()) for leaks_N in leaks)
+    if not dropped and not pictures_N.any():
         return
-
-    def keep(row: list[str], leaks: bool) -> bool:
-        name, language, split, _ = row
-        if not split.startswith(start):
-            return True
-        if not leaks and name not in pictures:
-            left.add((name, split))
-            return True
-        lost.add((name, split))
+    shared = ((number, split) for number in np.flatnonzero(pictures_N).tolist() for split in tables.pictures.of(number))
+    lost = {(number, split) for number, split in shared if split.startswith(start)}
+    for image, language, split in _chosen(path, leaks):
+        lost.add((image, split))
         tables.counts["captions", split, language] -= 1
-        tables.cleaner.counts[of_split] += 1
-        return False
-
-    with ExitStack() as stack:
-        written = rewritten(stack, table, "\t".join(CAPTION_COLUMNS) + "\n")
-        for lines, hashes_N in hashed_blocks(table, header=True):
-            leaks = is_in(hashes_N, texts).tolist()
-            kept = [keep(line.split("\t", 3), leaked) for line, leaked in zip(lines, leaks, strict=True)]
-            written.write(compress(lines, kept), hashes_N[kept])
-    dropped = tables.cleaner.counts[of_split] - before
+    if dropped:
+        tables.cleaner.counts[of_split] += dropped
+    lost_N = np.zeros(len(tables.pictures), bool)
+    lost_N[[image for image, _ in lost]] = True
+    rest = (
+        in_splits(block, (start,)) & ~leaks_N & lost_N[block["image"].to_numpy()]
+        for block, leaks_N in zip(caption_blocks(path), leaks, strict=True)
+    )
+    left = {(image, split) for image, _, split in _chosen(path, rest)}
+    with write_whole(path) as temporary, CaptionFile(temporary) as written:
+        for block, leaks_N in zip(caption_blocks(path), leaks, strict=True):
+            written.write_batch(block.filter(pa.array(~leaks_N)))
     _check_rest(f"captions {reason}", dropped, total)
     _leave_splits(tables, lost - left, f"pictures {reason}")
     tables.cleaner.counts = +tables.cleaner.counts
     tables.counts = +tables.counts
 
 
-def _has_leaks(table: Path, start: str, texts: np.ndarray) -> bool:
-    """Whether a caption of a split with this beginning is in texts."""
-    for lines, hashes_N in hashed_blocks(table, header=True):
-        for row in np.flatnonzero(is_in(hashes_N, texts)):
-            if lines[row].split("\t", 3)[2].startswith(start):
-                return True
-    return False
+def _chosen(path: Path, masks: Iterable[np.ndarray]) -> Iterator[tuple[int, str, str]]:
+    """The picture, the language and the split of some captions."""
+    for block, mask_N in zip(caption_blocks(path), masks, strict=True):
+        if mask_N.any():
+            chosen = block.filter(pa.array(mask_N))
+            yield from zip(*(chosen[name].to_pylist() for name in ("image", "language", "split")), strict=True)
 
 
-def _leave_splits(tables: TableWriter, lost: set[tuple[str, str]], reason: str) -> None:
+def _leave_splits(tables: TableWriter, lost: set[tuple[int, str]], reason: str) -> None:
     """Take pictures that have lost all their captions out of the split."""
-    strata = {row[0]: row[2] for rows in row_blocks(tables.folder / IMAGES_TABLE) for row in rows} if lost else {}
-    for name, split in lost:
-        tables.splits[name] = tuple(other for other in tables.splits[name] if other != split)
+    strata = [row[2] for rows in row_blocks(tables.folder / IMAGES_TABLE) for row in rows] if lost else []
+    for number, split in lost:
+        tables.pictures.leave(number, split)
         tables.counts["splits", split] -= 1
-        tables.counts["strata", split, strata[name]] -= 1
+        tables.counts["strata", split, strata[number]] -= 1
     tables.cleaner.counts[reason] += len(lost)
 
 

@@ -127,17 +127,17 @@ def _read(
             bar.update(block.rows)
     _check_not_empty(tables)
     if content.pixels is not None:
-        if len(content.pixels) != len(tables.splits):
-            raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.splits)} names")
+        if len(content.pixels) != len(tables.pictures):
+            raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.pictures)} names")
         with write_whole(folder / IMAGES_ARRAY) as temporary:
             np.save(temporary, content.pixels)
-    hashed, keys_N2 = hash_picture_table(folder, len(tables.splits), corpus.pictures, workers)
+    hashed, keys_N2 = hash_picture_table(folder, len(tables.pictures), corpus.pictures, workers)
     if corpus.cleaning.leaks == "drop":
         drop_leaks(tables, hashed["contents"])
     counts = tables.counted()
     _check_counts(corpus, counts)
-    fingerprint_tables(folder, tables.splits, hashed)
-    to_columns(folder, keys_N2)
+    fingerprint_tables(folder, tables.pictures, hashed)
+    to_columns(folder, keys_N2, tables.uncaptioned)
     for path in folder.rglob(hashes_of(Path("*")).name):
         path.unlink()
     progress = {
@@ -152,7 +152,7 @@ def _read(
 
 
 def _check_not_empty(tables: TableWriter) -> None:
-    if tables.splits or tables.pairs:
+    if len(tables.pictures) or tables.pairs:
         return
     reasons = tables.cleaner.counts or tables.source.account.left_out
     why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import chain, compress, repeat
 from pathlib import Path
@@ -13,36 +13,34 @@ import numpy as np
 from mclip_kit.data.corpora import SPLIT, Corpus
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.block import NO_DRAWS, Block
+from mclip_kit.data.prepare.caption_file import NAME, CaptionFile
 from mclip_kit.data.prepare.cleaning import Cleaner
-from mclip_kit.data.prepare.hashed_text import HashedText
 from mclip_kit.data.prepare.hashes import BLOCK
 from mclip_kit.data.prepare.parallel_text import ParallelText
 from mclip_kit.data.prepare.picture_cells import UNFIT, PictureTar, fill_in_files, fit_path, near_file
+from mclip_kit.data.prepare.picture_splits import PictureSplits
 from mclip_kit.data.prepare.splits import EXACT, SplitByHash, draw_exactly
 from mclip_kit.errors import DataError
 from mclip_kit.layout import (
     BITEXT,
-    CAPTION_COLUMNS,
-    CAPTIONS_TABLE,
     IMAGE_COLUMNS,
     IMAGES_TABLE,
-    UNCAPTIONED_COLUMNS,
-    UNCAPTIONED_TABLE,
 )
 
 AMBIGUOUS = "pictures whose name fits several files"
 
 
 class TableWriter:
-    """Writes images.tsv, captions.tsv, uncaptioned.tsv and the text of the bitext into a folder; use it as a context.
+    """Writes images.tsv, the captions and the text of the bitext into a folder; use it as a context.
 
     Only the names of pictures are held in memory; nothing else grows with the corpus. If splits are to be drawn, the
     first `splits.EXACT` rows wait in memory, and all are in the tables when the context ends.
 
     Attributes:
-        splits: picture -> the splits of its captions.
+        pictures: their names, and the splits of their captions.
         pairs: parallel sides, in the order of their first sentences -> number of sentences.
         counts: (what, split, ...) -> number, of everything else.
+        uncaptioned: (number of a picture, split without a caption of it), in order.
 
     Args:
         folder: where the tables go.
@@ -56,11 +54,10 @@ class TableWriter:
         self.workers = workers
         self.folder, self.corpus, self.source, self.has_pixels = folder, corpus, source, has_pixels
         self.cleaner = Cleaner(corpus.cleaning, [*corpus.languages, *corpus.caption_languages])
-        self.splits: dict[str, tuple[str, ...]] = {}
+        self.pictures = PictureSplits()
         self.counts: Counter[tuple[str, ...]] = Counter()
-        self._uncaptioned: dict[tuple[str, str], None] = {}  # picture and split, in order
+        self.uncaptioned: dict[tuple[int, str], None] = {}
         self._known: set[str] = set()
-        self._combinations: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._waiting: list[Block] = []
         self._by_hash: SplitByHash | None = None
         self._stack = ExitStack()
@@ -71,8 +68,7 @@ class TableWriter:
 
     def __enter__(self) -> "TableWriter":
         self._images = self._open(self.folder / IMAGES_TABLE)
-        header = "\t".join(CAPTION_COLUMNS) + "\n"
-        self._captions = self._stack.enter_context(HashedText(self.folder / CAPTIONS_TABLE, header))
+        self._captions = self._stack.enter_context(CaptionFile(self.folder / NAME))
         self._write(self._images, IMAGE_COLUMNS if self.has_pixels else (*IMAGE_COLUMNS, "file"))
         return self
 
@@ -80,15 +76,8 @@ class TableWriter:
         with self._stack:
             if kind is None:
                 self._write_waiting()
-                self._write_uncaptioned()
         if not self.has_pixels and kind is None:
             self._find_pictures()
-
-    def _write_uncaptioned(self) -> None:
-        if self._uncaptioned:
-            table = self._open(self.folder / UNCAPTIONED_TABLE)
-            for cells in (UNCAPTIONED_COLUMNS, *self._uncaptioned):
-                self._write(table, cells)
 
     def add(self, block: Block) -> None:
         """Write rows, or let them wait until their split can be drawn.
@@ -154,8 +143,7 @@ class TableWriter:
         if rows.rows == 1:
             self._check(rows.images[0], splits[0], rows.strata[0])
         if pictured:
-            self._add_pictures(rows, splits)
-            self._add_captions(rows, splits)
+            self._add_captions(rows, splits, self._add_pictures(rows, splits))
             self.source.account.kept += rows.rows
         kept = self._parallel.add(rows, splits) if paired else [0] * rows.rows
         if not pictured:
@@ -197,46 +185,42 @@ class TableWriter:
                     f"{where}: {what} name {name!r}{of} has a character that a table cannot hold; rename the {what}"
                 )
 
-    def _add_pictures(self, rows: Block, splits: list[str]) -> None:
-        new: list[int] = []
-        joined: list[tuple[str, str]] = []
-        for row, (name, split) in enumerate(zip(rows.images, splits, strict=True)):
-            before = self.splits.get(str(name), ())
-            if split not in before:
-                if not before:
-                    new.append(row)
-                own = (*before, split)
-                self.splits[str(name)] = self._combinations.setdefault(own, own)
-                joined.append((split, rows.strata[row]))
-        self.counts.update(("splits", split) for split, _ in joined)
-        self.counts.update(("strata", *both) for both in joined)
-        first = len(self.splits) - len(new)
-        self._images.writelines([self._image_line(rows, row, group) for group, row in enumerate(new, first)])
+    def _add_pictures(self, rows: Block, splits: list[str]) -> list[int]:
+        """Write the pictures that are new; the number of each row's picture."""
+        numbers, new, joined = self.pictures.add(rows.images, splits)
+        self.counts.update(("splits", splits[row]) for row in joined)
+        self.counts.update(("strata", splits[row], rows.strata[row]) for row in joined)
+        self._images.writelines([self._image_line(rows, row, numbers[row]) for row in new])
+        return numbers
 
     def _image_line(self, rows: Block, row: int, group: int) -> str:
         given = rows.groups[row]
         file = "" if self.has_pixels else f"\t{self._file(rows.contents[row], rows.files[row])}"
         return f"{rows.images[row]}\t{group if given is None else given}\t{rows.strata[row]}{file}\n"
 
-    def _add_captions(self, rows: Block, splits: list[str]) -> None:
-        names, of = (list(chain.from_iterable(map(repeat, own, rows.counts))) for own in (rows.images, splits))
-        kept = [True] * len(names)
+    def _add_captions(self, rows: Block, splits: list[str], pictures: list[int]) -> None:
+        images, numbers, of = (self._for_texts(rows, column) for column in (rows.images, pictures, splits))
+        columns: list[Sequence[Any]] = [numbers, rows.languages, of, rows.texts]
+        kept = [True] * len(numbers)
         if self.corpus.cleaning.duplicates or any(rows.reasons):
-            kept = list(map(self.cleaner.keeps_caption, names, rows.languages, rows.texts, rows.reasons))
-        cells = (names, rows.languages, of, rows.texts)
-        lines = [f"{name}\t{language}\t{split}\t{text}\n" for name, language, split, text in zip(*cells, strict=True)]
-        self._captions.write(compress(lines, kept), rows.hashes_N[kept])
-        self.counts.update(zip(repeat("captions"), *(compress(column, kept) for column in (of, rows.languages))))
-        if self._uncaptioned or 0 in rows.counts or not all(kept):
-            self._list_uncaptioned(rows, splits, kept)
+            kept = list(map(self.cleaner.keeps_caption, images, rows.languages, rows.texts, rows.reasons))
+            columns = [[*compress(column, kept)] for column in columns]
+        self._captions.write(columns, rows.hashes_N[kept])
+        self.counts.update(zip(repeat("captions"), columns[2], columns[1]))
+        if self.uncaptioned or 0 in rows.counts or not all(kept):
+            self._list_uncaptioned(rows, splits, pictures, kept)
 
-    def _list_uncaptioned(self, rows: Block, splits: list[str], kept: list[bool]) -> None:
+    def _for_texts(self, rows: Block, column: Sequence[Any]) -> Sequence[Any]:
+        """What the row of each text has in a column."""
+        return list(chain.from_iterable(map(repeat, column, rows.counts)))
+
+    def _list_uncaptioned(self, rows: Block, splits: list[str], pictures: list[int], kept: list[bool]) -> None:
         rest = iter(kept)
-        for picture, count in zip(zip(rows.images, splits, strict=True), rows.counts, strict=True):
+        for picture, count in zip(zip(pictures, splits, strict=True), rows.counts, strict=True):
             if any([next(rest) for _ in range(count)]):
-                self._uncaptioned.pop(picture, None)
+                self.uncaptioned.pop(picture, None)
             else:
-                self._uncaptioned[picture] = None
+                self.uncaptioned[picture] = None
 
     def _file(self, content: bytes | None, file: str | None) -> str:
         """The path of a picture's file, if the reader knows it or has its content; else empty until the end."""
@@ -248,7 +232,7 @@ class TableWriter:
         """Find the other pictures' files, now that all names are known."""
         account = self.source.account
         finder = self.source.pictures(self.corpus.pictures is not None)
-        matches = fill_in_files(self.folder, finder, len(self.splits), self.workers)
+        matches = fill_in_files(self.folder, finder, len(self.pictures), self.workers)
         if matches.missing:
             self.counts["missing_pictures",] = matches.missing
         if matches.example:
@@ -260,7 +244,7 @@ class TableWriter:
     def counted(self) -> dict[str, Any]:
         """What was written and what was left out, for the manifest."""
         nested: dict[str, Any] = {
-            "images": len(self.splits),
+            "images": len(self.pictures),
             "missing_pictures": 0,
             "rows": self.source.account.as_json(),
             "left_out": dict(self.cleaner.counts),
