@@ -9,31 +9,34 @@ import numpy as np
 import pyarrow as pa
 
 from mclip_kit.data.columns import ROWS, key_column, write_columns
-from mclip_kit.data.prepare.caption_file import NAME, caption_blocks
+from mclip_kit.data.prepare.caption_rows import CaptionRows
 from mclip_kit.data.tables import FILES, OF_CAPTIONS, OF_IMAGES, OF_UNCAPTIONED
 from mclip_kit.layout import CAPTIONS, IMAGES, IMAGES_TABLE, UNCAPTIONED
 
 
-def to_columns(folder: Path, keys_N2: np.ndarray, uncaptioned: Collection[tuple[int, str]]) -> None:
+def to_columns(
+    folder: Path, captions: CaptionRows, keys_N2: np.ndarray, uncaptioned: Collection[tuple[int, str]]
+) -> None:
     """Write images.arrow, captions.arrow and uncaptioned.arrow, and remove what they are made of.
 
     Args:
-        folder: it has images.tsv and the captions (`caption_file`).
+        folder: it has images.tsv.
+        captions: they are written.
         keys_N2: of the contents of the pictures, uint64 in the order of images.tsv.
         uncaptioned: number of a picture, and a split without a caption of it.
     """
     pictures = _blocks(_batches(folder / IMAGES_TABLE, {**OF_IMAGES, "file": pa.string()}))
-    first: dict[str, Any] = next(pictures, {name: pa.array([], kind) for name, kind in OF_IMAGES.items()})
+    first = next(pictures, None) or {name: pa.array([], kind) for name, kind in OF_IMAGES.items()}
     columns = {**OF_IMAGES, **(FILES if "file" in first else {"key": FILES["key"]})}
     blocks = _with_keys(chain([first], pictures), keys_N2)
     write_columns(folder / IMAGES, pa.schema(columns), blocks)
-    write_columns(folder / CAPTIONS, pa.schema(OF_CAPTIONS), _blocks(caption_blocks(folder / NAME)))
+    write_columns(folder / CAPTIONS, pa.schema(OF_CAPTIONS), captions.columns())
     if uncaptioned:
         kinds = pa.schema(OF_UNCAPTIONED)
         cells = map(pa.array, zip(*uncaptioned, strict=True), kinds.types)
         write_columns(folder / UNCAPTIONED, kinds, _blocks([pa.record_batch([*cells], schema=kinds)]))
-    for name in (IMAGES_TABLE, NAME):
-        (folder / name).unlink()
+    (folder / IMAGES_TABLE).unlink()
+    captions.remove()
 
 
 def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:

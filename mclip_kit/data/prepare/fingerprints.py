@@ -17,7 +17,7 @@ import numpy as np
 from mclip_kit.data.fairseq_io import side_file
 from mclip_kit.data.images import read_bytes
 from mclip_kit.data.leakage import fingerprint_file
-from mclip_kit.data.prepare.caption_file import NAME, caption_blocks, splits_of
+from mclip_kit.data.prepare.caption_rows import CaptionRows
 from mclip_kit.data.prepare.hashes import hash_and_key, hash_pictures
 from mclip_kit.data.prepare.parallel_text import Pair, side_prefixes
 from mclip_kit.data.prepare.picture_splits import PictureSplits
@@ -27,7 +27,7 @@ from mclip_kit.progress import tqdm
 
 BLOCK = 4096  # table rows that are hashed at once
 READERS = 8  # threads that read picture files, in one process
-PICTURES = 128  # that are read and hashed at once
+PICTURES = 512  # that are read and hashed at once
 LARGE = 2**11  # from this many pictures on, worker processes are faster than threads
 
 Hashed = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -69,11 +69,14 @@ class FingerprintWriter:
         self._stack.close()
 
 
-def fingerprint_tables(folder: Path, pictures: PictureSplits, hashed: Mapping[str, np.ndarray]) -> None:
+def fingerprint_tables(
+    folder: Path, captions: CaptionRows, pictures: PictureSplits, hashed: Mapping[str, np.ndarray]
+) -> None:
     """Write the hashes of the pictures, and those of the captions, of a folder's tables.
 
     Args:
-        folder: it has the captions (`caption_file`).
+        folder: the hashes go into its fingerprints/.
+        captions: they are written.
         pictures: the splits that they are in.
         hashed: of the pictures; see `hash_picture_table`.
     """
@@ -82,10 +85,8 @@ def fingerprint_tables(folder: Path, pictures: PictureSplits, hashed: Mapping[st
             inside_N = pictures.which(lambda own, split=split: split in own)  # type: ignore[misc]
             for kind, hashes_N in hashed.items():
                 writer.add(split, kind, hashes_N[inside_N])
-        for block in caption_blocks(folder / NAME):
-            splits, numbers_N = splits_of(block)
-            for number, split in enumerate(splits):
-                writer.add(split, "texts", block["hash"].to_numpy()[numbers_N == number])
+        for split, hashes_N in captions.split_hashes():
+            writer.add(split, "texts", hashes_N)
 
 
 def hash_picture_table(

@@ -1,22 +1,19 @@
 """Takes out of the training rows of a folder that is being built what its held-out splits have too."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from mclip_kit.data.bitext import raw_text
-from mclip_kit.data.prepare.caption_file import NAME, CaptionFile, caption_blocks, in_splits
 from mclip_kit.data.prepare.fingerprints import row_blocks
 from mclip_kit.data.prepare.hashed_text import hashed_blocks, hashes_of, rewritten
 from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.splits import is_in, union
 from mclip_kit.data.prepare.writer import TableWriter
 from mclip_kit.errors import DataError
-from mclip_kit.files import write_whole
 from mclip_kit.layout import BITEXT, IMAGES_TABLE
 
 KEPT = "keep them with --set cleaning.leaks=report"
@@ -46,8 +43,7 @@ def drop_leaks(tables: TableWriter, contents_N: np.ndarray) -> None:
 
 def _held_out_texts(tables: TableWriter, above: tuple[str, ...]) -> Iterator[np.ndarray]:
     """Hashes of all texts of the splits with these beginnings."""
-    for block in caption_blocks(tables.folder / NAME):
-        yield block["hash"].to_numpy()[in_splits(block, above)]
+    yield tables.captions.hashes_N[tables.captions.in_splits(above)]
     for pair in tables.pairs:
         for prefix in side_prefixes(tables.folder / BITEXT, pair) if pair[0].startswith(above) else ():
             yield np.fromfile(hashes_of(raw_text(prefix)), "<u8")
@@ -61,44 +57,26 @@ def _shared_pictures(tables: TableWriter, start: str, above: tuple[str, ...], co
 
 
 def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures_N: np.ndarray, reason: str) -> None:
-    path, of_split = tables.folder / NAME, f"captions {reason}"
+    captions, of_split = tables.captions, f"captions {reason}"
     total = sum(n for key, n in tables.counts.items() if key[0] == "captions" and key[1].startswith(start))
-    leaks = [
-        in_splits(block, (start,)) & (is_in(block["hash"].to_numpy(), texts) | pictures_N[block["image"].to_numpy()])
-        for block in caption_blocks(path)
-    ]
-    dropped = sum(int(leaks_N.sum()) for leaks_N in leaks)
-    if not dropped and not pictures_N.any():
+    own_N = captions.in_splits(start)
+    leaks_N = own_N & (is_in(captions.hashes_N, texts) | pictures_N[captions.images_N])
+    if not leaks_N.any() and not pictures_N.any():
         return
     shared = ((number, split) for number in np.flatnonzero(pictures_N).tolist() for split in tables.pictures.of(number))
     lost = {(number, split) for number, split in shared if split.startswith(start)}
-    for image, language, split in _chosen(path, leaks):
+    for image, language, split in captions.chosen(leaks_N):
         lost.add((image, split))
         tables.counts["captions", split, language] -= 1
-    if dropped:
-        tables.cleaner.counts[of_split] += dropped
+        tables.cleaner.counts[of_split] += 1
     lost_N = np.zeros(len(tables.pictures), bool)
     lost_N[[image for image, _ in lost]] = True
-    rest = (
-        in_splits(block, (start,)) & ~leaks_N & lost_N[block["image"].to_numpy()]
-        for block, leaks_N in zip(caption_blocks(path), leaks, strict=True)
-    )
-    left = {(image, split) for image, _, split in _chosen(path, rest)}
-    with write_whole(path) as temporary, CaptionFile(temporary) as written:
-        for block, leaks_N in zip(caption_blocks(path), leaks, strict=True):
-            written.write_batch(block.filter(pa.array(~leaks_N)))
-    _check_rest(f"captions {reason}", dropped, total)
+    left = {(image, split) for image, _, split in captions.chosen(own_N & ~leaks_N & lost_N[captions.images_N])}
+    captions.drop(leaks_N)
+    _check_rest(f"captions {reason}", int(leaks_N.sum()), total)
     _leave_splits(tables, lost - left, f"pictures {reason}")
     tables.cleaner.counts = +tables.cleaner.counts
     tables.counts = +tables.counts
-
-
-def _chosen(path: Path, masks: Iterable[np.ndarray]) -> Iterator[tuple[int, str, str]]:
-    """The picture, the language and the split of some captions."""
-    for block, mask_N in zip(caption_blocks(path), masks, strict=True):
-        if mask_N.any():
-            chosen = block.filter(pa.array(mask_N))
-            yield from zip(*(chosen[name].to_pylist() for name in ("image", "language", "split")), strict=True)
 
 
 def _leave_splits(tables: TableWriter, lost: set[tuple[int, str]], reason: str) -> None:

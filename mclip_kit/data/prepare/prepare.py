@@ -136,8 +136,8 @@ def _read(
         drop_leaks(tables, hashed["contents"])
     counts = tables.counted()
     _check_counts(corpus, counts)
-    fingerprint_tables(folder, tables.pictures, hashed)
-    to_columns(folder, keys_N2, tables.uncaptioned)
+    fingerprint_tables(folder, tables.captions, tables.pictures, hashed)
+    to_columns(folder, tables.captions, keys_N2, tables.uncaptioned)
     for path in folder.rglob(hashes_of(Path("*")).name):
         path.unlink()
     progress = {

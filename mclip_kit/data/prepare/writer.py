@@ -13,7 +13,7 @@ import numpy as np
 from mclip_kit.data.corpora import SPLIT, Corpus
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare.block import NO_DRAWS, Block
-from mclip_kit.data.prepare.caption_file import NAME, CaptionFile
+from mclip_kit.data.prepare.caption_rows import CaptionRows
 from mclip_kit.data.prepare.cleaning import Cleaner
 from mclip_kit.data.prepare.hashes import BLOCK
 from mclip_kit.data.prepare.parallel_text import ParallelText
@@ -37,6 +37,7 @@ class TableWriter:
     first `splits.EXACT` rows wait in memory, and all are in the tables when the context ends.
 
     Attributes:
+        captions: as rows.
         pictures: their names, and the splits of their captions.
         pairs: parallel sides, in the order of their first sentences -> number of sentences.
         counts: (what, split, ...) -> number, of everything else.
@@ -68,7 +69,7 @@ class TableWriter:
 
     def __enter__(self) -> "TableWriter":
         self._images = self._open(self.folder / IMAGES_TABLE)
-        self._captions = self._stack.enter_context(CaptionFile(self.folder / NAME))
+        self.captions = self._stack.enter_context(CaptionRows(self.folder))
         self._write(self._images, IMAGE_COLUMNS if self.has_pixels else (*IMAGE_COLUMNS, "file"))
         return self
 
@@ -205,7 +206,7 @@ class TableWriter:
         if self.corpus.cleaning.duplicates or any(rows.reasons):
             kept = list(map(self.cleaner.keeps_caption, images, rows.languages, rows.texts, rows.reasons))
             columns = [[*compress(column, kept)] for column in columns]
-        self._captions.write(columns, rows.hashes_N[kept])
+        self.captions.write(columns, rows.hashes_N[kept])
         self.counts.update(zip(repeat("captions"), columns[2], columns[1]))
         if self.uncaptioned or 0 in rows.counts or not all(kept):
             self._list_uncaptioned(rows, splits, pictures, kept)

@@ -9,7 +9,6 @@ import pytest
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Content, Row
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare.caption_file import NAME, caption_blocks
 from mclip_kit.data.prepare.hashes import hash_texts
 from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.reading import read_blocks
@@ -40,13 +39,13 @@ def images(folder: Path) -> Found:
     return [line.split("\t") for line in (folder / "data" / "images.tsv").read_text("utf-8").split("\n")[1:-1]]
 
 
-def captions(folder: Path) -> Found:
+def captions(tables: TableWriter) -> Found:
     """Rows of the captions, with the names of their pictures."""
-    names = [cells[0] for cells in images(folder)]
-    blocks = [block.to_pylist() for block in caption_blocks(folder / "data" / NAME)]
-    rows = [row for block in blocks for row in block]
-    assert [row["hash"] for row in rows] == hash_texts(row["caption"] for row in rows).tolist()
-    return [[names[row["image"]], row["language"], row["split"], row["caption"]] for row in rows]
+    names = [*tables.pictures.numbers]
+    blocks = ([column.to_pylist() for column in block.values()] for block in tables.captions.columns())
+    rows = [row for columns in blocks for row in zip(*columns, strict=True)]
+    assert tables.captions.hashes_N.tolist() == hash_texts(row[3] for row in rows).tolist()
+    return [[names[image], language, split, caption] for image, language, split, caption in rows]
 
 
 def bitext(folder: Path) -> dict[str, list[str]]:
@@ -56,13 +55,13 @@ def bitext(folder: Path) -> dict[str, list[str]]:
 
 
 def test_captions_and_pictures_come_in_the_order_of_rows(tmp_path):
-    written(
+    tables = written(
         tmp_path,
         Row("train", [("en", "a dog"), ("en", " two\tdogs "), ("de", "ein Hund")], image="b.jpg", stratum="animals"),
         Row("test", [("de", "eine Katze")], image="a.jpg", group=7),
     )
     assert images(tmp_path) == [["b.jpg", "0", "animals", ""], ["a.jpg", "7", "all", ""]]
-    assert captions(tmp_path) == [
+    assert captions(tables) == [
         ["b.jpg", "en", "train", "a dog"],
         ["b.jpg", "en", "train", "two dogs"],
         ["b.jpg", "de", "train", "ein Hund"],
@@ -109,7 +108,7 @@ def test_languages_for_captions_only_are_no_bitext(tmp_path):
     row = Row("train", texts, image="a.jpg", parallel=True)
     tables = written(tmp_path, row, languages=["en", "de"], caption_languages=["ja"])
     assert list(tables.pairs) == [("train", "en", "de")]
-    assert [cells[1] for cells in captions(tmp_path)] == ["en", "de", "ja"]
+    assert [cells[1] for cells in captions(tables)] == ["en", "de", "ja"]
 
 
 def test_a_pair_loses_both_sides_and_lines_stay_together(tmp_path):
@@ -132,7 +131,7 @@ def test_a_picture_of_several_splits_is_one_picture(tmp_path):
     ]
     tables = written(tmp_path, *rows, Row("test", [("en", "w")], image="b.jpg"))
     assert [cells[0] for cells in images(tmp_path)] == ["a.jpg", "b.jpg"]
-    assert [cells[2] for cells in captions(tmp_path)] == ["train", "test", "train", "test"]
+    assert [cells[2] for cells in captions(tables)] == ["train", "test", "train", "test"]
     assert [tables.pictures.of(number) for number in range(2)] == [("train", "test"), ("test",)]
     counts = tables.counted()
     assert (counts["images"], counts["splits"]) == (2, {"train": 1, "test": 2})
