@@ -97,15 +97,15 @@ class Account:
 
 
 class RecordedAccount(Account):
-    """Appends to a list what is counted, a [kind, why, where, count] for each reason, so that it is replayed elsewhere.
+    """Records what is counted, so that it is replayed elsewhere, between the same rows.
 
     Attributes:
-        events: the list; what is appended to it in between keeps its place.
+        rows: number of rows since the last `take`, which the caller counts.
 
     Example:
         >>> recorded, account = RecordedAccount(), Account()
         >>> recorded.leave_out("rows without a text", "line 3")
-        >>> for event in recorded.take():
+        >>> for rows_before, *event in recorded.take():
         ...     account.replay(*event)
         >>> account.as_json()["left_out"]
         {'rows without a text': 1}
@@ -113,17 +113,18 @@ class RecordedAccount(Account):
 
     def __init__(self) -> None:
         super().__init__()
-        self.events: list[Any] = []
+        self.rows = 0
+        self._events: list[list[Any]] = []
         self._places: dict[tuple[str, str], list[Any]] = {}
 
-    def take(self) -> list[Any]:
-        """What was recorded since the last call."""
-        events, self.events, self._places = self.events, [], {}
+    def take(self) -> list[list[Any]]:
+        """What was recorded since the last call: [rows before, kind, why, where, count] for each reason."""
+        events, self._events, self._places, self.rows = self._events, [], {}, 0
         return events
 
     def note(self, sentence: str) -> None:
         """See `Account.note`."""
-        self.events.append(["note", sentence, "", 1])
+        self._events.append([self.rows, "note", sentence, "", 1])
 
     def add_empty(self, language: str, where: object, count: int = 1) -> None:
         """See `Account.add_empty`."""
@@ -138,7 +139,7 @@ class RecordedAccount(Account):
 
     def _record(self, kind: str, why: str, where: object, count: int) -> None:
         if count and (kind, why) in self._places:
-            self._places[kind, why][3] += count
+            self._places[kind, why][4] += count
         elif count:
-            self._places[kind, why] = [kind, why, str(where), count]
-            self.events.append(self._places[kind, why])
+            self._places[kind, why] = [self.rows, kind, why, str(where), count]
+            self._events.append(self._places[kind, why])

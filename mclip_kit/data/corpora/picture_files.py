@@ -9,23 +9,24 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import unquote
 
+from mclip_kit.data.corpora.matches import Matches
 from mclip_kit.data.images import SUFFIXES, picture_id, walk_files
 from mclip_kit.errors import DataError
 
 MORE_SUFFIXES = SUFFIXES | {".avif", ".jfif", ".jpe", ".heic", ".heif", ".ppm", ".pgm", ".jp2", ".jxl"}
 """Endings of pictures, one of which may stand for another."""
 ROOTED = re.compile(r"/|[A-Za-z]:/")
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # a file's own name, before which the folders are
 FEW = 100  # files between which a whole path is looked for
 MANY = 200_000  # files above which no near name is looked for
 Spelling = Callable[[str], list[str]]
 """From a path to its parts, in one spelling."""
 Result = tuple[str | list[int] | None, str]
-FindAll = Callable[[Callable[[str], Result], Iterable[str]], Iterable[tuple[str, Result]]]
+FindAll = Callable[[Callable[[Iterable[str]], Matches], Iterable[str]], Iterable[Matches]]
 
 
 def split_path(name: str) -> list[str]:
@@ -94,37 +95,6 @@ class Ends:
         return groups
 
 
-@dataclass
-class Matches:
-    """The files of some names.
-
-    Attributes:
-        found: name -> file.
-        missing: number of names without a file; it includes the ambiguous ones.
-        example: the first name whose file is missing, and neither ambiguous nor taken.
-        ambiguous: number of names that several files have, or whose only file belongs to another name.
-        where: the first of these names, with its files.
-    """
-
-    found: dict[str, str] = field(default_factory=dict)
-    missing: int = 0
-    example: str = ""
-    ambiguous: int = 0
-    where: str = ""
-
-    def add_missing(self, name: str) -> None:
-        """Count a name that no file has."""
-        self.missing += 1
-        self.example = self.example or name
-
-    def add_ambiguous(self, name: str, files: list[str]) -> None:
-        """Count a name that is left without a file because the files cannot be told apart."""
-        self.missing += 1
-        self.ambiguous += 1
-        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        self.where = self.where or f"{name} ({', '.join(files[:3])}{more})"
-
-
 class PictureFiles:
     """Finds picture files in a folder, at any depth.
 
@@ -152,22 +122,28 @@ class PictureFiles:
 
         Args:
             names: gives all names, each time in the same order; read twice.
-            find: calls a function with every name, and gives names and results in their order; None: one by one.
+            find: calls a function with some names at a time, and gives its results in their order; None: with all.
         Raises:
             DataError: a name such as ../../a.jpg leads to a file outside the folders.
         """
-        matches, one = Matches(), partial(self._find, shared=_shared_folder(names()))
-        loose, doubtful = dict[str, str](), dict[str, str]()
-        for name, (found, kind) in find(one, names()) if find else ((name, one(name)) for name in names()):
+        matches, some = Matches(), partial(self._match_some, _shared_folder(names()))
+        for more in find(some, names()) if find else [some(names())]:
+            matches.merge(more)
+        self._withdraw(matches)
+        return matches
+
+    def _match_some(self, shared: tuple[int, int], names: Iterable[str]) -> Matches:
+        matches = Matches()
+        for name in names:
+            found, kind = self._find(name, shared)
             if isinstance(found, str):
                 matches.found[name] = found
                 if kind:
-                    (loose if kind == "loose" else doubtful)[name] = found
+                    (matches.loose if kind == "loose" else matches.doubtful)[name] = found
             elif found:
                 matches.add_ambiguous(name, [self.files[number] for number in found])
             else:
                 matches.add_missing(name)
-        self._withdraw(matches, loose, doubtful)
         return matches
 
     def free_files(self, matches: Matches) -> list[str]:
@@ -176,15 +152,15 @@ class PictureFiles:
         numbered = enumerate(self.files if len(self.files) <= MANY else [])
         return [file for number, file in numbered if self._path(number) not in taken]
 
-    def _withdraw(self, matches: Matches, loose: dict[str, str], doubtful: dict[str, str]) -> None:
+    def _withdraw(self, matches: Matches) -> None:
         """Take back files that belong to another name; of doubtful ones all, if one of them does."""
-        several = {*loose.values(), *doubtful.values()}
+        several = {*matches.loose.values(), *matches.doubtful.values()}
         claims = Counter(file for file in matches.found.values() if file in several)
-        if any(claims[file] > 1 for file in doubtful.values()):
-            for name in doubtful:
+        if any(claims[file] > 1 for file in matches.doubtful.values()):
+            for name in matches.doubtful:
                 del matches.found[name]
                 matches.add_missing(name)
-        for name, file in loose.items():
+        for name, file in matches.loose.items():
             if claims[file] > 1:
                 del matches.found[name]
                 matches.add_ambiguous(name, [f"{file}, which belongs to another name"])
@@ -285,11 +261,14 @@ class PictureFiles:
 def _shared_folder(names: Iterable[str]) -> tuple[int, int]:
     """The number of folders with which all names begin, and the number of names."""
     shared: list[str] | None = None
-    count = 0
+    count, before = 0, None
     for count, name in enumerate(names, 1):  # noqa: B007
-        if shared != []:
+        folder, slash, own = name.rpartition("/")
+        head = folder + slash if PLAIN.fullmatch(own) else None
+        if shared != [] and (head is None or head != before):
             folders = split_path(name)[:-1]
             shared = folders if shared is None else [part for part, _ in _common_start(shared, folders)]
+        before = head
     return len(shared or []), count
 
 

@@ -5,8 +5,8 @@ Rows are read as a stream, so that a file of any size takes the same memory; `wh
 
 import csv
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from operator import itemgetter, methodcaller
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from mclip_kit.config.yaml import Section
+from mclip_kit.data.corpora.pieces import Piece, in_pieces, lines_of, pieces
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.corpora.whole_files import (
     NumberedRows,
@@ -95,6 +96,8 @@ class OpenTable:
         pick: column -> a function from a row to its cell, or to None if the row has no such cell.
         read: columns -> the rows, which have at least these columns; may be called once.
         unread: sheets that are not read.
+        pieces: the pieces of a text file, from which `parse` makes the same rows as `read`, in any process; None: rows
+            are read here.
     """
 
     unit: str
@@ -102,6 +105,8 @@ class OpenTable:
     pick: Callable[[str], Callable[[Any], Any]]
     read: Callable[[Collection[str]], NumberedRows]
     unread: list[str] = field(default_factory=list)
+    pieces: Callable[[], Iterator[Piece]] | None = None
+    parse: Callable[[Piece], NumberedRows] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -129,7 +134,7 @@ def open_table(file: File, form: Form) -> OpenTable:
     if format == "xlsx":
         rows, unread = xlsx_rows(file)
         return _open_cells(file, form.header, rows, "row", unread)
-    return _open_cells(file, form.header, _separated_rows(file, format, form), "line", [])
+    return _open_separated(file, format, form)
 
 
 def _format(file: File, form: Form) -> Format:
@@ -183,8 +188,8 @@ def _nested_key(name: str, row: dict[str, Any]) -> Any:
     return value
 
 
-def _separated_rows(file: File, format: Format, form: Form) -> NumberedRows:
-    """The cells of each line."""
+def _open_separated(file: File, format: Format, form: Form) -> OpenTable:
+    """A file with the cells of a row in a line, or in several if they are in quotes."""
     usual = "\t" if format == "tsv" else ","
     first = next(file.lines(form.encoding), "")
     separator = form.separator or (usual if form.header else _separator(first, usual))
@@ -192,9 +197,22 @@ def _separated_rows(file: File, format: Format, form: Form) -> NumberedRows:
     quoted = form.quotes
     if quoted is None:
         quoted = (format == "csv" and separator != "|") or in_quotes or _are_quoted(file, separator, form.encoding)
-    if not quoted:
-        return ((number, line.split(separator)) for number, line in enumerate(file.lines(form.encoding), 1))
-    return _quoted_rows(file, separator, form.encoding, spaced=f"{separator} " in first and separator != "\t")
+    if quoted:
+        spaced = f"{separator} " in first and separator != "\t"
+        return _open_cells(file, form.header, _quoted_rows(file, separator, form.encoding, spaced), "line", [])
+    rows = ((number, line.split(separator)) for number, line in enumerate(file.lines(form.encoding), 1))
+    opened = _open_cells(file, form.header, rows, "line", [])
+    if not in_pieces(file, form.encoding):
+        return opened
+    parse = partial(_rows_of, file, separator, opened.names or [], bool(form.header))
+    whole = partial(pieces, file)
+    return replace(opened, read=lambda _: chain.from_iterable(map(parse, whole())), pieces=whole, parse=parse)
+
+
+def _rows_of(file: File, separator: str, names: list[str], named: bool, piece: Piece) -> NumberedRows:
+    """The rows of a piece; the first line of the file has the names, if they were not given."""
+    rows = ((number, line.split(separator)) for number, line in lines_of(file, piece))
+    return _check_width(file, "line", names, rows if named or piece[0] else islice(rows, 1, None))
 
 
 def _are_quoted(file: File, separator: str, encoding: str | None) -> bool:

@@ -48,9 +48,14 @@ class File:
         return Path(self.member or self.path).suffix
 
     @property
+    def plain(self) -> bool:
+        """Whether its bytes are those on disk."""
+        return not self.member and self._suffix not in OPENERS
+
+    @property
     def _most(self) -> int:
         """Bytes of a line, or of a JSON, that are read of it; -1: any number, as its disk has them."""
-        return MOST if self.member or self._suffix in OPENERS else -1
+        return -1 if self.plain else MOST
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -86,7 +91,7 @@ class File:
                     yield line.rstrip("\r\n")
                     whole += 1
         except UnicodeError as error:
-            raise DataError(f"{self} line {whole + 1}: {_wrong_encoding(error, encoding)}") from None
+            raise DataError(f"{self} line {whole + 1}: {wrong_encoding(error, encoding)}") from None
         except OverflowError as error:
             raise DataError(f"{self} line {whole + 1}: {error}") from None
         except DataError as error:
@@ -141,7 +146,7 @@ def _line(handle: IO[bytes], most: int) -> bytes:
     return line
 
 
-def _wrong_encoding(error: UnicodeError, encoding: str | None) -> str:
+def wrong_encoding(error: UnicodeError, encoding: str | None) -> str:
     """What is wrong, and how to go on."""
     if encoding:
         return f"not {encoding} ({first_line(error)}); correct its `encoding`, or convert the file to UTF-8"

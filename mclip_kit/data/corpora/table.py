@@ -5,7 +5,7 @@ Crossmodal-3600, Conceptual Captions, WIT, sentence pairs with a column a langua
 
 import marshal
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from mclip_kit.data.corpora import Content, Corpus, Parts, Row, parse_options
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.cells import NamedPictures
+from mclip_kit.data.corpora.pieces import Piece
 from mclip_kit.data.corpora.records import OpenTable, open_table
 from mclip_kit.data.corpora.source import File, Source
 from mclip_kit.data.corpora.table_rows import Options, Table, TableRows
@@ -22,8 +23,9 @@ BLOCK, PICTURES = 2**11, 16  # rows that are read at once, without and with whol
 FEW = 4  # blocks that are read sooner without a process
 WITH_PICTURES = (".parquet", ".xlsx")  # tables that may hold pictures; .xlsx is slow to open, not to read
 
-Item = tuple[int, OpenTable, list[tuple[int, Any]] | bytes]
-"""The number of a file, how it was opened, and numbered rows, packed by `marshal`; an empty list at the file's end."""
+Item = tuple[int, OpenTable, Piece | list[tuple[int, Any]] | bytes]
+"""The number of a file, how it was opened, and a piece of it or numbered rows, which `marshal` may have packed; an
+empty list at the file's end."""
 Found = list[tuple[Table, File]]
 
 
@@ -61,7 +63,7 @@ class TableReader:
         number, opened, rows = item
         if self._last is None or self._last[0] != number:
             self._last = number, self.table(number, opened)
-        return self._last[1].rows(marshal.loads(rows) if isinstance(rows, bytes) else rows, account)
+        return self._last[1].rows(_numbered(opened, rows), account)
 
     def table(self, number: int, opened: OpenTable) -> TableRows:
         """The file with this number."""
@@ -84,10 +86,12 @@ class _Tables:
         for number, (table, file) in enumerate(self._found):
             opened = open_table(file, table)
             self._account.ignore("sheets", f"{', '.join(opened.unread)} of {file}", len(opened.unread))
-            form = replace(opened, read=_read_elsewhere)
+            form = replace(opened, read=_read_elsewhere, pieces=None)
             columns = self._table(number, form)
             self._unread |= dict.fromkeys(columns.unread(opened.columns), file)
-            rows = opened.read(columns.wanted)
+            if opened.pieces:
+                yield from ((number, form, piece) for piece in opened.pieces())
+            rows = iter(()) if opened.pieces else opened.read(columns.wanted)
             while block := list(islice(rows, size)):
                 if opened.names is None:
                     self._last[number] = block[-1][1]
@@ -114,6 +118,13 @@ class _Tables:
         for language, count in sorted(self._account.empty.items()):
             what = f"empty texts in {language} of rows that are kept"
             self._account.ignore(what, self._account.first_empty[language], count)
+
+
+def _numbered(opened: OpenTable, rows: Piece | list[tuple[int, Any]] | bytes) -> Iterable[tuple[int, Any]]:
+    if isinstance(rows, tuple):
+        return opened.parse(rows) if opened.parse else ()
+    unpacked: list[tuple[int, Any]] = marshal.loads(rows) if isinstance(rows, bytes) else rows
+    return unpacked
 
 
 def _may_hold_pictures(table: Table, file: File) -> bool:

@@ -9,9 +9,9 @@ from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Corpus, Vocabulary
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.prepare.binarize import binarize
+from mclip_kit.data.prepare.parallel_text import Pair, side_prefixes
 from mclip_kit.data.prepare.resume import PROGRESS, Progress
 from mclip_kit.data.prepare.splits import hash_name
-from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer, train_sentencepiece
 from mclip_kit.data.unknown import check_unknown
 from mclip_kit.engine.base import Engine

@@ -1,6 +1,6 @@
-"""Turns the text tables of a folder that is being built into Arrow columns, which training maps into memory."""
+"""Turns the tables of a folder that is being built into Arrow columns, which training maps into memory."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,38 +9,40 @@ import numpy as np
 import pyarrow as pa
 
 from mclip_kit.data.columns import ROWS, key_column, write_columns
+from mclip_kit.data.prepare.caption_rows import CaptionRows
 from mclip_kit.data.tables import FILES, OF_CAPTIONS, OF_IMAGES, OF_UNCAPTIONED
-from mclip_kit.layout import CAPTIONS, CAPTIONS_TABLE, IMAGES, IMAGES_TABLE, UNCAPTIONED, UNCAPTIONED_TABLE
+from mclip_kit.layout import CAPTIONS, IMAGES, IMAGES_TABLE, UNCAPTIONED
 
 
-def to_columns(folder: Path, keys_N2: np.ndarray) -> None:
-    """Write the tables as columns, and remove the text.
+def to_columns(
+    folder: Path, captions: CaptionRows, keys_N2: np.ndarray, uncaptioned: Collection[tuple[int, str]]
+) -> None:
+    """Write images.arrow, captions.arrow and uncaptioned.arrow, and remove what they are made of.
 
     Args:
-        folder: it has images.tsv and captions.tsv, and uncaptioned.tsv where there are such pictures.
+        folder: it has images.tsv.
+        captions: they are written.
         keys_N2: of the contents of the pictures, uint64 in the order of images.tsv.
+        uncaptioned: number of a picture, and a split without a caption of it.
     """
-    row_of: dict[str, int] = {}
-    pictures = _blocks(folder / IMAGES_TABLE, {**OF_IMAGES, "file": pa.string()})
-    first: dict[str, Any] = next(pictures, {name: pa.array([], kind) for name, kind in OF_IMAGES.items()})
+    pictures = _blocks(_batches(folder / IMAGES_TABLE, {**OF_IMAGES, "file": pa.string()}))
+    first = next(pictures, None) or {name: pa.array([], kind) for name, kind in OF_IMAGES.items()}
     columns = {**OF_IMAGES, **(FILES if "file" in first else {"key": FILES["key"]})}
-    blocks = (_pictures(rows, row_of, keys_N2) for rows in chain([first], pictures))
+    blocks = _with_keys(chain([first], pictures), keys_N2)
     write_columns(folder / IMAGES, pa.schema(columns), blocks)
-    for text, name, kinds in (
-        (CAPTIONS_TABLE, CAPTIONS, OF_CAPTIONS),
-        (UNCAPTIONED_TABLE, UNCAPTIONED, OF_UNCAPTIONED),
-    ):
-        if (folder / text).is_file():
-            named = (_named(rows, row_of) for rows in _blocks(folder / text, {**kinds, "image": pa.string()}))
-            write_columns(folder / name, pa.schema(kinds), named)
-    for text in (IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE):
-        (folder / text).unlink(missing_ok=True)
+    write_columns(folder / CAPTIONS, pa.schema(OF_CAPTIONS), captions.columns())
+    if uncaptioned:
+        kinds = pa.schema(OF_UNCAPTIONED)
+        cells = map(pa.array, zip(*uncaptioned, strict=True), kinds.types)
+        write_columns(folder / UNCAPTIONED, kinds, _blocks([pa.record_batch([*cells], schema=kinds)]))
+    (folder / IMAGES_TABLE).unlink()
+    captions.remove()
 
 
-def _blocks(table: Path, kinds: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The columns that a text table has, ROWS rows at a time."""
+def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
+    """The columns of some rows, ROWS rows at a time."""
     held: list[pa.RecordBatch] = []
-    for batch in _batches(table, kinds):
+    for batch in batches:
         held.append(batch)
         while sum(map(len, held)) >= ROWS:
             whole = pa.Table.from_batches(held)
@@ -65,11 +67,9 @@ def _columns(rows: pa.Table) -> dict[str, Any]:
     return {name: rows[name].combine_chunks() for name in rows.column_names}
 
 
-def _pictures(columns: dict[str, Any], row_of: dict[str, int], keys_N2: np.ndarray) -> dict[str, Any]:
-    start = len(row_of)
-    row_of |= {name: number for number, name in enumerate(columns["image"].to_pylist(), start)}
-    return {**columns, "key": key_column(keys_N2[start : len(row_of)])}
-
-
-def _named(columns: dict[str, Any], row_of: Mapping[str, int]) -> dict[str, Any]:
-    return {**columns, "image": [row_of[name] for name in columns["image"].to_pylist()]}
+def _with_keys(blocks: Iterable[dict[str, Any]], keys_N2: np.ndarray) -> Iterator[dict[str, Any]]:
+    start = 0
+    for columns in blocks:
+        stop = start + len(columns["image"])
+        yield {**columns, "key": key_column(keys_N2[start:stop])}
+        start = stop

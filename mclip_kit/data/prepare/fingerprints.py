@@ -17,17 +17,18 @@ import numpy as np
 from mclip_kit.data.fairseq_io import side_file
 from mclip_kit.data.images import read_bytes
 from mclip_kit.data.leakage import fingerprint_file
-from mclip_kit.data.prepare.hashed_text import hashed_blocks
+from mclip_kit.data.prepare.caption_rows import CaptionRows
 from mclip_kit.data.prepare.hashes import hash_and_key, hash_pictures
-from mclip_kit.data.prepare.writer import Pair, side_prefixes
+from mclip_kit.data.prepare.parallel_text import Pair, side_prefixes
+from mclip_kit.data.prepare.picture_splits import PictureSplits
 from mclip_kit.engine.base import Engine, map_ahead
 from mclip_kit.engine.local import engine_of
-from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
+from mclip_kit.layout import BITEXT, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
 from mclip_kit.progress import tqdm
 
 BLOCK = 4096  # table rows that are hashed at once
 READERS = 8  # threads that read picture files, in one process
-PICTURES = 128  # that are read and hashed at once
+PICTURES = 512  # that are read and hashed at once
 LARGE = 2**11  # from this many pictures on, worker processes are faster than threads
 
 Hashed = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -69,23 +70,24 @@ class FingerprintWriter:
         self._stack.close()
 
 
-def fingerprint_tables(folder: Path, splits: Mapping[str, tuple[str, ...]], hashed: Mapping[str, np.ndarray]) -> None:
+def fingerprint_tables(
+    folder: Path, captions: CaptionRows, pictures: PictureSplits, hashed: Mapping[str, np.ndarray]
+) -> None:
     """Write the hashes of the pictures, and those of the captions, of a folder's tables.
 
     Args:
-        folder: it has images.tsv and captions.tsv, and the hashes of the captions (`hashed_text`).
-        splits: picture -> the splits that it is in.
+        folder: the hashes go into its fingerprints/.
+        captions: they are written.
+        pictures: the splits that they are in.
         hashed: of the pictures; see `hash_picture_table`.
     """
     with FingerprintWriter(folder) as writer:
-        for split in {split for own in splits.values() for split in own}:
-            inside_N = np.fromiter((split in own for own in splits.values()), bool, len(splits))
+        for split in pictures.splits():
+            inside_N = pictures.which(lambda own, split=split: split in own)  # type: ignore[misc]
             for kind, hashes_N in hashed.items():
                 writer.add(split, kind, hashes_N[inside_N])
-        for lines, hashes_N in hashed_blocks(folder / CAPTIONS_TABLE, header=True):
-            row_splits = np.array([line.split("\t", 3)[2] for line in lines])
-            for split in np.unique(row_splits):
-                writer.add(str(split), "texts", hashes_N[row_splits == split])
+        for split, hashes_N in captions.split_hashes():
+            writer.add(split, "texts", hashes_N)
 
 
 def hash_picture_table(

@@ -1,7 +1,6 @@
 """Text files and, until the folder is whole, the hashes of their texts beside them, so that each is computed once."""
 
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 from mclip_kit.files import write_whole
 
 BLOCK = 4096  # lines that are read at once
-HELD = 2**16  # hashes that are written at once
 
 
 def hashes_of(path: Path) -> Path:
@@ -33,27 +31,19 @@ class HashedText:
         self._stack = ExitStack()
         enter = self._stack.enter_context
         self._text = enter(open(text or path, "w", encoding="utf-8", newline="\n", buffering=2**16))  # noqa: SIM115
-        self._hashes = enter(open(hashes or hashes_of(path), "wb"))  # noqa: SIM115
-        self._held = array("Q")
+        self._hashes = enter(open(hashes or hashes_of(path), "wb", buffering=2**16))  # noqa: SIM115
         self._text.write(header)
 
-    def write(self, line: str, number: int) -> None:
-        """Append a line, with its end, and the hash of its text."""
-        self._text.write(line)
-        self._held.append(number)
-        if len(self._held) == HELD:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._hashes.write(np.array(self._held, "<u8").tobytes())
-        del self._held[:]
+    def write(self, lines: Iterable[str], hashes_N: np.ndarray) -> None:
+        """Append lines, with their ends, and the hashes of their texts."""
+        self._text.write("".join(lines))
+        self._hashes.write(hashes_N.astype("<u8", copy=False).tobytes())
 
     def __enter__(self) -> "HashedText":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._stack:
-            self._flush()
+        self._stack.close()
 
 
 def rewritten(stack: ExitStack, path: Path, header: str = "") -> HashedText:

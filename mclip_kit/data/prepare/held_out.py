@@ -10,10 +10,11 @@ import numpy as np
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.prepare.fingerprints import row_blocks
 from mclip_kit.data.prepare.hashed_text import hashed_blocks, hashes_of, rewritten
+from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.splits import is_in, union
-from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
+from mclip_kit.data.prepare.writer import TableWriter
 from mclip_kit.errors import DataError
-from mclip_kit.layout import BITEXT, CAPTION_COLUMNS, CAPTIONS_TABLE, IMAGES_TABLE
+from mclip_kit.layout import BITEXT, IMAGES_TABLE
 
 KEPT = "keep them with --set cleaning.leaks=report"
 
@@ -42,75 +43,49 @@ def drop_leaks(tables: TableWriter, contents_N: np.ndarray) -> None:
 
 def _held_out_texts(tables: TableWriter, above: tuple[str, ...]) -> Iterator[np.ndarray]:
     """Hashes of all texts of the splits with these beginnings."""
-    for lines, hashes_N in hashed_blocks(tables.folder / CAPTIONS_TABLE, header=True):
-        yield hashes_N[[line.split("\t", 3)[2].startswith(above) for line in lines]]
+    yield tables.captions.hashes_N[tables.captions.in_splits(above)]
     for pair in tables.pairs:
         for prefix in side_prefixes(tables.folder / BITEXT, pair) if pair[0].startswith(above) else ():
             yield np.fromfile(hashes_of(raw_text(prefix)), "<u8")
 
 
-def _shared_pictures(tables: TableWriter, start: str, above: tuple[str, ...], contents_N: np.ndarray) -> set[str]:
-    """Pictures with the beginning `start` that also have one of `above`, by name or by content."""
-    held_N = np.fromiter((any(s.startswith(above) for s in own) for own in tables.splits.values()), bool)
-    shared_N = held_N | is_in(contents_N, union([contents_N[held_N]]))
-    return {
-        name
-        for (name, own), shared in zip(tables.splits.items(), shared_N, strict=True)
-        if shared and any(split.startswith(start) for split in own)
-    }
+def _shared_pictures(tables: TableWriter, start: str, above: tuple[str, ...], contents_N: np.ndarray) -> np.ndarray:
+    """Which pictures with the beginning `start` also have one of `above`, by name or by content, bool (N,)."""
+    held_N = tables.pictures.which(lambda own: any(split.startswith(above) for split in own))
+    own_N = tables.pictures.which(lambda own: any(split.startswith(start) for split in own))
+    return np.asarray(own_N & (held_N | is_in(contents_N, union([contents_N[held_N]]))))
 
 
-def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures: set[str], reason: str) -> None:
-    table, of_split = tables.folder / CAPTIONS_TABLE, f"captions {reason}"
+def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures_N: np.ndarray, reason: str) -> None:
+    captions, of_split = tables.captions, f"captions {reason}"
     total = sum(n for key, n in tables.counts.items() if key[0] == "captions" and key[1].startswith(start))
-    before = tables.cleaner.counts[of_split]
-    lost = {(name, split) for name in pictures for split in tables.splits[name] if split.startswith(start)}
-    left: set[tuple[str, str]] = set()
-    if not pictures and not _has_leaks(table, start, texts):
+    own_N = captions.in_splits(start)
+    leaks_N = own_N & (is_in(captions.hashes_N, texts) | pictures_N[captions.images_N])
+    if not leaks_N.any() and not pictures_N.any():
         return
-
-    def keep(row: list[str], leaks: bool) -> bool:
-        name, language, split, _ = row
-        if not split.startswith(start):
-            return True
-        if not leaks and name not in pictures:
-            left.add((name, split))
-            return True
-        lost.add((name, split))
+    shared = ((number, split) for number in np.flatnonzero(pictures_N).tolist() for split in tables.pictures.of(number))
+    lost = {(number, split) for number, split in shared if split.startswith(start)}
+    for image, language, split in captions.chosen(leaks_N):
+        lost.add((image, split))
         tables.counts["captions", split, language] -= 1
         tables.cleaner.counts[of_split] += 1
-        return False
-
-    with ExitStack() as stack:
-        written = rewritten(stack, table, "\t".join(CAPTION_COLUMNS) + "\n")
-        for lines, hashes_N in hashed_blocks(table, header=True):
-            leaks = is_in(hashes_N, texts).tolist()
-            for line, number, leaked in zip(lines, hashes_N.tolist(), leaks, strict=True):
-                if keep(line.split("\t", 3), leaked):
-                    written.write(line, number)
-    dropped = tables.cleaner.counts[of_split] - before
-    _check_rest(f"captions {reason}", dropped, total)
+    lost_N = np.zeros(len(tables.pictures), bool)
+    lost_N[[image for image, _ in lost]] = True
+    left = {(image, split) for image, _, split in captions.chosen(own_N & ~leaks_N & lost_N[captions.images_N])}
+    captions.drop(leaks_N)
+    _check_rest(f"captions {reason}", int(leaks_N.sum()), total)
     _leave_splits(tables, lost - left, f"pictures {reason}")
     tables.cleaner.counts = +tables.cleaner.counts
     tables.counts = +tables.counts
 
 
-def _has_leaks(table: Path, start: str, texts: np.ndarray) -> bool:
-    """Whether a caption of a split with this beginning is in texts."""
-    for lines, hashes_N in hashed_blocks(table, header=True):
-        for row in np.flatnonzero(is_in(hashes_N, texts)):
-            if lines[row].split("\t", 3)[2].startswith(start):
-                return True
-    return False
-
-
-def _leave_splits(tables: TableWriter, lost: set[tuple[str, str]], reason: str) -> None:
+def _leave_splits(tables: TableWriter, lost: set[tuple[int, str]], reason: str) -> None:
     """Take pictures that have lost all their captions out of the split."""
-    strata = {row[0]: row[2] for rows in row_blocks(tables.folder / IMAGES_TABLE) for row in rows} if lost else {}
-    for name, split in lost:
-        tables.splits[name] = tuple(other for other in tables.splits[name] if other != split)
+    strata = [row[2] for rows in row_blocks(tables.folder / IMAGES_TABLE) for row in rows] if lost else []
+    for number, split in lost:
+        tables.pictures.leave(number, split)
         tables.counts["splits", split] -= 1
-        tables.counts["strata", split, strata[name]] -= 1
+        tables.counts["strata", split, strata[number]] -= 1
     tables.cleaner.counts[reason] += len(lost)
 
 
@@ -133,8 +108,7 @@ def _rewrite(paths: list[Path], texts: np.ndarray) -> int:
             kept_N = ~np.logical_or(*(is_in(hashes_N, texts) for _, hashes_N in sides))
             dropped += int((~kept_N).sum())
             for file, (lines, hashes_N) in zip(written, sides, strict=True):
-                for line, number in zip(compress(lines, kept_N.tolist()), hashes_N[kept_N].tolist(), strict=True):
-                    file.write(line, number)
+                file.write(compress(lines, kept_N.tolist()), hashes_N[kept_N])
     return dropped
 
 

@@ -7,11 +7,12 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from mclip_kit.data import images
-from mclip_kit.data.corpora.picture_files import Matches, PictureFiles, Result, split_path
+from mclip_kit.data.corpora.matches import Matches
+from mclip_kit.data.corpora.picture_files import PictureFiles, split_path
 from mclip_kit.engine.base import Engine
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
@@ -61,7 +62,9 @@ def fill_in_files(folder: Path, finder: PictureFiles, count: int, engine: Engine
     table = folder / IMAGES_TABLE
 
     def names() -> Iterator[str]:
-        return (name for name, file in _cells(table) if not file)
+        with open(table, encoding="utf-8", newline="\n") as handle:
+            next(handle)
+            yield from (line.partition("\t")[0] for line in handle if line.endswith("\t\n"))
 
     many = count >= LARGE and not engine.alone
     if many and not all(map(finder.direct, islice(names(), BLOCK))):
@@ -78,13 +81,9 @@ def _blocks(names: Iterable[str]) -> Iterator[list[str]]:
     return iter(lambda: list(islice(rest, BLOCK)), [])
 
 
-def _find_all(engine: Engine, find: Callable[[str], Result], names: Iterable[str]) -> Iterator[tuple[str, Result]]:
-    with engine.map(partial, _find_block, find) as find_block:
-        yield from chain.from_iterable(find_block(_blocks(names)))
-
-
-def _find_block(find: Callable[[str], Result], names: list[str]) -> list[tuple[str, Result]]:
-    return [(name, find(name)) for name in names]
+def _find_all(engine: Engine, find: Callable[[list[str]], Matches], names: Iterable[str]) -> Iterator[Matches]:
+    with engine.map(partial, find) as find_block:
+        yield from find_block(_blocks(names))
 
 
 def near_file(name: str, files: Iterable[str]) -> str:
@@ -126,12 +125,3 @@ def fit_path(path: str) -> str:
     if UNFIT.search(path):
         raise DataError(f"{path!r}: a path with a character that a table cannot hold; rename the file or folder")
     return os.fspath(path)
-
-
-def _cells(table: Path) -> Iterator[tuple[str, str]]:
-    """The name and the file of each picture."""
-    with open(table, encoding="utf-8", newline="\n") as handle:
-        next(handle)
-        for line in handle:
-            name, *_, file = line.rstrip("\n").split("\t")
-            yield name, file

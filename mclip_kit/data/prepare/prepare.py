@@ -24,6 +24,7 @@ from mclip_kit.data.prepare.fingerprints import (
 )
 from mclip_kit.data.prepare.hashed_text import hashes_of
 from mclip_kit.data.prepare.held_out import drop_leaks
+from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.reading import read_blocks
 from mclip_kit.data.prepare.resume import (
     PROGRESS,
@@ -37,7 +38,7 @@ from mclip_kit.data.prepare.resume import (
     replace_folder,
     resume,
 )
-from mclip_kit.data.prepare.writer import TableWriter, side_prefixes
+from mclip_kit.data.prepare.writer import TableWriter
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.disk import disk_errors
 from mclip_kit.engine.base import Engine
@@ -144,17 +145,17 @@ def _read(
             bar.update(block.rows)
     _check_not_empty(tables)
     if content.pixels is not None:
-        if len(content.pixels) != len(tables.splits):
-            raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.splits)} names")
+        if len(content.pixels) != len(tables.pictures):
+            raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.pictures)} names")
         with write_whole(folder / IMAGES_ARRAY) as temporary:
             np.save(temporary, content.pixels)
-    hashed, keys_N2 = hash_picture_table(folder, len(tables.splits), corpus.pictures, engine)
+    hashed, keys_N2 = hash_picture_table(folder, len(tables.pictures), corpus.pictures, engine)
     if corpus.cleaning.leaks == "drop":
         drop_leaks(tables, hashed["contents"])
     counts = tables.counted()
     _check_counts(corpus, counts)
-    fingerprint_tables(folder, tables.splits, hashed)
-    to_columns(folder, keys_N2)
+    fingerprint_tables(folder, tables.captions, tables.pictures, hashed)
+    to_columns(folder, tables.captions, keys_N2, tables.uncaptioned)
     for path in folder.rglob(hashes_of(Path("*")).name):
         path.unlink()
     progress = {
@@ -169,7 +170,7 @@ def _read(
 
 
 def _check_not_empty(tables: TableWriter) -> None:
-    if tables.splits or tables.pairs:
+    if len(tables.pictures) or tables.pairs:
         return
     reasons = tables.cleaner.counts or tables.source.account.left_out
     why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())

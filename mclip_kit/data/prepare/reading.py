@@ -3,66 +3,34 @@
 A block is the same whoever made it, and blocks come in the order of the rows.
 """
 
-import marshal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, NamedTuple
-
-import numpy as np
+from operator import attrgetter
+from typing import Any
 
 from mclip_kit.data.corpora import Content, Corpus, Parts, Row
 from mclip_kit.data.corpora.account import Account, RecordedAccount
+from mclip_kit.data.prepare.block import NO_DRAWS, OF_ROWS, OF_TEXTS, Block, Packed, unpacked
 from mclip_kit.data.prepare.cleaning import Cleaner
 from mclip_kit.data.prepare.hashes import hash_texts
+from mclip_kit.data.prepare.splits import draw_numbers
 from mclip_kit.engine.base import Engine
 
 BLOCK = 2**11  # most rows of a block
 MOST = 2**24  # bytes of pictures with which a block is full
-
-Text = tuple[str, str, str]
-"""The language, the cleaned text, and why it is left out; empty if it is kept."""
-
-
-class CleanRow(NamedTuple):
-    """A `Row` whose texts are cleaned; see there."""
-
-    split: str
-    texts: list[Text]
-    image: str | None
-    file: str | None
-    content: bytes | None
-    parallel: bool
-    group: int | None
-    stratum: str
-
-
-@dataclass(slots=True)
-class Block:
-    """Rows that are cleaned, in their order.
-
-    Attributes:
-        events: a tuple, the values of a `CleanRow`, or a list: what `RecordedAccount` recorded between the rows.
-        hashes_N: of all texts of the rows, uint64.
-        rows: number of rows.
-        error: what was raised after them.
-    """
-
-    events: list[tuple[Any, ...] | list[Any]]
-    hashes_N: np.ndarray
-    rows: int
-    error: Exception | None = None
+CELLS = attrgetter("split", "image", "file", "content", "parallel", "group", "stratum")
 
 
 class RowCleaner:
     """Cleans and hashes rows.
 
     Args:
-        corpus: cleaning and languages.
+        corpus: cleaning, languages, and whether splits are drawn.
     """
 
     def __init__(self, corpus: Corpus) -> None:
         self._cleaner = Cleaner(corpus.cleaning, [*corpus.languages, *corpus.caption_languages])
+        self._drawn = bool(corpus.splits)
 
     def blocks(self, read: Callable[[Account], Iterator[Row]]) -> Iterator[Block]:
         """The blocks of some rows; the last one has the error that ended them, if there was one.
@@ -74,31 +42,45 @@ class RowCleaner:
         rows = read(account)
         going = True
         while going:
-            texts: list[str] = []
-            count, size, error, going = 0, 0, None, False
+            cells: list[tuple[Any, ...]] = []
+            texts: list[tuple[str, str, str]] = []
+            size, error, going = 0, None, False
             try:
                 for row in rows:
-                    account.events.append(self._clean(row, account, texts))
-                    count += 1
+                    texts += self._clean(row, account)
+                    cells.append((*CELLS(row), len(row.texts)))
+                    account.rows += 1
                     size += len(row.content or b"")
-                    if count == BLOCK or size > MOST:
+                    if account.rows == BLOCK or size > MOST:
                         going = True
                         break
             except Exception as raised:
                 error = raised
-            yield Block(account.take(), hash_texts(texts), count, error)
+            yield self._block(cells, texts, account.take(), error)
 
-    def _clean(self, row: Row, account: RecordedAccount, all_texts: list[str]) -> tuple[Any, ...]:
+    def _clean(self, row: Row, account: RecordedAccount) -> list[tuple[str, str, str]]:
+        """The language, the cleaned text, and why it is left out, of each text of a row."""
         cleaner, texts = self._cleaner, []
         for language, text in row.texts:
             clean = cleaner.text(text)
             texts.append((language, clean, cleaner.problem(language, clean)))
-            all_texts.append(clean)
         if cleaner.counts:
             for reason, count in cleaner.counts.items():
                 account.count_text(reason, count)
             cleaner.counts.clear()
-        return row.split, texts, row.image, row.file, row.content, row.parallel, row.group, row.stratum
+        return texts
+
+    def _block(self, cells: list[Any], texts: list[Any], events: list[Any], error: Exception | None) -> Block:
+        columns = [*zip(*cells, strict=True)] or [()] * len(OF_ROWS)
+        columns += [*zip(*texts, strict=True)] or [()] * len(OF_TEXTS)
+        named = dict(zip((*OF_ROWS, *OF_TEXTS), columns, strict=True))
+        block = Block(**named, hashes_N=hash_texts(named["texts"]), draws_N=NO_DRAWS, events=events, error=error)
+        if self._drawn and "" in block.splits:
+            items = zip(block.images, block.texts_of_rows(), strict=True)
+            block.draws_N = draw_numbers(
+                [(image, block.texts[own.start : own.stop]) for image, own in items], block.hashes_N
+            )
+        return block
 
 
 def read_blocks(content: Content, corpus: Corpus, account: Account, engine: Engine) -> Iterator[Block]:
@@ -139,7 +121,7 @@ def _in_processes(parts: Parts, items: Iterator[Any], corpus: Corpus, engine: En
     with engine.map(PartCleaner, parts.read, corpus) as clean:
         for found in clean(noted()):
             rows = 0
-            for block in map(_unpacked, found):
+            for block in map(unpacked, found):
                 rows += block.rows
                 yield block
             parts.after(given.pop(0), rows)
@@ -156,15 +138,6 @@ class PartCleaner:
     def __init__(self, read: Callable[[Any, Account], Iterator[Row]], corpus: Corpus) -> None:
         self._read, self._cleaner = read, RowCleaner(corpus)
 
-    def __call__(self, item: Any) -> list[tuple[bytes, bytes, int, Exception | None]]:
-        """The blocks of an item; `marshal` packs rows in a tenth of the time that `pickle` takes."""
-        return [_packed(block) for block in self._cleaner.blocks(lambda account: self._read(item, account))]
-
-
-def _packed(block: Block) -> tuple[bytes, bytes, int, Exception | None]:
-    return marshal.dumps(block.events), block.hashes_N.tobytes(), block.rows, block.error
-
-
-def _unpacked(packed: tuple[bytes, bytes, int, Exception | None]) -> Block:
-    events, hashes, rows, error = packed
-    return Block(marshal.loads(events), np.frombuffer(hashes, "<u8"), rows, error)
+    def __call__(self, item: Any) -> list[Packed]:
+        """The blocks of an item."""
+        return [block.packed() for block in self._cleaner.blocks(lambda account: self._read(item, account))]

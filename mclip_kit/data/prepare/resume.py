@@ -18,7 +18,7 @@ from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Corpus
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.manifest import file_stamps
-from mclip_kit.data.prepare.writer import side_prefixes
+from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.files import flush, hash_files
 from mclip_kit.layout import (

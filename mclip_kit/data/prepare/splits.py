@@ -7,7 +7,6 @@ the texts and names alone, so it is the same each time.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from itertools import islice
 
 import numpy as np
 
@@ -19,11 +18,11 @@ LARGEST = 4  # a split that would be empty takes a group that is larger than its
 
 Item = tuple[str | None, Sequence[str]]
 """The picture of a row, if it has one, and its cleaned texts."""
-Hashes = Sequence[Sequence[int]] | None
-"""Of the texts of each row, as `hash_texts` gives them; None: they are computed."""
+Hashes = np.ndarray | None
+"""Of the texts of all rows, uint64, as `hash_texts` gives them; None: they are computed."""
 
 
-def draw_exactly(items: Sequence[Item], shares: dict[str, float], hashes: Hashes = None) -> list[str]:
+def draw_exactly(items: Sequence[Item], shares: dict[str, float], hashes_N: Hashes = None) -> list[str]:
     """The split of each of a few rows.
 
     Rows with the same picture or an equal text, in whatever language, are a group, and a group is in one split. Rows
@@ -32,7 +31,7 @@ def draw_exactly(items: Sequence[Item], shares: dict[str, float], hashes: Hashes
     Args:
         items: N rows.
         shares: held-out split -> its share of the rows with a picture or a text; the rest is train.
-        hashes: of their texts.
+        hashes_N: of their texts.
 
     Example:
         >>> rows = [(None, [text]) for text in ("a dog", "A  dog.", "a cat", "two cats")]
@@ -40,7 +39,7 @@ def draw_exactly(items: Sequence[Item], shares: dict[str, float], hashes: Hashes
         >>> one == same, [one, same, *others].count("test")
         (True, 2)
     """
-    groups = _groups(items, _keys(items, hashes))
+    groups = _groups(items, _keys(items, hashes_N))
     count = sum(len(rows) for rows in groups)
     room = {split: int(count * share + 1e-9) for split, share in shares.items()}
     empty = {split for split, rows in room.items() if rows}
@@ -81,15 +80,26 @@ def _groups(items: Sequence[Item], keys: list[list[int]]) -> list[list[int]]:
     return [members[group] for group in sorted(members, key=lambda g: min(numbers[g], default=0)) if numbers[group]]
 
 
-def _keys(items: Sequence[Item], hashes: Hashes) -> list[list[int]]:
+def _keys(items: Sequence[Item], hashes_N: Hashes) -> list[list[int]]:
     """A number for each text of each row; equal texts have the same."""
-    if hashes is None:
-        numbers = iter(hash_texts(text for _, own in items for text in own).tolist())
-        hashes = [list(islice(numbers, len(own))) for _, own in items]
-    return [
-        [number or hash_name(text) for number, text in zip(of_row, own, strict=True) if text]
-        for (_, own), of_row in zip(items, hashes, strict=True)
-    ]
+    numbers = iter(_numbers(items, hashes_N))
+    return [[number or hash_name(text) for text, number in zip(own, numbers, strict=False) if text] for _, own in items]
+
+
+def _numbers(items: Sequence[Item], hashes_N: Hashes) -> list[int]:
+    return (hash_texts(text for _, own in items for text in own) if hashes_N is None else hashes_N).tolist()
+
+
+def draw_numbers(items: Sequence[Item], hashes_N: Hashes = None) -> np.ndarray:
+    """By what the split of each row is drawn, uint64 (N,): its picture or, without one, its first text; 0: neither."""
+    numbers, first, found = _numbers(items, hashes_N), 0, []
+    for image, own in items:
+        if image is not None:
+            found.append(hash_name(image))
+        else:
+            found.append(next((numbers[n] or hash_name(text) for n, text in enumerate(own, first) if text), 0))
+        first += len(own)
+    return np.array(found, "<u8")
 
 
 def hash_name(name: str) -> int:
@@ -109,23 +119,18 @@ class SplitByHash:
     def __init__(self, shares: dict[str, float], held_out: int | None = None) -> None:
         self._shares, self._held_out = shares, held_out
         self._seen = 0
-        self._end = (sum(shares.values()) + 1e-9) * 2**64  # of the intervals of the shares
+        self._end = min(int((sum(shares.values()) + 1e-9) * 2**64), 2**64 - 1)  # of the intervals of the shares
         self._drawn: dict[int, str] = {}
 
-    def draw(self, items: Sequence[Item], hashes: Hashes = None) -> list[str]:
-        """The split of each row of a block; `hashes` are those of its texts."""
-        self._seen += len(items)
-        alone = [number for number, (image, _) in enumerate(items) if image is None]
-        of_texts = _keys([items[n] for n in alone], hashes and [hashes[n] for n in alone])
-        keys = dict(zip(alone, of_texts, strict=True))
-        return [self._split(image, keys.get(number, [])) for number, (image, _) in enumerate(items)]
+    def draw(self, numbers_N: np.ndarray) -> list[str]:
+        """The split of each row of a block, given what `draw_numbers` gives; most rows are train at once."""
+        self._seen += len(numbers_N)
+        splits = ["train"] * len(numbers_N)
+        for row in np.flatnonzero((numbers_N != 0) & (numbers_N <= np.uint64(self._end))).tolist():
+            splits[row] = self._split(int(numbers_N[row]))
+        return splits
 
-    def _split(self, image: str | None, keys: list[int]) -> str:
-        if image is None and not keys:
-            return "train"
-        number = keys[0] if image is None else hash_name(image)
-        if number > self._end:
-            return "train"  # as most rows, which need no more
+    def _split(self, number: int) -> str:
         if self._held_out is None:
             return _place(number, self._shares, 1.0)
         if number not in self._drawn:

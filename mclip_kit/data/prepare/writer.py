@@ -2,51 +2,49 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
-from itertools import islice
+from itertools import chain, compress, repeat
 from pathlib import Path
 from typing import IO, Any
 
-from mclip_kit.data.bitext import raw_text
+import numpy as np
+
 from mclip_kit.data.corpora import SPLIT, Corpus
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare.block import NO_DRAWS, Block
+from mclip_kit.data.prepare.caption_rows import CaptionRows
 from mclip_kit.data.prepare.cleaning import Cleaner
-from mclip_kit.data.prepare.hashed_text import HashedText
 from mclip_kit.data.prepare.hashes import BLOCK
+from mclip_kit.data.prepare.parallel_text import ParallelText
 from mclip_kit.data.prepare.picture_cells import UNFIT, PictureTar, fill_in_files, fit_path, near_file
-from mclip_kit.data.prepare.reading import Block, CleanRow, Text
+from mclip_kit.data.prepare.picture_splits import PictureSplits
 from mclip_kit.data.prepare.splits import EXACT, SplitByHash, draw_exactly
 from mclip_kit.engine.base import Engine
 from mclip_kit.engine.local import Processes
 from mclip_kit.errors import DataError
 from mclip_kit.layout import (
     BITEXT,
-    CAPTION_COLUMNS,
-    CAPTIONS_TABLE,
     IMAGE_COLUMNS,
     IMAGES_TABLE,
-    UNCAPTIONED_COLUMNS,
-    UNCAPTIONED_TABLE,
 )
 
 ALONE = Processes(1)
 AMBIGUOUS = "pictures whose name fits several files"
-Pair = tuple[str, str, str]
-"""(split, source language, target language)."""
 
 
 class TableWriter:
-    """Writes images.tsv, captions.tsv, uncaptioned.tsv and the text of the bitext into a folder; use it as a context.
+    """Writes images.tsv, the captions and the text of the bitext into a folder; use it as a context.
 
     Only the names of pictures are held in memory; nothing else grows with the corpus. If splits are to be drawn, the
     first `splits.EXACT` rows wait in memory, and all are in the tables when the context ends.
 
     Attributes:
-        splits: picture -> the splits of its captions.
+        captions: as rows.
+        pictures: their names, and the splits of their captions.
         pairs: parallel sides, in the order of their first sentences -> number of sentences.
         counts: (what, split, ...) -> number, of everything else.
+        uncaptioned: (number of a picture, split without a caption of it), in order.
 
     Args:
         folder: where the tables go.
@@ -60,24 +58,21 @@ class TableWriter:
         self.engine = engine
         self.folder, self.corpus, self.source, self.has_pixels = folder, corpus, source, has_pixels
         self.cleaner = Cleaner(corpus.cleaning, [*corpus.languages, *corpus.caption_languages])
-        self.splits: dict[str, tuple[str, ...]] = {}
+        self.pictures = PictureSplits()
         self.counts: Counter[tuple[str, ...]] = Counter()
-        self.pairs: Counter[Pair] = Counter()
-        self._sides: dict[Pair, tuple[HashedText, HashedText]] = {}
-        self._uncaptioned: dict[tuple[str, str], None] = {}  # picture and split, in order
+        self.uncaptioned: dict[tuple[int, str], None] = {}
         self._known: set[str] = set()
-        self._languages: set[str] = set()
-        self._combinations: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._waiting: list[tuple[CleanRow, list[int]]] = []
+        self._waiting: list[Block] = []
         self._by_hash: SplitByHash | None = None
         self._stack = ExitStack()
         self._pictures = PictureTar(folder)
         self._stack.callback(self._pictures.close)
+        self._parallel = ParallelText(folder / BITEXT, corpus.languages, self.cleaner, self._stack)
+        self.pairs = self._parallel.pairs
 
     def __enter__(self) -> "TableWriter":
         self._images = self._open(self.folder / IMAGES_TABLE)
-        header = "\t".join(CAPTION_COLUMNS) + "\n"
-        self._captions = self._stack.enter_context(HashedText(self.folder / CAPTIONS_TABLE, header))
+        self.captions = self._stack.enter_context(CaptionRows(self.folder))
         self._write(self._images, IMAGE_COLUMNS if self.has_pixels else (*IMAGE_COLUMNS, "file"))
         return self
 
@@ -85,29 +80,21 @@ class TableWriter:
         with self._stack:
             if kind is None:
                 self._write_waiting()
-                self._write_uncaptioned()
         if not self.has_pixels and kind is None:
             self._find_pictures()
-
-    def _write_uncaptioned(self) -> None:
-        if self._uncaptioned:
-            table = self._open(self.folder / UNCAPTIONED_TABLE)
-            for cells in (UNCAPTIONED_COLUMNS, *self._uncaptioned):
-                self._write(table, cells)
 
     def add(self, block: Block) -> None:
         """Write rows, or let them wait until their split can be drawn.
 
         Raises:
-            DataError: a split or a picture has a name that cannot be written; or the error that ended the block.
+            DataError: a split, a picture, a class or a path cannot be written; or the error that ended the block.
         """
-        hashes = iter(block.hashes_N.tolist())
-        for event in block.events:
-            if isinstance(event, list):
-                self._count(*event)
-            else:
-                row = CleanRow(*event)
-                self._add_row(row, list(islice(hashes, len(row.texts))))
+        start = 0
+        for rows_before, *event in block.events:
+            self._add_rows(block.part(start, rows_before))
+            self._count(*event)
+            start = rows_before
+        self._add_rows(block.part(start, block.rows))
         if block.error:
             raise block.error
 
@@ -117,100 +104,139 @@ class TableWriter:
         else:
             self.source.account.replay(kind, why, where, count)
 
-    def _add_row(self, row: CleanRow, hashes: list[int]) -> None:
+    def _add_rows(self, rows: Block) -> None:
         if not self.corpus.splits:
-            self._write_row(row, row.split or "train", hashes)
+            self._write_rows(rows, [split or "train" for split in rows.splits])
             return
-        self._waiting.append((row, hashes))
-        if len(self._waiting) >= (BLOCK if self._by_hash else EXACT):
-            self._by_hash = self._by_hash or SplitByHash(self.corpus.splits, self.corpus.held_out)
-            self._write_waiting()
+        start = 0
+        while start < rows.rows:
+            room = (BLOCK if self._by_hash else EXACT) - sum(waiting.rows for waiting in self._waiting)
+            self._waiting.append(rows.part(start, min(rows.rows, start + room)))
+            if self._waiting[-1].rows == room:
+                self._by_hash = self._by_hash or SplitByHash(self.corpus.splits, self.corpus.held_out)
+                self._write_waiting()
+            start += room
 
     def _write_waiting(self) -> None:
         """Draw the splits of the rows that have none, all at once, and write the rows."""
-        undrawn = [(row, hashes) for row, hashes in self._waiting if not row.split]
-        items = [(row.image, [text for _, text, _ in row.texts]) for row, _ in undrawn]
-        draw = self._by_hash.draw if self._by_hash else partial(draw_exactly, shares=self.corpus.splits)
-        splits = iter(draw(items, hashes=[hashes for _, hashes in undrawn]) if undrawn else ())
-        for row, hashes in self._waiting:
-            split = row.split or next(splits)
-            if not row.split:
-                self.counts["drawn", split] += 1
-            self._write_row(row, split, hashes)
+        drawn = iter(self._draw([rows for rows in self._waiting if "" in rows.splits]))
+        for rows in self._waiting:
+            splits = [split or next(drawn) for split in rows.splits]
+            new = zip(splits, rows.splits, strict=True)
+            self.counts.update(("drawn", split) for split, given in new if not given)
+            self._write_rows(rows, splits)
         self._waiting = []
 
-    def _write_row(self, row: CleanRow, split: str, hashes: list[int]) -> None:
-        if split not in self._known:
-            self._check_split(split)
-        if row.image is not None:
-            self._add_picture(row, row.image, split)
-            self._add_captions(row.image, split, row.texts, hashes)
-        paired = row.parallel and self._add_pairs(split, row.texts, hashes)
-        if paired or row.image is not None:
-            self.source.account.kept += 1
-        else:
-            why = "rows without a sentence pair that is kept" if row.parallel else "rows without a picture"
-            self.source.account.leave_out(why, _example(row.texts))
+    def _draw(self, waiting: list[Block]) -> list[str]:
+        """The splits of the rows that have none."""
+        if self._by_hash:
+            numbers = [rows.draws_N[[not split for split in rows.splits]] for rows in waiting]
+            return self._by_hash.draw(np.concatenate([NO_DRAWS, *numbers]))
+        undrawn = [row for rows in waiting for row in rows.singly() if not row.splits[0]]
+        items = [(row.images[0], row.texts) for row in undrawn]
+        return draw_exactly(items, self.corpus.splits, np.concatenate([NO_DRAWS, *(row.hashes_N for row in undrawn)]))
 
-    def _check_split(self, split: str) -> None:
+    def _write_rows(self, rows: Block, splits: list[str]) -> None:
+        """Write rows at once, or one by one where it matters in which order they are checked and counted."""
+        pictured, paired = rows.images.count(None) < rows.rows, any(rows.parallel)
+        ordered = pictured and (None in rows.images or (paired and self._loses_texts(rows)))
+        if rows.rows > 1 and (ordered or not self._fit(rows, splits)):
+            for row, split in zip(rows.singly(), splits, strict=True):
+                self._write_rows(row, [split])
+            return
+        if rows.rows == 1:
+            self._check(rows.images[0], splits[0], rows.strata[0])
+        if pictured:
+            self._add_captions(rows, splits, self._add_pictures(rows, splits))
+            self.source.account.kept += rows.rows
+        kept = self._parallel.add(rows, splits) if paired else [0] * rows.rows
+        if not pictured:
+            self._account_for(rows, kept)
+
+    def _account_for(self, rows: Block, kept: list[int]) -> None:
+        """Count rows without a picture, of which so many sentence pairs are kept."""
+        for row, pairs in zip(rows.singly() if 0 in kept else [], kept, strict=False):
+            if not pairs:
+                why = "rows without a sentence pair that is kept" if row.parallel[0] else "rows without a picture"
+                self.source.account.leave_out(why, _example(row))
+        self.source.account.kept += rows.rows - kept.count(0)
+
+    def _loses_texts(self, rows: Block) -> bool:
+        """Whether texts may be left out, and are counted."""
+        rules = self.corpus.cleaning
+        return bool(rules.duplicates or rules.ratio or any(rows.reasons))
+
+    def _fit(self, rows: Block, splits: list[str]) -> bool:
+        """Whether all names can be written."""
+        new = {*splits} - self._known
+        self._known |= {split for split in new if SPLIT.fullmatch(split)}
+        cells = "".join(filter(None, (*rows.images, *{*rows.strata})))
+        return new <= self._known and "" not in rows.images and (cells.isprintable() or not UNFIT.search(cells))
+
+    def _check(self, image: str | None, split: str, stratum: str) -> None:
+        """Raise an error if the names of a row cannot be written."""
         if not SPLIT.fullmatch(split):
             raise DataError(
                 f"split {split!r}: call it train, valid or test; letters, digits, _ and - may follow, as in test_2017"
             )
-        self._known.add(split)
+        where = self.source.root or self.corpus.reader
+        if image == "":
+            raise DataError(f"{where}: a picture has no name; give it one, or remove its captions")
+        for what, name in (("picture", image), ("class", stratum)) if image else ():
+            if UNFIT.search(str(name)):
+                of = f" of picture {image!r}" if what == "class" else ""
+                raise DataError(
+                    f"{where}: {what} name {name!r}{of} has a character that a table cannot hold; rename the {what}"
+                )
 
-    @property
-    def _where(self) -> Path | str:
-        """Where the rows are from, for messages."""
-        return self.source.root or self.corpus.reader
+    def _add_pictures(self, rows: Block, splits: list[str]) -> list[int]:
+        """Write the pictures that are new; the number of each row's picture."""
+        numbers, new, joined = self.pictures.add(rows.images, splits)
+        self.counts.update(("splits", splits[row]) for row in joined)
+        self.counts.update(("strata", splits[row], rows.strata[row]) for row in joined)
+        self._images.writelines([self._image_line(rows, row, numbers[row]) for row in new])
+        return numbers
 
-    def _check_cell(self, what: str, cell: str, remedy: str) -> None:
-        """DataError if a table cannot hold a name."""
-        if UNFIT.search(cell):
-            raise DataError(f"{self._where}: {what} {cell!r} has a character that a table cannot hold; {remedy}")
+    def _image_line(self, rows: Block, row: int, group: int) -> str:
+        given = rows.groups[row]
+        file = "" if self.has_pixels else f"\t{self._file(rows.contents[row], rows.files[row])}"
+        return f"{rows.images[row]}\t{group if given is None else given}\t{rows.strata[row]}{file}\n"
 
-    def _add_picture(self, row: CleanRow, name: str, split: str) -> None:
-        before = self.splits.get(name, ())
-        if not before:
-            if not name:
-                raise DataError(f"{self._where}: a picture has no name; give it one, or remove its captions")
-            self._check_cell("picture name", name, "rename the picture")
-            self._check_cell("class or stratum", row.stratum, f"rename it; picture {name} has it")
-            group = len(self.splits) if row.group is None else row.group
-            file = "" if self.has_pixels else f"\t{self._file(row, name)}"
-            self._images.write(f"{name}\t{group}\t{row.stratum}{file}\n")
-        if split not in before:
-            splits = (*before, split)
-            self.splits[name] = self._combinations.setdefault(splits, splits)
-            self.counts["splits", split] += 1
-            self.counts["strata", split, row.stratum] += 1
+    def _add_captions(self, rows: Block, splits: list[str], pictures: list[int]) -> None:
+        images, numbers, of = (self._for_texts(rows, column) for column in (rows.images, pictures, splits))
+        columns: list[Sequence[Any]] = [numbers, rows.languages, of, rows.texts]
+        kept = [True] * len(numbers)
+        if self.corpus.cleaning.duplicates or any(rows.reasons):
+            kept = list(map(self.cleaner.keeps_caption, images, rows.languages, rows.texts, rows.reasons))
+            columns = [[*compress(column, kept)] for column in columns]
+        self.captions.write(columns, rows.hashes_N[kept])
+        self.counts.update(zip(repeat("captions"), columns[2], columns[1]))
+        if self.uncaptioned or 0 in rows.counts or not all(kept):
+            self._list_uncaptioned(rows, splits, pictures, kept)
 
-    def _add_captions(self, image: str, split: str, texts: list[Text], hashes: list[int]) -> None:
-        kept = False
-        for (language, text, wrong), number in zip(texts, hashes, strict=True):
-            if self.cleaner.keeps_caption(image, language, text, wrong):
-                if language not in self._languages:
-                    self._check_cell("language", language, "rename it")
-                    self._languages.add(language)
-                self._captions.write(f"{image}\t{language}\t{split}\t{text}\n", number)
-                self.counts["captions", split, language] += 1
-                kept = True
-        if kept:
-            self._uncaptioned.pop((image, split), None)
-        else:
-            self._uncaptioned[image, split] = None
+    def _for_texts(self, rows: Block, column: Sequence[Any]) -> Sequence[Any]:
+        """What the row of each text has in a column."""
+        return list(chain.from_iterable(map(repeat, column, rows.counts)))
 
-    def _file(self, row: CleanRow, name: str) -> str:
+    def _list_uncaptioned(self, rows: Block, splits: list[str], pictures: list[int], kept: list[bool]) -> None:
+        rest = iter(kept)
+        for picture, count in zip(zip(pictures, splits, strict=True), rows.counts, strict=True):
+            if any([next(rest) for _ in range(count)]):
+                self.uncaptioned.pop(picture, None)
+            else:
+                self.uncaptioned[picture] = None
+
+    def _file(self, content: bytes | None, file: str | None) -> str:
         """The path of a picture's file, if the reader knows it or has its content; else empty until the end."""
-        if row.content is not None:
-            return self._pictures.add(row.content)
-        return fit_path(os.path.abspath(row.file)) if row.file else ""
+        if content is not None:
+            return self._pictures.add(content)
+        return fit_path(os.path.abspath(file)) if file else ""
 
     def _find_pictures(self) -> None:
         """Find the other pictures' files, now that all names are known."""
         account = self.source.account
         finder = self.source.pictures(self.corpus.pictures is not None)
-        matches = fill_in_files(self.folder, finder, len(self.splits), self.engine)
+        matches = fill_in_files(self.folder, finder, len(self.pictures), self.engine)
         if matches.missing:
             self.counts["missing_pictures",] = matches.missing
         if matches.example:
@@ -219,41 +245,10 @@ class TableWriter:
             account.examples |= {"near_pictures": near} if near else {}
         account.ignore(AMBIGUOUS, matches.where, matches.ambiguous)
 
-    def _add_pairs(self, split: str, texts: list[Text], hashes: list[int]) -> int:
-        """Pair the n-th text in the first language with that in each other language; how many pairs are kept."""
-        first, *others = self.corpus.languages
-        by_language: dict[str, list[tuple[Text, int]]] = {}
-        kept = 0
-        for text in zip(texts, hashes, strict=True):
-            by_language.setdefault(text[0][0], []).append(text)
-        for other in others:
-            left, right = by_language.get(first, []), by_language.get(other, [])
-            if left and right and len(left) != len(right):
-                self.cleaner.counts["texts without a translation at their place"] += abs(len(left) - len(right))
-            for source, target in zip(left, right, strict=False):
-                if self._keeps_pair(source[0], target[0]):
-                    self._write_pair((split, first, other), source, target)
-                    kept += 1
-        return kept
-
-    def _keeps_pair(self, source: Text, target: Text) -> bool:
-        return self.cleaner.keeps_pair(source[:2], target[:2], source[2] or target[2])
-
-    def _write_pair(self, pair: Pair, *sides: tuple[Text, int]) -> None:
-        for file, (text, number) in zip(self._sides.get(pair) or self._new_pair(pair), sides, strict=True):
-            file.write(text[1] + "\n", number)
-        self.pairs[pair] += 1
-
-    def _new_pair(self, pair: Pair) -> tuple[HashedText, HashedText]:
-        prefixes = side_prefixes(self.folder / BITEXT, pair)
-        left, right = (self._stack.enter_context(HashedText(raw_text(prefix))) for prefix in prefixes)
-        self._sides[pair] = left, right
-        return self._sides[pair]
-
     def counted(self) -> dict[str, Any]:
         """What was written and what was left out, for the manifest."""
         nested: dict[str, Any] = {
-            "images": len(self.splits),
+            "images": len(self.pictures),
             "missing_pictures": 0,
             "rows": self.source.account.as_json(),
             "left_out": dict(self.cleaner.counts),
@@ -275,12 +270,7 @@ class TableWriter:
         table.write("\t".join(map(str, cells)) + "\n")
 
 
-def side_prefixes(folder: Path, pair: Pair) -> tuple[Path, Path]:
-    """The paths of a pair's two sides without suffix, as fairseq names them: `SPLIT.SRC-TGT.LANG`."""
-    split, source, target = pair
-    return folder / f"{split}.{source}-{target}.{source}", folder / f"{split}.{source}-{target}.{target}"
-
-
-def _example(texts: list[Text]) -> str:
+def _example(row: Block) -> str:
     """The texts of a row in a few words."""
-    return "; ".join(f"{language}: {text[:30]!r}" for language, text, _ in texts[:3]) or "a row without texts"
+    texts = zip(row.languages[:3], row.texts, strict=False)
+    return "; ".join(f"{language}: {text[:30]!r}" for language, text in texts) or "a row without texts"

@@ -109,13 +109,13 @@ def test_rows_of_a_table_are_kept_or_counted(pictures: Path, ending: str) -> Non
         assert account.kept + sum(account.left_out.values()) == len(rows)
         assert counts["rows"]["read"] == len(rows)
         table = (out / "images.tsv").read_text().splitlines()[1:]
-        assert len(table) == counts["images"] == len(written.splits)
+        assert len(table) == counts["images"] == len(written.pictures)
         assert counts["missing_pictures"] == sum(line.endswith("\t") for line in table)
         assert_own_pictures(table, pictures / "pictures")
         read.append(account.kept)
 
     holds()
-    assert sum(read) > 9
+    assert sum(read) > 5
 
 
 def assert_own_pictures(table: list[str], folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mclip_kit.config.yaml import overridden, parse
-from mclip_kit.data.corpora import Corpus, lines, table, webdataset
+from mclip_kit.data.corpora import Corpus, lines, pieces, table, webdataset
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.prepare import adhoc, binarize, fingerprints, picture_cells, reading, splits, writer
 from mclip_kit.data.prepare.prepare import prepare
@@ -32,6 +32,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, sizes in {
         lines: {"FEW": 1, "BLOCK": 16},
         table: {"FEW": 1, "BLOCK": 16},
+        pieces: {"BYTES": 600},
         webdataset: {"SMALL": 0},
         reading: {"BLOCK": 8},
         binarize: {"LARGE": 0, "BLOCK": 32},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mclip_kit.data.prepare.hashes import hash_texts
-from mclip_kit.data.prepare.splits import SplitByHash, draw_exactly, is_in, union
+from mclip_kit.data.prepare.splits import SplitByHash, draw_exactly, draw_numbers, is_in, union
 
 SHARES = {"valid": 0.05, "test": 0.1}
 
@@ -22,9 +22,9 @@ def test_shares_of_none_and_of_all():
     items = [(None, [f"text {n}"]) for n in range(30)]
     assert set(draw_exactly(items, {})) == {"train"}
     assert set(draw_exactly(items, {"test": 1.0})) == {"test"}
-    assert set(SplitByHash({}).draw(items)) == {"train"}
-    assert set(SplitByHash({"test": 1.0}).draw(items)) == {"test"}
-    assert draw_exactly([], SHARES) == SplitByHash(SHARES).draw([]) == []
+    assert set(SplitByHash({}).draw(draw_numbers(items))) == {"train"}
+    assert set(SplitByHash({"test": 1.0}).draw(draw_numbers(items))) == {"test"}
+    assert draw_exactly([], SHARES) == SplitByHash(SHARES).draw(draw_numbers([])) == []
 
 
 def spelled(text: str, draw: random.Random) -> str:
@@ -33,7 +33,7 @@ def spelled(text: str, draw: random.Random) -> str:
     return draw.choice(ways)(text)
 
 
-@pytest.mark.parametrize("drawer", [draw_exactly, lambda items, shares: SplitByHash(shares).draw(items)])
+@pytest.mark.parametrize("drawer", [draw_exactly, lambda items, shares: SplitByHash(shares).draw(draw_numbers(items))])
 def test_texts_that_differ_in_spaces_case_or_width_are_in_one_split(drawer):
     draw = random.Random(0)
     texts = [spelled(f"a sentence about {n % 150}", draw) for n in range(600)]
@@ -83,19 +83,21 @@ def test_texts_without_letters_are_told_apart():
 def test_many_rows_get_about_their_shares_in_blocks_or_at_once():
     items = [(f"{n}.jpg", []) if n % 2 else (None, [f"text {n}"]) for n in range(8000)]
     with_text = [item if item[1] else (item[0], ["a"]) for item in items]
-    at_once = SplitByHash(SHARES).draw(with_text)
+    at_once = SplitByHash(SHARES).draw(draw_numbers(with_text))
     counts = Counter(at_once)
     assert abs(counts["valid"] - 400) < 80
     assert abs(counts["test"] - 800) < 110
     drawer = SplitByHash(SHARES)
-    assert [split for start in range(0, 8000, 500) for split in drawer.draw(with_text[start : start + 500])] == at_once
+    assert [
+        split for start in range(0, 8000, 500) for split in drawer.draw(draw_numbers(with_text[start : start + 500]))
+    ] == at_once
 
 
 def test_shares_of_long_corpora_fall_and_equal_texts_stay_together():
     drawer, splits = SplitByHash({"valid": 0.05, "test": 0.05}, held_out=50), []
     texts = [f"text {n if n % 10 else n % 1000}" for n in range(40_000)]
     for start in range(0, len(texts), 1000):
-        splits += drawer.draw([(None, [text]) for text in texts[start : start + 1000]])
+        splits += drawer.draw(draw_numbers([(None, [text]) for text in texts[start : start + 1000]]))
     of = defaultdict(set)
     for text, split in zip(texts, splits, strict=True):
         of[text].add(split)

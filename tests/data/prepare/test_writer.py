@@ -9,8 +9,10 @@ import pytest
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Content, Row
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.prepare.hashes import hash_texts
+from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.reading import read_blocks
-from mclip_kit.data.prepare.writer import ALONE, TableWriter, side_prefixes
+from mclip_kit.data.prepare.writer import ALONE, TableWriter
 from mclip_kit.errors import DataError
 from tests import tiny
 
@@ -32,9 +34,18 @@ def add(tables: TableWriter, rows: Iterable[Row]) -> None:
         tables.add(block)
 
 
-def table(folder: Path, name: str) -> Found:
-    """Rows of a table, without its header."""
-    return [line.split("\t") for line in (folder / "data" / name).read_text("utf-8").split("\n")[1:-1]]
+def images(folder: Path) -> Found:
+    """Rows of the table of pictures, without its header."""
+    return [line.split("\t") for line in (folder / "data" / "images.tsv").read_text("utf-8").split("\n")[1:-1]]
+
+
+def captions(tables: TableWriter) -> Found:
+    """Rows of the captions, with the names of their pictures."""
+    names = [*tables.pictures.numbers]
+    blocks = ([column.to_pylist() for column in block.values()] for block in tables.captions.columns())
+    rows = [row for columns in blocks for row in zip(*columns, strict=True)]
+    assert tables.captions.hashes_N.tolist() == hash_texts(row[3] for row in rows).tolist()
+    return [[names[image], language, split, caption] for image, language, split, caption in rows]
 
 
 def bitext(folder: Path) -> dict[str, list[str]]:
@@ -44,13 +55,13 @@ def bitext(folder: Path) -> dict[str, list[str]]:
 
 
 def test_captions_and_pictures_come_in_the_order_of_rows(tmp_path):
-    written(
+    tables = written(
         tmp_path,
         Row("train", [("en", "a dog"), ("en", " two\tdogs "), ("de", "ein Hund")], image="b.jpg", stratum="animals"),
         Row("test", [("de", "eine Katze")], image="a.jpg", group=7),
     )
-    assert table(tmp_path, "images.tsv") == [["b.jpg", "0", "animals", ""], ["a.jpg", "7", "all", ""]]
-    assert table(tmp_path, "captions.tsv") == [
+    assert images(tmp_path) == [["b.jpg", "0", "animals", ""], ["a.jpg", "7", "all", ""]]
+    assert captions(tables) == [
         ["b.jpg", "en", "train", "a dog"],
         ["b.jpg", "en", "train", "two dogs"],
         ["b.jpg", "de", "train", "ein Hund"],
@@ -60,19 +71,22 @@ def test_captions_and_pictures_come_in_the_order_of_rows(tmp_path):
 
 
 def test_pictures_without_a_caption_in_their_split_are_listed(tmp_path):
-    written(
+    tables = written(
         tmp_path,
         Row("test", [], image="none.jpg"),
         Row("test", [("en", " ")], image="later.jpg"),
         Row("test", [("en", "a dog")], image="later.jpg"),
         Row("train", [("de", "")], image="later.jpg"),
     )
-    assert table(tmp_path, "uncaptioned.tsv") == [["none.jpg", "test"], ["later.jpg", "train"]]
+    names = [*tables.pictures.numbers]
+    assert [(names[number], split) for number, split in tables.uncaptioned] == [
+        ("none.jpg", "test"),
+        ("later.jpg", "train"),
+    ]
 
 
 def test_where_all_pictures_have_captions_there_is_no_such_list(tmp_path):
-    written(tmp_path, Row("test", [("en", "a dog")], image="a.jpg"))
-    assert not (tmp_path / "data" / "uncaptioned.tsv").exists()
+    assert not written(tmp_path, Row("test", [("en", "a dog")], image="a.jpg")).uncaptioned
 
 
 def test_each_text_in_the_first_language_meets_those_of_the_others_at_its_place(tmp_path):
@@ -94,7 +108,7 @@ def test_languages_for_captions_only_are_no_bitext(tmp_path):
     row = Row("train", texts, image="a.jpg", parallel=True)
     tables = written(tmp_path, row, languages=["en", "de"], caption_languages=["ja"])
     assert list(tables.pairs) == [("train", "en", "de")]
-    assert [cells[1] for cells in table(tmp_path, "captions.tsv")] == ["en", "de", "ja"]
+    assert [cells[1] for cells in captions(tables)] == ["en", "de", "ja"]
 
 
 def test_a_pair_loses_both_sides_and_lines_stay_together(tmp_path):
@@ -116,9 +130,9 @@ def test_a_picture_of_several_splits_is_one_picture(tmp_path):
         Row(split, [("en", text)], image="a.jpg") for split, text in [("train", "x"), ("test", "y"), ("train", "z")]
     ]
     tables = written(tmp_path, *rows, Row("test", [("en", "w")], image="b.jpg"))
-    assert [cells[0] for cells in table(tmp_path, "images.tsv")] == ["a.jpg", "b.jpg"]
-    assert [cells[2] for cells in table(tmp_path, "captions.tsv")] == ["train", "test", "train", "test"]
-    assert tables.splits == {"a.jpg": ("train", "test"), "b.jpg": ("test",)}
+    assert [cells[0] for cells in images(tmp_path)] == ["a.jpg", "b.jpg"]
+    assert [cells[2] for cells in captions(tables)] == ["train", "test", "train", "test"]
+    assert [tables.pictures.of(number) for number in range(2)] == [("train", "test"), ("test",)]
     counts = tables.counted()
     assert (counts["images"], counts["splits"]) == (2, {"train": 1, "test": 2})
 
@@ -161,7 +175,7 @@ def test_pictures_keep_the_order_of_rows_while_splits_are_drawn(tmp_path):
     rows = [Row("", [("en", name)], image=name) for name in names]
     rows[7] = Row("test", [("en", "given")], image=names[7])
     tables = written(tmp_path, *rows, splits={"test": 0.3})
-    assert [cells[0] for cells in table(tmp_path, "images.tsv")] == names == list(tables.splits)
+    assert [cells[0] for cells in images(tmp_path)] == names == list(tables.pictures.numbers)
 
 
 def test_pictures_without_texts_are_drawn_too(tmp_path):
@@ -180,7 +194,7 @@ def test_an_error_while_rows_wait_is_not_hidden(tmp_path):
     tables = TableWriter(tmp_path / "data", corpus, Source(None), False).__enter__()
     add(tables, [row])
     tables.__exit__(ZeroDivisionError, None, None)  # writes nothing: the row without a name would be another error
-    assert tables.splits == {}
+    assert len(tables.pictures) == 0
 
 
 def test_rows_that_give_nothing_are_counted_with_their_reason(tmp_path):
@@ -206,7 +220,7 @@ def test_pictures_are_found_and_missing_ones_counted(tmp_path):
         Row("train", [("en", "x")], image=image, file=file) for image, file in [("a", None), ("b", None), ("c", "z")]
     ]
     tables = written(tmp_path, *rows, rows[1], source=Source(tmp_path / "pictures"))
-    assert [cells[3] for cells in table(tmp_path, "images.tsv")] == [str(found), "", str(Path("z").absolute())]
+    assert [cells[3] for cells in images(tmp_path)] == [str(found), "", str(Path("z").absolute())]
     assert tables.counted()["missing_pictures"] == 1
 
 
@@ -230,23 +244,26 @@ def test_a_name_that_no_table_can_hold_is_refused(tmp_path, name):
         written(tmp_path, Row("train", [("en", "x")], image=name))
 
 
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
-        ({"stratum": "a\tb"}, r"class or stratum 'a\\tb'"),
-        ({"stratum": "a\rb"}, r"class or stratum 'a\\rb'"),
-        ({"texts": [("e\tn", "x")]}, r"language 'e\\tn'"),
-        ({"texts": [("en\r", "x")]}, r"language 'en\\r'"),
-    ],
-)
-def test_other_cells_that_no_table_can_hold_are_refused_too(tmp_path, changes, what):
-    with pytest.raises(DataError, match=f"{what} has a character that a table cannot hold; rename it"):
-        written(tmp_path, Row(**{"split": "train", "texts": [("en", "x")], "image": "a"} | changes))
+@pytest.mark.parametrize("stratum", ["a\tb", "a\rb", "a\nb", "\ud800"], ids=ascii)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_class_that_no_table_can_hold_is_refused(tmp_path, stratum, rows):
+    names = [f"{number}.jpg" for number in range(rows)]
+    all_rows = [Row("train", [], image=name, stratum="cat" if name < names[-1] else stratum) for name in names]
+    with pytest.raises(DataError, match=f"of picture '{names[-1]}' has a character .* rename the class"):
+        written(tmp_path, *all_rows)
+
+
+def test_the_first_wrong_row_is_named(tmp_path):
+    wrong = [Row("train", [], image="b"), Row("dev", [], image="c"), Row("train", [], image="a\tb")]
+    with pytest.raises(DataError, match="split 'dev'"):
+        written(tmp_path, Row("train", [], image="a"), *wrong)
+    with pytest.raises(DataError, match="picture name"):
+        written(tmp_path, *reversed(wrong))
 
 
 def test_a_name_with_an_odd_space_fits(tmp_path):
     written(tmp_path, Row("train", [("en", "x")], image="Screenshot 9.41\u202fAM.png"))
-    assert table(tmp_path, "images.tsv")[0][0] == "Screenshot 9.41\u202fAM.png"
+    assert images(tmp_path)[0][0] == "Screenshot 9.41\u202fAM.png"
 
 
 def test_a_picture_without_a_name_is_refused(tmp_path):
