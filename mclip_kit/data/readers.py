@@ -13,7 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
@@ -73,40 +73,50 @@ def read_ahead(
         for item in items:
             yield item, read(item)
         return
-    sent, warned = deque[Item](), False
-
-    def noted() -> Iterator[Item]:
-        for item in items:
-            sent.append(item)
-            yield item
-
-    with _end_of_readers() as start:
-        loader = DataLoader(
-            _Inputs(read),
-            batch_size=None,
-            sampler=noted(),
-            num_workers=readers,
-            prefetch_factor=AHEAD,
-            worker_init_fn=start,
-            multiprocessing_context="fork",
-            pin_memory=pin,
-            generator=torch.Generator(),
-        )
-        try:
-            with _held_signals():
-                parcels = iter(loader)
+    sent: deque[Item] = deque()
+    parcels: Iterator[_Parcel] | None = None
+    lost = ""
+    try:
+        with _end_of_readers() as start:
+            parcels = _parcels(_Inputs(read), _noted(items, sent), readers, start, pin)
             for parcel in parcels:
-                if parcel.no_room and not warned:
-                    warned = True
-                    note(f"readers send batches slowly ({parcel.no_room}); enlarge /dev/shm (docker run --shm-size)")
                 yield sent.popleft(), parcel.open()
-        except (RuntimeError, _Lost) as error:
-            if not isinstance(error, _Lost) and not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise DataError(
-                f"a reader process was killed, perhaps because the memory is full ({first_line(error)}); start again "
-                f"with fewer than {readers}, or with none: train --resume --set workers=0, embed --workers 0"
-            ) from None
+    except (RuntimeError, _Lost) as error:
+        if not isinstance(error, _Lost) and not str(error).startswith("DataLoader worker (pid"):
+            raise
+        lost = first_line(error)
+    finally:
+        parcels = None  # its queues end here, and not when the last reference to an error goes
+    if lost:
+        raise DataError(
+            f"a reader process was killed, perhaps because the memory is full ({lost}); start again with fewer than "
+            f"{readers}, or with none: train --resume --set workers=0, embed --workers 0"
+        )
+
+
+def _noted(items: Iterable[Item], sent: deque[Item]) -> Iterator[Item]:
+    for item in items:
+        sent.append(item)
+        yield item
+
+
+def _parcels(
+    inputs: "_Inputs", items: Iterator[Any], readers: int, start: Callable[[int], None], pin: bool
+) -> "Iterator[_Parcel]":
+    """Start the readers; what they send, in the order of the items."""
+    loader = DataLoader(
+        inputs,
+        batch_size=None,
+        sampler=items,
+        num_workers=readers,
+        prefetch_factor=AHEAD,
+        worker_init_fn=start,
+        multiprocessing_context="fork",
+        pin_memory=pin,
+        generator=torch.Generator(),
+    )
+    with _held_signals():
+        return iter(loader)
 
 
 class _Inputs(Dataset[Any]):
@@ -131,13 +141,13 @@ class _Parcel:
     """
 
     def __init__(self, content: Any) -> None:
-        self.no_room = ""
+        self._has_room = True
         try:
             self._bytes = bytes(ForkingPickler.dumps(content))
         except RuntimeError as error:
             if "shared memory" not in str(error):  # torch's words
                 raise
-            self.no_room = first_line(error)
+            self._has_room = False
             self._bytes = pickle.dumps(content)
         self._opened: list[Any] = []
 
@@ -148,6 +158,8 @@ class _Parcel:
 
     def open(self) -> Any:
         """The result; an error is raised."""
+        if not self._has_room:
+            _note_no_room()
         content = self._opened.pop() if self._opened else self._load()
         if isinstance(content, Exception):
             raise content
@@ -160,6 +172,15 @@ class _Parcel:
             raise _Lost(f"its result is lost: {first_line(error)}") from None
 
 
+@cache
+def _note_no_room() -> None:
+    """Say it once."""
+    note(
+        "the shared memory has no room for what readers send; it takes a slower way: enlarge /dev/shm, as by docker "
+        "run --shm-size"
+    )
+
+
 class _Lost(Exception):
     """A result whose reader has ended."""
 
@@ -168,7 +189,6 @@ class _Lost(Exception):
 def _end_of_readers() -> Iterator[Callable[[int], None]]:
     """What a reader does first; readers end when the block does, or with this process, even if it is killed."""
     watched, end = os.pipe()
-
     stop = Finalize(None, os.write, (end, b"x"), exitpriority=1)  # at the latest before this process waits for them
     try:
         yield partial(_start, watched, end)

@@ -1,8 +1,10 @@
 """Reader processes: their number changes nothing but the time, and none of them stays behind."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,3 +167,26 @@ def test_a_process_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -
     assert reader_count(None, useful=True) == 0
     with pytest.raises(DataError, match=r"workers: 3: reader processes need Linux"):
         reader_count(3, useful=True)
+
+
+def read_without_room() -> None:
+    """Read in two processes whose shared memory is smaller than a result; exit code 77 if that may not be arranged."""
+    system, private = ctypes.CDLL(None, use_errno=True), 1 << 18 | 1 << 14  # MS_PRIVATE, MS_REC
+    if system.unshare(1 << 17) or system.mount(b"none", b"/", None, private, None):  # CLONE_NEWNS
+        sys.exit(77)
+    if system.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=1m"):
+        sys.exit(77)
+    for item, tensor in read_ahead(large, range(6), readers=2):
+        assert torch.equal(tensor, large(item))
+
+
+def large(item: int) -> torch.Tensor:
+    return torch.full((1 << 19,), float(item))
+
+
+def test_results_come_where_the_shared_memory_has_no_room() -> None:
+    done = processes.run(read_without_room)
+    if done.returncode == 77:
+        pytest.skip("this user may not mount a file system")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the shared memory has no room") == 1

@@ -166,3 +166,10 @@ def test_a_killed_reader_ends_the_run_in_one_line(broken: Path, tmp_path: Path) 
     assert all(map(has_ended, readers))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows
+
+
+def test_each_rank_has_its_readers(broken: Path, tmp_path: Path) -> None:
+    for readers in (0, 2):
+        place = tiny.write_recipe(tree(broken, workers=readers), tmp_path / f"{readers}.yaml")
+        processes.train(place, tmp_path / str(readers), 2)
+    assert different(weights(tmp_path / "0"), weights(tmp_path / "2")) == []
