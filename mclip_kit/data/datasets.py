@@ -12,6 +12,8 @@ from mclip_kit.data.sequences import blocks_of, some
 from mclip_kit.data.triangle_rows import RowBlock, RowStream
 from mclip_kit.errors import DataError
 
+AT_ONCE = 2**20  # keys that are sorted at once
+
 
 def rows_from_captions(
     captions: Captions,
@@ -147,7 +149,7 @@ def _first_occurrences(sides: Sequence[Side], keys: list[np.ndarray]) -> Iterato
 
 def _are_first(keys_N: np.ndarray) -> np.ndarray:
     """Which keys are in no row before, bool (N,); a range of keys is sorted at once."""
-    first_N, ranges = np.zeros(len(keys_N), bool), max(1, len(keys_N) >> 20)
+    first_N, ranges = np.zeros(len(keys_N), bool), max(1, len(keys_N) // AT_ONCE)
     for number in range(ranges):
         inside = [
             part.start + np.flatnonzero((keys_N[part] >> np.uint64(32)) * np.uint64(ranges) >> np.uint64(32) == number)

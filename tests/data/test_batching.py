@@ -1,9 +1,12 @@
 """Which rows come when: once an epoch, in sampled shares, by length, and the same again from the same seed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from mclip_kit.data import batching
 from mclip_kit.data.batching import Plan, language_shares, pad
 
 ROWS = 1000
@@ -192,3 +195,24 @@ def test_a_budget_beyond_the_corpus_makes_one_batch_a_language():
     assert plan.per_epoch == 1
     (batch,) = plan.epoch(0)
     assert len(batch) == (plan.languages_N == plan.languages_N[batch[0]]).sum()
+
+
+@pytest.mark.parametrize("how", [{}, {"tokens": 900, "monolingual": True}, {"temperature": 3.0}], ids=str)
+def test_an_epoch_that_is_kept_is_the_same_and_drawn_once(tmp_path: Path, monkeypatch, how):
+    monkeypatch.setattr(batching, "SHARED", ROWS)
+    size = 1 if "tokens" in how else 24
+    alone, plan, other = (Plan(*columns(), size, kept=kept, **how) for kept in (None, tmp_path, tmp_path))
+    for number in range(3):
+        expected = [batch.tolist() for batch in alone.epoch(number)]
+        assert [batch.tolist() for batch in plan.epoch(number)] == expected
+        monkeypatch.setattr(Plan, "_draw", None)  # from here on nothing can be drawn
+        assert [batch.tolist() for batch in other.epoch(number)] == expected
+        assert len(other.epoch(number)) == plan.per_epoch
+        monkeypatch.undo()
+        monkeypatch.setattr(batching, "SHARED", ROWS)
+    kept = sorted(path.name.rpartition("-")[2] for path in tmp_path.glob("epoch-*"))
+    assert kept == ["1", "2"]  # those before the last two are removed
+    (path,) = tmp_path.glob("epoch-*-2/rows.bin")
+    path.write_bytes(path.read_bytes()[::-1])
+    assert [batch.tolist() for batch in other.epoch(2)] == expected  # damaged: drawn again
+    assert plan._identity() != Plan(*columns(), size, seed=2, **how)._identity()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mclip_kit.data import datasets
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.captions import read_captions
 from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
@@ -164,3 +165,14 @@ def test_a_language_that_no_corpus_has_is_named(squares: Path, folder: Path, tok
     how = {"include_teacher_language": True, "max_tokens": 30, "tokenize": tokenizer.encode, "pieces": []}
     with pytest.raises(DataError, match=r"no train pair of en with it in any of"):
         rows_from_bitexts(bitexts, "train", ["de", "it"], "en", **how)
+
+
+@pytest.mark.parametrize("at_once", [10**6, 1000])
+def test_first_occurrences_are_found_range_by_range(monkeypatch: pytest.MonkeyPatch, at_once: int):
+    monkeypatch.setattr(datasets, "AT_ONCE", at_once)
+    random = np.random.default_rng(0)
+    keys_N = random.choice(random.integers(0, 2**64, 9000, np.uint64), 20_000)
+    expected = np.zeros(len(keys_N), bool)
+    expected[np.unique(keys_N, return_index=True)[1]] = True
+    assert np.array_equal(datasets._are_first(keys_N), expected)
+    assert not len(datasets._are_first(keys_N[:0]))

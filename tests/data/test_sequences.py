@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mclip_kit.data.sequences import ConcatSequence, TextLines
+from mclip_kit.data.sequences import ConcatSequence, TextLines, some
 from mclip_kit.errors import DataError
 
 
@@ -30,10 +30,14 @@ def test_lines_of_a_file(tmp_path, content, expected):
     found = lines(tmp_path, content.encode())
     assert len(found) == len(expected)
     assert list(found) == expected
+    for start in range(len(expected)):
+        for stop in range(start + 1, len(expected) + 1):
+            assert found.run(slice(start, stop)) == expected[start:stop]
 
 
 def test_windows_line_ends_are_no_part_of_a_line(tmp_path):
-    assert list(lines(tmp_path, b"one\r\ntwo\r\n")) == ["one", "two"]
+    found = lines(tmp_path, b"one\r\ntwo\r\n")
+    assert list(found) == found.run(slice(0, 2)) == ["one", "two"]
 
 
 def test_a_line_that_is_not_utf8_is_named(tmp_path):
@@ -41,6 +45,14 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
     assert found[3] == "four"
     with pytest.raises(DataError, match=r"lines\.txt line 3: not UTF-8$"):
         found[2]
+    with pytest.raises(DataError, match=r"lines\.txt line 3: not UTF-8$"):
+        found.run(slice(1, 4))
+
+
+@pytest.mark.parametrize("rows", [[], [1], [1, 2, 3], [0, 2, 3], [0, 19], [3, 1, 2], [2, 2]], ids=str)
+def test_some_rows_are_the_same_however_they_are_read(tmp_path, rows):
+    found = lines(tmp_path, b"".join(b"%d\n" % number for number in range(20)))
+    assert some(found, np.array(rows, int)) == some(list(found), np.array(rows, int)) == [str(row) for row in rows]
 
 
 def test_missing_lines_are_named(tmp_path):

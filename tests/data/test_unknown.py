@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mclip_kit.data import unknown
 from mclip_kit.data.unknown import SAMPLE, check_unknown, unknown_shares
 from mclip_kit.errors import DataError
 
@@ -29,6 +30,15 @@ def test_many_rows_are_sampled_evenly():
     assert 0.9 * SAMPLE < len(read) <= SAMPLE
     assert max(read) > 0.99 * count
     assert shares["en"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_each_language_has_a_sample_of_its_own(monkeypatch):
+    monkeypatch.setattr(unknown, "SAMPLE", 7)
+    languages_N = np.random.default_rng(0).choice(4, 40_000, p=[0.6, 0.3999, 0.0001, 0])  # several blocks
+    found = unknown._samples(languages_N, 5)
+    for number in range(5):
+        every = np.flatnonzero(languages_N == number)
+        assert found[number] == every[:: max(1, -(-len(every) // 7))].tolist()
 
 
 @pytest.mark.parametrize(("share", "warned", "refused"), [(0.02, 0, 0), (0.021, 1, 0), (0.2, 1, 0), (0.201, 0, 1)])
