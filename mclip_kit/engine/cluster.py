@@ -48,10 +48,13 @@ class Cluster:
     @contextmanager
     def map(self, make: Make, *given: Any) -> Iterator[Map]:
         """See `Engine.map`. What an actor was killed with is done again by another one."""
+        errors = import_ray().exceptions
         actors = Actors(self.workers, self.ahead, {"num_cpus": self.cpus, "num_gpus": self.gpus}, make, given)
         try:
             yield partial(self._results, actors)
-        except import_ray().exceptions.RayError as error:
+        except errors.RayTaskError:  # a fault of this program, such as a result that cannot be sent
+            raise
+        except errors.RayError as error:
             raise DataError(f"the Ray cluster failed ({first_line(error)}); run it again") from None
         finally:
             actors.kill()
