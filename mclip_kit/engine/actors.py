@@ -2,6 +2,7 @@
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 
 from mclip_kit import __version__
 from mclip_kit.engine.base import Make
-from mclip_kit.errors import DataError, first_line
+from mclip_kit.errors import DataError, MclipError, first_line
 from mclip_kit.progress import Bar, Report, is_quiet, relay, set_quiet, tqdm
 
 TRIES = 4  # of a task whose actor is killed, and of actors that do not start
@@ -154,10 +155,10 @@ class Actors:
         Args:
             patience: seconds in which they may answer; who does not is asked by the next call.
         """
-        end = time.monotonic() + patience
-        for slot in self._slots:
+        end, running = time.monotonic() + patience, self._started()
+        for slot in running:
             slot.report = slot.report or slot.actor.report.options(concurrency_group=SPEAKING).remote().future()
-        for slot in self._slots:
+        for slot in running:
             with suppress(TimeoutError, self.ray.exceptions.RayError):
                 lines, slot.bars = slot.report.result(max(0, end - time.monotonic()))
                 slot.report = None
@@ -274,4 +275,6 @@ class Actor:
                 self._work = make(*given)
             return self._work(item), None
         except Exception as error:
+            if not isinstance(error, MclipError):
+                error.add_note(f"on a node of the Ray cluster:\n{traceback.format_exc()}")  # for the report of a fault
             return None, error

@@ -18,6 +18,7 @@ from typing import Any
 from mclip_kit.engine.actors import Actors, Task, import_ray
 from mclip_kit.engine.base import Make, Map, map_ahead
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.progress import tqdm
 
 AHEAD = 2  # items that an actor has at a time, so that it need not wait for the next one
 PATIENCE = 10.0  # seconds that a cluster has to answer
@@ -47,10 +48,13 @@ class Cluster:
     @contextmanager
     def map(self, make: Make, *given: Any) -> Iterator[Map]:
         """See `Engine.map`. What an actor was killed with is done again by another one."""
+        errors = import_ray().exceptions
         actors = Actors(self.workers, self.ahead, {"num_cpus": self.cpus, "num_gpus": self.gpus}, make, given)
         try:
             yield partial(self._results, actors)
-        except import_ray().exceptions.RayError as error:
+        except errors.RayTaskError:  # a fault of this program, such as a result that cannot be sent
+            raise
+        except errors.RayError as error:
             raise DataError(f"the Ray cluster failed ({first_line(error)}); run it again") from None
         finally:
             actors.kill()
@@ -129,6 +133,8 @@ def size(nodes: list[dict[str, float]], workers: int | None, towers: bool) -> Cl
     if not cores:
         raise DataError("the Ray cluster has no node with a CPU; add one")
     if not towers:
+        if workers and workers > sum(cores):
+            tqdm.write(f"--workers {workers}: the Ray cluster has {sum(cores):g} cores now; the others start with more")
         return Cluster(workers or int(sum(cores)))
     gpus = [(int(node["GPU"]), node["CPU"]) for node in nodes if node.get("GPU", 0) >= 1 and node.get("CPU")]
     if not gpus:

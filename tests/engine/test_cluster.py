@@ -33,7 +33,7 @@ from tests.data.prepare.test_prepare_workers import (
     pairs,
     small_blocks,  # noqa: F401  a fixture
 )
-from tests.engine.work import DiesInShard, DiesOnce, fails_at_seven, small_shards
+from tests.engine.work import DiesInShard, DiesOnce, dies_at, fails_at, small_shards
 from tests.interop.models import build
 from tests.search.test_embed import contents
 
@@ -107,7 +107,9 @@ def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     small_shards()
 
 
-def test_two_nodes_give_results_in_order_and_take_few_items_ahead(engine: Cluster) -> None:
+def test_two_nodes_give_results_in_order_take_few_items_ahead_and_fail_as_one_process(
+    engine: Cluster, tmp_path: Path
+) -> None:
     taken: list[int] = []
     found: list[int] = []
 
@@ -116,19 +118,27 @@ def test_two_nodes_give_results_in_order_and_take_few_items_ahead(engine: Cluste
             taken.append(number)
             yield number
 
-    with engine.map(partial, pow, 2) as power_of_two:
-        for result in power_of_two(items()):
-            found.append(result)
-            assert len(taken) - len(found) <= cluster.AHEAD * engine.workers
-    assert engine.workers == 2
-    assert found == [2**number for number in range(60)]
+    def collect() -> None:
+        with engine.map(partial, fails_at, 50, tmp_path) as run:
+            for result in run(items()):
+                found.append(result)
+                assert len(taken) - len(found) <= cluster.AHEAD * engine.workers
 
-
-def test_an_error_of_a_node_is_the_same_line(engine: Cluster, tmp_path: Path) -> None:
-    found: list[int] = []
-    with pytest.raises(DataError) as raised, engine.map(partial, fails_at_seven, tmp_path) as run:
-        found.extend(run(range(30)))
+    with pytest.raises(DataError) as raised:
+        collect()
     assert str(raised.value) == f"{tmp_path}: no such file"
+    assert engine.workers == 2
+    assert found == list(range(50))
+
+
+def test_work_that_kills_every_process_ends_with_a_line(engine: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "TRIES", 2)
+    alone = replace(engine, workers=1, ahead=1)
+    with (
+        pytest.raises(DataError, match=r"2 processes .* killed at the same work"),
+        alone.map(partial, dies_at, 3) as run,
+    ):
+        list(run(range(5)))
 
 
 def test_prepared_folders_have_the_same_bytes(
@@ -184,7 +194,7 @@ def test_vectors_are_the_same_files(
     monkeypatch.setattr(pictures, "BLOCK", 20)
     folder = tmp_path / "model"
     build(squares, {"kind": "mlp", "pool": "mean"}, "linear", 24, tiny.TEACHER).save(folder)
-    for name, used in (("one", None), ("ray", engine)):
+    for name, used in (("one", None), ("ray", replace(engine, workers=1))):
         found = embed_pictures(load_model(folder), squares, tmp_path / name, made_with=str(folder), engine=used)
         assert found.count == 96
     assert contents(tmp_path / "one") == contents(tmp_path / "ray")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from mclip_kit import __version__, progress
 from mclip_kit.cli import cli
 from mclip_kit.engine import actors
 from mclip_kit.engine.cluster import Cluster, connect, size
@@ -51,10 +52,22 @@ def test_an_address_without_a_cluster_is_one_line() -> None:
         pass
 
 
-def test_actors_are_one_a_core_one_a_gpu_or_one_a_node() -> None:
+def test_a_node_that_does_not_fit_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_bars", None)  # which an actor sets
+    older = actors.Actor("0.0", str(tmp_path), {}, False, []).start()
+    assert f"has mclip-kit {__version__}, not 0.0; install the same everywhere" in str(older)
+    elsewhere = actors.Actor(__version__, str(tmp_path / "none"), {}, False, []).start()
+    assert str(elsewhere).startswith(f"{tmp_path / 'none'}: node ")
+    assert str(elsewhere).endswith("cannot open it (No such file or directory); start in a shared folder")
+    assert actors.Actor(__version__, str(tmp_path), {}, False, []).start() is None
+
+
+def test_actors_are_one_a_core_one_a_gpu_or_one_a_node(capsys: pytest.CaptureFixture[str]) -> None:
     plain = [{"CPU": 16.0}, {"CPU": 8.0}, {"memory": 1.0}]
     assert size(plain, None, towers=False) == Cluster(24)
     assert size(plain, 3, towers=False) == Cluster(3)
+    assert size(plain, 32, towers=False) == Cluster(32)
+    assert capsys.readouterr().out == "--workers 32: the Ray cluster has 24 cores now; the others start with more\n"
     assert size(plain, None, towers=True) == Cluster(2, cpus=8, ahead=1)
     gpus = [*plain, {"CPU": 32.0, "GPU": 4.0}, {"CPU": 48.0, "GPU": 8.0}]
     assert size(gpus, None, towers=True) == Cluster(12, cpus=6, gpus=1, ahead=1)

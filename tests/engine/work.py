@@ -11,10 +11,17 @@ from typing import Any
 from mclip_kit.errors import DataError
 
 
-def fails_at_seven(folder: Path, number: int) -> int:
+def fails_at(wrong: int, folder: Path, number: int) -> int:
     """A user's mistake."""
-    if number == 7:
+    if number == wrong:
         raise DataError(f"{folder}: no such file")
+    return number
+
+
+def dies_at(heavy: int, number: int) -> int:
+    """Work for which there is no memory."""
+    if number == heavy:
+        os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
