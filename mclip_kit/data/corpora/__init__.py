@@ -101,7 +101,7 @@ class Parts:
         read: the rows of an item; what it does not take is counted in the account that it is given.
         after: called with an item and its number of rows, in order and in the process that reads `items`.
         finish: called there after all rows.
-        few: number of first items that are read without a process, as starting one takes longer.
+        few: so many items are read without a process, as starting one takes longer; `sys.maxsize`: all are.
     """
 
     items: Iterable[Any]

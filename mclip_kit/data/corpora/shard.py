@@ -9,13 +9,15 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from mclip_kit.data import images
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.beside import HEAD, Beside, is_picture, is_system_file, match
+from mclip_kit.data.corpora.tar_names import plain_names
 from mclip_kit.errors import DataError, first_line
 
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -135,6 +137,19 @@ def read_shard(shard: Path, account: Account) -> Iterator[Sample]:
         raise DataError(f"{shard}: not a whole tar{last} ({first_line(error)}); fetch it again") from None
 
 
+def read_kinds(shard: Path) -> Iterator[Sample]:
+    """The first sample of a shard, and one with the endings of all; all samples, if an ending may name a language."""
+    names = [name.removeprefix("./") for name in plain_names(shard) or ("",)]
+    named = [NAMED.fullmatch(name) for name in names if not _lists_classes(name)]
+    endings = {match[2].lower() if match else "." for match in named}
+    samples = read_shard(shard, Account())
+    if any("." in ending for ending in endings) or any(map(is_system_file, "/".join(names).split("/"))):
+        yield from samples
+    for first in islice(samples, 1):
+        yield first
+        yield replace(first, members=dict.fromkeys(endings, tarfile.TarInfo()))
+
+
 def _groups(shard: Path, handle: IO[bytes], tar: tarfile.TarFile, account: Account) -> Iterator[Sample]:
     """Consecutive members with webdataset's key."""
     sample, seen = None, set()
@@ -142,7 +157,7 @@ def _groups(shard: Path, handle: IO[bytes], tar: tarfile.TarFile, account: Accou
         _check_member(shard, info)
         name = info.name.removeprefix("./")
         named = NAMED.fullmatch(name)
-        if info.isdir() or name.rsplit("/", 1)[-1].lower() in CLASSES:
+        if info.isdir() or _lists_classes(name):
             continue
         if any(map(is_system_file, name.split("/"))):
             account.ignore("hidden members and members of the system", f"{shard}: {name}")
@@ -200,16 +215,21 @@ def _check_end(handle: IO[bytes], tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"it ends early, or has other content, at byte {tar.offset:,}")
 
 
+def _lists_classes(name: str) -> bool:
+    return name.rsplit("/", 1)[-1].lower() in CLASSES
+
+
 def class_names(shards: list[Path]) -> list[str]:
     """The names of classes by number, from classnames.txt or __classes beside the shards or in one; empty: none."""
     for folder in dict.fromkeys(place for shard in shards for place in (shard.parent, shard.parent.parent)):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name.lower() in CLASSES and path.is_file():
                 return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    names = plain_names(shards[0])
     try:
         with tarfile.open(shards[0], "r:") as tar:
-            for info in tar:
-                if info.isreg() and info.name.rsplit("/", 1)[-1].lower() in CLASSES:
+            for info in tar if names is None or any(map(_lists_classes, names)) else ():
+                if info.isreg() and _lists_classes(info.name):
                     return tar.extractfile(info).read().decode("utf-8-sig", "replace").splitlines()  # type: ignore[union-attr]
     except BROKEN:
         return []  # `read_shard` reports it

@@ -16,7 +16,7 @@ from mclip_kit.config.yaml import Section
 from mclip_kit.data.corpora import Content, Corpus, Parts, Row, parse_options
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.beside import JSON, LANGUAGES, Texts, choose, json_texts, split_of
-from mclip_kit.data.corpora.shard import Sample, class_names, read_shard
+from mclip_kit.data.corpora.shard import Sample, class_names, read_kinds, read_shard
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError, first_line
@@ -273,7 +273,7 @@ def find_languages(shards: str, root: Path | None) -> list[str]:
     """
     found: set[str] = set()
     for shard in _shards(shards, root):
-        for number, sample in enumerate(read_shard(shard, Account())):
+        for number, sample in enumerate(read_kinds(shard)):
             files = sample.captions()
             found |= {file.language or TEACHER_LANGUAGE for file in files if file.ending != JSON or file.language}
             if not number and [file.ending for file in files] == [JSON]:

@@ -3,6 +3,7 @@
 A block is the same whoever made it, and blocks come in the order of the rows.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from operator import attrgetter
@@ -96,17 +97,34 @@ def read_blocks(content: Content, corpus: Corpus, account: Account, engine: Engi
     if parts is None:
         yield from cleaner.blocks(lambda _: iter(content.rows))
         return
-    items = iter(parts.items)
-    for item in items if engine.alone else islice(items, parts.few):
+    items, many = iter(parts.items), False
+    if not engine.alone and parts.few < sys.maxsize:
+        items, many = _are_more(items, parts.few)
+    if many:
+        yield from _in_processes(parts, items, corpus, engine)
+    for item in () if many else items:
         rows = 0
         for block in cleaner.blocks(lambda recorded, item=item: parts.read(item, recorded)):  # type: ignore[misc]
             rows += block.rows
             yield block
         parts.after(item, rows)
-    first = list(islice(items, 1))
-    if first:
-        yield from _in_processes(parts, chain(first, items), corpus, engine)
     parts.finish()
+
+
+def _are_more(items: Iterator[Any], few: int) -> tuple[Iterator[Any], bool]:
+    """The items, and whether they are more than a few; an error in reading one comes after the items before it."""
+    first: list[Any] = []
+
+    def then_raise(error: Exception) -> Iterator[Any]:
+        yield from first
+        raise error
+
+    try:
+        for item in islice(items, few + 1):
+            first.append(item)  # one by one: those before an error are kept
+    except Exception as error:
+        return then_raise(error), False
+    return chain(first, items), len(first) > few
 
 
 def _in_processes(parts: Parts, items: Iterator[Any], corpus: Corpus, engine: Engine) -> Iterator[Block]:

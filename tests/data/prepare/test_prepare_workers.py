@@ -80,6 +80,14 @@ def pairs(folder: Path, wrong: int = -1) -> tuple[Corpus, Path | None]:
     return own(folder, table=folder / "t.jsonl"), folder
 
 
+def plain(folder: Path, wrong: bytes = b"") -> tuple[Corpus, Path | None]:
+    rows = [f"p/{number % 50}.jpg\t{text(number, 'en')}\n".encode() for number in range(3 * ROWS)]
+    if wrong:
+        rows[250] = wrong  # below the lines whose quotes are looked at
+    (folder / "t.tsv").write_bytes(b"image\tcaption\n" + b"".join(rows))
+    return own(folder, table=folder / "t.tsv"), folder
+
+
 def shards(folder: Path, cut: bool = False) -> tuple[Corpus, Path | None]:
     drawn = io.BytesIO()
     Image.new("RGB", (2, 2)).save(drawn, "PNG")
@@ -103,7 +111,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("declared", [bitext, pairs, shards])
+@pytest.mark.parametrize("declared", [bitext, pairs, plain, shards])
 def test_every_byte_is_that_of_one_process(tmp_path: Path, declared: Declared, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "from").mkdir()
     corpus, root = declared(tmp_path / "from")
@@ -124,7 +132,16 @@ def test_every_byte_is_that_of_one_process(tmp_path: Path, declared: Declared, m
     assert counts["rows"]["kept"] > ROWS // 4
 
 
-@pytest.mark.parametrize("declared", [partial(pairs, wrong=75), partial(shards, cut=True)], ids=["pairs", "shards"])
+@pytest.mark.parametrize(
+    "declared",
+    [
+        partial(pairs, wrong=75),
+        partial(plain, wrong=b"a.jpg\t\xff\n"),
+        partial(plain, wrong=b"a.jpg\n"),
+        partial(shards, cut=True),
+    ],
+    ids=["pairs", "bytes", "cells", "shards"],
+)
 def test_an_error_in_a_worker_is_the_line_of_one_process(tmp_path: Path, declared: Declared) -> None:
     (tmp_path / "from").mkdir()
     corpus, root = declared(tmp_path / "from")
@@ -135,7 +152,7 @@ def test_an_error_in_a_worker_is_the_line_of_one_process(tmp_path: Path, declare
         said.append(str(raised.value))
         assert [path.name for path in tmp_path.iterdir() if path.name != ".out.lock"] == ["from"]
     assert said[0] == said[1]
-    assert "line 76" in said[0] or "3.tar: not a whole tar" in said[0]
+    assert "line 76" in said[0] or "line 252" in said[0] or "3.tar: not a whole tar" in said[0]
 
 
 def doubled(by: int, number: int) -> int:
