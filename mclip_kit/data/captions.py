@@ -6,10 +6,11 @@ looked for in the folder `pictures`, where a user may have put it since.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,7 @@ class Captions:
         files: a path or tar member for each picture; empty if pictures are rows of `pixels`.
         uncaptioned: split -> pictures that have no caption there, as rows of the picture table.
         keys: hash of the content of each picture, uint64 (N, 2), zeros where it is not known; None: of none.
+        all_keys_known: whether it is known of every picture.
     """
 
     folder: Path
@@ -54,7 +56,18 @@ class Captions:
     texts: Strings
     files: Sequence[Path]
     uncaptioned: Mapping[str, np.ndarray] = field(default_factory=dict)
-    keys: np.ndarray | None = None
+    keys: np.ndarray | None = field(default_factory=lambda: None)  # a default would hide `__getattr__`
+    all_keys_known: bool = False
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A column that is read when it is first asked for, see `_read_later`."""
+            later = self.__dict__.get("_later", {})
+            if name not in later:
+                raise AttributeError(f"Captions has no {name}")
+            self.__dict__[name] = later[name]()
+            return self.__dict__[name]
 
     def select(self, split: str | Mapping[str, str], languages: Sequence[str] | str = "all") -> np.ndarray:
         """The rows of the caption table that are in a split and in some languages, int64.
@@ -65,18 +78,33 @@ class Captions:
         Raises:
             DataError: a language or the split has no caption; the message lists those that have some.
         """
-        if not isinstance(split, str):
-            return self._select_each(split, list(split) if languages == "all" else list(languages))
-        wanted = self.check(split, languages)
-        found = [
-            part.start + np.flatnonzero(self.splits.take(part).isin([split]) & self.languages.take(part).isin(wanted))
-            for part in blocks_of(len(self.images))
-        ]
-        return np.concatenate([np.empty(0, np.int64), *found])
+        wanted, found = self.check(split, languages), [np.empty(0, np.int64)]
+        for part in blocks_of(len(self.splits)):
+            inside, own = self.splits.take(part), self.languages.take(part)
+            chosen = np.zeros(len(own), bool)
+            for name, codes in wanted.items():
+                chosen |= inside.isin([name]) & own.isin(codes)
+            found.append(part.start + np.flatnonzero(chosen))
+        return np.concatenate(found)
 
-    def check(self, split: str, languages: Sequence[str] | str = "all") -> list[str]:
-        """The wanted languages of a split; arguments and errors as of `select`."""
-        parts = blocks_of(len(self.images))
+    def check(self, split: str | Mapping[str, str], languages: Sequence[str] | str = "all") -> dict[str, list[str]]:
+        """Split -> the wanted languages from it; arguments and errors as of `select`."""
+        if isinstance(split, str):
+            return {split: self._languages_of(split, languages)}
+        wanted = list(split) if languages == "all" else list(languages)
+        missing = [language for language in wanted if language not in split]
+        if missing or not wanted:
+            asked = ", ".join(missing) or "an empty list of languages"
+            named = ", ".join(f"{language} from {name}" for language, name in split.items()) or "none"
+            raise DataError(f"{self.folder}: no split is given for {asked}; given are {named}")
+        found: dict[str, list[str]] = {}
+        for language in wanted:
+            found.setdefault(split[language], []).extend(self._languages_of(split[language], [language]))
+        return found
+
+    def _languages_of(self, split: str, languages: Sequence[str] | str) -> list[str]:
+        """The wanted languages of a split; each has captions there."""
+        parts = blocks_of(len(self.splits))
         present = [self.languages.take(part).present(self.splits.take(part).isin([split])) for part in parts]
         known = sorted({*chain.from_iterable(present)})
         if not known:
@@ -88,15 +116,6 @@ class Captions:
             asked = ", ".join(missing) or "an empty list of languages"
             raise DataError(f"{self.folder}: no {split} captions in {asked}; there are {', '.join(known)}")
         return wanted
-
-    def _select_each(self, splits: Mapping[str, str], languages: list[str]) -> np.ndarray:
-        """The rows of each language from its own split, in the table's order."""
-        missing = [language for language in languages if language not in splits]
-        if missing or not languages:
-            asked = ", ".join(missing) or "an empty list of languages"
-            named = ", ".join(f"{language} from {split}" for language, split in splits.items()) or "none"
-            raise DataError(f"{self.folder}: no split is given for {asked}; given are {named}")
-        return np.unique(np.concatenate([self.select(splits[language], [language]) for language in languages]))
 
     def only(self, split: str) -> "Captions":
         """The same pictures with the captions of one split."""
@@ -179,20 +198,36 @@ def read_captions(folder: str | Path) -> Captions:
     pixels = _read_pixels(folder, len(images)) if "file" not in known and len(images) else None
     if pixels is not None:
         check_files(folder, [IMAGES_ARRAY])
-    return Captions(
+    columns = {"groups": lambda: as_array(images["group"]), "images": lambda: as_array(captions["image"])}
+    if "key" in known:
+        columns["keys"] = lambda: as_keys(images["key"])
+    found = Captions(
         folder=folder,
         pixels=pixels,
         names=Strings(images["image"]),
-        groups=as_array(images["group"]),
+        groups=np.empty(0),
         strata=Labels.of(images["stratum"]),
-        images=as_array(captions["image"]),
+        images=np.empty(0),
         languages=Labels.of(captions["language"]),
         splits=Labels.of(captions["split"]),
         texts=Strings(captions["caption"]),
         files=Files(folder, Strings(images["image"]), Strings(images["file"])) if "file" in known else [],
         uncaptioned=_uncaptioned(tables.uncaptioned),
-        keys=as_keys(images["key"]) if "key" in known else None,
+        all_keys_known="key" in known and all(_keys_are_known(chunk) for chunk in images["key"].chunks),
     )
+    return _read_later(found, columns)
+
+
+def _keys_are_known(chunk: pa.Array) -> bool:
+    return bool(as_keys(pa.chunked_array([chunk])).any(1).all())
+
+
+def _read_later(captions: Captions, columns: Mapping[str, Callable[[], np.ndarray]]) -> Captions:
+    """The captions with columns that are read when they are first asked for: a run whose rows are made needs none."""
+    for name in columns:
+        captions.__dict__.pop(name, None)
+    captions.__dict__["_later"] = columns
+    return captions
 
 
 def _uncaptioned(table: pa.Table) -> dict[str, np.ndarray]:

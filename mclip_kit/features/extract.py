@@ -89,10 +89,9 @@ class FrozenTowers:
         def keys() -> np.ndarray:
             return self.picture_keys(captions, images) if keys_N2 is None else keys_N2
 
-        known_I2 = captions.keys
-        if known_I2 is None or not known_I2.any(1).all():  # pictures that were not found may be put there later
+        if not captions.all_keys_known:  # pictures that were not found may be put there later
             return self._fill("image", table, keys, lambda: job, None)
-        return self._fill("image", table, keys, lambda: job, kept, lambda: known_I2, images)
+        return self._fill("image", table, keys, lambda: job, kept, lambda: np.asarray(captions.keys), images)
 
     def picture_keys(self, captions: Captions, images: np.ndarray) -> np.ndarray:
         """Hashes of the contents of pictures, uint64 (N, 2); arguments as for `images`.

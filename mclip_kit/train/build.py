@@ -185,7 +185,7 @@ def open_data(recipe: Recipe) -> Captions | None:
         if stage.data == "bitext":
             check_split(bitexts, str(stage.split))
         elif captions is not None:
-            captions.select(stage.split, getattr(stage, "languages", "all"))
+            captions.check(stage.split, getattr(stage, "languages", "all"))
     return captions
 
 

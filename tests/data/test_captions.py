@@ -131,3 +131,14 @@ def test_the_gallery_of_a_split_has_its_pictures_with_and_without_captions(tmp_p
     (path / "uncaptioned.tsv").write_text("image\tsplit\nc\ttrain\nz\ttest\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"uncaptioned\.tsv line 3: its image is not in images\.tsv"):
         read_captions(path)
+
+
+def test_columns_that_nobody_asks_for_are_not_read(squares: Path) -> None:
+    captions = read_captions(squares)
+    captions.check("train")
+    assert captions.all_keys_known
+    assert not {"images", "groups", "keys"} & vars(captions).keys()
+    assert len(captions.images) == len(captions.splits)
+    assert "images" in vars(captions)
+    with pytest.raises(AttributeError, match="Captions has no colour"):
+        _ = captions.colour  # type: ignore[attr-defined]
