@@ -51,7 +51,8 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-SLOW = ("train", "tasks", "test_benchmarks.py", "test_golden_record.py", "test_types.py", "features", "prepare")
+SLOW = ("train", "tasks", "features", "prepare", "engine")
+SLOW += ("test_benchmarks.py", "test_golden_record.py", "test_types.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

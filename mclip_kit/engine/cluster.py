@@ -109,7 +109,8 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         _check_listens(where)
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises many classes; of a node that starts too slowly, this one
+        ray.shutdown()
         raise DataError(f"{where}: no Ray cluster there ({first_line(error)}); start it or correct --address") from None
     finally:
         if threading.current_thread() is threading.main_thread():
