@@ -13,7 +13,7 @@ Piece = tuple[int, bytes]
 
 def in_pieces(file: File, encoding: str | None) -> bool:
     """Whether a file can be read in pieces: it is neither compressed nor in another encoding than UTF-8."""
-    if encoding or not file.is_uncompressed:
+    if encoding or not file.uncompressed:
         return False
     with file.open() as handle:
         return not handle.read(2).startswith((BOM_UTF16_LE, BOM_UTF16_BE))

@@ -48,14 +48,14 @@ class File:
         return Path(self.member or self.path).suffix
 
     @property
-    def is_uncompressed(self) -> bool:
+    def uncompressed(self) -> bool:
         """Whether its bytes are those on disk."""
         return not self.member and self._suffix not in OPENERS
 
     @property
     def _most(self) -> int:
         """Bytes of a line, or of a JSON, that are read of it; -1: any number, as its disk has them."""
-        return -1 if self.is_uncompressed else MOST
+        return -1 if self.uncompressed else MOST
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
