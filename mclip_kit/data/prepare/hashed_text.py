@@ -13,7 +13,7 @@ BLOCK = 4096  # lines that are read at once
 
 
 def hashes_of(path: Path) -> Path:
-    """Where the hashes of a file's texts are: little-endian uint64, one for each line that is not a header."""
+    """Where the hashes of a file's texts are: little-endian uint64, one for each line."""
     return path.with_name(f"{path.name}.texthash")
 
 
@@ -22,17 +22,15 @@ class HashedText:
 
     Args:
         path: the file.
-        header: its first line, which has no hash; empty: none.
         text: where the lines go, if not to `path`, and the same for `hashes`.
     """
 
-    def __init__(self, path: Path, header: str = "", text: Path | None = None, hashes: Path | None = None) -> None:
+    def __init__(self, path: Path, text: Path | None = None, hashes: Path | None = None) -> None:
         (text or path).parent.mkdir(parents=True, exist_ok=True)
         self._stack = ExitStack()
         enter = self._stack.enter_context
         self._text = enter(open(text or path, "w", encoding="utf-8", newline="\n", buffering=2**16))  # noqa: SIM115
         self._hashes = enter(open(hashes or hashes_of(path), "wb", buffering=2**16))  # noqa: SIM115
-        self._text.write(header)
 
     def write(self, lines: Iterable[str], hashes_N: np.ndarray) -> None:
         """Append lines, with their ends, and the hashes of their texts."""
@@ -46,16 +44,14 @@ class HashedText:
         self._stack.close()
 
 
-def rewritten(stack: ExitStack, path: Path, header: str = "") -> HashedText:
+def rewritten(stack: ExitStack, path: Path) -> HashedText:
     """Another version of a file, which takes its place when the stack closes without an error."""
     text, hashes = (stack.enter_context(write_whole(name)) for name in (path, hashes_of(path)))
-    return stack.enter_context(HashedText(path, header, text, hashes))
+    return stack.enter_context(HashedText(path, text, hashes))
 
 
-def hashed_blocks(path: Path, header: bool = False) -> Iterator[tuple[list[str], np.ndarray]]:
+def hashed_blocks(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
     """The lines of a file with their ends, at most BLOCK at a time, and the hashes of their texts, uint64 (N,)."""
     with open(path, encoding="utf-8", newline="\n") as handle, open(hashes_of(path), "rb") as hashes:
-        if header:
-            next(handle)
         while lines := list(islice(handle, BLOCK)):
             yield lines, np.frombuffer(hashes.read(8 * len(lines)), "<u8")
