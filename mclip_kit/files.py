@@ -16,7 +16,8 @@ from typing import Any
 
 from mclip_kit.disk import check_new, disk_errors
 from mclip_kit.errors import DiskError
-from mclip_kit.locks import OTHER, hold, is_alive, place, remove
+from mclip_kit.locks import OTHER, hold, is_alive, place, remove, temporary_name
+from mclip_kit.storage import send
 
 SMALL, RATIO = 1 << 24, 200  # bytes, and times its size, that anything packed may unpack to
 OLD, OLD_TEMPORARY = 3, 7 * 24
@@ -46,6 +47,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             remove(temporary)
+    send(path)
 
 
 @contextmanager
@@ -82,6 +84,7 @@ def move(part: Path, folder: Path) -> None:
     """Give a folder its final name, after all of it is on the disk."""
     flush(part)
     part.rename(folder)
+    send(folder)
 
 
 def flush(path: Path) -> None:
@@ -116,11 +119,6 @@ def temporary_directory() -> "tempfile.TemporaryDirectory[str]":
         return tempfile.TemporaryDirectory(prefix=f"mclip_kit-{os.getpid()}-{place()}-")
     except OSError as error:
         raise DiskError(f"no temporary folder: {error.strerror}; set TMPDIR to a folder that has room") from None
-
-
-def temporary_name(path: Path) -> Path:
-    """Where a file or folder is until it has its name, or after it has lost it: hidden, beside it."""
-    return path.with_name(f".{path.stem}.{os.getpid()}-{place()}.part{path.suffix}")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -127,6 +127,11 @@ def _command() -> str:
     return command if len(command) <= 100 else f"{command[:97].rsplit(' ', 1)[0]} ..."
 
 
+def temporary_name(path: Path) -> Path:
+    """Where a file or folder is until it has its name, or after it has lost it: hidden, beside it."""
+    return path.with_name(f".{path.stem}.{os.getpid()}-{place()}.part{path.suffix}")
+
+
 @cache
 def place() -> str:
     """This machine since it started, and this container, as 8 hex digits: a process's number counts only here."""
