@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
-from mclip_kit.disk import check_writable
+from mclip_kit.files import check_writable
+from mclip_kit.storage import exists
 
 
 @click.command()
@@ -95,7 +96,7 @@ def prepare(
         corpus = declaration(wanted, overrides)
         corpus = corpus.with_languages(languages) if languages else corpus
     target = out or Path("data", name)
-    if not target.exists():
+    if not exists(target):
         check_writable(target)
     manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), workers, again)
     click.echo(summary.describe(target, manifest))

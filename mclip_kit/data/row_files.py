@@ -18,8 +18,8 @@ import numpy as np
 
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import MALFORMED, DataError
-from mclip_kit.files import move, remove_leftovers, write_json
-from mclip_kit.locks import locked, temporary_name
+from mclip_kit.files import move, write_json
+from mclip_kit.locks import locked, remove_leftovers, temporary_name
 
 COLUMNS = "columns.json"
 READ = 1 << 22  # bytes that are read at once

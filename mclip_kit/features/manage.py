@@ -14,8 +14,7 @@ from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.shard_writer import remove_damaged
 from mclip_kit.features.shards import is_sound, shard_folders
-from mclip_kit.files import remove_leftovers
-from mclip_kit.locks import temporary_name
+from mclip_kit.locks import remove_leftovers, temporary_name
 from mclip_kit.progress import tqdm
 
 DAY = 86400.0  # seconds

@@ -40,9 +40,12 @@ from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search.pictures import BLOCK, Block, blocks
 from mclip_kit.search.pictures import TABLES as TABLE_ENDINGS
 from mclip_kit.search.vectors import FACTS
+from mclip_kit.storage import exists, fetch, forget, place, send
+from mclip_kit.urls import is_copy, named
 
 UNREADABLE = "unreadable.tsv"
 TABLES = "tables"
+NEW = ".new"  # where vectors are until all are written
 COLUMNS = {
     IMAGES: pa.schema(
         [
@@ -129,14 +132,14 @@ def embed_pictures(
         BusyError: another process writes to the folder.
         CheckpointError: an embedding is non-finite.
     """
-    out = Path(out)
+    out = place(out)
     _check_place(out, IMAGES)
     if world_size > 1 and Path(source).suffix.lower() in TABLE_ENDINGS:
         raise DataError(
             f"{source}: several processes cannot prepare a table; run mclip-kit prepare --pairs {source} first"
         )
     found = Embedded(IMAGES)
-    cache = FeatureCache(out / FEATURES, dtype, rank=rank, world_size=world_size, workers=workers, log=log)
+    cache = FeatureCache(_features(out), dtype, rank=rank, world_size=world_size, workers=workers, log=log)
     towers, embedder = FrozenTowers(model, cache), Embedder(model, cache)
     source_blocks = blocks(source, out / TABLES, found.account)
     if rank:
@@ -177,14 +180,14 @@ def embed_texts(
         BusyError: another process writes to the folder.
         CheckpointError: an embedding is non-finite.
     """
-    out, found = Path(out), Embedded(TEXTS)
+    out, found = place(out), Embedded(TEXTS)
     _check_place(out, TEXTS)
-    embedder = Embedder(model, FeatureCache(out / FEATURES, dtype, log=log))
+    embedder = Embedder(model, FeatureCache(_features(out), dtype, log=log))
     weights = [hashing.hash_weights(module) for module in (model.encoder, model.projector)]
     facts = {"model": made_with, "source": str(file), "space": hashing.hash_facts({"weights": weights}), "dtype": dtype}
 
     def vectors() -> Iterator[tuple[np.ndarray, pa.Table]]:
-        lines = File(Path(file)).lines()
+        lines = File(place(file)).lines()
         while texts := list(islice(lines, BLOCK)):
             known = [key.tobytes().hex() for key in content_keys.hash_texts(texts)]
             yield embedder.student(texts), pa.table({"caption": texts, "key": known}, schema=COLUMNS[TEXTS])
@@ -202,7 +205,7 @@ def _write(
     """Write all vectors beside the old ones, then put them in their place."""
     kind, numbers = found.kind, "<f2" if facts["dtype"] == "fp16" else "<f4"
     with hold(out, FACTS, "embeds into it", OTHER):
-        with new_folder(out / "new") as part:
+        with new_folder(out / NEW) as part:
             with VectorFiles(part, {kind: NAMES[kind]}, COLUMNS[kind], model.width, numbers, digits=DIGITS) as files:
                 for vectors_ND, table in vectors:
                     files.append({kind: vectors_ND}, table)
@@ -218,9 +221,12 @@ def _write(
             for name in (kind, METADATA):
                 shutil.rmtree(out / name, ignore_errors=True)
             (out / UNREADABLE).unlink(missing_ok=True)
+            for name in (kind, METADATA, UNREADABLE):
+                forget(out / name)
             for name in (kind, METADATA):
                 (part / name).rename(out / name)
-        shutil.rmtree(out / "new", ignore_errors=True)
+                send(out / name)
+        shutil.rmtree(out / NEW, ignore_errors=True)
         if found.unreadable:
             lines = ["image\treason", *(f"{one_line(name)}\t{why}" for name, why in found.unreadable.items()), ""]
             write_text(out / UNREADABLE, printable("\n".join(lines)))
@@ -230,29 +236,34 @@ def _write(
     return found
 
 
+def _features(out: Path) -> Path:
+    """Where outputs of towers are kept; those of a folder in object storage stay on this machine."""
+    return out / (f".{FEATURES}" if is_copy(out) else FEATURES)
+
+
 def _check_place(out: Path, kind: str) -> None:
     """CheckpointError if a folder has what is not its own, and what writing vectors of a kind would replace."""
-    facts = out / FACTS
-    there = [name for name in (IMAGES, TEXTS, METADATA, UNREADABLE) if (out / name).exists()]
+    facts = fetch(out / FACTS)
+    there = [name for name in (IMAGES, TEXTS, METADATA, UNREADABLE) if exists(out / name)]
     if there and not facts.is_file():
         raise CheckpointError(
             f"{out / there[0]}: not written by mclip-kit embed, which would replace it; choose another --out"
         )
     other = TEXTS if kind == IMAGES else IMAGES
-    if (out / other).exists():
+    if exists(out / other):
         raise CheckpointError(f"{out / other}: these vectors would lose their metadata; choose another --out")
 
 
 def _why(block: Block, bad_N: np.ndarray) -> dict[str, str]:
     """File -> why it is no picture, for those without a vector."""
     found = {}
-    for place in np.flatnonzero(bad_N).tolist():
+    for number in np.flatnonzero(bad_N).tolist():
         try:
-            block.captions.picture(int(block.images[place]))
-            found[block.files[place]] = "it could not be read when it was embedded; embed again"
+            block.captions.picture(int(block.images[number]))
+            found[block.files[number]] = "it could not be read when it was embedded; embed again"
         except DataError as error:
             _, start, rest = str(error).partition("not a readable picture")
-            found[block.files[place]] = f"{start}{rest}" or str(error)
+            found[block.files[number]] = f"{start}{rest}" or str(error)
     return found
 
 
@@ -266,7 +277,7 @@ def _rows(block: Block, keys_N2: np.ndarray, places: np.ndarray) -> pa.Table:
         with ThreadPoolExecutor(READERS) as readers:
             sizes = list(readers.map(_size, files))
     columns = {
-        "image_path": [printable(file) for file in files],
+        "image_path": [printable(named(file)) for file in files],
         "caption": [block.texts[place] for place in places],
         "image": [printable(block.captions.names[block.images[place]]) for place in places],
         "key": [keys_N2[place].tobytes().hex() for place in places],

@@ -23,10 +23,12 @@ from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.features.hashing import hash_facts
 from mclip_kit.models.encoding import CLEANERS
 from mclip_kit.models.freezing import evaluating
+from mclip_kit.storage import listing
 from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed
 from mclip_kit.tasks.grad_cache import accumulated, cached
 from mclip_kit.tasks.triangle_batches import TriangleBatches
 from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
+from mclip_kit.urls import is_copy
 
 BYTES = {"fp16": 2, "fp32": 4, "int8": 1}  # of a stored number
 
@@ -84,8 +86,10 @@ class TriangleTask(Task):
             folder = self.context.captions.folder.absolute()
             tables = [path for name in ("images", "captions", "uncaptioned") for path in folder.glob(f"{name}.*")]
             return facts | {"captions": file_stamps(tables)}
-        files = [[path for path in Path(folder).absolute().iterdir() if path.is_file()] for folder in data.bitexts]
-        return facts | {"bitext": [file_stamps(own) for own in files], "english": stage.include_english}
+        return facts | {
+            "bitext": [file_stamps(_files(Path(folder).absolute())) for folder in data.bitexts],
+            "english": stage.include_english,
+        }
 
     def _stream(self) -> RowStream:
         """The rows, read from the data."""
@@ -209,3 +213,10 @@ class TriangleTask(Task):
             tokens, inputs = int(rows.lengths_N.sum()), int(batch.mask_BT.sum())
             batch.states_BTH = keep("token states", inputs, tokens, "encoder", batch.ids_BT, batch.mask_BT)
         return kept
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder, of a copy also those that are not brought."""
+    if is_copy(folder):
+        return [folder / name for name in listing(folder) if "/" not in name]
+    return [path for path in folder.iterdir() if path.is_file()]

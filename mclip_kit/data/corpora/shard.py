@@ -17,6 +17,7 @@ from mclip_kit.data import images
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.beside import HEAD, Beside, is_picture, is_system_file, match
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.storage import fetch, names
 
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError)  # what tarfile raises for headers that make no sense
@@ -118,7 +119,7 @@ def read_shard(shard: Path, account: Account) -> Iterator[Sample]:
     """
     tar: tarfile.TarFile | None = None
     try:
-        with open(shard, "rb") as handle:
+        with open(fetch(shard), "rb") as handle:
             head = handle.read(max(map(len, MAGIC)))
             packed = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
             if packed:
@@ -203,11 +204,12 @@ def _check_end(handle: IO[bytes], tar: tarfile.TarFile) -> None:
 def class_names(shards: list[Path]) -> list[str]:
     """The names of classes by number, from classnames.txt or __classes beside the shards or in one; empty: none."""
     for folder in dict.fromkeys(place for shard in shards for place in (shard.parent, shard.parent.parent)):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.name.lower() in CLASSES and path.is_file():
+        for name in names(folder):
+            path = fetch(folder / name) if name.lower() in CLASSES else folder
+            if path.is_file():
                 return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     try:
-        with tarfile.open(shards[0], "r:") as tar:
+        with tarfile.open(fetch(shards[0]), "r:") as tar:
             for info in tar:
                 if info.isreg() and info.name.rsplit("/", 1)[-1].lower() in CLASSES:
                     return tar.extractfile(info).read().decode("utf-8-sig", "replace").splitlines()  # type: ignore[union-attr]

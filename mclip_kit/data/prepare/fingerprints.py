@@ -23,6 +23,7 @@ from mclip_kit.data.prepare.workers import cores, map_ahead, processes
 from mclip_kit.data.prepare.writer import Pair, side_prefixes
 from mclip_kit.layout import BITEXT, CAPTIONS_TABLE, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import place
 
 BLOCK = 4096  # table rows that are hashed at once
 READERS = 8  # threads that read picture files, in one process
@@ -152,7 +153,7 @@ class PictureHasher:
         if self._pixels is not None:
             return bytes(self._pixels[number].tobytes())
         try:
-            return read_bytes(self._folder / row[3]) if row[3] else b""
+            return read_bytes(self._folder / place(row[3])) if row[3] else b""
         except OSError:
             return b""
 

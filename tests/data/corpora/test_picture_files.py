@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mclip_kit.data.corpora.picture_files import Ends, Matches, PictureFiles, split_path
+from mclip_kit.data.corpora.path_ends import Ends, split_path
+from mclip_kit.data.corpora.picture_files import Matches, PictureFiles
 
 SKUS = ["imgs/sku1/main.jpg", "imgs/sku2/main.jpg", "imgs/sku3/main.jpg"]
 
