@@ -12,6 +12,8 @@ from mclip_kit import urls
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load as load_recipe
 from mclip_kit.doctor.weights import check_weights
+from mclip_kit.interop.encoders import named_encoder
+from mclip_kit.models.clip import build_clip
 from mclip_kit.storage import copies
 from tests import tiny
 from tests.storage.buckets import bucket, contents, new_machine
@@ -82,6 +84,12 @@ def test_train_eval_report_and_search_by_urls(
     (finding,) = check_weights(load_recipe(tiny.write_recipe(tuned, tmp_path / "tuned.yaml")))
     assert (finding.status, str(finding)[-10:]) == ("ok", "in storage")
     assert not list(urls.root().rglob("*.safetensors"))  # looking up is not bringing
+    assert named_encoder(f"hf:{model}/encoder").width == tiny.ENCODER["width"]
+    assert build_clip(f"local-dir:{model}/clip").width == tiny.TEACHER["embed_dim"]
+    run("export", "clip-retrieval", model, "--data", "memory://b/data/squares", "--out", "memory://b/exported")
+    assert "memory://b/exported: exists already" in run(
+        "export", "clip-retrieval", model, "--data", "memory://b/data/squares", "--out", "memory://b/exported", code=2
+    )
     run("report", "memory://b/runs/tiny", "--out", "memory://b/report.html")
     page = bucket.cat("/b/report.html").decode()
     assert "its pictures are not shown" not in page
