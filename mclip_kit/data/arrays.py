@@ -1,4 +1,4 @@
-"""Opens arrays of NumPy's format."""
+"""Opens arrays of NumPy's format; runs of adjacent entries."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -51,3 +51,18 @@ class LateArray:
 
     def __getitem__(self, rows: Any) -> Any:
         return self._array[rows]
+
+
+def spans(starts_R: np.ndarray, lengths_R: np.ndarray) -> list[tuple[int, int]]:
+    """Start and length of each run of adjacent entries, which are one read."""
+    if len(starts_R) == 1:
+        return [(int(starts_R[0]), int(lengths_R[0]))]
+    new_R = np.append(True, starts_R[1:] != starts_R[:-1] + lengths_R[:-1])
+    lengths = np.add.reduceat(lengths_R, np.flatnonzero(new_R))
+    return list(zip(starts_R[new_R].tolist(), lengths.tolist(), strict=True))
+
+
+def numbers_from(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers start .. start + length - 1 of each pair, one pair after the other."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from mclip_kit.data.row_files import once
-from mclip_kit.errors import DiskError
+from mclip_kit.data.row_files import is_whole, once
+from mclip_kit.errors import DiskError, StorageError
 from mclip_kit.features import hashing
 from mclip_kit.features.file_hashes import WIDTH
 from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import temporary_directory, write_json
 from mclip_kit.progress import is_quiet, tqdm
+from mclip_kit.storage import fetch, send
 
 FILES = "files"  # the kind of the table of known hashes of picture files
 
@@ -119,8 +120,9 @@ class FeatureCache:
         table = Table(folder, ItemFormat(width, dtype), _label(kind), log=self.log)
         if not (folder / "table.json").is_file():
             write_json(folder / "table.json", {**facts, "named": named})
-        with suppress(OSError):  # the cache may be read-only
+        with suppress(OSError, StorageError):  # the cache may be read-only
             os.utime(folder / "table.json")  # the time of last use
+            send(folder / "table.json")
         return table
 
     def _temporary_table(self, name: str, kind: str, width: int, dtype: Dtype) -> Table:
@@ -133,10 +135,12 @@ class FeatureCache:
         Where the cache cannot be written, the folder is this process's own.
         """
         own = Path(self._temporary.name)
-        if self.root is not None and (self.writes or (self.root / name).is_dir()):
+        if self.root is not None and (self.writes or is_whole(fetch(self.root / name))):
             try:
                 return once(self.root / name, write)
-            except DiskError as error:
+            except (DiskError, StorageError) as error:
+                if is_whole(self.root / name):  # but could not be sent
+                    return self.root / name
                 self.log(f"{error}; {name} is made by every process for itself")
         return once(own / name, write)
 

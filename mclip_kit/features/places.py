@@ -1,12 +1,11 @@
 """Where the features of some inputs are in a table: found once, kept in a file, and mapped by every process and run."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from mclip_kit.data.row_files import ColumnWriter, once, open_columns
+from mclip_kit.data.row_files import ColumnWriter, discard, once, open_columns
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features.table import Table
 
@@ -34,7 +33,7 @@ def find_once(table: Table, keys: Callable[[], np.ndarray], kept: Path) -> np.nd
         if (row_N < 0).any():
             raise _Incomplete
         for old in kept.glob(f"{table.folder.name}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
         with ColumnWriter(part, {}) as writer:
             writer.add("row", row_N)
 
@@ -43,6 +42,6 @@ def find_once(table: Table, keys: Callable[[], np.ndarray], kept: Path) -> np.nd
     except (_Incomplete, DiskError):
         return None
     except DataError:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
         return None
     return row_N if table.verify(row_N) else None

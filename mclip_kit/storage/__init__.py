@@ -12,7 +12,7 @@ copies.py    from there to here: fetch, and room for it
 sending.py   from here to there: send, and what could not be sent
 """
 
-from mclip_kit.storage.copies import SIZE, fetch
+from mclip_kit.storage.copies import SIZE, fetch, make_room
 from mclip_kit.storage.objects import exists, listing, names, place, stamps, wildcards
 from mclip_kit.storage.sending import (
     copy_object,
@@ -31,6 +31,7 @@ __all__ = [
     "fetch",
     "forget",
     "listing",
+    "make_room",
     "mark",
     "names",
     "place",

@@ -112,7 +112,7 @@ def _download(objects: Mapping[Path, Facts], wanted: Collection[Path]) -> None:
     if not objects:
         return
     size = sum(facts["size"] for facts in objects.values())
-    _make_room(size, wanted)
+    make_room(size, wanted)
     for folder in {copy.parent for copy in objects}:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
@@ -150,7 +150,7 @@ def _bring(copy: Path, facts: Facts, bar: Any) -> None:
         write_record(copy, version(facts))
 
 
-def _make_room(size: int, wanted: Collection[Path]) -> None:
+def make_room(size: int, wanted: Collection[Path] = ()) -> None:
     """Remove the copies that were used longest ago, until so many more bytes fit."""
     most = _most()
     copies = []

@@ -1,6 +1,5 @@
 """The task of stages on edges of the triangle: their rows, batches, gradients and trial steps."""
 
-import shutil
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.manifest import file_stamps
+from mclip_kit.data.row_files import discard
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
 from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
@@ -59,7 +59,7 @@ class TriangleTask(Task):
             rows = open_rows(folder)
         except DataError as error:
             cache.log(str(error))
-            shutil.rmtree(folder)
+            discard(folder)
             rows = open_rows(made())
         self._check(rows)
         if "student_text" in stage.vertices:
