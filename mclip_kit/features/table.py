@@ -139,12 +139,13 @@ class Table:
         for shard in shards:
             self._numbers.setdefault(shard.folder.name, len(self._numbers))
         self._shards = {self._numbers[shard.folder.name]: shard for shard in shards}
-        there = {shard.folder.name for shard in shards}
-        self._index = [
-            (part, np.array([self._numbers[name] if name in there else -1 for name in part.names], np.int64))
-            for part in parts
-        ]
+        number_of = {shard.folder.name: self._numbers[shard.folder.name] for shard in shards}
+        self._index = [(p, np.array([number_of.get(name, -1) for name in p.names], np.int64)) for p in parts]
         return True
+
+    def folders(self, rows: np.ndarray) -> list[Path]:
+        """Those of the shards that have some rows."""
+        return [self._shards[number].folder for number in shard_numbers(rows) if number in self._shards]
 
     def state(self) -> str | None:
         """A hash of the shards that are there; None if rows of this object are not what they are in a new one."""

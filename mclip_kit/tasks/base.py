@@ -6,7 +6,7 @@ call of `register`; the run, its loop, its dry run and its evaluation know no ki
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from mclip_kit.config.stages import Stage
 from mclip_kit.data.batching import Plan
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.unknown import check_unknown, unknown_shares
+from mclip_kit.features.ahead import read_ahead
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.freezing import freeze_all_but, set_training_mode
 from mclip_kit.progress import tqdm
@@ -144,6 +145,19 @@ class StageBatches(ABC):
         """Steps of one pass over the rows."""
         return self.plan.per_epoch
 
+    def epoch(self, number: int, start: int = 0) -> Iterator[np.ndarray]:
+        """The rows of each batch of an epoch, from one on.
+
+        With a shuffle window, what the next window reads of object storage is brought while the current one trains.
+        """
+        if self.plan.window is None:
+            return iter(self.plan.epoch(number)[start:])
+        return read_ahead(self.plan.windows(number), start, self.files, tqdm.write)
+
+    def files(self, rows: np.ndarray) -> list[Path]:
+        """The copies of objects that the batches of some rows read."""
+        return []
+
     @abstractmethod
     def batch(self, rows: np.ndarray) -> Any:
         """The batch of some rows, on the CPU. Random draws come from torch's default generator."""
@@ -232,6 +246,12 @@ class Task(ABC):
         shares = unknown_shares(tokens, languages, languages_N, self.context.model.encoder.tokenizer.unknown)
         remedy = f"stage {self.stage.name} needs an encoder whose vocabulary covers it, or other languages"
         check_unknown(shares, self.context.recipe.data.max_unknown, "data.max_unknown", remedy, self.context.warn)
+
+    def check_window(self, rows: int) -> None:
+        """Say that a shuffle window is as large as all rows, so that it changes nothing but the random draw."""
+        window = self.stage.shuffle_window
+        if window and window >= rows:
+            self.context.warn(f"stage {self.stage.name}: shuffle_window {window:,} has no effect: it has {rows:,} rows")
 
     def gradients(self, accelerator: Accelerator, module: nn.Module, batch: Any, seed: Seed) -> dict[str, Tensor]:
         """Leave the gradients of a step in the parameters, and return the loss terms."""

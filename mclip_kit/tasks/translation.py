@@ -1,6 +1,7 @@
 """The task of translation stages: their rows, batches and trial steps."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,7 +56,12 @@ class TranslationBatches(StageBatches):
             rows.corpora_N,
             context.recipe.data.shares,
             tokens=stage.batch_tokens,
+            window=stage.shuffle_window,
         )
+
+    def files(self, rows: np.ndarray) -> list[Path]:
+        """The copies of token states."""
+        return [] if self._states is None else self._states.files(rows)
 
     def batch(self, rows: np.ndarray) -> TranslationBatch:
         """The batch of some pairs of one direction, on the CPU."""
@@ -113,6 +119,7 @@ class TranslationTask(Task):
             lambda texts: encoder.tokenizer.encode(texts, longest),
             encoder.tokenizer.pieces(),
         )
+        self.check_window(len(rows))
         for side, tokens in enumerate((rows.sources, rows.targets)):
             own = [direction[side] for direction in rows.directions]
             languages = sorted(set(own))

@@ -13,11 +13,13 @@ from mclip_kit.config.recipe import Cache
 from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.batching import Plan, pad
 from mclip_kit.data.captions import Captions
+from mclip_kit.data.images import container
 from mclip_kit.data.transforms import augment, read_pixels
 from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.filling import NoRoom
+from mclip_kit.storage import is_copy
 from mclip_kit.tasks.base import StageBatches
 from mclip_kit.tasks.triangle_loss import TriangleBatch
 
@@ -70,6 +72,7 @@ class TriangleBatches(StageBatches):
             seed,
             self.rows.sources_N,
             shares,
+            window=stage.shuffle_window,
         )
 
     @property
@@ -130,11 +133,23 @@ class TriangleBatches(StageBatches):
                 "cache.max_bad_fraction"
             )
 
+    def files(self, rows: np.ndarray) -> list[Path]:
+        """The copies of features, and of what pictures are read from in every step."""
+        found = [path for features in self._read.values() for path in features.files(rows)]
+        if self._captions is not None and self._captions.pixels is None and self._reads_pictures:
+            pictures = (self._captions.files[image] for image in np.unique(self.rows.images_N[rows]).tolist())
+            found += [path for path in dict.fromkeys(map(container, pictures)) if is_copy(path)]
+        return found
+
+    @property
+    def _reads_pictures(self) -> bool:
+        return "image" in self._stage.vertices and "image" not in self._read
+
     def batch(self, rows: np.ndarray) -> TriangleBatch:
         """The batch of some rows, on the CPU."""
         columns, vertices = self.rows, self._stage.vertices
         pixels_BCHW = None
-        if "image" in vertices and "image" not in self._read:
+        if self._reads_pictures:
             rows, pixels_BCHW = self._pixels(rows)
         fields: dict[str, Any] = {
             "languages_B": torch.from_numpy(columns.languages_N[rows].astype(np.int64)),

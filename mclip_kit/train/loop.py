@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,8 @@ class Loop:
         name: for the progress bar.
         module: prepared by the accelerator; a batch to named loss terms.
         optimizer: prepared by the accelerator; the learning rate of a group is the rate times its `scale`.
-        epoch: number of an epoch -> its batches of rows, over all processes; every epoch has as many.
+        epoch: number of an epoch, and of its first batch -> its batches of rows, over all processes; every epoch has
+            as many.
         batch: rows of this process -> a batch.
         rate: step -> learning rate.
         steps: of the whole stage.
@@ -43,7 +44,7 @@ class Loop:
     name: str
     module: torch.nn.Module
     optimizer: Any
-    epoch: Callable[[int], list[np.ndarray]]
+    epoch: Callable[[int, int], Iterable[np.ndarray]]
     batch: Callable[[np.ndarray], Any]
     rate: Callable[[int], float]
     steps: int
@@ -126,8 +127,9 @@ def _pace(rows: int, batch: Any, world: int, began: float, fetched: float) -> di
 
 def _rows(loop: Loop, start: int) -> Iterator[tuple[int, np.ndarray]]:
     for epoch in range(start // loop.steps_per_epoch, -(-loop.steps // loop.steps_per_epoch)):
-        for step, rows in enumerate(loop.epoch(epoch), epoch * loop.steps_per_epoch):
-            if start <= step < loop.steps:
+        first = max(start, epoch * loop.steps_per_epoch)
+        for step, rows in enumerate(loop.epoch(epoch, first - epoch * loop.steps_per_epoch), first):
+            if step < loop.steps:
                 yield step, rows
 
 

@@ -226,7 +226,7 @@ class Run:
             name=f"stage {index + 1}/{len(self.recipe.stages)} {stage.name}",
             optimizer=self.accelerator.prepare(optimizer_of(module, stage)),
             module=fsdp.prepare(self.accelerator, module).train(),
-            epoch=batches.plan.epoch,
+            epoch=batches.epoch,
             batch=batches.batch,
             rate=learning_rate(stage.lr, stage.schedule, stage.warmup_steps, batches.steps, stage.warmup_init_lr),
             steps=batches.steps,

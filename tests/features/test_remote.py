@@ -2,11 +2,10 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -15,56 +14,39 @@ from mclip_kit import storage
 from mclip_kit.cli import cli
 from mclip_kit.data.row_files import ColumnWriter, discard, once, open_columns
 from mclip_kit.errors import DataError, DiskError
-from mclip_kit.features.copies import VALUES
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.storage import place
+from tests.buckets import Machine, count_brought, in_memory, values
 from tests.features.tables import NAMES, SHAPES, WIDTH, Tower, assert_right, features, filled, flip, keys_of, table_in
 
 URL = "memory://bucket/features/made-up"
 REMOTE = "/bucket/features/made-up"
 WIDER = 32  # times the width of the made-up tower
-Machine = Callable[[str], None]
-
-
-@pytest.fixture(autouse=True)
-def bucket(machine: Machine) -> Iterator[Any]:
-    """An empty object storage in memory."""
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    machine("first")
-    yield system
-    system.store.clear()
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Go to a machine, by its name: each has copies of its own."""
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Machine]]:
+    with in_memory(tmp_path, monkeypatch) as found:
+        yield found
 
-    def go(name: str) -> None:
-        monkeypatch.setenv(storage.ROOT, str(tmp_path / name))
-        storage._seen.clear()
 
-    return go
+@pytest.fixture(autouse=True)
+def bucket(places: tuple[Any, Machine]) -> Any:
+    """An empty object storage in memory."""
+    return places[0]
+
+
+@pytest.fixture
+def machine(places: tuple[Any, Machine]) -> Machine:
+    """Go to a machine, by its name."""
+    return places[1]
 
 
 @pytest.fixture
 def brought(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each object is brought, by the end of its name: SHARD/FILE or FILE."""
-    counts: Counter[str] = Counter()
-    get = type(bucket).get_file
-
-    def counted(self: Any, remote: str, local: str, **options: Any) -> None:
-        counts[remote.removeprefix(REMOTE).strip("/")] += 1
-        get(self, remote, local, **options)
-
-    monkeypatch.setattr(type(bucket), "get_file", counted)
-    return counts
-
-
-def values(brought: Counter[str]) -> dict[str, int]:
-    """How often the values of each shard were brought."""
-    return {name.split("/")[0]: count for name, count in brought.items() if name.split("/")[-1] in VALUES}
+    """How often each object is brought."""
+    return count_brought(bucket, monkeypatch)
 
 
 def shards(bucket: Any) -> list[str]:
