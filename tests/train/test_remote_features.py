@@ -20,20 +20,20 @@ def test_a_run_from_features_in_object_storage_is_that_from_features_here(
     tree = only_stage(squares, 2) | {"evaluation": None}
     changes = ["stages.0.epochs=1", f"stages.0.shuffle_window={window or 'null'}"]
     train(recipe_of(squares, tmp_path, *changes, **tree), tmp_path / "here")
-    with in_memory(tmp_path, monkeypatch) as (bucket, machine):
-        for name in ("first", "second"):
-            machine(name)
-            brought = count_brought(bucket, monkeypatch)
-            train(recipe_of(squares, tmp_path, *changes, CACHE, **tree), tmp_path / name / "run")
-            assert losses(tmp_path / name / "run") == losses(tmp_path / "here")
-            assert not different(weights(tmp_path / name / "run"), weights(tmp_path / "here"))
-            monkeypatch.setattr(filling, "_write", _computes)
-        assert len(values(brought)) == 1
-        assert len(bucket.glob("/bucket/features/rows-*/columns.json")) == 1
     if window:
         (tmp_path / "other").mkdir()
         train(recipe_of(squares, tmp_path / "other", "stages.0.epochs=1", **tree), tmp_path / "other" / "run")
         assert losses(tmp_path / "other" / "run") != losses(tmp_path / "here")
+    with in_memory(tmp_path, monkeypatch) as (bucket, machine):
+        for name in ("first", "second"):
+            machine(name)
+            brought = count_brought(bucket, monkeypatch)
+            train(recipe_of(squares, tmp_path, *changes, CACHE, **tree), tmp_path / f"run-{name}")
+            assert losses(tmp_path / f"run-{name}") == losses(tmp_path / "here")
+            assert not different(weights(tmp_path / f"run-{name}"), weights(tmp_path / "here"))
+            monkeypatch.setattr(filling, "_write", _computes)
+        assert len(values(brought)) == 1
+        assert len(bucket.glob("/bucket/features/rows-*/columns.json")) == 1
 
 
 def _computes(*_: Any) -> None:
