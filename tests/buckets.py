@@ -9,8 +9,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from mclip_kit import storage
 from mclip_kit.features.copies import VALUES
+from mclip_kit.storage import copies
+from mclip_kit.urls import ROOT
 
 Machine = Callable[[str], None]
 
@@ -22,8 +23,8 @@ def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[A
     system.store.clear()
 
     def go(name: str) -> None:
-        monkeypatch.setenv(storage.ROOT, str(folder / name))
-        storage._seen.clear()
+        monkeypatch.setenv(ROOT, str(folder / name))
+        copies._seen.clear()
 
     go("first")
     yield system, go

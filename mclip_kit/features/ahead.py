@@ -26,7 +26,7 @@ def read_ahead(windows: Windows, start: int, files: Files, log: Callable[[str], 
         start: number of the first batch.
         log: takes a line, once, if two windows are larger than all copies may be.
     Raises:
-        DataError: a file cannot be brought.
+        StorageError: a file cannot be brought.
     """
     left = _from(windows, start)
     stopped = Event()

@@ -104,7 +104,7 @@ def room_for(folder: Path, size: int) -> None:
     """Copies used longest ago make room for a shard of so many bytes.
 
     Raises:
-        DataError: it is larger than all copies may be.
+        StorageError: it is larger than all copies may be.
     """
     if is_copy(folder):
         make_room(size)

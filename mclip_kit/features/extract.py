@@ -25,7 +25,7 @@ from mclip_kit.features.table import Table
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
-from mclip_kit.storage import is_copy
+from mclip_kit.urls import is_copy
 
 TEXTS = 256  # of a batch of teacher texts: texts + characters / 16
 TOKENS = 4096  # of a batch of the encoder

@@ -72,7 +72,7 @@ def _name(path: Path, stamp_of: Callable[[Path], bytes]) -> bytes:
 
 
 def _stamp(container: Path) -> bytes:
-    """Size and time of last change of a file; of one that cannot be found, -1 and -1. Of a copy: the object's version."""
+    """Size and time of last change of a file, -1 and -1 if it cannot be found; of a copy, the version of its object."""
     if is_copy(container):
         return f"\0{stamps([container])[0]}".encode()
     try:

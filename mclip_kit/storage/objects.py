@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,9 @@ def objects(path: Path) -> dict[Path, Facts]:
 
 def version(facts: Facts) -> str:
     """What tells an object from what had its name before."""
-    found = next((f"{fact} {facts[fact]}" for fact in FACTS if facts.get(fact)), "")
-    return f"{facts['size']} {found}"
+    fact = next((fact for fact in FACTS if facts.get(fact)), "")
+    value = facts.get(fact, "")  # a time is a number in some listings and not in others
+    return f"{facts['size']} {fact} {value.timestamp() if isinstance(value, datetime) else value}"
 
 
 def record_of(copy: Path) -> Path:

@@ -19,9 +19,9 @@ from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.filling import NoRoom
-from mclip_kit.storage import is_copy
 from mclip_kit.tasks.base import StageBatches
 from mclip_kit.tasks.triangle_loss import TriangleBatch
+from mclip_kit.urls import is_copy
 
 
 class TriangleBatches(StageBatches):

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mclip_kit import storage
 from mclip_kit.data.batching import Plan
-from mclip_kit.errors import DataError
+from mclip_kit.errors import StorageError
 from mclip_kit.features.ahead import read_ahead
 from mclip_kit.features.extract import Features
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.storage import place
+from mclip_kit.storage.copies import SIZE
 from tests.buckets import count_brought, in_memory, values
 from tests.features.tables import WIDTH, Tower, features, keys_of
 
@@ -40,7 +40,7 @@ def bucket(stored: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyP
     """An object storage that has the table; copies may take six tenths of it."""
     with in_memory(tmp_path, monkeypatch) as (bucket, _):
         bucket.pipe(stored)
-        monkeypatch.setenv(storage.SIZE, str(sum(map(len, stored.values())) * 0.6 / 1e9))
+        monkeypatch.setenv(SIZE, str(sum(map(len, stored.values())) * 0.6 / 1e9))
         yield bucket
 
 
@@ -126,7 +126,9 @@ def test_a_file_that_cannot_be_brought_ends_the_training_thread_with_one_line(
     batches = read_ahead(windows, 0, found.files, pytest.fail)
     for _ in windows[0]:
         check(found, next(batches))
-    with pytest.raises(DataError, match=rf"^{URL}/{lost.parent.name}/values.bin: cannot be read \(the network is down"):
+    with pytest.raises(
+        StorageError, match=rf"^{URL}/{lost.parent.name}/values.bin: cannot be read \(the network is down"
+    ):
         next(batches)
 
 

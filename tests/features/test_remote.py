@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mclip_kit import storage
 from mclip_kit.cli import cli
 from mclip_kit.data.row_files import ColumnWriter, discard, once, open_columns
-from mclip_kit.errors import DataError, DiskError
+from mclip_kit.errors import DataError, StorageError
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.storage import place
+from mclip_kit.storage.copies import SIZE
+from mclip_kit.urls import root
 from tests.buckets import Machine, count_brought, in_memory, values
 from tests.features.tables import NAMES, SHAPES, WIDTH, Tower, assert_right, features, filled, flip, keys_of, table_in
 
@@ -121,7 +122,7 @@ def test_a_shard_that_could_not_be_sent_is_sent_later(bucket: Any, monkeypatch: 
     table = table_in(place(URL), rows=100)
     with monkeypatch.context() as broken:
         broken.setattr(type(bucket), "put_file", fails)
-        with pytest.raises(DiskError, match=rf"^{URL}.*cannot be written \(the network is down\); check"):
+        with pytest.raises(StorageError, match=rf"^{URL}.*cannot be written \(the network is down\); check"):
             table.fill(keys_of(NAMES), Tower(NAMES).job())
     assert not shards(bucket)
     table_in(place(URL), rows=100)
@@ -141,7 +142,7 @@ def test_values_make_room_for_others_and_are_brought_again(
     def taken() -> int:
         return sum(path.stat().st_size for path in place(URL).rglob("*") if path.is_file())
 
-    monkeypatch.setenv(storage.SIZE, str(size / 1e9))
+    monkeypatch.setenv(SIZE, str(size / 1e9))
     machine("second")
     table, rows = wide_filled()
     for row in np.random.default_rng(0).permutation(len(NAMES)):
@@ -278,5 +279,5 @@ def _rows(part: Path) -> None:
 
 def test_a_machine_without_its_copies_starts_again(bucket: Any, machine: Machine) -> None:
     table, rows = filled(place(URL), Tower(NAMES))
-    shutil.rmtree(storage.root())
+    shutil.rmtree(root())
     assert_right(table, rows, NAMES)
