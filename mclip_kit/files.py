@@ -15,8 +15,8 @@ from typing import Any
 
 from mclip_kit.disk import ADVICE, CHECK, NAMED, PLACE, disk_errors
 from mclip_kit.errors import CheckpointError, DiskError
-from mclip_kit.locks import OTHER, hold, place, remove, remove_leftovers, temporary_name
-from mclip_kit.storage import exists, probe, send
+from mclip_kit.locks import OTHER, place, remove, remove_leftovers, temporary_name
+from mclip_kit.storage import exists, hold, probe, send
 from mclip_kit.urls import is_copy, named, with_urls
 
 SMALL, RATIO = 1 << 24, 200  # bytes, and times its size, that anything packed may unpack to

@@ -93,7 +93,7 @@ def hold(folder: Path, name: str = "", doing: str = "writes to it", remedy: str 
             stack.callback(remove, path.parent)
         if not stack.enter_context(locked(path)):
             raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}")
-        about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": _command()}
+        about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": command()}
         with suppress(OSError):  # the lock counts, not who has it
             holder.write_text(json.dumps({**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")}), encoding="utf-8")
         stack.callback(remove, holder)
@@ -125,7 +125,7 @@ def _who(holder: Path) -> str:
     return ""
 
 
-def _command() -> str:
+def command() -> str:
     """The command line of this process, at most 100 characters."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else ["python"]
     command = shlex.join(words)

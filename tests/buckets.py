@@ -21,6 +21,7 @@ def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[A
     """An empty object storage, and a function that goes to a machine by its name; each has copies of its own."""
     system = fsspec.filesystem("memory")
     system.store.clear()
+    system.pseudo_dirs[:] = [""]
 
     def go(name: str) -> None:
         monkeypatch.setenv(ROOT, str(folder / name))

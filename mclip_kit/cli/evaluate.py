@@ -14,8 +14,8 @@ from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
 from mclip_kit.files import check_writable, relative, write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
-from mclip_kit.locks import OTHER, hold
-from mclip_kit.storage import exists, fetch, place
+from mclip_kit.locks import OTHER
+from mclip_kit.storage import exists, fetch, hold, place
 
 
 def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:

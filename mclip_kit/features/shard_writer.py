@@ -93,6 +93,8 @@ class ShardWriter:
     def _open(self, keys_N2: np.ndarray) -> None:
         item_format = self.item_format
         self._part.mkdir(parents=True, exist_ok=True)
+        for leftover in self._part.glob(".*"):  # of a process that was killed while it wrote shard.json
+            leftover.unlink()
         self._write_head(keys_N2)
         names = ("blocks.bin", UNREADABLE, SUMS, *item_format.files)
         for name in names:
@@ -167,8 +169,10 @@ class ShardWriter:
             "checksums": {name: file_checksum(self._part / name) for name in CHECKED},
             "tool": f"mclip_kit {__version__}",
         }
-        (self._part / SHARD).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        flush(self._part / SHARD)
+        temporary = self._part / f".{SHARD}"  # not by write_json, which would send it
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        flush(temporary)
+        os.replace(temporary, self._part / SHARD)
         if is_copy(self.folder):  # perhaps some files of one that another machine sends now
             shutil.rmtree(self.folder, ignore_errors=True)
         os.replace(self._part, self.folder)

@@ -35,12 +35,12 @@ from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import hash_files, new_folder, printable, write_json, write_text
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles
 from mclip_kit.layout import FEATURES
-from mclip_kit.locks import OTHER, hold
+from mclip_kit.locks import OTHER
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.search.pictures import BLOCK, Block, blocks
 from mclip_kit.search.pictures import TABLES as TABLE_ENDINGS
 from mclip_kit.search.vectors import FACTS
-from mclip_kit.storage import exists, fetch, forget, place, send
+from mclip_kit.storage import exists, fetch, forget, hold, place, send
 from mclip_kit.urls import is_copy, named
 
 UNREADABLE = "unreadable.tsv"

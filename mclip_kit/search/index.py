@@ -26,11 +26,11 @@ from mclip_kit import __version__
 from mclip_kit.errors import MALFORMED, CheckpointError, DataError, first_line
 from mclip_kit.files import hash_files, write_json, write_whole
 from mclip_kit.interop.vector_files import TEXTS
-from mclip_kit.locks import OTHER, hold
+from mclip_kit.locks import OTHER
 from mclip_kit.progress import tqdm
 from mclip_kit.search.vectors import ROWS as ROWS_SCHEMA
 from mclip_kit.search.vectors import facts_of, read_embeddings, read_vectors
-from mclip_kit.storage import fetch, forget, place
+from mclip_kit.storage import fetch, forget, hold, place
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
 FACTS, VECTORS, ROWS = "index.json", "index.faiss", "rows.arrow"

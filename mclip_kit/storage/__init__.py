@@ -10,8 +10,10 @@ ROOT/.versions/SCHEME/BUCKET/...  of each copy: the version of the object that i
 objects.py   what is in a bucket, and errors
 copies.py    from there to here: fetch, and room for it
 sending.py   from here to there: send, and what could not be sent
+claims.py    who writes there
 """
 
+from mclip_kit.storage.claims import hold
 from mclip_kit.storage.copies import SIZE, fetch, make_room
 from mclip_kit.storage.objects import exists, listing, names, place, stamps, wildcards
 from mclip_kit.storage.sending import (
@@ -30,6 +32,7 @@ __all__ = [
     "exists",
     "fetch",
     "forget",
+    "hold",
     "listing",
     "make_room",
     "mark",

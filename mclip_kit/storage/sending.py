@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mclip_kit.errors import StorageError
 from mclip_kit.progress import tqdm
+from mclip_kit.storage.claims import check_claim
 from mclip_kit.storage.objects import (
     THREADS,
     UNSENT,
@@ -36,10 +37,12 @@ def send(path: Path) -> None:
     Files go in the order in which they were written, so that what makes a folder whole comes last. Hidden files stay.
 
     Raises:
+        BusyError: another machine has taken the place over, see `claims`.
         StorageError: it cannot be written there. It stays here, and is sent by the next command that reads it.
     """
     if not is_copy(path) or any(path.is_relative_to(folder) for folder in _together):
         return
+    check_claim(path)
     files = _files(path)
     for file in files:
         mark(file)

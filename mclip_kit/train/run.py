@@ -19,9 +19,9 @@ from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
 from mclip_kit.interop.card import record
 from mclip_kit.interop.origin import images
-from mclip_kit.locks import OTHER, hold
+from mclip_kit.locks import OTHER
 from mclip_kit.models.lora import merge
-from mclip_kit.storage import exists, sent_together
+from mclip_kit.storage import exists, hold, sent_together
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
 from mclip_kit.train import checkpoint, fsdp
 from mclip_kit.train.build import build_accelerator, build_cache, build_model, check_processes, open_data

@@ -42,9 +42,8 @@ from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError
 from mclip_kit.files import hash_files, move, write_json, write_whole
 from mclip_kit.layout import BITEXT, IMAGES_ARRAY, MANIFEST
-from mclip_kit.locks import hold
 from mclip_kit.progress import tqdm
-from mclip_kit.storage import exists, fetch, send_rest
+from mclip_kit.storage import exists, fetch, hold, send_rest
 from mclip_kit.urls import is_copy
 
 
