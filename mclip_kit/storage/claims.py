@@ -88,7 +88,12 @@ class _Claim:
         inside = len(folder.relative_to(root()).parts) < 3  # a bucket has nothing beside it
         self._system, self._remote = system_of(folder / hidden if inside else folder.with_name(hidden))
         self._scheme = folder.relative_to(root()).parts[0]
-        about = {"pid": os.getpid(), "place": locks.place(), "host": platform.node(), "command": locks.command()}
+        about: dict[str, Any] = {
+            "pid": os.getpid(),
+            "place": locks.place(),
+            "host": platform.node(),
+            "command": locks.command(),
+        }
         self._about = {**about, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "id": secrets.token_hex(8), "renewed": 0}
 
     def take(self) -> str | None:
