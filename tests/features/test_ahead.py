@@ -16,8 +16,8 @@ from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.storage import place
 from mclip_kit.storage.copies import SIZE
-from tests.buckets import count_brought, in_memory, values
 from tests.features.tables import WIDTH, Tower, features, keys_of
+from tests.storage.buckets import count_brought, in_memory, values_brought
 
 URL, REMOTE = "memory://bucket/features/wide", "/bucket/features/wide"
 WIDER = 32  # times the width of the made-up tower, so that values are most of a table
@@ -73,7 +73,7 @@ def test_with_a_window_a_shard_is_brought_about_once_an_epoch(
         seen += len(rows)
     assert seen == ROWS
     assert taken() <= sum(map(len, stored.values())) * 0.6
-    counts = values(brought)
+    counts = values_brought(brought)
     assert len(counts) == -(-ROWS // SHARD)
     assert np.mean(list(counts.values())) < 1.7  # a block of 15 rows has 3 shards of 7, the outer ones in part
 
@@ -82,7 +82,7 @@ def test_without_a_window_every_batch_brings_many(bucket: Any, monkeypatch: pyte
     found, brought = wide(), count_brought(bucket, monkeypatch)
     for rows in plan(None).epoch(0):
         check(found, rows)
-    assert np.mean(list(values(brought).values())) > 2.5  # at a fifth more: see benchmarks/stream_features.py
+    assert np.mean(list(values_brought(brought).values())) > 2.5  # at a fifth more: see benchmarks/stream_features.py
 
 
 def test_what_a_window_reads_is_there_before_its_first_batch_and_of_later_ones_only_the_next(
@@ -97,7 +97,7 @@ def test_what_a_window_reads_is_there_before_its_first_batch_and_of_later_ones_o
             next(batches)
             here = {path.parent.name for path in place(URL).glob("*/values.bin")}
             assert here >= of_window[number]
-            assert set(values(brought)) <= set().union(*of_window[: number + 2])
+            assert set(values_brought(brought)) <= set().union(*of_window[: number + 2])
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
 

@@ -18,8 +18,8 @@ from mclip_kit.features.table import Table
 from mclip_kit.storage import place
 from mclip_kit.storage.copies import SIZE
 from mclip_kit.urls import root
-from tests.buckets import Machine, count_brought, in_memory, values
 from tests.features.tables import NAMES, SHAPES, WIDTH, Tower, assert_right, features, filled, flip, keys_of, table_in
+from tests.storage.buckets import Machine, count_brought, in_memory, values_brought
 
 URL = "memory://bucket/features/made-up"
 REMOTE = "/bucket/features/made-up"
@@ -66,12 +66,12 @@ def test_another_machine_reads_what_one_has_filled(
     table, rows = filled(place(URL), tower, dtype)
     assert tower.count == 0
     assert brought  # descriptions, keys, the index ...
-    assert not values(brought)
+    assert not values_brought(brought)
     some = rows[:1]
     assert_right(table, some, NAMES[:1], ragged, dtype)
-    assert len(values(brought)) == 1  # the shard of that row alone
+    assert len(values_brought(brought)) == 1  # the shard of that row alone
     assert_right(table, rows, NAMES, ragged, dtype)
-    assert sorted(values(brought)) == shards(bucket)
+    assert sorted(values_brought(brought)) == shards(bucket)
     assert set(brought.values()) == {1}
 
 
@@ -148,7 +148,7 @@ def test_values_make_room_for_others_and_are_brought_again(
     for row in np.random.default_rng(0).permutation(len(NAMES)):
         np.testing.assert_array_equal(table.take(rows[row : row + 1]), np.tile(features(NAMES[row], False), WIDER))
         assert taken() <= size
-    assert min(values(brought).values()) > 1
+    assert min(values_brought(brought).values()) > 1
     machine("third")
     bucket.rm(REMOTE, recursive=True)
     wide_filled()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mclip_kit.features import filling
-from tests.buckets import count_brought, in_memory, values
+from tests.storage.buckets import count_brought, in_memory, values_brought
 from tests.train.runs import different, losses, only_stage, recipe_of, train, weights
 
 CACHE = "cache.folder=memory://bucket/features"
@@ -32,7 +32,7 @@ def test_a_run_from_features_in_object_storage_is_that_from_features_here(
             assert losses(tmp_path / f"run-{name}") == losses(tmp_path / "here")
             assert not different(weights(tmp_path / f"run-{name}"), weights(tmp_path / "here"))
             monkeypatch.setattr(filling, "_write", _computes)
-        assert len(values(brought)) == 1
+        assert len(values_brought(brought)) == 1
         assert len(bucket.glob("/bucket/features/rows-*/columns.json")) == 1
 
 

@@ -14,7 +14,7 @@ from mclip_kit import locks
 from mclip_kit.errors import BusyError, StorageError
 from mclip_kit.files import new_folder, write_text
 from mclip_kit.storage import claims, hold, place
-from tests.buckets import Machine, in_memory
+from tests.storage.buckets import Machine, in_memory
 
 URL, CLAIM = "memory://bucket/runs/mine", "/bucket/runs/.mine.run.claim"
 OTHER = {"pid": 7, "place": "0123abcd", "host": "far", "command": "mclip-kit train x", "since": "now", "id": "other"}
