@@ -92,7 +92,9 @@ def hold(folder: Path, name: str = "", doing: str = "writes to it", remedy: str 
         if not path.parent.exists():
             stack.callback(remove, path.parent)
         if not stack.enter_context(locked(path)):
-            raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}")
+            soft = _hidden(path, "softlock")
+            gone = f"; if that machine went down, remove {soft}" if soft.exists() else ""
+            raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}{gone}")
         about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": command()}
         with suppress(OSError):  # the lock counts, not who has it
             holder.write_text(json.dumps({**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")}), encoding="utf-8")
