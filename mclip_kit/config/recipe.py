@@ -76,8 +76,7 @@ class Cache(Section):
         "of every token, which a transformer projector reads; auto: tokens if the disk has room for them.",
     )
     folder: str | None = Field(
-        None,
-        description="The cache's root, a folder or URL; default: variable MCLIP_KIT_CACHE, else `features` beside the run.",
+        None, description="The cache's root or URL; default: variable MCLIP_KIT_CACHE, else `features` beside the run."
     )
     dtype: Literal["fp16", "fp32", "int8"] = Field(
         "fp16",
