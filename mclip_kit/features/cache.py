@@ -4,7 +4,6 @@ A table belongs to everything that decides its features (tower, weights, preproc
 the content of an input. If any of them changes, features are computed again; otherwise every recipe finds them.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,12 +15,13 @@ import torch
 from mclip_kit.data.row_files import is_whole, once
 from mclip_kit.errors import DiskError, StorageError
 from mclip_kit.features import hashing
+from mclip_kit.features.copies import touch, withdraw
 from mclip_kit.features.file_hashes import WIDTH
 from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import temporary_directory, write_json
 from mclip_kit.progress import is_quiet, tqdm
-from mclip_kit.storage import fetch, send
+from mclip_kit.storage import fetch
 
 FILES = "files"  # the kind of the table of known hashes of picture files
 
@@ -121,8 +121,7 @@ class FeatureCache:
         if not (folder / "table.json").is_file():
             write_json(folder / "table.json", {**facts, "named": named})
         with suppress(OSError, StorageError):  # the cache may be read-only
-            os.utime(folder / "table.json")  # the time of last use
-            send(folder / "table.json")
+            touch(folder / "table.json")  # the time of last use
         return table
 
     def _temporary_table(self, name: str, kind: str, width: int, dtype: Dtype) -> Table:
@@ -139,8 +138,7 @@ class FeatureCache:
             try:
                 return once(self.root / name, write)
             except (DiskError, StorageError) as error:
-                if is_whole(self.root / name):  # but could not be sent
-                    return self.root / name
+                withdraw(self.root / name)
                 self.log(f"{error}; {name} is made by every process for itself")
         return once(own / name, write)
 

@@ -18,7 +18,17 @@ from datetime import datetime
 from pathlib import Path
 
 from mclip_kit.storage import exists, fetch, forget, make_room, send
-from mclip_kit.storage.objects import Facts, objects, record_of, records, storage_errors, unsent
+from mclip_kit.storage.objects import (
+    Facts,
+    objects,
+    record_of,
+    records,
+    storage_errors,
+    system_of,
+    unsent,
+    version,
+    write_record,
+)
 from mclip_kit.urls import is_copy
 
 SHARD = "shard.json"  # a shard that has it is whole
@@ -117,6 +127,29 @@ def discard(folder: Path) -> None:
         if copy not in kept:
             copy.unlink(missing_ok=True)
             record_of(copy).unlink(missing_ok=True)
+
+
+def withdraw(folder: Path) -> None:
+    """Remove what was written into a folder here and could not be sent, so that nobody sends it later."""
+    if is_copy(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        for copy in list(records(folder)):
+            record_of(copy).unlink(missing_ok=True)
+
+
+def touch(path: Path) -> None:
+    """Mark a file as used now, there and here; one that cannot be written there is as before.
+
+    Raises:
+        OSError, StorageError: it cannot be.
+    """
+    os.utime(path)
+    if is_copy(path):
+        with storage_errors(path, "written"):
+            system, remote = system_of(path)
+            system.put_file(str(path), remote)
+            system.invalidate_cache()
+            write_record(path, version(system.info(remote)))
 
 
 def remove_remote(folder: Path) -> None:

@@ -36,6 +36,31 @@ def test_a_run_from_features_in_object_storage_is_that_from_features_here(
         assert len(bucket.glob("/bucket/features/rows-*/columns.json")) == 1
 
 
+def test_a_bucket_that_cannot_be_written_gives_its_features(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were computed by somebody else; what a run keeps beside them, it makes for itself."""
+    recipe = recipe_of(squares, tmp_path, "stages.0.epochs=1", CACHE, **only_stage(squares, 2) | {"evaluation": None})
+    with in_memory(tmp_path, monkeypatch) as (bucket, machine):
+        train(recipe, tmp_path / "run-first")
+        bucket.rm(bucket.glob("/bucket/features/rows-*"), recursive=True)
+        there = {path: bucket.cat(path) for path in bucket.find("/bucket")}
+
+        def denied(*_: Any, **__: Any) -> None:
+            raise PermissionError("not yours")
+
+        machine("second")
+        for step in ("put_file", "pipe_file", "rm_file", "rm"):
+            monkeypatch.setattr(bucket, step, denied)
+        for number in range(2):  # the second finds what the first left on this machine
+            train(recipe, tmp_path / f"run-second-{number}")
+            assert losses(tmp_path / f"run-second-{number}") == losses(tmp_path / "run-first")
+            said = capsys.readouterr().out
+            assert "cannot be written (access denied: not yours)" in said
+            assert "is made by every process for itself" in said
+        assert {path: bucket.cat(path) for path in bucket.find("/bucket")} == there
+
+
 def _computes(*_: Any) -> None:
     pytest.fail("features are computed again")
 
