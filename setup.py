@@ -34,6 +34,7 @@ REQUIRES = [
     "PyYAML>=6",
     "psutil>=5.9",  # the memory that --dry-run compares with
     "tqdm>=4.66",
+    "fsspec>=2024.2",  # object storage; torch needs it anyway, and s3fs and gcsfs choose its version
     "filelock>=3.21",  # where an unlinked lock file counts as released: files.locked removes it
     "pyarrow>=15",  # .parquet
     "webdataset>=1",  # its rules for keys and shard names
@@ -74,6 +75,11 @@ SEARCH = [
 
 RAY = ["ray>=2.60"]  # its core alone; older ones were not tried
 
+# Each release fits the fsspec of the same number. botocore 1.31 knows AWS_ENDPOINT_URL; s3fs 2024.2 needs a newer one.
+S3 = ["s3fs>=2024.2"]
+
+GCS = ["gcsfs>=2024.2"]
+
 DOCS = [
     "mkdocs>=1.6,<2",  # 1.6 has generated pages and checks of anchors; 2 has no plugins
     "mkdocs-material>=9.5,<10",  # with font: false its pages load nothing from elsewhere, which is tested with 9
@@ -88,6 +94,12 @@ DEV = [
     *DIFFUSERS,
     *SEARCH,
     *RAY,  # a cluster of two nodes on one machine is tested
+    *S3,  # what is tested of object storage
+    # An S3 on this machine. moto[server] would install 16 packages more, for other services; its server of S3 needs
+    # these two.
+    "moto[s3]>=5",
+    "flask>=3",
+    "flask-cors>=5",
     "setuptools>=77",  # pyproject.toml's; builds the wheel that is tested
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -134,6 +146,8 @@ setup(
         "diffusers": DIFFUSERS,
         "search": SEARCH,
         "ray": RAY,
+        "s3": S3,
+        "gcs": GCS,
         "eval": ["clip-benchmark>=1.6.2,<2"],
         "docs": DOCS,
         "dev": DEV,

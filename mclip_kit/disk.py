@@ -3,12 +3,11 @@
 import errno
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mclip_kit.errors import CheckpointError, DiskError, MclipError
+from mclip_kit.errors import DiskError, MclipError
 
 AGAIN = "then run the command again (train: with --resume)"
 ROOM, PLACE, CHECK = f"free some space, {AGAIN}", "choose another place", f"check the disk, {AGAIN}"
@@ -71,31 +70,3 @@ def disk_failure(error: Exception, path: Path) -> str | None:
         if number == code or os.strerror(code) in text or f"(os error {code})" in text:
             return f"{os.strerror(code)}; {advice}"
     return f"the disk is full, or fails; {ROOM}" if SHORT.search(text) else None
-
-
-def check_writable(path: Path) -> None:
-    """Check that a file or a folder can be written, before hours of work; nothing is left.
-
-    >>> check_writable(Path("runs/mine"))
-
-    Raises:
-        DiskError: it cannot: the disk is full or read-only, or this user may not.
-    """
-    folder = path if path.is_dir() else path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise DiskError(f"{path}: cannot be written: {folder} is a file; {PLACE}")
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(4096))
-    except OSError as error:
-        advice = (ADVICE | NAMED).get(error.errno or 0, CHECK)
-        raise DiskError(f"{path}: cannot be written: {error.strerror}; {advice}") from None
-
-
-def check_new(folder: Path) -> None:
-    """CheckpointError if a folder exists that is to be written; DiskError if it cannot be written."""
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
-    check_writable(folder)

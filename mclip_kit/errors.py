@@ -6,6 +6,8 @@ prints it and exits with code 2; code that uses the library catches `MclipError`
 
 import re
 
+from mclip_kit.urls import with_urls
+
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What plain code raises for JSON or YAML whose values or depth are not what it expects."""
 TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
@@ -17,8 +19,8 @@ class MclipError(Exception):
     """The base of all errors below."""
 
     def __str__(self) -> str:
-        """The message as one printable line, even if a file name or a cell in it is not printable."""
-        return one_line(" ".join(TERMINAL_CODES.sub("", super().__str__()).split()))
+        """The message as one printable line, whatever is in a file name; copies of objects are named by their URLs."""
+        return one_line(" ".join(TERMINAL_CODES.sub("", with_urls(super().__str__())).split()))
 
 
 class RecipeError(MclipError):
@@ -35,6 +37,10 @@ class CheckpointError(MclipError):
 
 class DiskError(MclipError):
     """A file could not be written: the disk is full, fails or is read-only, or a folder was removed."""
+
+
+class StorageError(MclipError):
+    """A place in object storage cannot be read or written: no access, no connection, or a package is missing."""
 
 
 class BusyError(MclipError):

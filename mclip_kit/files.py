@@ -6,22 +6,20 @@ import os
 import re
 import shutil
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mclip_kit.disk import check_new, disk_errors
-from mclip_kit.errors import DiskError
-from mclip_kit.locks import OTHER, hold, is_alive, place, remove
+from mclip_kit.disk import ADVICE, CHECK, NAMED, PLACE, disk_errors
+from mclip_kit.errors import CheckpointError, DiskError
+from mclip_kit.locks import OTHER, place, remove, remove_leftovers, temporary_name
+from mclip_kit.storage import exists, hold, probe, send
+from mclip_kit.urls import is_copy, named, with_urls
 
 SMALL, RATIO = 1 << 24, 200  # bytes, and times its size, that anything packed may unpack to
-OLD, OLD_TEMPORARY = 3, 7 * 24
-"""Hours after which a temporary file of another machine counts as left over; those of a run are read for days."""
-LEFTOVER = re.compile(r"(?:\..+\.|mclip_kit-)(\d+)-([0-9a-f]{8})(?:\.part(?:\..+)?|-.+)")
 
 
 @contextmanager
@@ -46,6 +44,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             remove(temporary)
+    send(path)
 
 
 @contextmanager
@@ -59,8 +58,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         DiskError: the disk is full, fails or is read-only.
     """
     with disk_errors(folder), hold(folder, remedy=OTHER):
-        if folder.is_dir() and os.listdir(folder):  # another process has just finished
+        if is_copy(folder) or (folder.is_dir() and os.listdir(folder)):  # another process has just finished
             check_new(folder)
+        if is_copy(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # copies of objects that are gone
         remove_leftovers(folder.parent)
         part = temporary_name(folder)
         shutil.rmtree(part, ignore_errors=True)  # of an earlier process that had this one's number
@@ -75,6 +76,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def relative(path: Path) -> str:
     """A path as it is typed in the current folder, if it is inside; else as it is."""
     here = Path.cwd()
+    if is_copy(path):
+        return named(path)
     return str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
 
 
@@ -82,6 +85,7 @@ def move(part: Path, folder: Path) -> None:
     """Give a folder its final name, after all of it is on the disk."""
     flush(part)
     part.rename(folder)
+    send(folder)
 
 
 def flush(path: Path) -> None:
@@ -118,35 +122,6 @@ def temporary_directory() -> "tempfile.TemporaryDirectory[str]":
         raise DiskError(f"no temporary folder: {error.strerror}; set TMPDIR to a folder that has room") from None
 
 
-def temporary_name(path: Path) -> Path:
-    """Where a file or folder is until it has its name, or after it has lost it: hidden, beside it."""
-    return path.with_name(f".{path.stem}.{os.getpid()}-{place()}.part{path.suffix}")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders in a folder whose process was killed.
-
-    Those of a living process stay. Whether one of another machine lives is not known: what it left is removed when
-    nothing in it has changed for `OLD` hours, or `OLD_TEMPORARY` in the system's temporary folder.
-    """
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            found = LEFTOVER.fullmatch(name)
-            if found and _is_left(folder / name, int(found[1]), found[2], OLD if name[0] == "." else OLD_TEMPORARY):
-                with suppress(OSError):
-                    path = folder / name
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _is_left(path: Path, pid: int, where: str, hours: float) -> bool:
-    if where == place():
-        return not is_alive(pid, path.lstat().st_ctime)
-    with suppress(OSError):
-        changed = max(file.lstat().st_mtime for file in (path, *path.rglob("*")))
-        return time.time() - changed > hours * 3600
-    return False
-
-
 def follow_umask(path: Path) -> None:
     """Give a file the permissions of a new one, or so the weights in a folder: safetensors lets their owner alone read.
 
@@ -159,9 +134,9 @@ def follow_umask(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, whole or not at all; copies of objects are named by their URLs."""
     with write_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(with_urls(text), encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -214,3 +189,34 @@ def check_unpacked(unpacked: int, packed: int) -> None:
 def readable(size: float, digits: int = 2) -> str:
     """A number of bytes as text: in GB from 0.1 GB on, else in MB."""
     return f"{size / 1e9:.{digits}f} GB" if size >= 1e8 else f"{size / 1e6:.{digits}f} MB"
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file or a folder can be written, before hours of work; nothing is left.
+
+    >>> check_writable(Path("runs/mine"))
+
+    Raises:
+        DiskError: it cannot: the disk is full or read-only, or this user may not.
+        StorageError: it is in object storage, and cannot be written there.
+    """
+    if is_copy(path):
+        probe(path)
+    folder = path if path.is_dir() else path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise DiskError(f"{path}: cannot be written: {folder} is a file; {PLACE}")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        advice = (ADVICE | NAMED).get(error.errno or 0, CHECK)
+        raise DiskError(f"{path}: cannot be written: {error.strerror}; {advice}") from None
+
+
+def check_new(folder: Path) -> None:
+    """CheckpointError if a folder exists that is to be written; DiskError if it cannot be written."""
+    if exists(folder):
+        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
+    check_writable(folder)

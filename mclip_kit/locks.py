@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +22,9 @@ CLOCKS = 2.0  # seconds by which the clocks of a file system and of processes ma
 POLL = 0.02  # seconds between two attempts to get a lock that another process holds
 PATIENCE = 0.5  # seconds in which a process that has got a lock writes that it has it
 OTHER = "wait for it, or choose another --out"
+OLD, OLD_TEMPORARY = 3, 7 * 24
+"""Hours after which a temporary file of another machine counts as left over; those of a run are read for days."""
+LEFTOVER = re.compile(r"(?:\..+\.|mclip_kit-)(\d+)-([0-9a-f]{8})(?:\.part(?:\..+)?|-.+)")
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 """A network file system without locks; a file that only its holder creates is the lock there."""
 
@@ -87,8 +92,10 @@ def hold(folder: Path, name: str = "", doing: str = "writes to it", remedy: str 
         if not path.parent.exists():
             stack.callback(remove, path.parent)
         if not stack.enter_context(locked(path)):
-            raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}")
-        about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": _command()}
+            soft = _hidden(path, "softlock")
+            gone = f"; if that machine went down, remove {soft}" if soft.exists() else ""
+            raise BusyError(f"{folder}: another process {doing}{_who(holder)}; {remedy}{gone}")
+        about = {"pid": os.getpid(), "place": place(), "host": platform.node(), "command": command()}
         with suppress(OSError):  # the lock counts, not who has it
             holder.write_text(json.dumps({**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")}), encoding="utf-8")
         stack.callback(remove, holder)
@@ -120,11 +127,16 @@ def _who(holder: Path) -> str:
     return ""
 
 
-def _command() -> str:
+def command() -> str:
     """The command line of this process, at most 100 characters."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else ["python"]
     command = shlex.join(words)
     return command if len(command) <= 100 else f"{command[:97].rsplit(' ', 1)[0]} ..."
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file or folder is until it has its name, or after it has lost it: hidden, beside it."""
+    return path.with_name(f".{path.stem}.{os.getpid()}-{place()}.part{path.suffix}")
 
 
 @cache
@@ -154,3 +166,27 @@ def is_alive(pid: int, at: float | None = None) -> bool:
         return False
     except OSError:  # a process of another user, or a system without /proc
         return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders in a folder whose process was killed.
+
+    Those of a living process stay. Whether one of another machine lives is not known: what it left is removed when
+    nothing in it has changed for `OLD` hours, or `OLD_TEMPORARY` in the system's temporary folder.
+    """
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            found = LEFTOVER.fullmatch(name)
+            if found and _is_left(folder / name, int(found[1]), found[2], OLD if name[0] == "." else OLD_TEMPORARY):
+                with suppress(OSError):
+                    path = folder / name
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _is_left(path: Path, pid: int, where: str, hours: float) -> bool:
+    if where == place():
+        return not is_alive(pid, path.lstat().st_ctime)
+    with suppress(OSError):
+        changed = max(file.lstat().st_mtime for file in (path, *path.rglob("*")))
+        return time.time() - changed > hours * 3600
+    return False

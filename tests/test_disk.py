@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from mclip_kit.cli import cli
 from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import uncaptioned
-from mclip_kit.disk import PLACE, check_writable, disk_errors
+from mclip_kit.disk import PLACE, disk_errors
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.files import new_folder, write_text, write_whole
+from mclip_kit.files import check_writable, new_folder, write_text, write_whole
 from mclip_kit.locks import hold
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.train.build import build_model

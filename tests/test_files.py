@@ -1,11 +1,13 @@
 """Locks: one process has a lock at a time; it ends with the process, and leaves nothing that counts. Permissions."""
 
+import errno
 import fcntl
 import multiprocessing
 import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -153,6 +155,36 @@ def test_a_file_is_the_lock_where_the_system_refuses_locks(
     assert list(tmp_path.glob(".folder.*lock"))
     assert enter(tmp_path / "folder") == 4
     assert [path.name for path in tmp_path.iterdir()] == ["ready"]
+
+
+def test_the_lock_file_of_another_machine_is_removed_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines on one folder whose file system refuses locks; the other one goes down while it writes there."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def other() -> None:
+        monkeypatch.setattr(socket, "gethostname", lambda: "far")
+        monkeypatch.setattr(platform, "node", lambda: "far")
+        monkeypatch.setattr(locks, "place", lambda: "0123abcd")
+        with hold(tmp_path / "mine", "run"):
+            os._exit(7)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    process = FORK.Process(target=other)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 7
+    lock = tmp_path / "mine" / ".run.softlock"
+    with locked(tmp_path / "mine" / "run") as mine:
+        assert not mine
+    message = rf"another process writes to it \(process \d+ on far since .*; if that machine went down, remove {lock}$"
+    with pytest.raises(BusyError, match=message), hold(tmp_path / "mine", "run"):
+        pass
+    lock.unlink()
+    with hold(tmp_path / "mine", "run"):
+        assert lock.exists()
+    assert not list((tmp_path / "mine").iterdir())
 
 
 def enter(path: Path) -> int:

@@ -26,7 +26,7 @@ ROOT = click.option(
     envvar="MCLIP_KIT_CACHE",
     default=Path("runs/features"),
     show_default=True,
-    help="The cache's folder.",
+    help="The cache's folder, or its URL in object storage.",
 )
 
 

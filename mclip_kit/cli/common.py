@@ -10,7 +10,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,10 +23,21 @@ from mclip_kit.data.languages import normalize_language
 from mclip_kit.disk import ADVICE
 from mclip_kit.errors import MclipError, PeerError, RecipeError, first_line
 from mclip_kit.progress import set_quiet, shows_downloads
+from mclip_kit.storage import place
+from mclip_kit.urls import with_urls
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
-ANY = click.Path(path_type=Path)
+
+class Place(click.Path):
+    """A path or a URL of object storage, which is the path of its copy; nothing is looked up there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        return super().convert(place(value) if isinstance(value, str) else value, param, ctx)
+
+
+FOLDER = Place(path_type=Path, file_okay=False)
+FILE = Place(path_type=Path, dir_okay=False)
+ANY = Place(path_type=Path)
 FAULT = 70  # EX_SOFTWARE of sysexits.h
 BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 QUIET = {BARS: "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -59,7 +70,7 @@ def command_line(context: click.Context, but: Collection[str] = ()) -> str:
                 words += [flag] if option.is_flag else [word for value in values for word in (flag, str(value))]
             else:
                 words[:0] = map(str, values)
-    return shlex.join(["mclip-kit", str(context.info_name), *words])
+    return with_urls(shlex.join(["mclip-kit", str(context.info_name), *words]))
 
 
 class Terminated(KeyboardInterrupt):
@@ -82,13 +93,16 @@ class Commands(click.Group):
         if ctx.params["offline"]:
             _go_offline()
         try:
-            with warnings.catch_warnings(), _terminable():
+            with warnings.catch_warnings(), _terminable(), _shows_urls():
                 if not sys.warnoptions:  # -W or PYTHONWARNINGS shows those of libraries
                     warnings.simplefilter("ignore")
                 warnings.simplefilter("always", RenamedKey)
                 warnings.showwarning = partial(_show, warnings.showwarning)
                 return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except click.ClickException as error:
+            vars(error)["message"] = with_urls(error.message)
             raise
         except (Exception, KeyboardInterrupt) as error:
             if ctx.params["debug"]:
@@ -122,6 +136,28 @@ def _end(error: Exception | KeyboardInterrupt) -> NoReturn:
         err=True,
     )
     sys.exit(FAULT)
+
+
+class _Shown:
+    """A stream on which copies of objects are named by their URLs."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Print a text."""
+        return int(self._stream.write(with_urls(text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _shows_urls() -> Iterator[None]:
+    """Inside, all that is printed names copies of objects by their URLs."""
+    out, errors = sys.stdout, sys.stderr
+    with redirect_stdout(_Shown(out)), redirect_stderr(_Shown(errors)):
+        yield
 
 
 @contextmanager
@@ -162,7 +198,7 @@ class Mistake(click.ClickException):
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(" ".join(with_urls(message).split()))
 
 
 def quiet() -> None:

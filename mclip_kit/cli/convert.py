@@ -8,9 +8,9 @@ import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
 from mclip_kit.cli.output import note
-from mclip_kit.disk import check_new
 from mclip_kit.errors import CheckpointError
-from mclip_kit.files import new_folder
+from mclip_kit.files import check_new, new_folder
+from mclip_kit.storage import fetch
 
 CLIP = click.option(
     "--clip",
@@ -81,7 +81,7 @@ def import_mclip(checkpoint: Path, xlmr: Path, clip: Path | None, out: Path) -> 
     """A checkpoint of the official mCLIP code, as a model folder; each file may be an .xz."""
     check_new(out)
     for path in filter(None, (checkpoint, xlmr, clip)):
-        if not path.exists():
+        if not fetch(path).exists():
             raise CheckpointError(f"{path}: missing")
     from mclip_kit.interop.imports.mclip import import_mclip
 

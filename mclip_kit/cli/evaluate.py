@@ -11,11 +11,11 @@ from click.core import ParameterSource
 
 from mclip_kit.cli.common import FILE, FOLDER, command_line, languages_of
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
-from mclip_kit.disk import check_writable
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
-from mclip_kit.files import relative, write_json
+from mclip_kit.files import check_writable, relative, write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
-from mclip_kit.locks import OTHER, hold
+from mclip_kit.locks import OTHER
+from mclip_kit.storage import exists, fetch, hold, place
 
 
 def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
@@ -110,7 +110,7 @@ def _trained_on(model: Path) -> Path:
     """The captions of the recipe that a model is from, if it is in its run's folder; else the embedded corpus."""
     from mclip_kit.config.recipe import load
 
-    recipe = model.resolve().parent / RECIPE
+    recipe = fetch(model.resolve().parent / RECIPE)
     captions = load(recipe).data.captions if recipe.is_file() else None
     return Path(captions or "data/emoji")
 
@@ -128,12 +128,12 @@ def _score(request: Request, command: str) -> dict[str, Any]:
     found = EVALUATIONS[request.task].run(request)
     about = settings(request) | {"device": found.device} | made_by(request, command)
     about["overlaps"] = known_overlaps(request.data)
-    about["leakage_checked"] = [str(name) for name in request.models if (name.resolve().parent / LEAKAGE).is_file()]
+    about["leakage_checked"] = [str(name) for name in request.models if exists(name.resolve().parent / LEAKAGE)]
     lists = {name: getattr(found, name) for name in OF_A_MODEL}
     lists["leakage"] = _leaks(request)
     if found.same_images:
         lists["same_images"] = [same.row(name) for name, same in found.same_images.items()]
-    replaced = (request.out / RESULTS).exists()
+    replaced = exists(request.out / RESULTS)
     write_json(request.out / RESULTS, about | lists)
     reports = [html.evaluated(name, about | lists, read_log(name.resolve().parent)) for name in request.models]
     html.write(reports, request.out / REPORT, found.gallery)
@@ -163,7 +163,7 @@ def _leaks(request: Request) -> list[dict[str, Any]]:
     for line in leakage.known_overlaps(request.data):
         warn(f"overlap, {request.data}: {line}")
     leaks = []
-    others = [Path(other) for other in request.baseline if (Path(other) / MODEL_CONFIG).is_file()]
+    others = [place(other) for other in request.baseline if fetch(place(other) / MODEL_CONFIG).is_file()]
     for name in dict.fromkeys([*request.models, *others]):
         trained = leakage.read_json(name.resolve().parent / LEAKAGE)
         for leak in leakage.leaks_into(trained, request.data, request.split):

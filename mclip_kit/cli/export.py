@@ -8,10 +8,11 @@ import click
 
 from mclip_kit.cli.common import FOLDER, languages_of
 from mclip_kit.cli.output import note
-from mclip_kit.disk import check_new
 from mclip_kit.errors import CheckpointError
+from mclip_kit.files import check_new
 from mclip_kit.interop.export import FORMATS, module
 from mclip_kit.layout import README
+from mclip_kit.storage import fetch
 
 PUSH = click.option("--push-to-hub", metavar="ORG/NAME", help="Send the folder to the Hugging Face hub, too.")
 ABOUT = {
@@ -217,6 +218,6 @@ def export_clip_retrieval(model: Path, data: Path, split: str, langs: str | None
 @click.argument("repo", metavar="ORG/NAME")
 def push(folder: Path, repo: str) -> None:
     """Send a model folder or an exported folder, with its card, to the Hugging Face hub."""
-    if not (folder / README).is_file():
+    if not (fetch(folder) / README).is_file():
         raise CheckpointError(f"{folder / README}: missing; give a model folder or an exported one, which have a card")
     _push(folder, repo)

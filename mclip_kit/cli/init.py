@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from mclip_kit.cli.common import FILE
+from mclip_kit.cli.common import ANY, FILE
 from mclip_kit.errors import DataError, one_line
+from mclip_kit.urls import is_copy
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.argument("folder", type=ANY, default=".")
 @click.option("--out", type=FILE, default="recipe.yaml", show_default=True, help="The recipe to write.")
 def init(folder: Path, out: Path) -> None:
     """Look at a folder and write a recipe for what it has, and the commands to run next.
@@ -22,6 +23,8 @@ def init(folder: Path, out: Path) -> None:
     from mclip_kit.doctor.starter import choose
     from mclip_kit.files import write_text
 
+    if is_copy(folder):
+        raise DataError(f"{folder}: init looks into folders of this machine; write URLs into a recipe yourself")
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}; name the one that has your pictures, captions or parallel text")

@@ -6,7 +6,8 @@ import click
 
 from mclip_kit.cli.common import ANY, FILE, FOLDER
 from mclip_kit.cli.engine import Chosen, engine_options
-from mclip_kit.disk import check_writable
+from mclip_kit.files import check_writable
+from mclip_kit.storage import exists
 
 
 @click.command()
@@ -98,7 +99,7 @@ def prepare(
         corpus = declaration(wanted, overrides)
         corpus = corpus.with_languages(languages) if languages else corpus
     target = out or Path("data", name)
-    if not target.exists():
+    if not exists(target):
         check_writable(target)
     with engine.connect(workers) as cluster:
         manifest = prepare(corpus, target, spm, Source(source, images, corpus.obtain), cluster or workers, again)

@@ -6,7 +6,7 @@ import click
 
 from mclip_kit.cli.common import FILE, FOLDER
 from mclip_kit.cli.output import note, warn
-from mclip_kit.disk import check_writable
+from mclip_kit.files import check_writable
 from mclip_kit.layout import REPORT
 
 

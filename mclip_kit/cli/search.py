@@ -12,9 +12,11 @@ import click
 from mclip_kit.cli.common import FILE, FOLDER
 from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.cli.output import JSON, ShowJson, json_alone, note
-from mclip_kit.disk import check_writable
 from mclip_kit.errors import CheckpointError, DataError, one_line
+from mclip_kit.files import check_writable
 from mclip_kit.layout import MODEL_CONFIG
+from mclip_kit.storage import fetch
+from mclip_kit.urls import is_copy
 
 if TYPE_CHECKING:
     from mclip_kit.search.search import Hit, Search
@@ -49,7 +51,7 @@ def embed(
     from mclip_kit.doctor.places import check_model
 
     check_model(model)
-    if texts is not None and not texts.is_file():
+    if texts is not None and not fetch(texts).is_file():
         raise DataError(f"{texts}: no such file")
     check_writable(out)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -225,7 +227,7 @@ def demo(
 ) -> None:
     """A page to search in, on this machine."""
     _check_packages("faiss", "fastapi", "uvicorn")
-    if images is None and (work or (place / MODEL_CONFIG).is_file()):
+    if images is None and (work or fetch(place / MODEL_CONFIG).is_file()):
         raise click.UsageError(f"{place}: name the pictures, as in: mclip-kit demo {place} --images DIR")
     if images is not None and model is not None:
         raise click.UsageError("--images goes with a MODEL in the place of INDEX; leave --model out")
@@ -242,7 +244,7 @@ def demo(
         from mclip_kit.search.embed import embed_pictures
         from mclip_kit.search.index import build
 
-        own = work or place.parent / "search" / (Path(images).stem or "pictures")
+        own = work or (Path() if is_copy(place) else place.parent) / "search" / (Path(images).stem or "pictures")
         check_writable(own)
         loaded = load(place)
         embedded = embed_pictures(loaded, images, own, made_with=os.path.abspath(place), log=click.echo)

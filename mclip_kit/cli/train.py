@@ -10,9 +10,10 @@ import click
 from mclip_kit import layout
 from mclip_kit.cli.common import FOLDER, SET
 from mclip_kit.cli.engine import Chosen, engine_options
-from mclip_kit.disk import check_writable
 from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.files import check_writable
 from mclip_kit.progress import is_quiet
+from mclip_kit.storage import exists
 
 
 @click.command()
@@ -55,7 +56,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         sys.exit(128 + stop.signal)
     if run.was_finished:
         run.accelerator.print(f"{folder}: this run had finished; nothing was changed", flush=True)
-    whole = (model / layout.MODEL_CONFIG).is_file()
+    whole = exists(model / layout.MODEL_CONFIG)
     if not run.is_main:
         return
     then = (

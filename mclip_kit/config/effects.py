@@ -57,6 +57,7 @@ TRIANGLE: Rules = {
     "max_tokens": (lambda stage: "student_text" in stage.vertices, "stages with student_text on an edge"),
     "include_english": (lambda stage: stage.data == "bitext", "data: bitext; captions have their own English"),
     "language_temperature": (_several, "several languages, and this stage has one"),
+    "shuffle_window": (lambda stage: stage.shuffle_window > stage.batch_size, "windows of more rows than batch_size"),
     "micro_batch": (lambda stage: stage.micro_batch < stage.batch_size, "parts that are smaller than batch_size"),
     "augment": (
         lambda stage: bool(stage.augment and (stage.augment.shift or stage.augment.colour)),

@@ -4,17 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mclip_kit.config.yaml import Count, Fraction, NonNegative, Section, Whole
+from mclip_kit.config.yaml import Count, Fraction, NonNegative, Place, Section, Whole
 
 
 class Teacher(Section):
     """The CLIP whose image tower we keep and whose text tower teaches."""
 
-    model: str | dict[str, Any] = Field(
+    model: Place | dict[str, Any] = Field(
         description="An open_clip model name, `local-dir:DIR`, `hf-hub:ORG/NAME`, `openai:FILE` (a weight file in "
         "OpenAI's naming; it says the sizes), or open_clip's own model config."
     )
-    weights: str | None = Field(
+    weights: Place | None = Field(
         None, description="An open_clip pretrained tag or a weight file; `random`; `train`: a stage trains it."
     )
 
@@ -86,7 +86,7 @@ def _kind_of_encoder(value: Any) -> str:
 
 
 AnyEncoder = Annotated[
-    Annotated[str, Tag("a-name")] | Annotated[NewEncoder, Tag("sizes")], Discriminator(_kind_of_encoder)
+    Annotated[Place, Tag("a-name")] | Annotated[NewEncoder, Tag("sizes")], Discriminator(_kind_of_encoder)
 ]
 
 

@@ -20,6 +20,7 @@ from mclip_kit.config.yaml import (
     Fraction,
     Languages,
     NonNegative,
+    Place,
     Positive,
     Renamed,
     RenamedKey,
@@ -44,10 +45,10 @@ RENAMED: Renamed = {
 
 
 class Data(Section):
-    """Prepared folders, relative to the current folder."""
+    """Prepared folders, relative to the current folder, or URLs of object storage."""
 
-    captions: str | None = Field(None, description="A folder that `mclip-kit prepare` made: pictures and captions.")
-    bitext: str | dict[str, Positive] | None = Field(
+    captions: Place | None = Field(None, description="A folder that `mclip-kit prepare` made: pictures and captions.")
+    bitext: Place | dict[Place, Positive] | None = Field(
         None,
         description="A fairseq-binarised folder of parallel sentences; or several, each with its share of the rows.",
     )
@@ -76,7 +77,7 @@ class Cache(Section):
         "of every token, which a transformer projector reads; auto: tokens if the disk has room for them.",
     )
     folder: str | None = Field(
-        None, description="The cache's root; default: the variable MCLIP_KIT_CACHE, else `features` beside the run."
+        None, description="The cache's root or URL; default: variable MCLIP_KIT_CACHE, else `features` beside the run."
     )
     dtype: Literal["fp16", "fp32", "int8"] = Field(
         "fp16",
@@ -130,9 +131,8 @@ class Recipe(Section):
 
     about: str = Field(description="One line: what this recipe is for.")
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(1, description="Seed of all random draws.")
-    init_from: str | None = Field(
-        None,
-        description="A model folder to start from; it has teacher, encoder and projectors, so leave these keys out.",
+    init_from: Place | None = Field(
+        None, description="A model folder to start from; it has teacher, encoder and projectors: leave these keys out."
     )
     teacher: Teacher | None = Field(None, description="The CLIP that gets more languages.")
     encoder: AnyEncoder | None = Field(

@@ -116,8 +116,7 @@ class Stage(Section):
     )
     lr: Positive = Field(description="Peak learning rate.")
     weight_decay: NonNegative = Field(
-        0.01,
-        description="Decoupled weight decay of matrices (not biases, norms, scales); lamb_apex, adam_fairseq: of all.",
+        0.01, description="Decoupled weight decay of matrices, not biases or norms; lamb_apex, adam_fairseq: of all."
     )
     layer_decay: Annotated[Number, Field(gt=0, le=1)] = Field(
         1.0, description="Learning rate of a layer of the encoder as a fraction of that of the next layer."
@@ -131,12 +130,13 @@ class Stage(Section):
     )
     clip_norm: Positive | None = Field(None, description="Largest gradient norm; none: no clipping.")
     max_nonfinite: Count = Field(
-        5,
-        description="Consecutive steps whose loss or gradient may be non-finite (NaN or inf); each is skipped.",
+        5, description="Consecutive steps whose loss or gradient may be non-finite (NaN or inf); each is skipped."
     )
     ema: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
-        None,
-        description="Decay of the moving average of weights that is scored and kept; none: no average.",
+        None, description="Decay of the moving average of weights that is scored and kept; none: no average."
+    )
+    shuffle_window: Count | None = Field(
+        None, description="Rows within which an epoch is random, for data that does not fit the disk; none: all rows."
     )
     wise_ft_alpha: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
         None,

@@ -3,6 +3,7 @@
 It imports no torch, so a wrong file is refused in a fraction of a second.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,7 +14,8 @@ from pydantic_core import PydanticKnownError
 from mclip_kit.config.mistakes import explain
 from mclip_kit.config.mistakes import suggest as suggest
 from mclip_kit.config.yaml_loader import parse_yaml
-from mclip_kit.errors import RecipeError
+from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.storage import fetch, place
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -50,6 +52,19 @@ Once = AfterValidator(_given_once)
 Languages = Annotated[list[str], Field(min_length=1), Once]
 
 
+def _place(name: str) -> str:
+    """A path; that of the copy of a URL, which may come after the name of a kind: hf:s3://BUCKET/FOLDER."""
+    kind, url = re.fullmatch(r"(?s)((?:hf|fairseq|local-dir|openai):)?(.*)", name).groups()  # type: ignore[union-attr]
+    try:
+        return f"{kind or ''}{place(url)}" if "://" in url else name
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+Place = Annotated[str, AfterValidator(_place)]
+"""A path or a URL of object storage; in the checked recipe it is the path of its copy."""
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are refused."""
 
@@ -68,8 +83,9 @@ def find(name: str | Path, kind: Literal["recipes", "data_prep"] = "recipes") ->
     Raises:
         RecipeError: there is none; the message suggests the nearest name.
     """
-    if Path(name).is_file():
-        return Path(name)
+    path = fetch(place(name))
+    if path.is_file():
+        return path
     candidate = shipped(kind) / f"{Path(name).name.removesuffix('.yaml')}.yaml"
     known = Path(name).parent.name in ("", kind)
     if candidate.is_file() and known:

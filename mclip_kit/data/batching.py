@@ -6,7 +6,7 @@ Everything is a pure function of (seed, epoch), so a run needs only the step num
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,17 @@ from mclip_kit.data.row_files import ColumnWriter, Ragged, once, open_folder
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.tokenizer import PAD
 from mclip_kit.errors import DataError, DiskError
+from mclip_kit.urls import is_copy
 
 EPOCH = "epoch"  # how names of folders of kept epochs start
 SHARED = 2**17  # rows from which on an epoch is kept
 WINDOW = 50  # the rows of so many batches are sorted by length together: little padding, and still well mixed
+BLOCKS = 4  # of adjacent rows, of each corpus and language, that a shuffle window takes from
+
+
+def _smallest(size: int) -> type:
+    """A type of numbers of so many rows."""
+    return np.int32 if size < 2**31 else np.int64
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,9 @@ class Plan:
         seed: of all random draws.
         tokens: most tokens a batch, padding included: rows times longest row; None: `batch_size` rows a batch.
         kept: a folder that belongs to these rows alone: one process draws an epoch, and all others map it.
+        window: an epoch is random within so many rows; None: within all. Blocks of adjacent rows come in random order,
+            and the rows of the blocks of a window are mixed: CorgiPile (Xu et al., arXiv 2206.05830, section 4), here
+            for each corpus and language, so that every window has them in their shares.
     """
 
     languages_N: np.ndarray
@@ -52,6 +62,7 @@ class Plan:
     weights: Sequence[float] | None = None
     tokens: int | None = None
     kept: Path | None = None
+    window: int | None = None
 
     @cached_property
     def per_epoch(self) -> int:
@@ -66,7 +77,7 @@ class Plan:
         An epoch has as many rows as the data, without those that do not fill a batch.
         """
         kept = self.kept
-        if kept is None or len(self.languages_N) < SHARED:
+        if kept is None or is_copy(kept) or len(self.languages_N) < SHARED:
             return self._epoch(number)
         name = f"{EPOCH}-{self._identity()}"
 
@@ -83,7 +94,7 @@ class Plan:
 
     def _identity(self) -> str:
         """A hash of everything but the rows that decides an epoch."""
-        facts = [self.batch_size, self.temperature, self.monolingual, self.seed, self.weights, self.tokens]
+        facts = [self.batch_size, self.temperature, self.monolingual, self.seed, self.weights, self.tokens, self.window]
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 
     def _write(self, folder: Path, number: int) -> None:
@@ -96,50 +107,81 @@ class Plan:
                 end = int(ends[-1])
 
     def _epoch(self, number: int) -> list[np.ndarray]:
+        return [batch for window in self.windows(number) for batch in window]
+
+    def windows(self, number: int) -> list[list[np.ndarray]]:
+        """The batches of an epoch, window by window; without `window`, there is one."""
         if self.tokens is None:
-            return self._batches(np.random.default_rng((self.seed, number)))
-        batches: list[np.ndarray] = []
+            return list(self._batches(np.random.default_rng((self.seed, number))))
+        found: list[list[np.ndarray]] = []
+        left = self.per_epoch
         for part in range(1 + self.per_epoch):  # with a token limit, some draws give fewer batches than others
-            batches += self._batches(np.random.default_rng((self.seed, number, part)))
-            if len(batches) >= self.per_epoch:
-                break
-        return batches[: self.per_epoch]
+            for batches in self._batches(np.random.default_rng((self.seed, number, part))):
+                found.append(batches[:left])
+                left -= len(found[-1])
+                if not left:
+                    return found
+        return found
 
-    def _batches(self, random: np.random.Generator) -> list[np.ndarray]:
-        rows = self._draw(random)
-        if self.monolingual:
-            parts = [rows[self.languages_N[rows] == language] for language in np.unique(self.languages_N)]
-        else:
-            parts = [rows]
-        batches = [batch for part in parts for batch in self._buckets(part, random)]
-        return [batches[index] for index in random.permutation(len(batches))]
+    def _batches(self, random: np.random.Generator) -> Iterator[list[np.ndarray]]:
+        """The batches of each window; rows that do not fill a batch are in the next one."""
+        left: dict[int, np.ndarray] = {}
+        for drawn in self._draw(random):
+            batches = []
+            for language in np.unique(self.languages_N) if self.monolingual else [0]:
+                rows = drawn[self.languages_N[drawn] == language] if self.monolingual else drawn
+                if self.window is not None:
+                    rows = np.concatenate([left.get(language, rows[:0]), rows])
+                    ragged = len(rows) % self.batch_size
+                    rows, left[language] = rows[: len(rows) - ragged], rows[len(rows) - ragged :]
+                batches += self._buckets(rows, random)
+            yield [batches[index] for index in random.permutation(len(batches))]
 
-    def _draw(self, random: np.random.Generator) -> np.ndarray:
-        """Rows in random order, with corpora and languages in their sampled share.
+    def _draw(self, random: np.random.Generator) -> Iterator[np.ndarray]:
+        """Rows in random order, window by window, with corpora and languages in their sampled share.
 
         A row is repeated only after all others of its corpus and language have occurred as often.
         """
         size = len(self.languages_N)
-        dtype = np.int32 if size < 2**31 else np.int64
+        if self.window is not None:
+            yield from self._draw_windows(self.window, random)
+            return
         if self.temperature == 1 and self.weights is None:
-            rows_N = np.arange(size, dtype=dtype)
-            random.shuffle(rows_N)
-            return rows_N
+            rows_N: np.ndarray = np.arange(size, dtype=_smallest(size))
+        else:
+            drawn = []
+            for group, want in self._groups():
+                repeats = [random.permutation(group) for _ in range(-(-want // len(group)))]
+                drawn.append(np.concatenate([group[:0], *repeats])[:want])
+            rows_N = np.concatenate(drawn)
+        random.shuffle(rows_N)
+        yield rows_N
+
+    def _groups(self) -> Iterator[tuple[np.ndarray, int]]:
+        """The rows of each corpus and language, ascending, and how many of them an epoch has."""
+        size = len(self.languages_N)
         sources_N = np.zeros(size, np.int8) if self.sources_N is None else self.sources_N
         numbers, rows = np.unique(sources_N, return_counts=True)
         weights = rows if self.weights is None else np.asarray(self.weights, float)[numbers]
-        drawn = []
         for number, share in zip(numbers, weights / weights.sum(), strict=True):
-            own = np.flatnonzero(sources_N == number).astype(dtype)
+            own: np.ndarray = np.flatnonzero(sources_N == number).astype(_smallest(size))
             languages, counts = np.unique(self.languages_N[own], return_counts=True)
             wanted = np.round(size * share * language_shares(counts, self.temperature)).astype(int)
-            for language, count, want in zip(languages, counts, wanted, strict=True):
-                group = own[self.languages_N[own] == language]
-                repeats = [random.permutation(group) for _ in range(-(-want // count))]
-                drawn.append(np.concatenate([group[:0], *repeats])[:want])
-        rows_N = np.concatenate(drawn)
-        random.shuffle(rows_N)
-        return rows_N
+            for language, want in zip(languages, wanted.tolist(), strict=True):
+                yield own[self.languages_N[own] == language], want
+
+    def _draw_windows(self, window: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+        """The rows of each window.
+
+        Blocks at the same place of every group come in the same window where groups are drawn once: captions of one
+        picture, and translations of one text, are often there.
+        """
+        groups = list(self._groups())
+        count = max(1, -(-sum(want for _, want in groups) // window))
+        order = random.permutation(BLOCKS * count)
+        streams = [_in_blocks(group, want, order, count, random) for group, want in groups]
+        for number in range(count):
+            yield random.permutation(np.concatenate([rows[ends[number] : ends[number + 1]] for rows, ends in streams]))
 
     def _buckets(self, rows: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
         batches = []
@@ -164,6 +206,25 @@ class Plan:
                 cuts.append(stop)
                 start = stop
         return [part for part in np.split(rows, cuts) if len(part)]
+
+
+def _in_blocks(
+    rows: np.ndarray, want: int, order: np.ndarray, windows: int, random: np.random.Generator
+) -> tuple[np.ndarray, list[int]]:
+    """So many of some rows, block by block, and where the share of each window starts and ends, windows + 1 numbers.
+
+    Args:
+        order: of the blocks; rows that are wanted more than once come in another one next.
+    """
+    blocks = np.array_split(rows.astype(np.int32 if rows[-1] < 2**31 else np.int64), len(order))
+    ends = [want * number // windows for number in range(windows + 1)]
+    if want == len(rows):  # blocks are not cut
+        sizes = np.cumsum([0, *(len(blocks[block]) for block in order)])
+        ends = sizes[:: len(order) // windows].tolist()
+    drawn = [blocks[block] for block in order]
+    for _ in range(max(0, -(-want // len(rows)) - 1)):
+        drawn += [blocks[block] for block in random.permutation(len(order))]
+    return np.concatenate(drawn)[:want], ends
 
 
 def language_shares(counts: np.ndarray, temperature: float) -> np.ndarray:

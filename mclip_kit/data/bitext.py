@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from mclip_kit.data import fairseq_io
@@ -11,6 +13,8 @@ from mclip_kit.data.manifest import check_files
 from mclip_kit.data.sequences import TextLines
 from mclip_kit.data.tokenizer import UNK
 from mclip_kit.errors import DataError
+from mclip_kit.layout import MANIFEST
+from mclip_kit.storage import fetch, names, place
 
 Direction = tuple[str, str]
 """Source and target language."""
@@ -54,13 +58,18 @@ class Bitext:
     def pairs(self, split: str) -> list[tuple[str, str]]:
         """The (source, target) languages of the pairs that a split has."""
         pattern = re.compile(rf"{re.escape(split)}\.([^.-]+)-([^.-]+)\.\1\.idx")
-        matches = (pattern.fullmatch(path.name) for path in sorted(self.folder.glob(f"{split}.*.idx")))
+        matches = (pattern.fullmatch(name) for name in self._names)
         return [(match[1], match[2]) for match in matches if match]
 
     @property
     def splits(self) -> set[str]:
         """The splits that have sentences."""
-        return {path.name.partition(".")[0] for path in self.folder.glob("*.*-*.*.idx")}
+        return {name.partition(".")[0] for name in self._names if fnmatchcase(name, "*.*-*.*.idx")}
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """Names of its files; of a copy also of those that are not brought yet."""
+        return names(self.folder)
 
     def read(self, split: str, source: str, target: str, max_tokens: int | None = None) -> tuple[Side, Side]:
         """Both sides of a pair.
@@ -82,8 +91,10 @@ class Bitext:
 
     def _side(self, name: str, language: str, max_tokens: int | None) -> Side:
         prefix = self.folder / f"{name}.{language}"
-        tokens = fairseq_io.Sentences(prefix, max_tokens)
         files = (side_file(prefix, "bin"), side_file(prefix, "idx"), raw_text(prefix), self._dictionary(language))
+        for file in (*files, self.folder.parent / MANIFEST):
+            fetch(file)
+        tokens = fairseq_io.Sentences(prefix, max_tokens)
         check_files(self.folder.parent, [f"{self.folder.name}/{file.name}" for file in files])
         self._check_ids(prefix, tokens, language)
         texts: Sequence[str]
@@ -115,7 +126,7 @@ class Bitext:
 
     def pieces(self, language: str) -> list[str]:
         """The pieces of a language's dictionary, after the four special tokens."""
-        return fairseq_io.read_dictionary(self._dictionary(language))
+        return fairseq_io.read_dictionary(fetch(self._dictionary(language)))
 
 
 def raw_text(prefix: Path) -> Path:
@@ -129,9 +140,10 @@ def open_bitext(folder: str | Path) -> Bitext:
     Raises:
         DataError: it has no binarised sentences.
     """
-    if not any(Path(folder).glob("*.idx")):
+    path = place(folder)
+    if not any(name.endswith(".idx") for name in names(path)):
         raise DataError(f"{folder}: no binarised sentences; run mclip-kit prepare or fairseq-preprocess")
-    return Bitext(Path(folder))
+    return Bitext(path)
 
 
 def format_directions(directions: Sequence[Direction]) -> str:

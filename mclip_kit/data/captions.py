@@ -8,6 +8,7 @@ looked for in the folder `pictures`, where a user may have put it since.
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mclip_kit.config.model import AS_SEEN
 from mclip_kit.data import images
-from mclip_kit.data.arrays import open_array
+from mclip_kit.data.arrays import LateArray, open_array
 from mclip_kit.data.columns import Labels, Strings, as_array, as_keys
 from mclip_kit.data.manifest import check_files
 from mclip_kit.data.pictures import to_rgb
@@ -26,6 +27,8 @@ from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.tables import open_tables
 from mclip_kit.errors import DataError, first_line
 from mclip_kit.layout import IMAGES_ARRAY, MANIFEST, PICTURES
+from mclip_kit.storage import fetch, place
+from mclip_kit.urls import is_copy
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Captions:
 
     Attributes:
         folder: the prepared folder.
-        pixels: uint8 (N, S, S, 3), memory-mapped; None if pictures are files.
+        pixels: uint8 (N, S, S, 3), memory-mapped, of a copy brought when a row is read; None if pictures are files.
         names: a name for each of the N pictures.
         groups: int64 (N,); pictures with the same number look the same.
         strata: a label for each picture, by which results are also reported.
@@ -46,7 +49,7 @@ class Captions:
     """
 
     folder: Path
-    pixels: np.ndarray | None
+    pixels: np.ndarray | LateArray | None
     names: Sequence[str]
     groups: np.ndarray
     strata: Labels
@@ -181,7 +184,7 @@ def uncaptioned(folder: Path, names: Sequence[str], strata: Sequence[str], files
 
 def check_prepared(folder: str | Path) -> None:
     """DataError if a folder is not a prepared one; its tables are not read."""
-    if not Path(folder, MANIFEST).is_file():
+    if not fetch(place(folder) / MANIFEST).is_file():
         raise DataError(f"{folder}: not a prepared corpus (no {MANIFEST}); run mclip-kit prepare")
 
 
@@ -191,13 +194,14 @@ def read_captions(folder: str | Path) -> Captions:
     Raises:
         DataError: it is missing, damaged, or its tables do not fit together; file and row are named.
     """
-    folder = Path(folder)
+    folder = place(folder)
     check_prepared(folder)
     tables = open_tables(folder)
     images, captions, known = tables.images, tables.captions, tables.images.schema.names
-    pixels = _read_pixels(folder, len(images)) if "file" not in known and len(images) else None
-    if pixels is not None:
-        check_files(folder, [IMAGES_ARRAY])
+    pixels: np.ndarray | LateArray | None = None
+    if "file" not in known and len(images):
+        read = partial(_read_pixels, folder, len(images))
+        pixels = LateArray(len(images), read) if is_copy(folder) else read()
     columns = {"groups": lambda: as_array(images["group"]), "images": lambda: as_array(captions["image"])}
     if "key" in known:
         columns["keys"] = lambda: as_keys(images["key"])
@@ -248,11 +252,11 @@ class Files(Sequence[Path]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
             return [self[image] for image in range(*index.indices(len(self)))]
-        return self._folder / (self._files[index] or Path(PICTURES, self._names[index]))
+        return self._folder / place(self._files[index] or Path(PICTURES, self._names[index]))
 
 
 def _read_pixels(folder: Path, count: int) -> np.ndarray:
-    path = folder / IMAGES_ARRAY
+    path = fetch(folder / IMAGES_ARRAY)
     try:
         pixels = open_array(path)
     except (OSError, ValueError) as error:
@@ -261,4 +265,5 @@ def _read_pixels(folder: Path, count: int) -> np.ndarray:
         raise DataError(f"{path}: {pixels.dtype} {pixels.shape}, not uint8 (N, S, S, 3); prepare it with --again")
     if len(pixels) != count:
         raise DataError(f"{folder}: {path.name} has {len(pixels)} pictures, its table {count}; prepare it with --again")
+    check_files(folder, [IMAGES_ARRAY])
     return pixels

@@ -8,7 +8,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,12 +17,15 @@ from PIL import Image
 
 from mclip_kit.data.arrays import open_array
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import fetch, listing
+from mclip_kit.urls import is_copy
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 TAR_MEMBER = re.compile(r"(.+\.tar)@(\d+)\+(\d+)", re.DOTALL)
 PROGRAMS = ("EPS", "WMF")  # formats that PIL gives to Ghostscript, and to Windows
 CAPTION_NUMBER = re.compile(r"(#\w+)?#\d+$")
 ARRAY_ROW = re.compile(r"(.+\.npy)@(\d+)", re.DOTALL)
+TRIES = 5  # to read a copy of an object
 COCO = re.compile(r"coco_[a-z]+20\d\d_0*(\d+)")
 
 
@@ -59,8 +62,9 @@ def read_bytes(path: Path) -> bytes:
         return _png(Path(row[1]), int(row[2]))
     match = TAR_MEMBER.fullmatch(str(path))
     if not match:
-        return path.read_bytes()
-    with open(match[1], "rb") as handle:
+        with _open(path) as handle:
+            return handle.read()
+    with _open(Path(match[1])) as handle:
         handle.seek(int(match[2]))
         content = handle.read(int(match[3]))
     if len(content) < int(match[3]):
@@ -68,11 +72,19 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+def _open(path: Path) -> IO[bytes]:
+    """A file, brought first if it is a copy; another process may remove it again to make room for others."""
+    for _ in range(TRIES if is_copy(path) else 0):
+        with suppress(FileNotFoundError):
+            return open(fetch(path), "rb")
+    return open(path, "rb")
+
+
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:
     """A picture's file, tar member or row of an array, open for reading; errors as of `read_bytes`."""
     if container(path) == path or path.exists():
-        with open(path, "rb") as handle:
+        with _open(path) as handle:
             yield handle
     else:
         yield io.BytesIO(read_bytes(path))
@@ -80,7 +92,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
 
 def _png(array: Path, row: int) -> bytes:
     try:
-        pixels = open_array(array)[row]
+        pixels = open_array(fetch(array))[row]
     except (ValueError, IndexError) as error:
         raise OSError(f"{array}: row {row} cannot be read: {error}") from None
     held = io.BytesIO()
@@ -136,6 +148,9 @@ def _stem(name: str) -> str:
 
 def walk_files(folder: Path) -> Iterator[str]:
     """Paths of all files below a folder, relative to it; links to folders are followed, hidden files are not listed."""
+    if is_copy(folder):
+        yield from listing(folder)
+        return
     seen: set[str] = set()
     bar = tqdm(os.walk(folder, followlinks=True), "looking for pictures", leave=False, unit="folder")
     for path, folders, names in bar:

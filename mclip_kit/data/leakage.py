@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mclip_kit.data.manifest import check_files
+from mclip_kit.data.manifest import check_files, manifests_in
 from mclip_kit.errors import MALFORMED, DataError
 from mclip_kit.layout import FINGERPRINTS, MANIFEST
+from mclip_kit.storage import exists, fetch, names, place
+from mclip_kit.urls import root
 
 KINDS = {
     "pictures": ("picture", " (by name)"),
@@ -56,7 +58,7 @@ class Leak:
 def known_overlaps(folder: Path) -> list[str]:
     """What a prepared corpus is known to share with training data, as its declaration says; empty in older folders."""
     try:
-        corpus = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["corpus"]
+        corpus = json.loads(fetch(folder / MANIFEST).read_text(encoding="utf-8"))["corpus"]
         return [str(line) for line in corpus.get("overlaps", [])]
     except (OSError, *MALFORMED):
         return []  # a folder that is not prepared, or by an earlier version
@@ -117,7 +119,7 @@ def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
 
 def _chunks(folder: Path, split: str, kind: str) -> Iterator[np.ndarray]:
     """A file's hashes, at most CHUNK at a time; nothing if there is no file."""
-    path = fingerprint_file(folder, split, kind)
+    path = fetch(fingerprint_file(folder, split, kind))
     if not path.exists():
         return
     if path.stat().st_size % 8:
@@ -134,7 +136,8 @@ def fingerprint_file(folder: Path, split: str, kind: str) -> Path:
 
 
 def _splits(folder: Path, start: str) -> list[str]:
-    return sorted({path.stem.rpartition(".")[0] for path in (folder / FINGERPRINTS).glob(f"{start}*.u64")})
+    found = (name for name in names(folder / FINGERPRINTS) if name.startswith(start) and name.endswith(".u64"))
+    return sorted({name.removesuffix(".u64").rpartition(".")[0] for name in found})
 
 
 def leaks_of(folder: Path) -> list[Leak]:
@@ -147,19 +150,19 @@ def leaks_of(folder: Path) -> list[Leak]:
 def held_out_beside(folder: Path) -> list[Path]:
     """The prepared folders in the same parent folder, `folder` included, that have fingerprints to compare."""
     parent = (folder if folder.name else folder.resolve()).parent
-    prepared = sorted(path.parent for path in parent.glob(f"*/{MANIFEST}"))
-    return [other for other in prepared if not other.name.startswith(".") and not without_fingerprints([other])]
+    prepared = [folder] if parent.parent == root() else [path.parent for path in manifests_in(parent)]  # a bucket
+    return [other for other in prepared if not without_fingerprints([other])]
 
 
 def without_fingerprints(folders: Iterable[Path]) -> list[Path]:
     """Folders that cannot be checked: fairseq-preprocess and earlier versions of this package wrote no hashes."""
-    return [folder for folder in folders if not (folder / FINGERPRINTS).is_dir()]
+    return [folder for folder in folders if not exists(folder / FINGERPRINTS)]
 
 
 def leaks_into(found: Iterable[Leak], folder: Path, split: str) -> list[Leak]:
     """The leaks that concern one test split; two spellings of a path are the same folder."""
     named = [(leak, leak.held_out.rpartition(" ")) for leak in found]
-    return [leak for leak, (place, _, test) in named if test == split and Path(place).resolve() == folder.resolve()]
+    return [leak for leak, (where, _, test) in named if test == split and place(where).resolve() == folder.resolve()]
 
 
 def as_json(found: Iterable[Leak]) -> list[dict[str, Any]]:
@@ -173,7 +176,7 @@ def read_json(path: Path) -> list[Leak]:
     Raises:
         DataError: the file is damaged.
     """
-    if not path.exists():
+    if not fetch(path).exists():
         return []
     try:
         return [Leak(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]

@@ -20,8 +20,10 @@ import numpy as np
 from mclip_kit.data.sequences import split
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import MALFORMED, DataError
-from mclip_kit.files import move, remove_leftovers, temporary_name, write_json
-from mclip_kit.locks import locked
+from mclip_kit.files import move, write_json
+from mclip_kit.locks import locked, remove_leftovers, temporary_name
+from mclip_kit.storage import fetch, forget
+from mclip_kit.urls import is_copy
 
 COLUMNS = "columns.json"
 ROWS = "rows"  # how names of folders of training rows start
@@ -36,15 +38,17 @@ def once(folder: Path, write: Callable[[Path], None]) -> Path:
     Raises:
         DiskError: the disk is full, fails or is read-only.
     """
-    if folder.is_dir():
+    fetch(folder, again=True)
+    if is_whole(folder):
         return folder
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder, wait=True):
-            if not folder.is_dir():
+            if not is_whole(folder):
                 remove_leftovers(folder.parent)
                 part = temporary_name(folder)
-                shutil.rmtree(part, ignore_errors=True)
+                for old in (part, folder):  # the folder: files of one that another machine sends now
+                    shutil.rmtree(old, ignore_errors=True)
                 try:
                     part.mkdir()
                     write(part)
@@ -52,6 +56,18 @@ def once(folder: Path, write: Callable[[Path], None]) -> Path:
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that is written once is there; from object storage, with its last file."""
+    return (folder / COLUMNS).is_file() if is_copy(folder) else folder.is_dir()
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of columns, also from object storage."""
+    shutil.rmtree(folder, ignore_errors=True)
+    forget(folder / COLUMNS)
+    forget(folder)
 
 
 class ColumnWriter:
@@ -109,6 +125,7 @@ def open_folder(folder: Path, verify: bool = True) -> tuple[dict[str, Any], dict
 
 def columns_are_sound(folder: Path) -> bool:
     """Whether all columns of a folder, and of the folders in it, are as they were written."""
+    fetch(folder, again=True)
     try:
         for path in folder.rglob(COLUMNS):
             open_folder(path.parent)

@@ -21,10 +21,12 @@ from mclip_kit.layout import (
     IMAGE_COLUMNS,
     IMAGES,
     IMAGES_TABLE,
+    MANIFEST,
     UNCAPTIONED,
     UNCAPTIONED_COLUMNS,
     UNCAPTIONED_TABLE,
 )
+from mclip_kit.storage import fetch
 
 AGAIN = "prepare it with --again"
 FILES = {"file": pa.string(), "key": KEY}
@@ -55,7 +57,9 @@ def open_tables(folder: Path) -> Tables:
     Raises:
         DataError: a table is missing or damaged, or they do not fit together; file and row are named.
     """
-    if not (folder / IMAGES).is_file() and (folder / IMAGES_TABLE).is_file():
+    for name in (IMAGES, CAPTIONS, UNCAPTIONED, MANIFEST):
+        fetch(folder / name)
+    if not (folder / IMAGES).is_file() and fetch(folder / IMAGES_TABLE).is_file():
         return _from_text(folder)
     there = (folder / UNCAPTIONED).is_file()
     names = (IMAGES, CAPTIONS, *([UNCAPTIONED] if there else []))
@@ -93,13 +97,13 @@ def _check_rows(path: Path, table: pa.Table, images: int) -> None:
 def _from_text(folder: Path) -> Tables:
     """The tables of a folder of an earlier version."""
     images = read_text_table(folder / IMAGES_TABLE, IMAGE_COLUMNS, "file")
-    captions = read_text_table(folder / CAPTIONS_TABLE, CAPTION_COLUMNS)
+    captions = read_text_table(fetch(folder / CAPTIONS_TABLE), CAPTION_COLUMNS)
     wrong = next((line for line, row in enumerate(images, 2) if not row[1].isdecimal()), None)
     if wrong:
         raise DataError(f"{folder / IMAGES_TABLE} line {wrong}: its group is not a number; {AGAIN}")
     row_of = {row[0]: number for number, row in enumerate(images)}
     columns = OF_IMAGES | ({"file": pa.string()} if images and len(images[0]) > len(OF_IMAGES) else {})
-    path = folder / UNCAPTIONED_TABLE
+    path = fetch(folder / UNCAPTIONED_TABLE)
     without = read_text_table(path, UNCAPTIONED_COLUMNS) if path.is_file() else []
 
     check_files(folder, (IMAGES_TABLE, CAPTIONS_TABLE, UNCAPTIONED_TABLE))

@@ -18,6 +18,7 @@ import sentencepiece
 from mclip_kit.data.sequences import Deduplicator, split
 from mclip_kit.errors import CheckpointError, DataError, first_line
 from mclip_kit.files import write_json, write_whole
+from mclip_kit.storage import fetch
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE = "sentencepiece.bpe.model"
@@ -43,7 +44,8 @@ class XlmrTokenizer:
     longest: int | None = None
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+        inside = fetch(Path(path) / MODEL_FILE)
+        self.path = inside if Path(path).is_dir() else fetch(Path(path))
         if not self.path.is_file():
             raise CheckpointError(f"{self.path}: missing; a SentencePiece model in XLM-R's form is needed")
         try:
@@ -96,11 +98,11 @@ class XlmrTokenizer:
 
     def identity(self) -> str:
         """A hash of everything that decides the ids."""
-        return hashlib.blake2b(self.path.read_bytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(fetch(self.path).read_bytes(), digest_size=16).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the files that transformers' XLM-R tokenizer reads."""
-        content = self.path.read_bytes()  # read first: the folder may be the one that it was loaded from
+        content = fetch(self.path).read_bytes()  # read first: the folder may be the one that it was loaded from
         with write_whole(folder / MODEL_FILE) as temporary:
             temporary.write_bytes(content)
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})

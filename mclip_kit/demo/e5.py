@@ -25,9 +25,8 @@ from mclip_kit.demo.e5_file import (
     read_e5_file,
 )
 from mclip_kit.demo.e5_tokenizer import sentencepiece_model
-from mclip_kit.disk import check_new
 from mclip_kit.errors import CheckpointError
-from mclip_kit.files import new_folder, write_json, write_text, write_whole
+from mclip_kit.files import check_new, new_folder, write_json, write_text, write_whole
 
 CONFIG = {
     "architectures": ["XLMRobertaModel"],

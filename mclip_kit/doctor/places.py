@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from mclip_kit import layout
 from mclip_kit.errors import CheckpointError
+from mclip_kit.storage import exists, fetch
+from mclip_kit.urls import is_copy
 
 if TYPE_CHECKING:
     from mclip_kit.config.recipe import Recipe
@@ -34,32 +36,32 @@ def check_places(recipe: "Recipe") -> None:
 
 def check_model(folder: Path) -> None:
     """CheckpointError if a folder is not a model folder."""
-    path = folder / layout.MODEL_CONFIG
+    path = fetch(folder / layout.MODEL_CONFIG)
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; {folder} is not a complete model folder")
 
 
 def check_encoder_within(folder: Path) -> None:
     """CheckpointError if a folder has no encoder, neither itself nor within."""
-    if not any((place / "config.json").is_file() for place in (folder, folder / layout.ENCODER)):
+    if not any(fetch(place / "config.json").is_file() for place in (folder, folder / layout.ENCODER)):
         raise CheckpointError(f"{folder}: contains no encoder; give a transformers folder or a model folder")
 
 
 def _check_encoder(name: str) -> None:
     kind, _, place = name.partition(":")
     path = Path(place)
-    if kind == "fairseq" and not path.exists():
+    if kind == "fairseq" and not exists(path):
         raise CheckpointError(f"encoder {name}: missing; fairseq: takes a folder with model.pt and dict.txt")
     may_be_on_hub = len(path.parts) <= 2 and not place.startswith((".", "/", "~"))
-    if kind == "hf" and not may_be_on_hub and not (path / "config.json").is_file():
+    if kind == "hf" and not may_be_on_hub and not fetch(path / "config.json").is_file():
         raise CheckpointError(f"encoder {name}: {path / 'config.json'} is missing; hf: takes a transformers folder")
 
 
 def _check_teacher(name: str) -> None:
     kind, _, place = name.partition(":")
     path = Path(place)
-    if kind == "local-dir" and not (path / "open_clip_config.json").is_file():
+    if kind == "local-dir" and not fetch(path / "open_clip_config.json").is_file():
         config = path / "open_clip_config.json"
         raise CheckpointError(f"{config}: missing; local-dir: takes a folder in open_clip's format")
-    if kind == "openai" and not path.is_file():
+    if kind == "openai" and not (exists(path) if is_copy(path) else path.is_file()):
         raise CheckpointError(f"{path}: missing; openai: takes a weight file in OpenAI's naming")

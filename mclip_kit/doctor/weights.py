@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from mclip_kit.doctor.findings import NOTE, OK, PROBLEM, Finding, guarded
 from mclip_kit.errors import RecipeError
 from mclip_kit.files import readable
 from mclip_kit.layout import CLIP, ENCODER, MODEL_CONFIG, PROJECTOR
+from mclip_kit.storage import exists, listing
+from mclip_kit.urls import is_copy
 
 if TYPE_CHECKING:
     from mclip_kit.config.recipe import Recipe
@@ -56,7 +59,8 @@ def check_weights(recipe: "Recipe") -> list[Finding]:
     if isinstance(encoder, str):
         wanted.append(("encoder", encoder))
     if teacher and isinstance(teacher.model, str) and teacher.weights not in ("random", "train"):
-        kind = "file" if Path(str(teacher.weights)).is_file() else teacher.model
+        file = Path(str(teacher.weights))
+        kind = "file" if file.is_file() or is_copy(file) else teacher.model
         wanted.append(("teacher", teacher.model if ":" in teacher.model else f"{kind}:{teacher.weights}"))
     found = [finding for key, name in wanted for finding in guarded(key, _look_up, key, name)]
     return found or [Finding(OK, "weights: all are new")]
@@ -72,7 +76,7 @@ def _look_up(key: str, name: str) -> list[Finding]:
         why = _why_missing(place, missing)
         return [Finding(PROBLEM, f"{key} {name}: {why}", "; or ".join([*commands, local]))]
     size, download = (sum(column) for column in zip(*filter(None, sizes), strict=True))
-    where = "on disk" if isinstance(place, Path) else "in the cache"
+    where = ("in storage" if is_copy(place) else "on disk") if isinstance(place, Path) else "in the cache"
     where = f"{readable(download, 1)} of it to be downloaded" if download else where
     return [Finding(NOTE if download else OK, f"{key} {name}: {readable(size, 1)}, {where}", "", size, download)]
 
@@ -83,7 +87,7 @@ def _why_missing(place: Path | str, missing: str) -> str:
     from mclip_kit.models.hub import hub_answers
 
     if isinstance(place, Path):
-        return f"no {missing} there" if place.is_dir() else "no such folder"
+        return f"no {missing} there" if exists(place) else "no such folder"
     offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else "the hub does not answer"
     hub = "the hub does not have it" if hub_answers() else offline
     return f"no {missing} in the cache {constants.HF_HUB_CACHE}, and {hub} ({constants.ENDPOINT})"
@@ -102,7 +106,7 @@ def _place(name: str) -> tuple[Path | str, RequiredFiles]:
         if not repository:
             raise RecipeError(f"teacher: open_clip knows no weights {rest!r} of {kind}, and there is no such file")
         return repository, ((str(Path(file).with_suffix(".safetensors")), file),) if file else OPEN_CLIP[1:]
-    may_be_remote = kind.startswith("hf") and not path.is_dir() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest)
+    may_be_remote = kind.startswith("hf") and not exists(path) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest)
     return rest if may_be_remote else path, REQUIRED_FILES[kind]
 
 
@@ -110,6 +114,9 @@ def _bytes(place: Path | str, names: Sequence[str]) -> tuple[int, int] | None:
     """Bytes of the first of these files that exists, and bytes to be downloaded; None if no file exists."""
     from huggingface_hub import try_to_load_from_cache as find_cached
 
+    if isinstance(place, Path) and is_copy(place):
+        there = listing(place).items()
+        return next(((size, 0) for name in names for file, size in there if fnmatchcase(file, name)), None)
     if isinstance(place, Path):
         return next(((_size(path), 0) for name in names for path in sorted(place.glob(name)) if path.is_file()), None)
     for name in names:

@@ -1,7 +1,6 @@
 """Baselines of a model: the teacher's own text tower, translate-then-CLIP, or another model."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.errors import RecipeError
@@ -11,6 +10,7 @@ from mclip_kit.evaluate.translated import read_translations as read_translations
 from mclip_kit.evaluate.translated import translated as translated
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
+from mclip_kit.storage import fetch, place
 
 Baseline = Callable[[MultilingualClip, FeatureCache], dict[str, Retrieval]]
 """(the model that is compared, its feature cache) -> the baseline's ranks by language."""
@@ -31,11 +31,11 @@ def baseline(
     if name == TEACHER or name.startswith(TRANSLATED):
         read = captions
         if name != TEACHER:
-            read = translated(captions, Path(name.removeprefix(TRANSLATED)), split, languages)
+            read = translated(captions, place(name.removeprefix(TRANSLATED)), split, languages)
         return lambda model, cache: evaluate(
             model, read, split, languages, None, cache, tower="teacher", protocol=protocol
         )
-    if not Path(name).is_dir():
+    if not fetch(place(name)).is_dir():
         raise RecipeError(f"--baseline {name}: give teacher, translated:FILE or a model folder")
     other, own = load(name), FeatureCache()
     return lambda model, cache: evaluate(other, captions, split, languages, None, own, protocol=protocol)

@@ -26,6 +26,7 @@ from mclip_kit.models.multilingual_clip import load
 from mclip_kit.models.projectors import pool
 from mclip_kit.models.text_encoder import Encoder, encoder_within
 from mclip_kit.progress import SOON, tqdm
+from mclip_kit.storage import fetch
 
 METRICS = (
     Metric("retrieval_error", "error", "sentence retrieval error rate"),
@@ -84,7 +85,7 @@ def embedder(folder: Path) -> tuple[Embed, str, torch.device]:
     Raises:
         CheckpointError: the folder holds none of them.
     """
-    if (folder / CLIP).is_dir():
+    if (fetch(folder) / CLIP).is_dir():
         model = load(folder)
         return lambda texts: model.encode_text(texts).numpy(), model.made_from, model.device
     encoder = encoder_within(folder).to(auto_device())

@@ -7,12 +7,14 @@ from typing import Any
 
 from mclip_kit.data.bitext import Bitext, Direction, find_directions, format_directions, open_bitext
 from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.images import container
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
 from mclip_kit.evaluate import class_names
 from mclip_kit.evaluate.base import Request
 from mclip_kit.evaluate.labelled import Labelled, read_labelled
 from mclip_kit.evaluate.translated import TRANSLATED, translated
 from mclip_kit.layout import BITEXT, ENCODER, MODEL, MODEL_CONFIG, PICTURES, TRANSLATOR_CONFIG
+from mclip_kit.storage import exists, fetch, place
 
 LOOKED_AT = 1000  # picture files
 
@@ -36,11 +38,11 @@ def open_data(request: Request) -> Any:
 def _check_model(folder: Path, task: str) -> None:
     inner = (ENCODER + "/config.json", TRANSLATOR_CONFIG, MODEL_CONFIG)
     files = {"translation": (TRANSLATOR_CONFIG,), "bitext": inner}.get(task, (MODEL_CONFIG,))
-    if any((folder / file).is_file() for file in files):
+    if any(fetch(folder / file).is_file() for file in files):
         return
-    if any((folder / MODEL / file).is_file() for file in files):
+    if any(fetch(folder / MODEL / file).is_file() for file in files):
         raise CheckpointError(f"{folder}: is a run, not a model folder; give {folder / MODEL}")
-    if not folder.is_dir():
+    if not exists(folder):
         raise CheckpointError(f"{folder}: no such folder; give a model folder, as RUN/{MODEL} of mclip-kit train")
     if task == "bitext":
         raise CheckpointError(f"{folder}: contains no encoder; give a transformers folder or a model folder")
@@ -51,7 +53,7 @@ def _check_model(folder: Path, task: str) -> None:
 def _retrieval(request: Request) -> Captions:
     captions = read_captions(request.data)
     if not captions.names:
-        other = "; its sentences are for --task bitext" if (request.data / BITEXT).is_dir() else ""
+        other = "; its sentences are for --task bitext" if exists(request.data / BITEXT) else ""
         raise DataError(f"{request.data}: has no pictures to find{other}; give --data a corpus with pictures")
     if not len(captions.images):
         raise DataError(
@@ -66,8 +68,8 @@ def _retrieval(request: Request) -> Captions:
 
 def _check_baseline(name: str, captions: Captions, request: Request) -> None:
     if name.startswith(TRANSLATED):
-        translated(captions, Path(name.removeprefix(TRANSLATED)), request.split, request.languages)
-    elif name != "teacher" and not (Path(name) / MODEL_CONFIG).is_file():
+        translated(captions, place(name.removeprefix(TRANSLATED)), request.split, request.languages)
+    elif name != "teacher" and not fetch(place(name) / MODEL_CONFIG).is_file():
         raise RecipeError(f"--baseline {name}: give teacher, translated:FILE or a model folder")
 
 
@@ -92,7 +94,7 @@ def check_files(captions: Captions, split: str) -> None:
 
 def _exists(file: Path) -> bool:
     """Whether a picture file is there, or the tar that has it."""
-    return file.exists() or Path(str(file).rpartition("@")[0]).is_file()
+    return exists(file) or exists(container(file))
 
 
 def _zeroshot(request: Request) -> Labelled:
@@ -119,7 +121,7 @@ def held_out(data: Path, split: str, languages: list[str] | str) -> tuple[list[B
     Raises:
         DataError: there is no such direction.
     """
-    bitexts = [open_bitext(data / BITEXT if (data / BITEXT).is_dir() else data)]
+    bitexts = [open_bitext(data / BITEXT if exists(data / BITEXT) else data)]
     directions = find_directions(bitexts, split)
     chosen = [way for way in directions if languages == "all" or set(way) <= set(languages)]
     if not chosen:

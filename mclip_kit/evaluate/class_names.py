@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from mclip_kit.config.yaml import Section, parse, read_yaml, suggest
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import MALFORMED, DataError, RecipeError
+from mclip_kit.storage import fetch
 
 IMAGENET = 1000  # classes
 NOT_INSTALLED = "ImageNet's class names come with clip-benchmark: pip install clip-benchmark, or give --classes FILE"
@@ -88,7 +89,7 @@ def read_file(path: Path, classes: Sequence[str]) -> dict[str, Prompts]:
 
 def check_file(path: Path) -> None:
     """RecipeError if there is no such file."""
-    if not path.is_file():
+    if not fetch(path).is_file():
         raise RecipeError(f"--classes {path}: no such file")
 
 

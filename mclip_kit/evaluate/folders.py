@@ -8,6 +8,8 @@ from typing import Any
 from mclip_kit.errors import MALFORMED
 from mclip_kit.evaluate.base import EVALUATIONS, Request
 from mclip_kit.layout import EVALUATION, MODEL, RESULTS
+from mclip_kit.storage import fetch
+from mclip_kit.urls import named
 
 SETTINGS = ("task", "split", "protocol", "languages")
 """Keys of results.json besides the data and the models, by which evaluations differ."""
@@ -26,7 +28,7 @@ def default_folder(request: Request) -> Path:
     name = ".".join(parts)
     for number in range(1, 1000):
         folder = model.parent / EVALUATION / (name if number == 1 else f"{name}-{number}")
-        if not (folder / RESULTS).exists() or _same(folder / RESULTS, settings(request)):
+        if not fetch(folder / RESULTS).exists() or _same(folder / RESULTS, settings(request)):
             return folder
     raise AssertionError(f"{folder}: a thousand evaluations of the same name")
 
@@ -34,13 +36,13 @@ def default_folder(request: Request) -> Path:
 def settings(request: Request) -> dict[str, Any]:
     """What results.json says about the evaluation itself; `folder` and `models` are full paths."""
     return {
-        "data": str(request.data),
+        "data": named(request.data),
         "task": request.task,
         "split": request.split,
         "protocol": request.protocol,
         "languages": "all" if request.languages == "all" else sorted({*request.languages}),
-        "folder": str(request.data.resolve()),
-        "models": [str(model.resolve()) for model in request.models],
+        "folder": named(request.data.resolve()),
+        "models": [named(model.resolve()) for model in request.models],
     }
 
 

@@ -17,6 +17,7 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.prepare import adhoc
 from mclip_kit.errors import DataError
 from mclip_kit.layout import MANIFEST
+from mclip_kit.storage import fetch
 
 ALL, TEST = "all", "test"  # what pictures without splits are called, and the default of --split
 
@@ -45,7 +46,7 @@ def read_labelled(data: Path, split: str) -> Labelled:
     Raises:
         DataError: there is no such split, its pictures are not known, or there is only one class.
     """
-    prepared = (data / MANIFEST).is_file()
+    prepared = fetch(data / MANIFEST).is_file()
     if prepared:
         captions = read_captions(data)
         images_N = _split_images(captions, split)
@@ -62,7 +63,7 @@ def read_labelled(data: Path, split: str) -> Labelled:
 
 def _class_folders(data: Path, split: str) -> tuple[Captions, np.ndarray]:
     """The pictures of all splits, and the rows of one."""
-    if not data.is_dir():
+    if not fetch(data).is_dir():
         raise DataError(f"{data}: no such folder; give a prepared one, or one with a folder of pictures per class")
     _, tree = adhoc.declare([], None, None, data, [TEACHER_LANGUAGE])
     corpus = parse(tree | {"options": {"kind": "classes", "check": False}}, Corpus, str(data))

@@ -23,6 +23,8 @@ from mclip_kit.evaluate.same_images import SameImages, open_older, same_images
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.layout import MANIFEST
 from mclip_kit.models.multilingual_clip import load
+from mclip_kit.storage import fetch
+from mclip_kit.urls import named
 
 PICTURE = "retrieval.png"
 
@@ -72,7 +74,7 @@ def run(request: Request) -> Findings:
     found_split = qualitative.embedded(model, captions, request.split, languages, cache)
     about_model = {"model": str(name)}
     pairs, own = qualitative.confused_pairs(found_split)
-    pictures = {(str(request.data.resolve()), picture): pixels for picture, pixels in own.items()}
+    pictures = {(named(request.data.resolve()), picture): pixels for picture, pixels in own.items()}
     codes, shares_LL = qualitative.confusion(found_split.text_QD, captions.languages[found_split.rows_Q])
     return Findings(
         tables.distinct(rows),
@@ -117,7 +119,7 @@ def _drawn(
 def _credit(data: Path) -> str:
     """Authors and licences of a prepared corpus."""
     try:
-        licences = json.loads((data / MANIFEST).read_text(encoding="utf-8"))["licences"]
+        licences = json.loads(fetch(data / MANIFEST).read_text(encoding="utf-8"))["licences"]
         return "; ".join(f"{part['what']}: {part['by']}, {part['licence']}" for part in licences)
     except MALFORMED:
         raise DataError(f"{data / MANIFEST}: damaged; prepare it with --again") from None

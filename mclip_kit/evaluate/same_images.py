@@ -22,6 +22,7 @@ from mclip_kit.models.clip import Clip, build_clip
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import fetch, place
 
 BATCH = 64
 
@@ -109,7 +110,7 @@ def open_older(old: str) -> MultilingualClip | Clip:
     Raises:
         CheckpointError, RecipeError, MissingWeights: it cannot be loaded.
     """
-    if (Path(old) / layout.MODEL_CONFIG).is_file():
+    if fetch(place(old) / layout.MODEL_CONFIG).is_file():
         return load(old)
     name, _, weights = old.partition(" ")
     return build_clip(name, weights or None).to(auto_device()).eval()

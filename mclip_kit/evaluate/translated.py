@@ -9,6 +9,7 @@ from mclip_kit.data.columns import Strings
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError
+from mclip_kit.storage import fetch
 
 TRANSLATED = "translated:"
 """What the name of the baseline begins with; the file of the table follows."""
@@ -42,7 +43,7 @@ def read_translations(file: Path) -> dict[tuple[str, str], str]:
     Raises:
         DataError: the file is missing or cannot be read, a line has other columns, or two lines contradict each other.
     """
-    if not file.is_file():
+    if not fetch(file).is_file():
         raise DataError(f"{file}: missing; it is a table with a line for each caption: the caption, a tab, its English")
     table: dict[tuple[str, str], str] = {}
     for number, line in enumerate(File(file).lines(), 1):

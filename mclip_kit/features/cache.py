@@ -4,7 +4,6 @@ A table belongs to everything that decides its features (tower, weights, preproc
 the content of an input. If any of them changes, features are computed again; otherwise every recipe finds them.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,14 +13,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from mclip_kit.data.row_files import ROWS, once
-from mclip_kit.errors import DataError, DiskError
+from mclip_kit.data.row_files import ROWS, discard, is_whole, once
+from mclip_kit.errors import DataError, DiskError, StorageError
 from mclip_kit.features import hashing
+from mclip_kit.features.copies import touch, withdraw
 from mclip_kit.features.file_hashes import WIDTH
 from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import temporary_directory, write_json
 from mclip_kit.progress import is_quiet, tqdm
+from mclip_kit.storage import fetch
 
 T = TypeVar("T")
 FILES = "files"  # the kind of the table of known hashes of picture files
@@ -126,8 +127,8 @@ class FeatureCache:
         table = Table(folder, ItemFormat(width, dtype), _label(kind), log=self.log)
         if not (folder / "table.json").is_file():
             write_json(folder / "table.json", {**facts, "named": named})
-        with suppress(OSError):  # the cache may be read-only
-            os.utime(folder / "table.json")  # the time of last use
+        with suppress(OSError, StorageError):  # the cache may be read-only
+            touch(folder / "table.json")  # the time of last use
         return table
 
     def _temporary_table(self, name: str, kind: str, width: int, dtype: Dtype) -> Table:
@@ -140,10 +141,11 @@ class FeatureCache:
         Where the cache cannot be written, the folder is this process's own.
         """
         own = Path(self._temporary.name)
-        if self.root is not None and (self.writes or (self.root / name).is_dir()):
+        if self.root is not None and (self.writes or is_whole(fetch(self.root / name))):
             try:
                 return once(self.root / name, write)
-            except DiskError as error:
+            except (DiskError, StorageError) as error:
+                withdraw(self.root / name)
                 self.log(f"{error}; {name} is made by every process for itself")
         return once(own / name, write)
 
@@ -161,7 +163,7 @@ class FeatureCache:
             return opened(folder)
         except DataError as error:
             self.log(str(error))
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)
             return opened(made())
 
     def drop(self, tower: str) -> None:

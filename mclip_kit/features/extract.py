@@ -20,10 +20,12 @@ from mclip_kit.features.filling import NoRoom
 from mclip_kit.features.item_format import NonfiniteOutput
 from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.places import find_once
+from mclip_kit.features.shards import OFFSETS, SUMS
 from mclip_kit.features.table import Table
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.urls import is_copy
 
 TEXTS = 256  # of a batch of teacher texts: texts + characters / 16
 TOKENS = 4096  # of a batch of the encoder
@@ -54,6 +56,13 @@ class Features:
         states_BTH = torch.zeros(*mask_BT.shape, self.table.item_format.width)
         states_BTH[mask_BT] = states_NH
         return states_BTH, mask_BT.long()
+
+    def files(self, inputs: np.ndarray) -> list[Path]:
+        """The files that `take` opens; none if the features are not in object storage."""
+        if not is_copy(self.table.folder):
+            return []
+        names = (*self.table.item_format.files, SUMS, OFFSETS)
+        return [folder / name for folder in self.table.folders(self.rows[inputs]) for name in names]
 
     def unreadable(self) -> np.ndarray:
         """Which inputs have no features, bool (N,)."""

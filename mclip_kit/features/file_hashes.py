@@ -20,6 +20,8 @@ from mclip_kit.data.content_keys import hash_bytes
 from mclip_kit.features.index import slices
 from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.table import Table
+from mclip_kit.storage import stamps
+from mclip_kit.urls import is_copy, named
 
 READERS = 8  # threads that read files at once
 WIDTH = 16  # bytes of a hash
@@ -66,11 +68,13 @@ def stamp_keys(paths: Iterable[Path]) -> np.ndarray:
 
 
 def _name(path: Path, stamp_of: Callable[[Path], bytes]) -> bytes:
-    return os.fsencode(path.absolute()) + stamp_of(images.container(path))
+    return os.fsencode(named(path.absolute())) + stamp_of(images.container(path))
 
 
 def _stamp(container: Path) -> bytes:
-    """Size and time of last change of a file; of one that cannot be found, -1 and -1."""
+    """Size and time of last change of a file, -1 and -1 if it cannot be found; of a copy, the version of its object."""
+    if is_copy(container):
+        return f"\0{stamps([container])[0]}".encode()
     try:
         status = container.stat()
         size, changed = status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)

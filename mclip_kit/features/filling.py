@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mclip_kit.errors import DataError
+from mclip_kit.features.copies import is_whole
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob, items_of, load_batches, sizes_of, split_by_tokens
 from mclip_kit.features.shard_writer import ShardWriter, claim_shard
@@ -56,7 +57,7 @@ def _fill(
                 writer.finish()
             finally:
                 writer.close()
-    return folder.exists()
+    return is_whole(folder)
 
 
 def _write(writer: ShardWriter, rows: np.ndarray, job: ExtractionJob, bar: Any) -> None:

@@ -22,9 +22,11 @@ from typing import IO
 import numpy as np
 
 from mclip_kit.errors import MALFORMED
+from mclip_kit.features.copies import open_brought
 from mclip_kit.features.shards import PIECE, READ, Shard
 from mclip_kit.files import write_whole
 from mclip_kit.locks import locked
+from mclip_kit.storage import forget
 
 BITS = 32  # the lower bits of a row: its place in its shard; the upper bits: the shard's number
 LOCAL = (1 << BITS) - 1
@@ -147,7 +149,7 @@ def index_path(folder: Path, names: Sequence[str]) -> Path:
 def index_is_sound(path: Path) -> bool:
     """Whether a part is as it was written: its last 8 bytes are a checksum of the others."""
     try:
-        with open(path, "rb") as handle:
+        with open(open_brought(path), "rb") as handle:
             return _checksum(handle, path.stat().st_size - 8) == int.from_bytes(handle.read(), "little")
     except OSError:
         return False
@@ -192,7 +194,7 @@ def _cover(folder: Path, shards: list[Shard]) -> tuple[list[IndexPart], list[Sha
 
 def _map(path: Path, shards: list[Shard]) -> IndexPart | None:
     """A part; None if it is not whole, or was removed."""
-    with suppress(OSError, *MALFORMED), open(path, "rb") as handle:
+    with suppress(OSError, *MALFORMED), open(open_brought(path), "rb") as handle:
         size = os.fstat(handle.fileno()).st_size
         handle.seek(max(0, size - TAIL))
         rows, mark, _ = np.frombuffer(handle.read(), "<u8").tolist()
@@ -227,6 +229,7 @@ def _extend(folder: Path, parts: list[IndexPart], left: list[Shard], shards: lis
     _write(path, own)
     for old in {*folder.glob("index-*.bin")} - {path, *kept}:
         old.unlink(missing_ok=True)
+        forget(old)
 
 
 def _write(path: Path, shards: list[Shard]) -> None:

@@ -67,21 +67,24 @@ def plan_shards(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Names of shards and the positions of their rows; the same for every process that asks for the same keys.
 
+    A shard has rows that are near each other in the data, so reading the data in its order reads one shard after the
+    other; in a shard, those of similar size are near each other.
+
     Args:
         missing: positions of the rows that no shard has, int (M,).
         world_size: processes that fill the shards.
         most: items of a shard.
     """
-    sizes_N = job.sizes_N
-    order = missing if sizes_N is None else missing[np.argsort(_narrow(sizes_N[missing]), kind="stable")]
-    ragged = sizes_N if job.ragged else None
+    ragged = job.sizes_N if job.ragged else None
     whole = len(keys_N2) if ragged is None else int(ragged.sum())
     room = max(1, min(most, -(-whole // world_size)))
     if ragged is None:
-        parts = iter([order[start : start + room] for start in range(0, len(order), room)])
+        parts = iter([missing[start : start + room] for start in range(0, len(missing), room)])
     else:
-        parts = split_by_items(order, np.cumsum(ragged[order], dtype=np.int64), room)
+        parts = split_by_items(missing, np.cumsum(ragged[missing], dtype=np.int64), room)
     for rows in parts:
+        if job.sizes_N is not None:
+            rows = rows[np.argsort(_narrow(job.sizes_N[rows]), kind="stable")]
         yield shard_name(keys_N2[rows]), rows
 
 

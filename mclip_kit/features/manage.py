@@ -11,11 +11,14 @@ from pathlib import Path
 
 from mclip_kit.data.row_files import COLUMNS, ROWS, columns_are_sound
 from mclip_kit.errors import MALFORMED, DataError
+from mclip_kit.features.copies import DESCRIPTIONS, Objects, modified, objects_in, remove_remote, shard_folders
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.shard_writer import remove_damaged
-from mclip_kit.features.shards import is_sound, shard_folders
-from mclip_kit.files import remove_leftovers, temporary_name
+from mclip_kit.features.shards import is_sound
+from mclip_kit.locks import remove_leftovers, temporary_name
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import fetch
+from mclip_kit.urls import is_copy
 
 DAY = 86400.0  # seconds
 
@@ -53,39 +56,50 @@ def list_tables(root: Path) -> list[TableInfo]:
     Raises:
         DataError: the folder does not exist, or a table.json is damaged.
     """
+    fetch(root, DESCRIPTIONS, again=True)
+    there = objects_in(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name a cache with --root")
-    found = [_read_table(path.parent) for path in root.glob("[!.]*/table.json")]
-    found += [_read_rows(path.parent) for path in root.glob(f"{ROWS}-*/{COLUMNS}")]
+    found = [_read_table(path.parent, there) for path in root.glob("[!.]*/table.json")]
+    found += [_read_rows(path.parent, there) for path in root.glob(f"{ROWS}-*/{COLUMNS}")]
     return sorted(filter(None, found), key=lambda table: table.used)
 
 
-def _read_rows(folder: Path) -> TableInfo | None:
+def _read_rows(folder: Path, there: Objects) -> TableInfo | None:
     """Training rows, which a run keeps beside the features; None if another process removes them meanwhile."""
     with suppress(FileNotFoundError):
-        count, used = (folder / "length.bin").stat().st_size // 4, (folder / COLUMNS).stat().st_mtime
-        return TableInfo(folder, ROWS, "training rows", "", "", ItemFormat(1, "uint8"), count, _bytes(folder), used)
+        lengths, used = folder / "length.bin", _used(folder / COLUMNS, there)
+        count = int(there[lengths]["size"] if lengths in there else lengths.stat().st_size) // 4
+        taken = _bytes(folder, there)
+        return TableInfo(folder, ROWS, "training rows", "", "", ItemFormat(1, "uint8"), count, taken, used)
     return None
 
 
-def _read_table(folder: Path) -> TableInfo | None:
+def _read_table(folder: Path, there: Objects) -> TableInfo | None:
     """None if another process removes the table meanwhile."""
     path = folder / "table.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         kind, source, weights, precision = (str(facts[name]) for name in ("kind", "named", "weights", "precision"))
         item_format = ItemFormat(int(facts["width"]), facts["dtype"])
-        used = path.stat().st_mtime
+        used = _used(path, there)
         rows = sum(_rows(shard) for shard in shard_folders(folder))
     except FileNotFoundError:
         return None
     except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: damaged ({error}); remove its folder: features are computed again") from None
-    return TableInfo(folder, kind, source, weights, precision, item_format, rows, _bytes(folder), used)
+    return TableInfo(folder, kind, source, weights, precision, item_format, rows, _bytes(folder, there), used)
 
 
-def _bytes(folder: Path) -> int:
+def _used(path: Path, there: Objects) -> float:
+    """When a description was written, or marked as used, last."""
+    return modified(there[path]) if path in there else path.stat().st_mtime
+
+
+def _bytes(folder: Path, there: Objects) -> int:
     """Bytes of all files; not by rglob, which fails when a run renames a folder meanwhile."""
+    if is_copy(folder):
+        return sum(int(facts["size"]) for path, facts in there.items() if path.is_relative_to(folder))
     return sum(_size(Path(place, file)) for place, _, files in os.walk(folder) for file in files)
 
 
@@ -146,4 +160,5 @@ def remove(table: TableInfo) -> None:
     with suppress(FileNotFoundError):  # another process removes it
         os.replace(table.folder, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+    remove_remote(table.folder)
     remove_leftovers(table.folder.parent)

@@ -1,12 +1,11 @@
 """Where the features of some inputs are in a table: found once, kept in a file, and mapped by every process and run."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from mclip_kit.data.row_files import ColumnWriter, once, open_folder
+from mclip_kit.data.row_files import ColumnWriter, discard, once, open_folder
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features.table import Table
@@ -42,13 +41,13 @@ def find_once(
                     raise _Incomplete
                 writer.add("row", row_B)
         for old in kept.glob(f"{table.folder.name}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
 
     try:
         row_N = open_folder(once(folder, write))[1]["row"]
     except (_Incomplete, DiskError):
         return None
     except DataError:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
         return None
     return row_N if table.verify(row_N) else None

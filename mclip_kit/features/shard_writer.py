@@ -5,6 +5,7 @@ moment resumes after the last sound block. Whoever fills or removes a shard hold
 of processes may fill one table, and no two of them compute the same shard.
 """
 
+import json
 import os
 import shutil
 import zlib
@@ -17,6 +18,7 @@ import numpy as np
 
 from mclip_kit import __version__
 from mclip_kit.disk import disk_errors
+from mclip_kit.features.copies import SHARD, bring_shard, deliver, is_whole, remove_remote, room_for
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.shards import (
     BLOCK,
@@ -31,8 +33,9 @@ from mclip_kit.features.shards import (
     is_sound,
     row_checksums,
 )
-from mclip_kit.files import write_json
+from mclip_kit.files import flush
 from mclip_kit.locks import locked
+from mclip_kit.urls import is_copy
 
 
 def part_folder(folder: Path) -> Path:
@@ -44,7 +47,9 @@ def part_folder(folder: Path) -> Path:
 def claim_shard(folder: Path) -> Iterator[bool]:
     """Reserve a shard for the block; yields whether this process must fill it. If not, it is whole or reserved."""
     with locked(folder) as mine:
-        whole = folder.exists()
+        if mine:
+            bring_shard(folder)  # another machine may have filled it
+        whole = is_whole(folder)
         if mine and whole:
             shutil.rmtree(part_folder(folder), ignore_errors=True)
         yield mine and not whole
@@ -57,8 +62,10 @@ def remove_damaged(folder: Path, item_format: ItemFormat) -> bool:
     with locked(folder, wait=True) as mine:
         if mine and folder.exists() and not is_sound(folder, item_format):
             shutil.rmtree(part_folder(folder), ignore_errors=True)
-            os.replace(folder, part_folder(folder))  # one step: a removal that is killed leaves an unfinished shard
-            shutil.rmtree(part_folder(folder))
+            if folder.exists():  # in one step: a removal that is killed leaves an unfinished shard
+                os.replace(folder, part_folder(folder))
+            shutil.rmtree(part_folder(folder), ignore_errors=True)
+            remove_remote(folder)
             return True
     return False
 
@@ -79,6 +86,7 @@ class ShardWriter:
     def __init__(self, folder: Path, item_format: ItemFormat, keys_N2: np.ndarray, offsets_N: np.ndarray) -> None:
         self.folder, self.item_format, self.offsets_N = folder, item_format, offsets_N
         self._part = part_folder(folder)
+        room_for(folder, int(offsets_N[-1]) * item_format.item_bytes)
         with disk_errors(folder):
             self._open(keys_N2)
 
@@ -114,7 +122,7 @@ class ShardWriter:
             path = self._part / name
             if not path.is_file() or path.read_bytes() != array.tobytes():
                 path.write_bytes(array.tobytes())
-        (self._part / "shard.json").unlink(missing_ok=True)
+        (self._part / SHARD).unlink(missing_ok=True)
 
     def append(self, rows: int, values_ND: np.ndarray, unreadable: Sequence[int] = ()) -> None:
         """Write the items of the next rows as one block; its record in blocks.bin is written last.
@@ -161,8 +169,14 @@ class ShardWriter:
             "checksums": {name: file_checksum(self._part / name) for name in CHECKED},
             "tool": f"mclip_kit {__version__}",
         }
-        write_json(self._part / "shard.json", facts)
+        temporary = self._part / f".{SHARD}"  # not by write_json, which would send it
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        flush(temporary)
+        os.replace(temporary, self._part / SHARD)
+        if is_copy(self.folder):  # perhaps some files of one that another machine sends now
+            shutil.rmtree(self.folder, ignore_errors=True)
         os.replace(self._part, self.folder)
+        deliver(self.folder)
 
     def close(self) -> None:
         """Close its files."""

@@ -28,8 +28,11 @@ from typing import Any
 
 import numpy as np
 
+from mclip_kit.data.arrays import spans
 from mclip_kit.errors import MALFORMED, DataError
+from mclip_kit.features.copies import SHARD, VALUES, bring_shard, brought, discard, open_brought
 from mclip_kit.features.item_format import ItemFormat
+from mclip_kit.urls import is_copy
 
 BLOCK = np.dtype([("rows", "<u4"), ("checksum", "<u4"), ("items", "<u8")])
 KEYS, OFFSETS, UNREADABLE, SUMS = "keys.bin", "offsets.bin", "unreadable.bin", "sums.bin"
@@ -76,7 +79,7 @@ class Shard:
         self.folder, self.item_format = folder, item_format
         try:
             self._written = self._time()
-            wrong = self._describe(json.loads((folder / "shard.json").read_text(encoding="utf-8")))
+            wrong = self._describe(json.loads(brought(folder / SHARD).read_text(encoding="utf-8")))
         except (OSError, *MALFORMED) as error:
             raise DamagedShard(folder, str(error)) from None
         if wrong:
@@ -99,11 +102,12 @@ class Shard:
         return [
             name
             for name, size in sizes.items()
-            if (self.folder / name).stat().st_size != counts.get(name, self.items) * size
+            if name not in VALUES or not is_copy(self.folder) or (self.folder / name).exists()
+            if brought(self.folder / name).stat().st_size != counts.get(name, self.items) * size
         ]
 
     def _time(self) -> tuple[int, int]:
-        status = (self.folder / "shard.json").stat()
+        status = (self.folder / SHARD).stat()
         return status.st_ino, status.st_mtime_ns
 
     def is_current(self) -> bool:
@@ -125,7 +129,7 @@ class Shard:
             DamagedShard: they are not as they were written; it is raised after the last piece.
         """
         checksum = 0
-        with open(self.folder / KEYS, "rb") as handle:
+        with open(open_brought(self.folder / KEYS), "rb") as handle:
             while content := handle.read(16 * PIECE):
                 checksum = zlib.crc32(content, checksum)
                 yield np.frombuffer(content, "<u8").reshape(-1, 2)
@@ -141,14 +145,14 @@ class Shard:
     @property
     def unreadable_N(self) -> np.ndarray:
         """Whether each row's input could not be read, bool (rows,)."""
-        content = (self.folder / UNREADABLE).read_bytes()
+        content = brought(self.folder / UNREADABLE).read_bytes()
         if self.checks_rows and zlib.crc32(content) != self._checksums[UNREADABLE]:
             raise DamagedShard(self.folder, f"{UNREADABLE} has another checksum than when it was written")
         return np.frombuffer(content, bool)
 
     @cached_property
     def _offsets_N(self) -> np.ndarray:
-        return np.fromfile(self.folder / OFFSETS, "<i8")
+        return np.fromfile(brought(self.folder / OFFSETS), "<i8")
 
     def bounds(self, local_R: np.ndarray) -> np.ndarray:
         """Where the items of each row start and end, int64 (R, 2); the end is exclusive.
@@ -160,9 +164,9 @@ class Shard:
             return np.stack([local_R, local_R + 1], 1)
         if not self.checks_rows:
             return np.stack([self._offsets_N[local_R], self._offsets_N[local_R + 1]], 1)
-        spans = _spans(local_R, np.ones_like(local_R))
-        offsets = np.frombuffer(self._read(OFFSETS, 8, [(start, length + 1) for start, length in spans]), "<i8")
-        last = np.cumsum([length + 1 for _, length in spans]) - 1
+        runs = spans(local_R, np.ones_like(local_R))
+        offsets = np.frombuffer(self._read(OFFSETS, 8, [(start, length + 1) for start, length in runs]), "<i8")
+        last = np.cumsum([length + 1 for _, length in runs]) - 1
         bounds_R2 = np.stack([np.delete(offsets, last), np.delete(offsets, np.append(0, last[:-1] + 1))], 1)
         if bounds_R2.min() < 0 or bounds_R2.max() > self.items or (bounds_R2[:, 0] > bounds_R2[:, 1]).any():
             raise DamagedShard(self.folder, f"{OFFSETS} has another content than when it was written")
@@ -178,40 +182,33 @@ class Shard:
             DamagedShard: the checksum of a row is wrong.
         """
         files = self.item_format.files
-        spans = _spans(bounds_R2[:, 0], bounds_R2[:, 1] - bounds_R2[:, 0])
-        contents = [self._read(name, size, spans) for name, size in files.items()]
+        runs = spans(bounds_R2[:, 0], bounds_R2[:, 1] - bounds_R2[:, 0])
+        contents = [self._read(name, size, runs) for name, size in files.items()]
         if self.checks_rows:
-            places = _spans(local_R, np.ones_like(local_R)) if self.ragged else spans
+            places = spans(local_R, np.ones_like(local_R)) if self.ragged else runs
             known_R = np.frombuffer(self._read(SUMS, 4, places), "<u4")
             if not np.array_equal(row_checksums(bounds_R2, contents, list(files.values())), known_R):
                 raise DamagedShard(self.folder, "a row has another content than when it was written")
         return self.item_format.decode(contents)
 
-    def _read(self, name: str, size: int, spans: list[tuple[int, int]]) -> bytes:
+    def _read(self, name: str, size: int, runs: list[tuple[int, int]]) -> bytes:
         """Entries start .. start + length - 1 of a file, of `size` bytes each, for each pair of start and length."""
-        file = os.open(self.folder / name, os.O_RDONLY)
+        file = self._open(name)
         try:
-            content = b"".join([os.pread(file, length * size, start * size) for start, length in spans])
+            content = b"".join([os.pread(file, length * size, start * size) for start, length in runs])
         finally:
             os.close(file)
-        if len(content) != size * sum(length for _, length in spans):
+        if len(content) != size * sum(length for _, length in runs):
             raise DamagedShard(self.folder, f"{name} is shorter than when it was written")
         return content
 
-
-def _spans(starts_R: np.ndarray, lengths_R: np.ndarray) -> list[tuple[int, int]]:
-    """Start and length of each run of adjacent entries, which are one read."""
-    if len(starts_R) == 1:
-        return [(int(starts_R[0]), int(lengths_R[0]))]
-    new_R = np.append(True, starts_R[1:] != starts_R[:-1] + lengths_R[:-1])
-    lengths = np.add.reduceat(lengths_R, np.flatnonzero(new_R))
-    return list(zip(starts_R[new_R].tolist(), lengths.tolist(), strict=True))
-
-
-def numbers_from(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers start .. start + length - 1 of each pair, one pair after the other."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+    def _open(self, name: str) -> int:
+        try:
+            return open_brought(self.folder / name)
+        except FileNotFoundError:
+            if is_copy(self.folder):
+                raise DamagedShard(self.folder, f"{name} is missing") from None
+            raise
 
 
 def row_checksums(bounds_R2: np.ndarray, contents: Sequence[bytes], sizes: Sequence[int]) -> np.ndarray:
@@ -236,7 +233,19 @@ def row_checksums(bounds_R2: np.ndarray, contents: Sequence[bytes], sizes: Seque
 
 
 def is_sound(folder: Path, item_format: ItemFormat) -> bool:
-    """Whether every checksum of a whole shard is right; reads all of it."""
+    """Whether every checksum of a whole shard is right; reads all of it, in object storage that of its copy.
+
+    Raises:
+        StorageError: it cannot be brought.
+    """
+    bring_shard(folder, values=True)
+    if is_copy(folder) and not _is_sound(folder, item_format):
+        discard(folder)  # perhaps only the copy is damaged
+        bring_shard(folder, values=True)
+    return _is_sound(folder, item_format)
+
+
+def _is_sound(folder: Path, item_format: ItemFormat) -> bool:
     try:
         shard, blocks = Shard(folder, item_format), np.fromfile(folder / "blocks.bin", BLOCK)
         return (
@@ -250,7 +259,7 @@ def is_sound(folder: Path, item_format: ItemFormat) -> bool:
 
 def file_checksum(path: Path, checksum: int = 0) -> int:
     """The checksum of a file's content, after other content that has the given one."""
-    with open(path, "rb") as handle:
+    with open(open_brought(path), "rb") as handle:
         while content := handle.read(READ):
             checksum = zlib.crc32(content, checksum)
     return checksum
@@ -286,9 +295,3 @@ def count_sound_blocks(folder: Path, item_format: ItemFormat, blocks: np.ndarray
     finally:
         for handle, *_ in handles:
             handle.close()
-
-
-def shard_folders(folder: Path) -> list[Path]:
-    """The folders of a table's whole shards."""
-    with os.scandir(folder) as found:  # faster than iterdir and a look at each
-        return [folder / name for name in sorted(one.name for one in found if one.is_dir()) if name[-5:] != ".part"]

@@ -16,16 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mclip_kit.data.arrays import numbers_from
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError, DiskError
+from mclip_kit.features.copies import bring_table, shard_folders, values_are_here
 from mclip_kit.features.filling import check_room, fill_shards
 from mclip_kit.features.index import BITS, LOCAL, find, in_key_order, index_is_sound, open_index, shard_numbers, slices
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob, first_of_each, items_of, plan_shards
 from mclip_kit.features.shard_writer import remove_damaged
-from mclip_kit.features.shards import DamagedShard, Shard, is_sound, numbers_from, shard_folders
+from mclip_kit.features.shards import DamagedShard, Shard, is_sound
 from mclip_kit.files import readable
 from mclip_kit.progress import is_quiet, tqdm
+from mclip_kit.storage import forget
+from mclip_kit.urls import is_copy
 
 SHARD_BYTES = 256 << 20
 VERIFIED_FIRST = 1 << 30  # bytes of shards that are verified before any of their rows is read
@@ -81,8 +85,8 @@ class Table:
         except DamagedShard as error:
             raise DataError(self._give_up(error)) from None
         except (FileNotFoundError, FileExistsError) as error:  # the second: it went while it was made
-            named = Path(os.fsdecode(error.filename or "")).absolute()
-            if self.folder.absolute() not in (named, *named.parents):
+            path = Path(os.fsdecode(error.filename or "")).absolute()
+            if self.folder.absolute() not in (path, *path.parents):
                 raise
             raise DataError(f"{self.folder}: {REMOVED}") from None
 
@@ -113,6 +117,7 @@ class Table:
         A shard keeps its number while the table is open, so rows that were found before stay valid.
         """
         with self._while_it_is_there():
+            bring_table(self.folder)
             while not self._try_to_open():
                 pass
 
@@ -134,12 +139,13 @@ class Table:
         for shard in shards:
             self._numbers.setdefault(shard.folder.name, len(self._numbers))
         self._shards = {self._numbers[shard.folder.name]: shard for shard in shards}
-        there = {shard.folder.name for shard in shards}
-        self._index = [
-            (part, np.array([self._numbers[name] if name in there else -1 for name in part.names], np.int64))
-            for part in parts
-        ]
+        number_of = {shard.folder.name: self._numbers[shard.folder.name] for shard in shards}
+        self._index = [(p, np.array([number_of.get(name, -1) for name in p.names], np.int64)) for p in parts]
         return True
+
+    def folders(self, rows: np.ndarray) -> list[Path]:
+        """Those of the shards that have some rows."""
+        return [self._shards[number].folder for number in shard_numbers(rows) if number in self._shards]
 
     def state(self) -> str | None:
         """A hash of the shards that are there; None if rows of this object are not what they are in a new one."""
@@ -235,7 +241,8 @@ class Table:
         """Fill shards with the keys that have no row."""
         missing = first_of_each(keys_N2, np.flatnonzero(row_N < 0))
         items = int(items_of(job, missing).sum()) if job.ragged else len(missing)
-        free = check_room(self.folder, self.name, size := items * self.item_format.item_bytes)
+        size = items * self.item_format.item_bytes
+        free = check_room(self.folder, self.name, min(size, self.shard_bytes) if is_copy(self.folder) else size)
         if not is_quiet():
             self._log(f"{self.name}: {len(missing):,} rows to compute, {readable(size)} of {readable(free)} free")
         most = self.shard_bytes // self.item_format.item_bytes
@@ -256,8 +263,9 @@ class Table:
         return not damaged
 
     def _damaged(self, row_N: np.ndarray, quiet: bool) -> list[int]:
-        """Numbers of shards that are damaged, which are removed then; looked for if all are small together."""
-        needed = {number: self._shards[number] for number in shard_numbers(row_N)}
+        """Numbers of damaged shards, which are removed then; looked for among those here, if small together."""
+        there = {number: self._shards[number] for number in shard_numbers(row_N)}
+        needed = {number: shard for number, shard in there.items() if values_are_here(shard.folder)}
         unchecked = {number: shard for number, shard in needed.items() if shard.folder.name not in self._checked}
         size = sum(shard.items for shard in unchecked.values()) * self.item_format.item_bytes
         if size > VERIFIED_FIRST:
@@ -283,6 +291,7 @@ class Table:
                     self._log(f"{path}: damaged; it is written again")
                     with disk_errors(path):
                         path.unlink(missing_ok=True)
+                    forget(path)
             if not all(path.name in self._checked for path in unchecked):
                 self._open()
 

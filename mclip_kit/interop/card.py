@@ -15,6 +15,8 @@ from mclip_kit.errors import DiskError
 from mclip_kit.files import write_json, write_text
 from mclip_kit.interop.facts import RECALLS, Facts, facts_of, hub_id, is_new, one_licence, parameters, read_json
 from mclip_kit.locks import locked
+from mclip_kit.storage import fetch
+from mclip_kit.urls import values_with_urls
 
 LIBRARY, TASK = "mclip-kit", "zero-shot-image-classification"
 TAGS = ["clip", "multilingual", "image-text-retrieval", "mclip-kit"]
@@ -78,7 +80,7 @@ def record(folder: Path, facts: Facts | Callable[[Facts], Facts]) -> str | None:
             lost = card.exists() and not known
             if lost:
                 card.replace(folder / layout.DAMAGED_CARD)
-            stays = _write(folder, {**known, **(facts(known) if callable(facts) else facts)})
+            stays = _write(folder, values_with_urls({**known, **(facts(known) if callable(facts) else facts)}))
             new = f"{card}: damaged; it is kept as {layout.DAMAGED_CARD}, and a new one was begun"
             return "; ".join(filter(None, (new if lost else None, stays))) or None
     except DiskError as error:
@@ -86,7 +88,7 @@ def record(folder: Path, facts: Facts | Callable[[Facts], Facts]) -> str | None:
 
 
 def _write(folder: Path, known: Facts) -> str | None:
-    readme = folder / layout.README
+    readme = fetch(folder / layout.README)
     edited = readme.exists() and _hash(readme.read_text(encoding="utf-8", errors="replace")) != known.get("readme")
     text = render(folder, known, None)
     if not edited:

@@ -18,13 +18,14 @@ from PIL import Image
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.pictures import to_rgb
-from mclip_kit.disk import check_new
 from mclip_kit.errors import DataError, first_line
-from mclip_kit.files import new_folder, printable, write_text
+from mclip_kit.files import check_new, new_folder, printable, write_text
 from mclip_kit.interop.card import Export, write_card
 from mclip_kit.interop.vector_files import IMAGES, ROWS, TEXTS, VectorFiles, digits_of
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import place
+from mclip_kit.urls import named
 
 NAME = "clip-retrieval"
 HUB = NAME, "zero-shot-image-classification"
@@ -105,7 +106,7 @@ def export(
         CheckpointError: the folder exists, or an embedding is non-finite. Nothing is written.
         DataError: the split or a language has no caption, or no picture can be read. Nothing is written.
     """
-    folder = Path(folder)
+    folder = place(folder)
     check_new(folder)
     chosen_R = captions.select(split, languages)
     chosen_R = chosen_R[np.argsort(captions.images[chosen_R], kind="stable")]
@@ -165,12 +166,12 @@ def _embed_pictures(
     image_MD, readable_M = np.zeros((len(images_M), model.width), np.float32), np.zeros(len(images_M), bool)
     for start in range(0, len(images_M), BATCH):
         opened: dict[int, Image.Image] = {}
-        for place, image in enumerate(images_M[start : start + BATCH].tolist(), start):
+        for number, image in enumerate(images_M[start : start + BATCH].tolist(), start):
             try:
-                opened[place] = captions.open(image)
-                to_rgb(opened[place], model.clip[0].pictures)  # no pixels, or no way to RGB
+                opened[number] = captions.open(image)
+                to_rgb(opened[number], model.clip[0].pictures)  # no pixels, or no way to RGB
             except DataError as error:
-                opened.pop(place, None)
+                opened.pop(number, None)
                 unreadable[captions.names[image]] = first_line(error)
         if opened:
             places = list(opened)
@@ -182,6 +183,6 @@ def _metadata(captions: Captions, rows: np.ndarray) -> pa.Table:
     """The columns of clip-retrieval, and `language` and `image`, the picture's name in the prepared folder."""
     images = captions.images[rows].tolist()
     names = [printable(captions.names[image]) for image in images]
-    paths = [printable(os.path.abspath(captions.files[image])) for image in images] if captions.files else names
+    paths = [printable(named(os.path.abspath(captions.files[image]))) for image in images] if captions.files else names
     columns = (paths, captions.texts[rows].tolist(), captions.languages[rows].tolist(), names)
     return pa.table(dict(zip(COLUMNS.names, columns, strict=True)), schema=COLUMNS)

@@ -1,9 +1,9 @@
 """Load an encoder by its name in a recipe: `hf:...` or `fairseq:...`."""
 
-from pathlib import Path
-
 from mclip_kit.models.model_folder import check_part
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
+from mclip_kit.storage import fetch, place
+from mclip_kit.urls import is_copy
 
 
 def named_encoder(name: str) -> Encoder:
@@ -14,10 +14,13 @@ def named_encoder(name: str) -> Encoder:
     Raises:
         CheckpointError: the encoder is neither on disk nor on the hub, or a file of it is damaged or does not fit.
     """
-    kind, _, place = name.partition(":")
+    kind, _, named = name.partition(":")
+    path = fetch(place(named))
     if kind == "fairseq":
         from mclip_kit.interop import fairseq  # slow to import: it needs the package fairseq
 
-        return Encoder(*fairseq.read_folder(Path(place)))
-    check_part(Path(place))
-    return pretrained_encoder(place)
+        if is_copy(path) and path.is_file():
+            fetch(path.parent)  # its dictionary and SentencePiece model
+        return Encoder(*fairseq.read_folder(path))
+    check_part(path)
+    return pretrained_encoder(str(path))

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mclip_kit.disk import check_new
 from mclip_kit.errors import CheckpointError
-from mclip_kit.files import new_folder, temporary_folder
+from mclip_kit.files import check_new, new_folder, temporary_folder
 from mclip_kit.interop.card import Export, write_card
+from mclip_kit.storage import place
 
 if TYPE_CHECKING:  # the command line lists the formats without torch
     from mclip_kit.interop.parity import Embeddings
@@ -134,7 +134,7 @@ def export(
     """
     from mclip_kit.interop import parity
 
-    form, folder = find(name), Path(folder)
+    form, folder = find(name), place(folder)
     unknown = set(options) - set(form.options)
     if unknown:
         raise TypeError(

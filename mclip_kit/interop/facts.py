@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from mclip_kit import layout
 from mclip_kit.errors import MALFORMED
+from mclip_kit.storage import fetch
 
 Facts = dict[str, Any]
 """What card.json has: `bases` (tower -> name of its weights), `licences` (of them, see `licences_of`), `images` (whose
@@ -76,7 +77,7 @@ class _Card(TypedDict, total=False):
 
 def facts_of(folder: Path) -> Facts:
     """What card.json of a model folder has; nothing if it is missing or damaged."""
-    found = read_json(folder / layout.CARD)
+    found = read_json(fetch(folder / layout.CARD))
     try:
         TypeAdapter(_Card).validate_python(found, strict=True)
         _ = [

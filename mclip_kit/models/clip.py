@@ -31,6 +31,7 @@ from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
 from mclip_kit.models.model_folder import check_part
 from mclip_kit.models.openai import openai_config
 from mclip_kit.models.safe_load import UNFIT, plain_values, read_pickle, refusal
+from mclip_kit.storage import fetch, place
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 TEXT = "text"  # in a folder that we write: the config of a Hugging Face text tower
@@ -148,13 +149,14 @@ def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
     """
     if isinstance(model, dict):
         return _from_config(model)
-    if model.startswith("local-dir:"):
-        check_part(Path(model.removeprefix("local-dir:")))
-        return clip_from_folder(Path(model.removeprefix("local-dir:")))
-    if model.startswith("openai:"):
-        path = model.removeprefix("openai:")
-        return from_openai(read_pickle(path), path)
-    return _from_name(model, None if weights in ("random", "train") else weights)
+    kind, _, name = model.partition(":")
+    path = fetch(place(name)) if kind in ("local-dir", "openai") else Path()
+    if kind == "local-dir":
+        check_part(path)
+        return clip_from_folder(path)
+    if kind == "openai":
+        return from_openai(read_pickle(path), str(path))
+    return _from_name(model, None if weights in (None, "random", "train") else str(fetch(place(str(weights)))))
 
 
 def _ignores_later_tokens(text: Any) -> bool:
@@ -294,6 +296,4 @@ def _check_names(name: str, weights: str | None, file: bool) -> None:
         raise RecipeError(f"teacher.model: open_clip has no model {name!r}{suggest(name, open_clip.list_models())}")
     known = open_clip.list_pretrained_tags_by_model(name)
     if weights and weights not in known and not file:
-        raise RecipeError(
-            f"teacher.weights: {weights!r} is neither a file nor a tag of {name}; tags: {', '.join(known)}"
-        )
+        raise RecipeError(f"teacher.weights: {weights!r} is no file and no tag of {name}; tags: {', '.join(known)}")

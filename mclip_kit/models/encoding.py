@@ -15,6 +15,7 @@ from mclip_kit.config.model import TextCleaning
 from mclip_kit.data import images
 from mclip_kit.data.cleaned import UNTOUCHED
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.storage import fetch, place
 
 Picture = Image.Image | str | Path
 Texts = str | Sequence[str]
@@ -84,7 +85,7 @@ def open_picture(image: Picture) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     try:
-        with images.open_picture(image) as opened:
+        with images.open_picture(fetch(place(image))) as opened:
             opened.load()
             return opened
     except Exception as error:  # PIL's decoders raise many classes on damaged files

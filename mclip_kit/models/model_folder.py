@@ -16,6 +16,8 @@ from mclip_kit.config.mistakes import explain
 from mclip_kit.config.model import AS_OPEN_CLIP, Pictures, TextCleaning
 from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.files import hash_files, write_json, write_whole
+from mclip_kit.storage import fetch
+from mclip_kit.urls import values_with_urls
 
 FORMAT = 1
 HASHES = "hashes"
@@ -88,6 +90,7 @@ def write_config(path: Path, settings: dict[str, Any]) -> None:
     files = [part for part in parts if part.is_file()] + [file for part in parts for file in part.rglob("*")]
     names = sorted(name.relative_to(path.parent).as_posix() for name in files if name.is_file() and name.name[0] != ".")
     hashes = dict(zip(names, hash_files([path.parent / name for name in names]), strict=True))
+    settings = values_with_urls(settings)  # as they are written, and hashed
     whole = {**settings, HASHES: hashes}
     write_json(path, {**settings, HASHES: {**hashes, path.name: _hash_settings(whole)}})
 
@@ -128,7 +131,7 @@ def check_hashes(path: Path, settings: dict[str, Any], part: str = "") -> None:
 def check_part(place: Path) -> None:
     """Check the files of a part that is loaded alone, `MODEL/encoder` or `MODEL/clip`, if the folder has hashes."""
     place = place.absolute()
-    for path in (place.parent / name for name in (layout.MODEL_CONFIG, layout.TRANSLATOR_CONFIG)):
+    for path in (fetch(place.parent / name) for name in (layout.MODEL_CONFIG, layout.TRANSLATOR_CONFIG)):
         try:
             settings = json.loads(path.read_bytes()) if place.name in PARTS and path.is_file() else None
         except (OSError, *MALFORMED) as error:

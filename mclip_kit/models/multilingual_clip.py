@@ -38,6 +38,7 @@ from mclip_kit.models.model_folder import (
 from mclip_kit.models.projectors import build_projector
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
 from mclip_kit.models.translator import Decoder
+from mclip_kit.storage import fetch, place
 
 
 class MultilingualClip(nn.Module):
@@ -264,7 +265,7 @@ def load(
     device(type='cpu')
 
     Args:
-        path: the folder, as `mclip-kit train` and `MultilingualClip.save` write it.
+        path: the folder, as `mclip-kit train` and `MultilingualClip.save` write it; or its URL in object storage.
         device: `auto` (the GPU if CUDA is available, else the CPU) or a torch device.
         dtype: of the weights: `bf16`, `fp16`, `fp32`, their long names or a torch dtype; None is float32. Embeddings
             are always float32.
@@ -277,8 +278,8 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path: give the path of a model folder, not {type(path).__name__}")
-    numbers, place = as_dtype(dtype), as_device(device)
-    return _read_folder(Path(path), verify).to(place, numbers).eval()
+    numbers, where = as_dtype(dtype), as_device(device)
+    return _read_folder(fetch(place(path)), verify).to(where, numbers).eval()
 
 
 def _read_folder(folder: Path, verify: bool) -> MultilingualClip:

@@ -30,6 +30,7 @@ from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
 from mclip_kit.models.model_folder import check_part
 from mclip_kit.models.safe_load import UNFIT, plain_values, refusal
 from mclip_kit.models.transformers_tokenizer import TransformersTokenizer
+from mclip_kit.storage import fetch
 
 LEAK = 1e-2
 """Largest change of a text's states by padding, as a share of the largest state; float32 changes them by 1e-5."""
@@ -219,7 +220,7 @@ def encoder_within(folder: Path) -> Encoder:
     Raises:
         CheckpointError: the folder contains no encoder.
     """
-    inner = folder / layout.ENCODER
+    inner = fetch(folder) / layout.ENCODER
     place = inner if inner.is_dir() else folder
     if not (place / "config.json").is_file():
         raise CheckpointError(f"{folder}: contains no encoder; give a transformers folder or a model folder")

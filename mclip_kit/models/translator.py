@@ -29,6 +29,7 @@ from mclip_kit.models.model_folder import check_hashes, write_config
 from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder, pretrained_encoder, xlmr_config
 from mclip_kit.progress import SOON, tqdm
+from mclip_kit.storage import fetch, place
 
 
 class LanguageLinear(nn.Module):
@@ -225,7 +226,7 @@ def load_translator(folder: str | Path, verify: bool = True) -> Translator:
     Raises:
         CheckpointError: the folder is not a translator folder, or it is damaged.
     """
-    folder = Path(folder)
+    folder = fetch(place(folder))
     try:
         facts = json.loads((folder / layout.TRANSLATOR_CONFIG).read_text(encoding="utf-8"))
         languages, known = facts["language_linear"], (facts["trained_languages"], facts["made_from"])

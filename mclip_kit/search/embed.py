@@ -32,16 +32,19 @@ from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import hash_files, new_folder, printable, write_json, write_text
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles
 from mclip_kit.layout import FEATURES, MODEL_CONFIG
-from mclip_kit.locks import OTHER, hold
+from mclip_kit.locks import OTHER
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.progress import tqdm
 from mclip_kit.search.embedders import COLUMNS, EmbeddedBlock, PictureEmbedder, TextEmbedder, load_embedder
 from mclip_kit.search.pictures import BLOCK, blocks
 from mclip_kit.search.pictures import TABLES as TABLE_ENDINGS
 from mclip_kit.search.vectors import FACTS
+from mclip_kit.storage import exists, fetch, forget, hold, place, send
+from mclip_kit.urls import is_copy
 
 UNREADABLE = "unreadable.tsv"
 TABLES = "tables"
+NEW = ".new"  # where vectors are until all are written
 NAMES = {IMAGES: "image_path", TEXTS: "caption"}
 DIGITS = 4  # of a file's number: the rows of a stream are not known before
 
@@ -115,14 +118,14 @@ def embed_pictures(
         BusyError: another process writes to the folder.
         CheckpointError: an embedding is non-finite.
     """
-    out = Path(out)
+    out = place(out)
     _check_place(out, IMAGES)
     if world_size > 1 and Path(source).suffix.lower() in TABLE_ENDINGS:
         raise DataError(
             f"{source}: several processes cannot prepare a table; run mclip-kit prepare --pairs {source} first"
         )
     found = Embedded(IMAGES)
-    cache = FeatureCache(out / FEATURES, dtype, rank=rank, world_size=world_size, workers=workers, log=log)
+    cache = FeatureCache(_features(out), dtype, rank=rank, world_size=world_size, workers=workers, log=log)
     towers = FrozenTowers(model, cache)
     source_blocks = blocks(source, out / TABLES, found.account)
     if rank:
@@ -159,12 +162,12 @@ def embed_texts(
         BusyError: another process writes to the folder.
         CheckpointError: an embedding is non-finite.
     """
-    out, found = Path(out), Embedded(TEXTS)
+    out, found = place(out), Embedded(TEXTS)
     _check_place(out, TEXTS)
-    cache = FeatureCache(out / FEATURES, dtype, log=log)
+    cache = FeatureCache(_features(out), dtype, log=log)
     weights = [hashing.hash_weights(module) for module in (model.encoder, model.projector)]
     facts = {"model": made_with, "source": str(file), "space": hashing.hash_facts({"weights": weights}), "dtype": dtype}
-    lines = File(Path(file)).lines()
+    lines = File(place(file)).lines()
     with _started(TextEmbedder, model, cache, dtype, engine, made_with) as embed:
         return _write(model, out, found, embed(iter(lambda: list(islice(lines, BLOCK)), [])), facts)
 
@@ -206,7 +209,7 @@ def _write(
     """Write all vectors beside the old ones, then put them in their place."""
     kind, numbers = found.kind, "<f2" if facts["dtype"] == "fp16" else "<f4"
     with hold(out, FACTS, "embeds into it", OTHER):
-        with new_folder(out / "new") as part:
+        with new_folder(out / NEW) as part:
             with VectorFiles(part, {kind: NAMES[kind]}, COLUMNS[kind], model.width, numbers, digits=DIGITS) as files:
                 for vectors_ND, table, unreadable in vectors:
                     files.append({kind: vectors_ND}, table)
@@ -223,9 +226,12 @@ def _write(
             for name in (kind, METADATA):
                 shutil.rmtree(out / name, ignore_errors=True)
             (out / UNREADABLE).unlink(missing_ok=True)
+            for name in (kind, METADATA, UNREADABLE):
+                forget(out / name)
             for name in (kind, METADATA):
                 (part / name).rename(out / name)
-        shutil.rmtree(out / "new", ignore_errors=True)
+                send(out / name)
+        shutil.rmtree(out / NEW, ignore_errors=True)
         if found.unreadable:
             lines = ["image\treason", *(f"{one_line(name)}\t{why}" for name, why in found.unreadable.items()), ""]
             write_text(out / UNREADABLE, printable("\n".join(lines)))
@@ -235,14 +241,19 @@ def _write(
     return found
 
 
+def _features(out: Path) -> Path:
+    """Where outputs of towers are kept; those of a folder in object storage stay on this machine."""
+    return out / (f".{FEATURES}" if is_copy(out) else FEATURES)
+
+
 def _check_place(out: Path, kind: str) -> None:
     """CheckpointError if a folder has what is not its own, and what writing vectors of a kind would replace."""
-    facts = out / FACTS
-    there = [name for name in (IMAGES, TEXTS, METADATA, UNREADABLE) if (out / name).exists()]
+    facts = fetch(out / FACTS)
+    there = [name for name in (IMAGES, TEXTS, METADATA, UNREADABLE) if exists(out / name)]
     if there and not facts.is_file():
         raise CheckpointError(
             f"{out / there[0]}: not written by mclip-kit embed, which would replace it; choose another --out"
         )
     other = TEXTS if kind == IMAGES else IMAGES
-    if (out / other).exists():
+    if exists(out / other):
         raise CheckpointError(f"{out / other}: these vectors would lose their metadata; choose another --out")

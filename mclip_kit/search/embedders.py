@@ -20,6 +20,7 @@ from mclip_kit.interop.vector_files import IMAGES, TEXTS
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.progress import set_quiet
 from mclip_kit.search.pictures import Block
+from mclip_kit.urls import named
 
 COLUMNS = {
     IMAGES: pa.schema(
@@ -111,7 +112,7 @@ def _rows(block: Block, keys_N2: np.ndarray, places: np.ndarray) -> pa.Table:
         with ThreadPoolExecutor(READERS) as readers:
             sizes = list(readers.map(_size, files))
     columns = {
-        "image_path": [printable(file) for file in files],
+        "image_path": [printable(named(file)) for file in files],
         "caption": [block.texts[place] for place in places],
         "image": [printable(block.captions.names[block.images[place]]) for place in places],
         "key": [keys_N2[place].tobytes().hex() for place in places],

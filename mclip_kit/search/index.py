@@ -26,10 +26,11 @@ from mclip_kit import __version__
 from mclip_kit.errors import MALFORMED, CheckpointError, DataError, first_line
 from mclip_kit.files import hash_files, write_json, write_whole
 from mclip_kit.interop.vector_files import TEXTS
-from mclip_kit.locks import OTHER, hold
+from mclip_kit.locks import OTHER
 from mclip_kit.progress import tqdm
 from mclip_kit.search.vectors import ROWS as ROWS_SCHEMA
 from mclip_kit.search.vectors import facts_of, read_embeddings, read_vectors
+from mclip_kit.storage import fetch, forget, hold, place
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
 FACTS, VECTORS, ROWS = "index.json", "index.faiss", "rows.arrow"
@@ -84,7 +85,7 @@ def build(embeddings: str | Path, out: str | Path, kind: Kind | None = None) -> 
         DataError: the embeddings are missing, damaged or do not fit together.
         BusyError: another process writes to the index.
     """
-    embeddings, out = Path(embeddings), Path(out)
+    embeddings, out = place(embeddings), place(out)
     arrays, rows = read_embeddings(embeddings)
     with hold(out, FACTS, "writes this index", OTHER):
         old = _open_old(out, kind, arrays[0].shape[1], embeddings)
@@ -146,17 +147,12 @@ def open_index(folder: Path) -> Opened:
     Raises:
         CheckpointError: it is missing or damaged; the file is named.
     """
+    fetch(folder, (FACTS, VECTORS, ROWS))
     file = folder / FACTS
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        for name, kind in {
-            "kind": str,
-            "model": str,
-            "space": str,
-            "embeddings": str,
-            "width": int,
-            "rows": int,
-        }.items():
+        kinds = {**dict.fromkeys(("kind", "model", "space", "embeddings"), str), "width": int, "rows": int}
+        for name, kind in kinds.items():
             if not isinstance(facts[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__}")
         for name, known in dict(facts.get("hashes") or {}).items():
@@ -277,6 +273,7 @@ def nearest(index: Any, queries_QD: np.ndarray, top: int, gone: np.ndarray) -> t
 
 def _write(out: Path, index: Any, table: pa.Table, built: Built, embeddings: Path) -> None:
     (out / FACTS).unlink(missing_ok=True)
+    forget(out / FACTS)
     with write_whole(out / VECTORS) as temporary:
         faiss.write_index(index, str(temporary))
     with write_whole(out / ROWS) as temporary, pa.ipc.new_file(str(temporary), table.schema) as file:

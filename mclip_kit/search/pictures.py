@@ -25,6 +25,8 @@ from mclip_kit.data.prepare import adhoc
 from mclip_kit.data.prepare.prepare import prepare
 from mclip_kit.errors import DataError
 from mclip_kit.layout import IMAGES_ARRAY, MANIFEST
+from mclip_kit.storage import fetch, place
+from mclip_kit.urls import is_copy
 
 BLOCK = 32_768
 """Pictures whose names and vectors are in memory together."""
@@ -72,15 +74,15 @@ def blocks(source: str | Path, prepared: Path, account: Account) -> Iterator[Blo
     Raises:
         DataError: there is no such source, or no picture in it.
     """
-    path = Path(source)
+    path = place(source)
     if not str(source).strip():
         raise DataError("the source of the pictures is empty; name a folder, shards, a table or a prepared folder")
-    if (path / MANIFEST).is_file():
+    if fetch(path / MANIFEST).is_file():
         yield from _of_prepared(read_captions(path))
-    elif path.is_dir():
+    elif _is_folder(path):
         yield from _of_rows(path, _of_folder(path, account))
     elif path.suffix.lower() in TABLES:
-        if not path.is_file():
+        if not fetch(path).is_file():
             raise DataError(f"{path}: no such table; correct its path")
         with path.open("rb") as file:
             prepared = prepared / hashlib.file_digest(file, "blake2b").hexdigest()[:16]
@@ -101,6 +103,12 @@ def blocks(source: str | Path, prepared: Path, account: Account) -> Iterator[Blo
             f"{source}: no folder of pictures, prepared folder, shards (.tar) or table ({', '.join(TABLES)}); give one "
             "that exists"
         )
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a source is a folder; one of object storage is brought."""
+    known = (*TABLES, *SUFFIXES, ".tar")
+    return path.is_dir() or (is_copy(path) and path.suffix.lower() not in known and fetch(path).is_dir())
 
 
 def _of_folder(root: Path, account: Account) -> Iterator[Row]:

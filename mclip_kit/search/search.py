@@ -17,6 +17,7 @@ from mclip_kit.models.encoding import Pictures, Texts, as_texts
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.search.embed import image_space
 from mclip_kit.search.index import gone_of, nearest, open_index
+from mclip_kit.storage import fetch, place
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Search:
         model: MultilingualClip | str | Path | None = None,
         device: str | torch.device = "auto",
     ) -> None:
-        self.facts, self._index, self.rows = open_index(Path(index))
+        self.facts, self._index, self.rows = open_index(place(index))
         if model is None:
             model = named = str(self.facts["model"])
             if not named:
                 raise CheckpointError(f"{index}: it does not say which model made its vectors; name it: --model MODEL")
-            if not (Path(named) / MODEL_CONFIG).is_file():
+            if not fetch(place(named) / MODEL_CONFIG).is_file():
                 raise CheckpointError(
                     f"{index}: the model of its vectors is not in {named} any more; name it: --model MODEL"
                 )

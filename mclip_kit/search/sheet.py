@@ -12,6 +12,7 @@ from mclip_kit.data.pictures import to_rgb
 from mclip_kit.evaluate.report import fonts
 from mclip_kit.files import unescaped
 from mclip_kit.search.search import Hit
+from mclip_kit.storage import exists, place
 
 SIDE, MARGIN, TITLE = 160, 8, 22  # pixels
 MOST = 50  # rows and columns
@@ -29,7 +30,7 @@ def open_hit(file: str) -> Image.Image:
 
 def open_raw(file: str) -> Image.Image:
     """A found picture as its file has it; OSError if it cannot be read."""
-    path = Path(file) if container(Path(file)).exists() else Path(unescaped(file))
+    path = place(file) if exists(container(place(file))) else Path(unescaped(file))
     with open_file(path) as handle, open_picture(handle) as picture:
         picture.load()
         return picture

@@ -16,6 +16,7 @@ from mclip_kit.data.content_keys import hash_bytes
 from mclip_kit.data.manifest import check_files
 from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS
+from mclip_kit.storage import fetch
 
 FACTS = "embeddings.json"
 COLUMNS = ("image_path", "caption", "key")  # of metadata/*.parquet that an index keeps
@@ -49,6 +50,7 @@ def read_embeddings(folder: Path) -> tuple[list[np.ndarray], pa.Table]:
     Raises:
         DataError: they are missing, damaged or do not fit together.
     """
+    fetch(folder, (FACTS, "*.npy", "*.parquet"))
     ours = facts_of(folder)
     files = [*(folder / IMAGES).glob("*.npy"), *(folder / METADATA).glob("*.parquet")]
     check_files(folder, [str(file.relative_to(folder)) for file in files], FACTS, "embed again")
@@ -91,7 +93,7 @@ def facts_of(embeddings: Path) -> dict[str, str]:
     Raises:
         DataError: they are damaged, lack a file, or were not finished.
     """
-    path = embeddings / FACTS
+    path = fetch(embeddings / FACTS)
     if not path.is_file():
         return {}
     try:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from mclip_kit.config.recipe import Recipe, register_stage
 from mclip_kit.config.stages import Stage
-from mclip_kit.data.batching import Plan
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.unknown import check_unknown, unknown_shares
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.freezing import freeze_all_but, set_training_mode
 from mclip_kit.progress import tqdm
+from mclip_kit.tasks.stage_batches import StageBatches
 
 Seed = Callable[[int], None]
 """Seeds all random draws (dropout, ...) of a part of the batch, by its number."""
@@ -128,42 +128,6 @@ class StageModule(nn.Module):
         """Copy values from this module into the model when the stage ends."""
 
 
-class StageBatches(ABC):
-    """The batches of a stage; making one fills the feature cache with what the stage reads.
-
-    Attributes:
-        plan: which rows share a batch, and in which order the batches come.
-        steps: of the whole stage.
-    """
-
-    plan: Plan
-    steps: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of one pass over the rows."""
-        return self.plan.per_epoch
-
-    @property
-    def decodes(self) -> bool:
-        """Whether every batch decodes picture files, so that reader processes are worth their while."""
-        return False
-
-    @abstractmethod
-    def batch(self, rows: np.ndarray) -> Any:
-        """The batch of some rows, on the CPU. Random draws come from torch's default generator.
-
-        In training it is called in reader processes, see `data.readers`: what it changes stays there.
-        """
-
-    def read(self, rows: np.ndarray) -> tuple[Any, Sequence[int]]:
-        """The batch of some rows, and the pictures that could not be read, for `note`."""
-        return self.batch(rows), ()
-
-    def note(self, unreadable: Sequence[int]) -> None:  # noqa: B027 - most kinds read no pictures
-        """Count and report pictures that could not be read, in the process that trains."""
-
-
 Kept = tuple[str, int, int, float]
 """A feature that is kept in the cache: its name, number of inputs, bytes of one, seconds to compute one."""
 
@@ -247,6 +211,12 @@ class Task(ABC):
         shares = unknown_shares(tokens, languages, languages_N, self.context.model.encoder.tokenizer.unknown)
         remedy = f"stage {self.stage.name} needs an encoder whose vocabulary covers it, or other languages"
         check_unknown(shares, self.context.recipe.data.max_unknown, "data.max_unknown", remedy, self.context.warn)
+
+    def check_window(self, rows: int) -> None:
+        """Say that a shuffle window is as large as all rows, so that it changes nothing but the random draw."""
+        window = self.stage.shuffle_window
+        if window and window >= rows:
+            self.context.warn(f"stage {self.stage.name}: shuffle_window {window:,} has no effect: it has {rows:,} rows")
 
     def gradients(self, accelerator: Accelerator, module: nn.Module, batch: Any, seed: Seed) -> dict[str, Tensor]:
         """Leave the gradients of a step in the parameters, and return the loss terms."""

@@ -18,7 +18,8 @@ from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.filling import NoRoom
 from mclip_kit.models.translator import new_decoder, prompt
-from mclip_kit.tasks.base import Context, Kept, StageBatches, Task, Trial
+from mclip_kit.tasks.base import Context, Kept, Task, Trial
+from mclip_kit.tasks.stage_batches import StageBatches
 from mclip_kit.tasks.translation_loss import NO_LABEL, Translation, TranslationBatch
 
 PROMPT = 8  # positions of the decoder that are kept free for the language's code
@@ -58,7 +59,12 @@ class TranslationBatches(StageBatches):
             context.recipe.data.shares,
             tokens=stage.batch_tokens,
             kept=rows.folder if context.cache.shares else None,
+            window=stage.shuffle_window,
         )
+
+    def files(self, rows: np.ndarray) -> list[Path]:
+        """The copies of token states."""
+        return [] if self._states is None else self._states.files(rows)
 
     def batch(self, rows: np.ndarray) -> TranslationBatch:
         """The batch of some pairs of one direction, on the CPU."""
@@ -123,6 +129,7 @@ class TranslationTask(Task):
             write_translation_rows(folder, bitexts, *given)
 
         rows = self.context.cache.rows(facts, write, open_translation_rows)
+        self.check_window(len(rows))
         for side, tokens in enumerate((rows.sources, rows.targets)):
             own = [direction[side] for direction in rows.directions]
             languages = sorted(set(own))

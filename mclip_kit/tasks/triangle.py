@@ -98,6 +98,7 @@ class TriangleTask(Task):
 
     def _check(self, rows: TriangleRows) -> None:
         stage = self.stage
+        self.check_window(len(rows))
         dropping = [e for name, e in stage.edges.items() if "teacher_text" in name and e.missing_teacher == "drop"]
         if len(dropping) == len(stage.edges) and not rows.has_teacher_N.any():
             raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")

@@ -13,13 +13,15 @@ from mclip_kit.config.recipe import Cache
 from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.batching import Plan, pad
 from mclip_kit.data.captions import Captions
+from mclip_kit.data.images import container
 from mclip_kit.data.transforms import augment, read_pixels
 from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.filling import NoRoom
-from mclip_kit.tasks.base import StageBatches
+from mclip_kit.tasks.stage_batches import StageBatches
 from mclip_kit.tasks.triangle_loss import TriangleBatch
+from mclip_kit.urls import is_copy
 
 
 class TriangleBatches(StageBatches):
@@ -71,6 +73,7 @@ class TriangleBatches(StageBatches):
             self.rows.sources_N,
             shares,
             kept=self.rows.folder,
+            window=stage.shuffle_window,
         )
 
     @property
@@ -137,6 +140,14 @@ class TriangleBatches(StageBatches):
     def decodes(self) -> bool:
         """Whether the pictures are files, and read in every step."""
         return self._reads_pictures and self._captions is not None and self._captions.pixels is None
+
+    def files(self, rows: np.ndarray) -> list[Path]:
+        """The copies of features, and of what pictures are read from in every step."""
+        found = [path for features in self._read.values() for path in features.files(rows)]
+        if self._captions is not None and self._captions.pixels is None and self._reads_pictures:
+            pictures = (self._captions.files[image] for image in np.unique(self.rows.images_N[rows]).tolist())
+            found += [path for path in dict.fromkeys(map(container, pictures)) if is_copy(path)]
+        return found
 
     @property
     def _reads_pictures(self) -> bool:

@@ -31,9 +31,11 @@ from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.models.text_encoder import Encoder, is_causal, new_encoder
 from mclip_kit.models.translator import Translator
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import place
 from mclip_kit.tasks.base import TASKS
 from mclip_kit.train.layer_decay import layer_scales
 from mclip_kit.train.optim import trainable
+from mclip_kit.urls import is_copy
 
 CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 PATIENCE = timedelta(hours=6)  # others wait so long while the main process evaluates, reads or writes
@@ -58,7 +60,8 @@ def _precision(wanted: str) -> str:
 def build_cache(recipe: Recipe, folder: Path, accelerator: Accelerator) -> FeatureCache:
     """The feature cache: beside the run's folder, unless the recipe or the environment names another place."""
     section = recipe.cache
-    root = Path(section.folder or os.environ.get(CACHE_VARIABLE) or folder.parent / FEATURES)
+    beside = Path("runs") if is_copy(folder) else folder.parent  # features of a run in object storage stay here
+    root = place(section.folder or os.environ.get(CACHE_VARIABLE) or beside / FEATURES)
     return FeatureCache(
         None if section.features == "off" else root,
         section.dtype,

@@ -16,6 +16,7 @@ from mclip_kit import __version__, layout
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
 from mclip_kit.models.safe_load import check_whole
+from mclip_kit.storage import copy_object, fetch, forget, names
 
 OLDER = re.compile(r"last-([1-9][0-9]*)\.pt")
 
@@ -72,22 +73,25 @@ def save(state: TrainState, path: Path, keep: int = 1) -> None:
 
 def _make_room(path: Path, keep: int) -> None:
     """Number older checkpoints on; the file that is written next takes the place of the newest."""
-    for old in path.parent.glob("last-*.pt"):
-        found = OLDER.fullmatch(old.name)
+    for name in names(path.parent):
+        found = OLDER.fullmatch(name)
         if found and int(found[1]) >= keep:
-            old.unlink(missing_ok=True)
+            path.with_name(name).unlink(missing_ok=True)
+            forget(path.with_name(name))
     places = [path, *(path.with_name(f"last-{number}.pt") for number in range(1, keep))]
     for newer, older in reversed(list(pairwise(places))):
         if newer.is_file():
             os.replace(newer, older)
+            copy_object(newer, older)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints from which a run can resume, newest first."""
     last = folder / layout.LAST
-    numbers = [int(found[1]) for path in last.parent.glob("last-*.pt") if (found := OLDER.fullmatch(path.name))]
+    there = names(last.parent)
+    numbers = [int(found[1]) for name in there if (found := OLDER.fullmatch(name))]
     older = [last.with_name(f"last-{number}.pt") for number in sorted(numbers)]
-    return [path for path in (last, *older) if path.is_file()]
+    return [path for path in (last, *older) if path.name in there]
 
 
 def newest(folder: Path) -> tuple[TrainState, Path | None, list[str]]:
@@ -119,7 +123,7 @@ def read(path: Path) -> TrainState:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    if not path.is_file():
+    if not fetch(path).is_file():
         raise CheckpointError(f"{path}: missing")
     try:
         check_whole(path)

@@ -21,6 +21,7 @@ from mclip_kit.files import readable
 from mclip_kit.tasks.base import Task, Trial, timed
 from mclip_kit.train import fsdp
 from mclip_kit.train.optim import optimizer_of, set_activation_checkpointing
+from mclip_kit.urls import is_copy
 
 STEPS = 10
 QUICK = 1.0  # seconds that a measured step may take
@@ -98,8 +99,8 @@ def _memory(trial: Trial, model: nn.Module, activations: float, process: int, av
 def _check_room(task: Task, size: float) -> None:
     """NoRoom if the disk has no room for the features of the stage; with cache: auto they need not be kept."""
     root, features = task.context.cache.root, task.context.recipe.cache.features
-    if root is None or features not in ("pooled", "tokens") or any(root.glob("*/table.json")):
-        return  # or some of them may be there already
+    if root is None or features not in ("pooled", "tokens") or is_copy(root) or any(root.glob("*/table.json")):
+        return  # or some of them may be there already; those in object storage need not fit the disk
     place = next(folder for folder in (root.resolve(), *root.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     if size > FULL * free:

@@ -15,6 +15,8 @@ from mclip_kit.errors import RecipeError
 from mclip_kit.files import write_text
 from mclip_kit.locks import locked
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import exists, fetch, mark, send
+from mclip_kit.urls import named
 
 
 class Log:
@@ -44,6 +46,7 @@ class Log:
         with disk_errors(self.path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+        mark(self.path)
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
             tracker.log({f"{stage}/{name}": value for name, value in numbers.items()}, step=step)
@@ -53,6 +56,12 @@ class Log:
         self._file.close()
         for tracker in self._trackers:
             tracker.finish()
+        self.send()
+
+    def send(self) -> None:
+        """Send what is logged so far, if the run is in object storage."""
+        send(self.path)
+        send(self.path.with_name(layout.TENSORBOARD))
 
 
 class _WandB(WandBTracker):
@@ -94,16 +103,16 @@ def report_unreadable(folder: Path, path: Path) -> None:
     listed = folder / layout.UNREADABLE
     folder.mkdir(parents=True, exist_ok=True)
     with locked(listed, wait=True):  # each process reads its own pictures
-        known = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-        if str(path) not in known:
-            why = "not a readable picture" if container(path).exists() else "no such file"
+        known = listed.read_text(encoding="utf-8").splitlines() if fetch(listed, again=True).is_file() else []
+        if named(path) not in known:
+            why = "not a readable picture" if exists(container(path)) else "no such file"
             tqdm.write(f"{path}: {why}; it is left out")
-            write_text(listed, "".join(f"{line}\n" for line in [*known, str(path)]))
+            write_text(listed, "".join(f"{line}\n" for line in [*known, named(path)]))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; a last line that was cut off by a crash is left out."""
-    path = folder / layout.METRICS
+    path = fetch(folder / layout.METRICS)
     if not path.is_file():
         return []
     rows = []

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mclip_kit.data.readers import read_ahead
 from mclip_kit.progress import tqdm
-from mclip_kit.tasks.base import Seed, StageBatches
+from mclip_kit.tasks.base import Seed
+from mclip_kit.tasks.stage_batches import StageBatches
 from mclip_kit.train import fsdp
 
 Gradients = Callable[[Accelerator, torch.nn.Module, Any, Seed], dict[str, Tensor]]
@@ -138,8 +139,9 @@ def _pace(rows: int, batch: Any, world: int, began: float, fetched: float) -> di
 
 def _rows(loop: Loop, start: int) -> Iterator[tuple[int, np.ndarray]]:
     for epoch in range(start // loop.steps_per_epoch, -(-loop.steps // loop.steps_per_epoch)):
-        for step, rows in enumerate(loop.batches.plan.epoch(epoch), epoch * loop.steps_per_epoch):
-            if start <= step < loop.steps:
+        first = max(start, epoch * loop.steps_per_epoch)
+        for step, rows in enumerate(loop.batches.epoch(epoch, first - epoch * loop.steps_per_epoch), first):
+            if step < loop.steps:
                 yield step, rows
 
 

@@ -12,6 +12,7 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.leakage import Leak
 from mclip_kit.errors import MALFORMED
 from mclip_kit.interop.facts import Facts, facts_of, licences_of
+from mclip_kit.storage import fetch
 from mclip_kit.train.logging import read_log
 
 
@@ -46,7 +47,7 @@ def _dataset(folder: Path) -> dict[str, Any]:
     """Name and licences of a prepared folder, or of the prepared folder that a folder of bitext is in."""
     for place in (folder, folder.parent):
         try:
-            manifest = json.loads((place / layout.MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads(fetch(place / layout.MANIFEST).read_text(encoding="utf-8"))
             return {"name": str(manifest["corpus"]["name"]), "licences": list(manifest["licences"])}
         except (OSError, *MALFORMED):
             continue

@@ -13,8 +13,12 @@ from mclip_kit.data.manifest import identity
 from mclip_kit.errors import CheckpointError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.storage import fetch
 from mclip_kit.train.checkpoint import TrainState, checkpoints, newest, versions
+from mclip_kit.urls import named, with_urls
 
+LOGS = ("*.json", "*.jsonl", "*.yaml", "*.txt", "*tfevents*")
+"""Files of a run folder that a run goes on with, besides checkpoints, which are brought when they are read."""
 HARMLESS = (
     "about",
     "cache",
@@ -34,7 +38,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> list[str]:
     Raises:
         CheckpointError: it holds a run that is not to be resumed, or one of another recipe; each key is named.
     """
-    written = folder / layout.RECIPE
+    written = fetch(folder / layout.RECIPE)
     if not written.is_file() or not checkpoints(folder):
         return []  # a run that saved nothing, such as one that failed at once, starts again
     if not resume:
@@ -67,11 +71,11 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def inputs_of(recipe: Recipe, model: Any, cache: FeatureCache) -> dict[str, str]:
     """What a run is made from, and a checkpoint does not hold: a hash of each prepared folder and named tower."""
     folders = [*recipe.data.bitexts, *filter(None, [recipe.data.captions])]
-    found = {folder: identity(Path(folder)) for folder in dict.fromkeys(folders)}
+    found = {named(folder): identity(Path(folder)) for folder in dict.fromkeys(folders)}
     towers = FrozenTowers(model, cache)
     for tower, source in recipe.sources.items():
         if source != "new" and hasattr(model, tower):
-            found[f"{tower} {source}"] = towers.weights(tower)
+            found[with_urls(f"{tower} {source}")] = towers.weights(tower)
     return found
 
 
@@ -95,6 +99,7 @@ def find_start(
     Raises:
         CheckpointError: no checkpoint is whole, or data or a tower has changed since the newest whole one.
     """
+    fetch(folder, LOGS)
     state, path, lines = newest(folder)
     finished = is_finished(state)
     if finished:

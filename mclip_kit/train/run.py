@@ -20,8 +20,9 @@ from mclip_kit.features.cache import FeatureCache
 from mclip_kit.files import write_json, write_text
 from mclip_kit.interop.card import record
 from mclip_kit.interop.origin import images
-from mclip_kit.locks import OTHER, hold
+from mclip_kit.locks import OTHER
 from mclip_kit.models.lora import merge
+from mclip_kit.storage import exists, hold, sent_together
 from mclip_kit.tasks.base import Context, Scores, Task, task_of
 from mclip_kit.train import checkpoint, fsdp
 from mclip_kit.train.build import build_accelerator, build_cache, build_model, check_processes, open_data
@@ -91,9 +92,8 @@ class Run:
 
     def describe(self) -> str:
         """The towers, their parameters, what each stage trains and how, and known leaks of test sets."""
-        lines = [f"{self.folder} on {self.accelerator.device}, {self.accelerator.mixed_precision} mixed precision"]
-        lines += table(self.model, self.recipe.stages, self.trained)
-        return "\n".join([*lines, *self.warnings()])
+        head = f"{self.folder} on {self.accelerator.device}, {self.accelerator.mixed_precision} mixed precision"
+        return "\n".join([head, *table(self.model, self.recipe.stages, self.trained), *self.warnings()])
 
     def warnings(self) -> list[str]:
         """Lines about known leaks of test sets, and about folders that cannot be checked for them."""
@@ -161,9 +161,9 @@ class Run:
         """Where the run starts or resumes, and whether it has ended, as the main process's folder says."""
 
         def is_finished(state: TrainState) -> bool:
-            return state.stage == len(self.recipe.stages) and (out / self._last_file()).is_file()
+            return state.stage == len(self.recipe.stages) and exists(out / self._last_file())
 
-        given = (self.recipe.stages, self.accelerator.num_processes, self.inputs, self.changes, is_finished)
+        given = self.recipe.stages, self.accelerator.num_processes, self.inputs, self.changes, is_finished
         content, finished, lines = on_main(lambda: find_start(self.folder, *given))
         for line in lines:
             self.cache.log(line)
@@ -284,10 +284,10 @@ class Run:
                 model.load_state_dict(tensors)
                 model.trained_languages = self.model.trained_languages
             merge(model.encoder)
-            with disk_errors(folder):
+            with sent_together(folder), disk_errors(folder):
                 model.save(folder)
-            found = images(model.clip[0], folder) if hasattr(model, "clip") else {}
-            record(folder, card_facts(self.recipe, self.leaks, found))
+                found = images(model.clip[0], folder) if hasattr(model, "clip") else {}
+                record(folder, card_facts(self.recipe, self.leaks, found))
 
         on_main(write)
 

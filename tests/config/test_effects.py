@@ -80,7 +80,7 @@ def test_every_key_is_read_by_some_code(squares: Path, tmp_path: Path, read: dic
 
 COMMON = {"name", "train", "checkpointing", "max_tokens", "optimizer", "lr", "weight_decay", "layer_decay", "betas"}
 COMMON |= {"eps", "schedule", "warmup_steps", "clip_norm", "max_nonfinite", "ema", "wise_ft_alpha", "split", "kind"}
-COMMON |= {"language_temperature", "warmup_init_lr"}
+COMMON |= {"language_temperature", "warmup_init_lr", "shuffle_window"}
 READS = {
     "triangle": COMMON
     | {"edges", "data", "languages", "include_english", "monolingual", "templates", "augment", "epochs"}
@@ -113,6 +113,7 @@ IDLE: dict[str, dict[str, Any]] = {
     "stages.2.include_english": {"stages.2.include_english": False},
     "stages.0.language_temperature": {"stages.0.language_temperature": 2},
     f"{TRIANGLE}.micro_batch": {f"{TRIANGLE}.micro_batch": 24},
+    f"{TRIANGLE}.shuffle_window": {f"{TRIANGLE}.shuffle_window": 24},
     "stages.0.augment": {"stages.0.augment": {"shift": 0}},
     "stages.3.language_temperature": {"stages.3": TRANSLATE | {"directions": ["de-en"], "language_temperature": 5}},
     "projector.layers": {"projector.layers": 3},

@@ -216,3 +216,97 @@ def test_an_epoch_that_is_kept_is_the_same_and_drawn_once(tmp_path: Path, monkey
     path.write_bytes(path.read_bytes()[::-1])
     assert [batch.tolist() for batch in other.epoch(2)] == expected  # damaged: drawn again
     assert plan._identity() != Plan(*columns(), size, seed=2, **how)._identity()
+
+
+WINDOWED = [
+    {},
+    {"monolingual": True},
+    {"temperature": 3.0},
+    {"sources_N": np.repeat([0, 1], [900, 100]), "weights": [1.0, 3.0]},
+]
+
+
+@pytest.mark.parametrize("monolingual", [False, True])
+def test_with_a_window_each_row_comes_once_an_epoch_but_those_that_fill_no_batch(monolingual):
+    languages_N, lengths_N = columns()
+    for epoch in range(3):
+        rows = drawn(Plan(languages_N, lengths_N, 16, monolingual=monolingual, window=100), epoch)
+        assert len(set(rows)) == len(rows)
+        left = np.bincount(languages_N) % 16 if monolingual else [ROWS % 16]
+        assert len(rows) == ROWS - sum(left)
+
+
+@pytest.mark.parametrize("options", WINDOWED)
+def test_windows_keep_full_batches_shares_and_the_number_of_batches(options):
+    languages_N, lengths_N = columns()
+    plans = [Plan(languages_N, lengths_N, 24, **options, window=window) for window in (None, 150)]
+    for epoch in range(3):
+        whole, windows = (plan.epoch(epoch) for plan in plans)
+        assert {len(batch) for batch in windows} == {24}
+        assert len(windows) == len(whole) == plans[1].per_epoch
+        shares = [np.bincount(languages_N[np.concatenate(batches)], minlength=3) for batches in (whole, windows)]
+        np.testing.assert_allclose(*shares, atol=25)  # what fills no batch
+    if options.get("monolingual"):
+        assert all(len(set(languages_N[batch])) == 1 for batch in windows)
+
+
+@pytest.mark.parametrize("options", WINDOWED)
+def test_every_window_has_the_languages_in_the_shares_of_the_epoch(options):
+    languages_N, lengths_N = np.sort(columns()[0]), columns()[1]  # language after language, as in parallel text
+    plan = Plan(languages_N, lengths_N, 10, **options, window=200)
+    whole = np.bincount(languages_N[drawn(plan)], minlength=3) / len(drawn(plan))
+    for window in plan.windows(0):
+        shares = np.bincount(languages_N[np.concatenate(window)], minlength=3) / len(np.concatenate(window))
+        np.testing.assert_allclose(shares, whole, atol=0.1)
+
+
+def test_adjacent_rows_are_used_up_within_two_windows():
+    """So their features are read from storage once, though an epoch has rows from all over the data."""
+    plan, window = Plan(np.zeros(10_000, int), columns()[1].repeat(10), 20, window=1000), 1000 // 20
+    for epoch in range(2):
+        batch_of_N = np.empty(10_000, int)
+        for number, batch in enumerate(plan.epoch(epoch)):
+            batch_of_N[batch] = number
+        blocks = batch_of_N.reshape(-1, 1000 // 4)
+        assert np.ptp(blocks, 1).max() <= 2 * window
+        firsts = blocks.min(1) // window
+        assert np.bincount(firsts).tolist() == [4] * 10  # blocks of a window
+        assert np.corrcoef(firsts, np.arange(len(firsts)))[0, 1] < 0.5  # from all over the data
+    whole = np.concatenate(Plan(np.zeros(10_000, int), np.ones(10_000, int), 20).epoch(0))
+    assert np.ptp(np.argsort(whole).reshape(-1, 250), 1).min() > 9000  # without a window, over the whole epoch
+
+
+def test_captions_of_a_picture_and_translations_of_a_text_are_in_one_window():
+    count = 1200
+    orders = {"captions": np.arange(3 * count) % 3, "bitext": np.repeat(np.arange(3), count)}
+    for name, languages_N in orders.items():
+        inputs_N = np.arange(3 * count) // 3 if name == "captions" else np.tile(np.arange(count), 3)
+        plan = Plan(languages_N, np.ones(3 * count, int), 1, window=300)
+        windows = [{*inputs_N[np.concatenate(window)]} for window in plan.windows(0)]
+        assert [len(window) for window in windows] == [100] * 12, name
+
+
+def test_a_window_mixes_its_blocks():
+    plan = Plan(np.zeros(1000, int), np.ones(1000, int), 10, window=400)
+    first = np.concatenate(plan.windows(0)[0])
+    middle = [len({*(batch // 83)}) for batch in plan.windows(0)[0]]  # blocks are 83 or 84 rows
+    assert np.mean(middle) > 3
+    assert first.tolist() != sorted(first)
+
+
+def test_windows_are_a_function_of_seed_and_epoch_and_work_with_a_token_limit():
+    languages_N, lengths_N = columns()
+    for options in ({}, {"tokens": 400}, {"tokens": 400, "monolingual": True, "temperature": 2.0}):
+        plan = Plan(languages_N, lengths_N, 2, seed=5, window=100, **options)
+        again = Plan(languages_N, lengths_N, 2, seed=5, window=100, **options)
+        np.testing.assert_array_equal(drawn(plan, 3), drawn(again, 3))
+        assert drawn(plan, 0).tolist() != drawn(plan, 1).tolist()
+        assert {len(plan.epoch(epoch)) for epoch in range(3)} == {plan.per_epoch}
+        if options:
+            assert all(len(batch) * lengths_N[batch].max() <= 400 for batch in plan.epoch(0))
+
+
+def test_a_window_of_all_rows_is_one_window():
+    plan = Plan(*columns(), 10, window=ROWS)
+    assert len(plan.windows(0)) == 1
+    assert sorted(drawn(plan)) == list(range(ROWS))

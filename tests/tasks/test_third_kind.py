@@ -25,7 +25,8 @@ from mclip_kit.data.datasets import rows_from_bitexts
 from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.errors import RecipeError
 from mclip_kit.tasks import base
-from mclip_kit.tasks.base import StageBatches, StageModule, Task, Trial, register
+from mclip_kit.tasks.base import StageModule, Task, Trial, register
+from mclip_kit.tasks.stage_batches import StageBatches
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import tiny

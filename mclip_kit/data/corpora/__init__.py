@@ -2,7 +2,7 @@
 
 schema.py      what a declaration may say
 source.py      finds the files of a source: in folders and zips, compressed or not
-picture_files.py
+picture_files.py (with path_ends.py)
                finds the files of named pictures
 account.py     counts the rows of a source, and what of it is not taken
 lines.py, table.py (with table_rows.py, records.py, whole_files.py, cells.py), annotations.py, webdataset.py, folder.py

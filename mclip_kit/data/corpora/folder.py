@@ -25,6 +25,7 @@ from mclip_kit.data.corpora.tree import Tree, read_tree, split_folders
 from mclip_kit.data.images import SUFFIXES
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError, first_line
+from mclip_kit.storage import fetch
 
 NAMED = 10  # classes that a note names
 
@@ -101,7 +102,7 @@ def read(corpus: Corpus, source: Source) -> Content:
     """
     chosen = parse_options(corpus, Options)
     root = source.root or source.images
-    if root is None or not root.is_dir():
+    if root is None or not fetch(root).is_dir():
         raise DataError(f"{root or 'the source'}: the folder of the pictures is needed, unpacked; {corpus.obtain}")
     language = normalize_language(chosen.language) if chosen.language else corpus.languages[0]
     known = [*corpus.languages, *corpus.caption_languages]
@@ -210,7 +211,7 @@ def _check_classes(root: Path, inner: dict[str, str]) -> None:
 
 def find_languages(root: Path) -> list[str]:
     """The languages of a folder's captions, English first, or else English: for a folder that no declaration names."""
-    tree = read_tree(root, Account(), check=False)
+    tree = read_tree(fetch(root), Account(), check=False)
     described = read_metadata(tree, TEACHER_LANGUAGE, Account())
     captioned = Captioned(tree, described, TEACHER_LANGUAGE)
     found = {language for known in described.values() for language, _ in known.texts}

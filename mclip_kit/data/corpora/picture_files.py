@@ -6,93 +6,23 @@ Unicode. What tells the names of a corpus apart must be in the common end: `old/
 
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from urllib.parse import unquote
 
 from mclip_kit.data.corpora.matches import Matches
-from mclip_kit.data.images import SUFFIXES, picture_id, walk_files
+from mclip_kit.data.corpora.path_ends import SPELLINGS, Ends, Spelling, any_ending, split_path
+from mclip_kit.data.images import picture_id, walk_files
 from mclip_kit.errors import DataError
+from mclip_kit.urls import is_copy
 
-MORE_SUFFIXES = SUFFIXES | {".avif", ".jfif", ".jpe", ".heic", ".heif", ".ppm", ".pgm", ".jp2", ".jxl"}
-"""Endings of pictures, one of which may stand for another."""
 ROOTED = re.compile(r"/|[A-Za-z]:/")
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # a file's own name, before which the folders are
 FEW = 100  # files between which a whole path is looked for
 MANY = 200_000  # files above which no near name is looked for
-Spelling = Callable[[str], list[str]]
-"""From a path to its parts, in one spelling."""
 Result = tuple[str | list[int] | None, str]
 FindAll = Callable[[Callable[[Iterable[str]], Matches], Iterable[str]], Iterable[Matches]]
-
-
-def split_path(name: str) -> list[str]:
-    """The parts of a path or address, in Unicode's composed form.
-
-    Example:
-        >>> split_path("file:///data/my%20pictures/0.jpg"), split_path(r"images\\\\0.jpg")
-        (['data', 'my pictures', '0.jpg'], ['images', '0.jpg'])
-    """
-    name = unquote(name.partition("://")[2]) if "://" in name else name.replace("\\", "/")
-    return [part for part in unicodedata.normalize("NFC", name.strip()).split("/") if part not in ("", ".")]
-
-
-def _any_case(name: str) -> list[str]:
-    return [part.casefold() for part in split_path(name)]
-
-
-def _any_ending(name: str) -> list[str]:
-    parts = _any_case(name)
-    stem, ending = os.path.splitext(parts[-1]) if parts else ("", "")
-    return [*parts[:-1], stem] if ending in MORE_SUFFIXES else parts
-
-
-SPELLINGS: tuple[Spelling, ...] = (split_path, _any_case, _any_ending)
-"""The exact one first; with the others, a file is taken only if it belongs to no other name."""
-
-
-class Ends:
-    """Files by the ends of their paths, in one spelling.
-
-    Args:
-        files: paths relative to a folder.
-        spell: gives the parts of a path.
-    """
-
-    def __init__(self, files: list[str], spell: Spelling) -> None:
-        self.files, self.spell = files, spell
-        self._by_end: dict[tuple[str, ...], dict[str, list[int]]] = {}
-        self._by_name: dict[str, list[int]] = {}
-        self.top = {parts[0] for parts in map(spell, {file.partition("/")[0] + "/x" for file in files if "/" in file})}
-        for number, file in enumerate(files):
-            if spell is not _any_ending or os.path.splitext(file)[1].lower() in MORE_SUFFIXES:
-                self._by_name.setdefault(spell(file)[-1], []).append(number)
-
-    def longest(self, parts: list[str]) -> tuple[list[int], int]:
-        """The files that have the most parts at the end in common with a path, and how many these are."""
-        found, common = self._by_name.get(parts[-1], []), 1
-        while found and common < len(parts):
-            narrower = self._with_parent(tuple(parts[-common:]), found).get(parts[-common - 1])
-            if not narrower:
-                break
-            found, common = narrower, common + 1
-        return found, common if found else 0
-
-    def _with_parent(self, end: tuple[str, ...], found: list[int]) -> dict[str, list[int]]:
-        """The folder before a common end -> files. Kept if there are several, so that each end is sorted once."""
-        groups = self._by_end.get(end)
-        if groups is None:
-            groups = {}
-            for number in found:
-                parts = self.spell(self.files[number])
-                if len(parts) > len(end):
-                    groups.setdefault(parts[-len(end) - 1], []).append(number)
-            if len(found) > 1:
-                self._by_end[end] = groups
-        return groups
 
 
 class PictureFiles:
@@ -105,8 +35,8 @@ class PictureFiles:
     """
 
     def __init__(self, folder: Path | None, beside: Path | None = None, unique: bool = False) -> None:
-        self.folder = folder if folder is not None and folder.is_dir() else None
-        self._bases = [base for base in (self.folder, beside) if base is not None and base.is_dir()]
+        self._bases = [base for base in (folder, beside) if base is not None and (is_copy(base) or base.is_dir())]
+        self.folder = folder if folder in self._bases else None
         self._unique = unique
         self._ends: dict[Spelling, Ends] = {}
 
@@ -116,6 +46,11 @@ class PictureFiles:
         if self.folder is None:
             return []
         return sorted(walk_files(self.folder))
+
+    @cached_property
+    def _objects(self) -> set[str]:
+        """The paths of the copies in the folders, whether they are brought or not."""
+        return {str(base / name) for base in {*self._bases} if is_copy(base) for name in walk_files(base)}
 
     def match(self, names: Callable[[], Iterable[str]], find: FindAll | None = None) -> Matches:
         """Find the files of all names of a corpus.
@@ -197,7 +132,7 @@ class PictureFiles:
         for base in self._bases or ([Path("/")] if os.path.isabs(name) else []):
             for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
                 path = os.path.normpath(os.path.join(base, spelled))
-                if os.path.isfile(path):
+                if path in self._objects if is_copy(Path(path)) else os.path.isfile(path):
                     return os.path.abspath(path)
         return None
 
@@ -242,7 +177,7 @@ class PictureFiles:
         base = split_path(name)[-1:] or [""]
         kind, _, number = picture_id(base[0], None).partition(":")
         newer = [f"{int(number):012}"] if kind == "coco" and number else []
-        for spell in (split_path, _any_ending):
+        for spell in (split_path, any_ending):
             for parts in (spell(name), newer):
                 found = self._spelled(spell).longest(parts)[0] if parts else []
                 if found:

@@ -19,6 +19,7 @@ from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.beside import HEAD, Beside, is_picture, is_system_file, match
 from mclip_kit.data.corpora.tar_names import plain_names
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.storage import fetch, names
 
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError)  # what tarfile raises for headers that make no sense
@@ -120,7 +121,7 @@ def read_shard(shard: Path, account: Account) -> Iterator[Sample]:
     """
     tar: tarfile.TarFile | None = None
     try:
-        with open(shard, "rb") as handle:
+        with open(fetch(shard), "rb") as handle:
             head = handle.read(max(map(len, MAGIC)))
             packed = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
             if packed:
@@ -139,7 +140,7 @@ def read_shard(shard: Path, account: Account) -> Iterator[Sample]:
 
 def read_kinds(shard: Path) -> Iterator[Sample]:
     """The first sample of a shard, and one with the endings of all; all samples, if an ending may name a language."""
-    names = [name.removeprefix("./") for name in plain_names(shard) or ("",)]
+    names = [name.removeprefix("./") for name in plain_names(fetch(shard)) or ("",)]
     named = [NAMED.fullmatch(name) for name in names if not _lists_classes(name)]
     endings = {match[2].lower() if match else "." for match in named}
     samples = read_shard(shard, Account())
@@ -222,13 +223,15 @@ def _lists_classes(name: str) -> bool:
 def class_names(shards: list[Path]) -> list[str]:
     """The names of classes by number, from classnames.txt or __classes beside the shards or in one; empty: none."""
     for folder in dict.fromkeys(place for shard in shards for place in (shard.parent, shard.parent.parent)):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.name.lower() in CLASSES and path.is_file():
+        for name in names(folder):
+            path = fetch(folder / name) if name.lower() in CLASSES else folder
+            if path.is_file():
                 return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    names = plain_names(shards[0])
+    first = fetch(shards[0])
+    members = plain_names(first)
     try:
-        with tarfile.open(shards[0], "r:") as tar:
-            for info in tar if names is None or any(map(_lists_classes, names)) else ():
+        with tarfile.open(first, "r:") as tar:
+            for info in tar if members is None or any(map(_lists_classes, members)) else ():
                 if info.isreg() and _lists_classes(info.name):
                     return tar.extractfile(info).read().decode("utf-8-sig", "replace").splitlines()  # type: ignore[union-attr]
     except BROKEN:

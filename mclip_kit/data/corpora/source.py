@@ -20,6 +20,8 @@ from typing import IO, Any
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.corpora.picture_files import PictureFiles
 from mclip_kit.errors import DataError, first_line
+from mclip_kit.storage import exists, fetch, listing, place
+from mclip_kit.urls import is_copy
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 MOST = 1 << 28
@@ -66,7 +68,7 @@ class File:
         """
         try:
             with ExitStack() as stack:
-                raw: IO[bytes] = stack.enter_context(open(self.path, "rb"))
+                raw: IO[bytes] = stack.enter_context(open(fetch(self.path), "rb"))
                 if self.member is not None:
                     raw = stack.enter_context(stack.enter_context(zipfile.ZipFile(raw)).open(self.member))
                 opener = OPENERS.get(self._suffix)
@@ -186,7 +188,7 @@ class Source:
         self.used: set[Path] = set()
         self.account = Account()
         for given in (root, images):
-            if given is not None and not given.exists():
+            if given is not None and not exists(given):
                 raise DataError(f"{given}: no such folder or file; {obtain}")
 
     @cached_property
@@ -195,7 +197,11 @@ class Source:
         if self.root is None:
             raise DataError(f"--source DIR is missing; it is the folder with the corpus's files; {self._obtain}")
         found: dict[str, File] = {}
-        if self.root.is_file():
+        if is_copy(self.root):
+            there = sorted(listing(self.root))
+            found |= {strip_compression(name): File(self.root / name) for name in reversed(there) if name != "."}
+            zips = [fetch(self.root / name) for name in there if "/" not in name and name.endswith((".", ".zip"))]
+        elif self.root.is_file():
             zips = [self.root]
         else:
             paths = [Path(folder, name) for folder, _, names in os.walk(self.root) for name in names]
@@ -214,8 +220,9 @@ class Source:
 
     def files(self, pattern: str) -> list[File]:
         """Every file with a path that ends in a pattern (`*` and `?` as in a shell), sorted by name."""
-        if Path(pattern).is_absolute():
-            found = [File(Path(pattern))] if Path(pattern).is_file() else []
+        path = place(pattern)
+        if path.is_absolute():
+            found = [File(path)] if (exists(path) if is_copy(path) else path.is_file()) else []
         elif pattern in self._listing:
             found = [self._listing[pattern]]
         else:

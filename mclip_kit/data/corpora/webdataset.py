@@ -21,6 +21,8 @@ from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError, first_line
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import exists, place, wildcards
+from mclip_kit.urls import is_copy
 
 BEFORE_NUMBER = re.compile(r"[-_.]?\d+$")
 SMALL = 2**25  # bytes of shards that are read sooner without processes
@@ -125,7 +127,9 @@ def _expand(pattern: str) -> list[str]:
 
 def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:
     """The files that a pattern without braces matches."""
-    path = Path(root or "", name)
+    path = (root or Path()) / place(name)
+    if is_copy(path):
+        return _objects(path, pattern)
     if path.is_file():
         return [path]
     if not glob.has_magic(name):
@@ -139,6 +143,14 @@ def _matching(name: str, root: Path | None, pattern: str) -> list[Path]:
     return shards
 
 
+def _objects(path: Path, pattern: str) -> list[Path]:
+    """The copies that a pattern without braces matches; they are brought when they are read."""
+    found = wildcards(path) if glob.has_magic(str(path)) else [path] if exists(path) else []
+    if not found:
+        raise DataError(f"{path}: there is no such shard of {pattern}; correct the name, or check your access to it")
+    return found
+
+
 def _parts(shards: list[Path], chosen: Options, known: list[str], account: Account) -> Parts:
     """A part for each shard."""
     names, splits = _names(shards), {} if chosen.split else _splits(shards)
@@ -149,7 +161,7 @@ def _parts(shards: list[Path], chosen: Options, known: list[str], account: Accou
         account.note("two classes have the same name, so classes are called by their numbers")
         classes = []
     items = [(shard, names[shard], chosen.split or splits.get(shard, "")) for shard in shards]
-    small = sum(shard.stat().st_size for shard in shards) < SMALL
+    small = not any(map(is_copy, shards)) and sum(shard.stat().st_size for shard in shards) < SMALL
     return Parts(
         tqdm(items, "reading shards", leave=False, unit="shard", dynamic_ncols=True),
         partial(_rows, chosen, known, classes),

@@ -12,6 +12,7 @@ from typing import Any
 from mclip_kit.data.corpora.source import File
 from mclip_kit.errors import DataError, first_line
 from mclip_kit.files import check_unpacked, check_zip
+from mclip_kit.storage import fetch
 
 NumberedRows = Iterator[tuple[int, Any]]
 """(number, row): numbers are lines of a text file, or rows or items of others, and start at 1."""
@@ -91,7 +92,7 @@ def xlsx_rows(file: File) -> tuple[NumberedRows, list[str]]:
     if file.member:
         raise DataError(f"{file}: an .xlsx cannot be read inside an archive; unpack it first")
     with _xlsx_errors(file):
-        check_zip(file.path)
+        check_zip(fetch(file.path))
         book = load(file.path, read_only=True, data_only=True)
         first, *others = book.worksheets
     return _sheet_rows(file, first), [sheet.title for sheet in others]
@@ -155,7 +156,7 @@ def _open_parquet(file: File) -> Any:
         raise DataError(f"{file}: a .parquet cannot be read inside an archive; unpack it first")
     errors: tuple[type[Exception], ...] = (*_arrow_errors(), ValueError)
     try:
-        opened = import_module("pyarrow.parquet").ParquetFile(file.path, page_checksum_verification=True)
+        opened = import_module("pyarrow.parquet").ParquetFile(fetch(file.path), page_checksum_verification=True)
         facts = opened.metadata
         unpacked = sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups))
         check_unpacked(unpacked, file.path.stat().st_size)

@@ -10,6 +10,7 @@ from mclip_kit.data.corpora import webdataset
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.data.prepare.adhoc_table import describe_table
 from mclip_kit.errors import RecipeError
+from mclip_kit.storage import fetch, place
 
 SPLITS = {"valid": 0.05, "test": 0.05}
 """Held-out shares of rows that have no split."""
@@ -80,9 +81,9 @@ def _bitext(files: list[str]) -> Declared:
             raise RecipeError(f"--bitext {item}: write LANG=FILE, as in --bitext en=train.en de=train.de")
         if code in texts:
             raise RecipeError(f"--bitext {item}: {code} is given twice")
-        if not Path(file).is_file():
+        if not fetch(place(file)).is_file():
             raise RecipeError(f"--bitext {item}: there is no such file")
-        texts[code] = str(Path(file).absolute())
+        texts[code] = str(place(file).absolute())
     if len(texts) < 2:
         raise RecipeError("--bitext needs two languages at least, as in --bitext en=train.en de=train.de")
     return "-".join(texts), _tree("lines", list(texts), {"parts": [{"texts": texts, "parallel": True}]})

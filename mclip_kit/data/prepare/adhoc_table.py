@@ -9,13 +9,14 @@ from typing import Any
 
 from mclip_kit.config.yaml import parse, suggest
 from mclip_kit.data import corpora
-from mclip_kit.data.corpora.picture_files import MORE_SUFFIXES
+from mclip_kit.data.corpora.path_ends import MORE_SUFFIXES
 from mclip_kit.data.corpora.records import OpenTable, first_text_line, open_table
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.corpora.table_rows import Table
 from mclip_kit.data.images import SUFFIXES
 from mclip_kit.data.languages import ALIASES, DOUBTFUL, TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.storage import fetch
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": tuple(
@@ -70,7 +71,7 @@ def describe_table(table: Path, languages: list[str], given: dict[str, Any]) -> 
         DataError: it cannot be read, or its language column holds something else.
         RecipeError: it is not clear what its columns hold.
     """
-    if not table.is_file():
+    if not fetch(table).is_file():
         what = "is a folder; pictures in a folder are prepared with --folder" if table.is_dir() else "no such file"
         raise DataError(f"{table}: {what}; correct the path after --pairs")
     form = parse(given["tables"][0], Table, "options.tables.0")

@@ -25,6 +25,7 @@ from mclip_kit.engine.base import Engine, map_ahead
 from mclip_kit.engine.local import engine_of
 from mclip_kit.layout import BITEXT, FINGERPRINTS, IMAGES_ARRAY, IMAGES_TABLE
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import place
 
 BLOCK = 4096  # table rows that are hashed at once
 READERS = 8  # threads that read picture files, in one process
@@ -156,7 +157,7 @@ class PictureHasher:
         if self._pixels is not None:
             return bytes(self._pixels[number].tobytes())
         try:
-            return read_bytes(self._folder / row[3]) if row[3] else b""
+            return read_bytes(self._folder / place(row[3])) if row[3] else b""
         except OSError:
             return b""
 

@@ -2,7 +2,6 @@
 
 import difflib
 import io
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +11,13 @@ from pathlib import Path
 
 from mclip_kit.data import images
 from mclip_kit.data.corpora.matches import Matches
-from mclip_kit.data.corpora.picture_files import PictureFiles, split_path
+from mclip_kit.data.corpora.path_ends import split_path
+from mclip_kit.data.corpora.picture_files import PictureFiles
 from mclip_kit.engine.base import Engine
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
 from mclip_kit.layout import IMAGES_TABLE, PICTURES_TAR
+from mclip_kit.urls import named
 
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
 
@@ -117,11 +118,11 @@ def _copy_with_files(table: Path, to: Path, files: dict[str, str]) -> None:
 
 
 def fit_path(path: str) -> str:
-    """A path as a cell.
+    """A path as a cell; that of a copy as its URL.
 
     Raises:
         DataError: it has a character that a table cannot hold.
     """
     if UNFIT.search(path):
         raise DataError(f"{path!r}: a path with a character that a table cannot hold; rename the file or folder")
-    return os.fspath(path)
+    return named(path)

@@ -46,8 +46,9 @@ from mclip_kit.engine.local import engine_of
 from mclip_kit.errors import DataError
 from mclip_kit.files import hash_files, move, write_json, write_whole
 from mclip_kit.layout import BITEXT, IMAGES_ARRAY, MANIFEST
-from mclip_kit.locks import hold
 from mclip_kit.progress import tqdm
+from mclip_kit.storage import exists, fetch, hold, send_rest
+from mclip_kit.urls import is_copy
 
 OBJECTS = 2**17  # new ones after which Python looks for cycles of objects
 
@@ -96,27 +97,34 @@ def write_prepared(
     """As `prepare`, but with the rows that the function `read` returns."""
     source = source or Source(None, obtain=corpus.obtain)
     wanted = describe_wanted(corpus, spm, source)
-    if os.path.lexists(out) and not again:
+    send_rest(out)
+    if _is_there(out) and not again:
         return check_prepared(out, wanted)
     building = part_of(out)
     with disk_errors(out), hold(out, doing="is preparing it"), fewer_collections():
         put_back(out)
-        there = os.path.lexists(out)
+        there = _is_there(out)
         if there and not again:  # another process has just finished
             return check_prepared(out, wanted)
         if there:
             check_replaceable(out)
         building.mkdir(parents=True, exist_ok=True)
         try:
-            given = XlmrTokenizer(spm) if spm else None  # first, so that a wrong file is an error at once
+            given = XlmrTokenizer(fetch(spm)) if spm else None  # first, so that a wrong file is an error at once
             progress = resume(building, wanted) or _read(read(), corpus, building, source, wanted, workers)
             check_sources(out, progress["sources"] if there else ())
             manifest = _finish(corpus, building, given, progress, workers)
         except Exception:  # not Ctrl-C: what it interrupts stays, to resume from
             shutil.rmtree(building, ignore_errors=True)
             raise
+        if is_copy(out) and not there:
+            shutil.rmtree(out, ignore_errors=True)  # copies of objects that are gone
         (replace_folder if there else move)(building, out)
     return manifest
+
+
+def _is_there(out: Path) -> bool:
+    return exists(out) if is_copy(out) else os.path.lexists(out)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.manifest import file_stamps
 from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.errors import MALFORMED, DataError
-from mclip_kit.files import flush, hash_files
+from mclip_kit.files import flush, hash_files, move
 from mclip_kit.layout import (
     BITEXT,
     CAPTIONS,
@@ -34,6 +34,8 @@ from mclip_kit.layout import (
     UNCAPTIONED,
     UNCAPTIONED_TABLE,
 )
+from mclip_kit.storage import exists, fetch, forget, listing, place
+from mclip_kit.urls import is_copy, named, values_with_urls
 
 PROGRESS = "read.json"
 OWN = (MANIFEST, IMAGES_ARRAY, IMAGES, CAPTIONS, UNCAPTIONED, BITEXT, FINGERPRINTS, PICTURES_TAR)
@@ -47,11 +49,10 @@ Progress = dict[str, Any]
 
 def describe_wanted(corpus: Corpus, spm: Path | None, source: Source) -> dict[str, Any]:
     """The part of a manifest that identifies a preparation: two preparations are the same if it is equal."""
-    places = [str(place.resolve()) if place else None for place in (source.root, source.images)]
-    declared = corpus.model_dump(mode="json")
+    places = [named(path.resolve()) if path else None for path in (source.root, source.images)]
     return {
-        "corpus": declared,
-        "spm": hash_files([spm])[0] if spm else None,
+        "corpus": values_with_urls(corpus.model_dump(mode="json")),
+        "spm": hash_files([fetch(spm)])[0] if spm else None,
         "source": places[0],
         "pictures": places[1],
     }
@@ -82,7 +83,7 @@ def check_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         DataError: it is not the wanted preparation, it is incomplete, or its source has changed.
     """
     try:
-        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(fetch(out / MANIFEST).read_text(encoding="utf-8"))
         found = {key: manifest.get(key) for key in wanted}
     except (OSError, *MALFORMED):
         raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out") from None
@@ -90,8 +91,10 @@ def check_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         raise DataError(f"{out}: prepared from another declaration or source; {REPLACE}")
     try:
         known, files = dict(manifest.get("sources", {})), list(manifest["files"])
-        sources = file_stamps(Path(path) for path in known if os.path.exists(path))  # others may have been removed
-        lost = next((out / name for name in files if not (out / name).is_file()), None)
+        there = [path for path in map(place, known) if exists(path)]  # others may have been removed
+        sources = file_stamps(there)
+        whole = listing(out) if is_copy(out) else {name for name in files if (out / name).is_file()}
+        lost = next((out / name for name in files if name not in whole), None)
     except MALFORMED:
         raise DataError(f"{out / MANIFEST}: damaged; {REPLACE}") from None
     for path, stamp in sources.items():
@@ -110,12 +113,16 @@ def check_replaceable(out: Path) -> None:
     """
     if out.is_symlink():
         raise DataError(f"{out}: a link to a folder; give the folder itself: --out {out.resolve()}")
-    if not (out / MANIFEST).is_file():
+    if not fetch(out / MANIFEST).is_file():
         raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out")
     written = None  # all that has the names of its files, if the manifest is damaged
     with suppress(OSError, *MALFORMED):
         written = {MANIFEST, *dict(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"])}
-    names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink())
+    names = sorted(
+        listing(out)
+        if is_copy(out)
+        else (str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink())
+    )
     ours = [
         name for name in names if name.split("/")[0] in (*OWN, *OWN_BEFORE) and (written is None or name in written)
     ]
@@ -131,13 +138,19 @@ def check_sources(out: Path, sources: Iterable[str]) -> None:
     Raises:
         DataError: one is.
     """
-    inside = next((path for path in sources if Path(path).resolve().is_relative_to(out.resolve())), None)
+    inside = next((path for path in sources if place(path).resolve().is_relative_to(out.resolve())), None)
     if inside:
         raise DataError(f"{inside}: a source, in the folder that --again replaces; choose another --out")
 
 
 def replace_folder(new: Path, out: Path) -> None:
     """Give a whole new folder the name of one that exists, which is removed; an interruption leaves one of them."""
+    if is_copy(out):
+        forget(out / MANIFEST)  # first: it makes the old one whole
+        forget(out)
+        shutil.rmtree(out, ignore_errors=True)
+        move(new, out)
+        return
     _remove_old(out)
     flush(new)  # first, so that a disk that fails changes no name
     out.rename(_old(out))
@@ -194,7 +207,7 @@ def resume(folder: Path, wanted: dict[str, Any]) -> Progress | None:
     with suppress(OSError, *MALFORMED):
         progress: Progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         same = _without_prose(progress["wanted"]) == _without_prose(wanted)
-        unchanged = progress["sources"] == file_stamps(map(Path, progress["sources"]))
+        unchanged = progress["sources"] == file_stamps(map(place, progress["sources"]))
         if same and unchanged and _text_is_whole(folder, progress):
             for path in folder.rglob(".*.part*"):  # files that were not finished
                 path.unlink()

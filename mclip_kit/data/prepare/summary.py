@@ -8,6 +8,7 @@ from typing import Any
 from mclip_kit.data.corpora import declaration, shipped_declarations
 from mclip_kit.data.corpora.account import Account
 from mclip_kit.data.leakage import known_overlaps, leaks_of
+from mclip_kit.data.manifest import manifests_in
 from mclip_kit.data.prepare.bitext_writer import remedy
 from mclip_kit.data.unknown import check_unknown
 from mclip_kit.errors import MALFORMED, DataError, first_line
@@ -141,7 +142,7 @@ def list_corpora(folder: Path) -> str:
 def _prepared(folder: Path) -> dict[str, str]:
     """Name of a corpus -> its prepared folder and its counts, for each prepared folder in `folder`."""
     found = {}
-    for path in sorted(folder.glob(f"*/{MANIFEST}")):
+    for path in manifests_in(folder):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             counts = manifest["counts"]

@@ -1,7 +1,6 @@
 """The pictures of confused pairs, read from the prepared folders that were evaluated."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from mclip_kit.data.manifest import identity
 from mclip_kit.errors import DataError, MclipError
 from mclip_kit.evaluate.qualitative import small_picture
 from mclip_kit.evaluate.report.results import Report
+from mclip_kit.storage import place
 
 Shown = dict[tuple[str, str], np.ndarray]
 """(prepared folder, name) -> picture, uint8 (S, S, 3)."""
@@ -25,8 +25,8 @@ def confused_pictures(reports: Sequence[Report]) -> tuple[Shown, list[str]]:
     lines: list[str] = []
     for folder, names in wanted.items():
         try:
-            captions = read_captions(Path(folder))
-            if any(identity(Path(folder)) != known for known in _identities(reports, folder)):
+            captions = read_captions(folder)
+            if any(identity(place(folder)) != known for known in _identities(reports, folder)):
                 raise DataError("it was prepared again since the evaluation")
             _read(captions, names, folder, shown, lines)
         except (MclipError, OSError) as error:

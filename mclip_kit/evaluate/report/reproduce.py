@@ -15,6 +15,8 @@ from mclip_kit.errors import MALFORMED
 from mclip_kit.evaluate.base import SEED, Request
 from mclip_kit.evaluate.report.results import Report
 from mclip_kit.layout import MANIFEST, MODEL_CONFIG, TRANSLATOR_CONFIG
+from mclip_kit.storage import fetch
+from mclip_kit.urls import named
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "sentencepiece", "numpy")
 
@@ -46,13 +48,13 @@ def hashes(request: Request) -> dict[str, str]:
     translator.json, which has the hashes of all its files.
     """
     found = {}
-    if (request.data / MANIFEST).is_file():
-        found[str(request.data)] = identity(request.data)
+    if fetch(request.data / MANIFEST).is_file():
+        found[named(request.data)] = identity(request.data)
     for model in request.models:
         for name in (MODEL_CONFIG, TRANSLATOR_CONFIG):
-            content = (model / name).read_bytes() if (model / name).is_file() else b"{}"
+            content = (model / name).read_bytes() if fetch(model / name).is_file() else b"{}"
             if _lists_hashes(content):
-                found[str(model / name)] = sha256(content).hexdigest()
+                found[named(model / name)] = sha256(content).hexdigest()
     return found
 
 

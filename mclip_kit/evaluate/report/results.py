@@ -11,6 +11,7 @@ from mclip_kit.errors import MALFORMED, DataError, first_line
 from mclip_kit.evaluate.base import Metric
 from mclip_kit.evaluate.folders import result_files
 from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
+from mclip_kit.storage import fetch
 
 LISTS = ("results", "comparisons", "intervals", "leakage", "confusions", "language_confusion")
 """Lists of results.json; those after the first are missing in what earlier versions wrote."""
@@ -73,6 +74,7 @@ def read(folder: Path, log: list[dict[str, Any]]) -> Report:
 
 def check_folder(folder: Path, with_log: bool = True) -> None:
     """DataError if a folder has neither results nor, if that suffices, a log."""
+    fetch(folder, (RESULTS, METRICS, RECIPE))
     if not result_files(folder) and not (with_log and (folder / METRICS).is_file()):
         raise DataError(
             f"{folder}: no {EVALUATION}/DATA.SPLIT/{RESULTS} and no {METRICS}; give a run's folder, or run mclip-kit "

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
+from mclip_kit import storage
 from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.interop.facts import front_matter
 from mclip_kit.layout import README
@@ -27,8 +28,9 @@ def folder_of(place: str | Path, what: str) -> Path:
     Raises:
         MissingWeights: it is neither on disk nor on the hub.
     """
-    if Path(place).is_dir():
-        return Path(place)
+    folder = storage.fetch(storage.place(place))
+    if folder.is_dir():
+        return folder
     try:
         return Path(snapshot_download(str(place), local_files_only=not hub_answers(), allow_patterns=FILES))
     except UNFIT:  # an id with wrong letters, no answer, no such repository

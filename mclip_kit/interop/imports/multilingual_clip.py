@@ -25,6 +25,7 @@ from mclip_kit.models.hub import MissingWeights, hub_answers, quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import UNFIT
 from mclip_kit.models.text_encoder import Encoder, tokenizer_of
+from mclip_kit.storage import fetch
 
 ENCODER, HEAD = "transformer.", "LinearTransformation."
 UNUSED = ("embeddings.position_ids", "pooler.")
@@ -79,6 +80,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 def _encoder(folder: Path, base: Any, state: Mapping[str, Tensor]) -> Encoder:
     if not base:
         raise CheckpointError(f"{folder / 'config.json'}: has no modelBase; give the encoder's folder: --base DIR")
+    base = fetch(base) if isinstance(base, Path) else base
     offline = Path(base).is_dir() or not hub_answers()
     try:
         with quiet_transformers():

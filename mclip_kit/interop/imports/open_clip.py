@@ -14,6 +14,7 @@ from open_clip.tokenizer import HFTokenizer
 from pydantic import TypeAdapter
 from torch import nn
 
+from mclip_kit import storage
 from mclip_kit.config.model import Pictures, TextCleaning
 from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.interop.imports.folders import languages, read_json
@@ -50,7 +51,8 @@ def import_open_clip(place: str | Path, pretrained: str | None = None) -> Multil
         MissingWeights: it is neither on disk nor on the hub.
         RecipeError: open_clip does not know the name, or the weights are missing.
     """
-    name = f"local-dir:{place}" if Path(place).is_dir() else str(place)
+    own = storage.fetch(storage.place(place))
+    name = f"local-dir:{own}" if own.is_dir() else str(place)
     with quiet_transformers():
         clip = trained_clip(name, pretrained, name, "--pretrained")
     source = str(place)

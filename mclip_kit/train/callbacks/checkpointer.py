@@ -18,8 +18,14 @@ class Checkpointer(Callback):
             if at.run.accelerator.scaler is not None:
                 state.scaler = at.run.accelerator.scaler.state_dict()
             at.call("add_to_checkpoint", state)
-            at.run.save(state, at.run.folder / layout.LAST)
+            self._save(state)
 
     def after_stage(self) -> None:
         """Save the start of the next stage."""
-        self.at.run.save(TrainState(self.at.index + 1, 0), self.at.run.folder / layout.LAST)
+        self._save(TrainState(self.at.index + 1, 0))
+
+    def _save(self, state: TrainState) -> None:
+        run = self.at.run
+        run.save(state, run.folder / layout.LAST)
+        if run.is_main:
+            run.metrics.send()

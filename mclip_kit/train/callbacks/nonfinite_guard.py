@@ -6,6 +6,7 @@ from mclip_kit import layout
 from mclip_kit.disk import disk_errors
 from mclip_kit.errors import DataError
 from mclip_kit.models.finite import first_nonfinite
+from mclip_kit.storage import send
 from mclip_kit.train.callbacks.base import Callback, Progress
 from mclip_kit.train.checkpoint import TrainState
 from mclip_kit.train.processes import on_main
@@ -32,6 +33,7 @@ class NonfiniteGuard(Callback):
             path = run.folder / layout.NONFINITE
             with disk_errors(path), open(path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
+            send(path)
 
         on_main(add)
         if self._consecutive >= self.at.stage.max_nonfinite:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mclip_kit.data.corpora.matches import Matches
-from mclip_kit.data.corpora.picture_files import Ends, PictureFiles, split_path
+from mclip_kit.data.corpora.path_ends import Ends, split_path
+from mclip_kit.data.corpora.picture_files import PictureFiles
 
 SKUS = ["imgs/sku1/main.jpg", "imgs/sku2/main.jpg", "imgs/sku3/main.jpg"]
 
