@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from mclip_kit.cli import cli
-from mclip_kit.data.row_files import ColumnWriter, discard, once, open_columns
+from mclip_kit.data.row_files import ColumnWriter, discard, once, open_folder
 from mclip_kit.errors import DataError, StorageError
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.table import Table
@@ -227,7 +227,7 @@ def test_columns_are_written_once_for_all_machines(bucket: Any, machine: Machine
             writer.add("length", np.arange(5))
 
     def lengths() -> list[int]:
-        return list(open_columns(once(place("memory://bucket/features/rows-1"), write))[1]["length"])
+        return list(open_folder(once(place("memory://bucket/features/rows-1"), write))[1]["length"])
 
     assert lengths() == [0, 1, 2, 3, 4]
     machine("second")
