@@ -10,8 +10,8 @@ from mclip_kit.data.bitext import Bitext, Direction, Side, find_directions, read
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.cleaned import Clean, Tokenize, student_tokens
 from mclip_kit.data.content_keys import hash_texts, normalize_spaces
-from mclip_kit.data.sequences import ConcatSequence
-from mclip_kit.data.triangle_rows import RowBlock, RowStream, blocks_of
+from mclip_kit.data.sequences import ConcatSequence, blocks_of
+from mclip_kit.data.triangle_rows import RowBlock, RowStream
 from mclip_kit.errors import DataError
 
 

@@ -1,6 +1,6 @@
 """Long columns that are not held in memory: lines of a file, several columns as one, a subset, and a deduplicator."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from mclip_kit.errors import DataError
 
+BLOCK = 2**14  # rows that are made at once
 RECENT = 2**18  # hashes that a Deduplicator holds in a set
 
 
@@ -71,6 +72,11 @@ class Subset(Sequence[Any]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self._source[self._rows[index]]
+
+
+def blocks_of(count: int, size: int = BLOCK) -> Iterator[slice]:
+    """Slices of the numbers below `count`."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 class Deduplicator:

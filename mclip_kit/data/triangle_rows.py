@@ -4,7 +4,7 @@ Shapes: N rows, B rows of a block.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +18,6 @@ from mclip_kit.data.sequences import Subset
 from mclip_kit.progress import SOON, tqdm
 
 MISSING = -1
-BLOCK = 2**14  # rows that are made at once
 
 
 @dataclass(frozen=True)
@@ -163,8 +162,3 @@ def open_rows(folder: Path) -> TriangleRows:
         teacher_keys_N2=columns["teacher_key"],
         folder=folder,
     )
-
-
-def blocks_of(count: int, size: int = BLOCK) -> Iterator[slice]:
-    """Slices of the numbers below `count`."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
