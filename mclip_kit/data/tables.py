@@ -86,7 +86,7 @@ def _check_rows(path: Path, table: pa.Table, images: int) -> None:
         numbers_N = chunk.to_numpy()
         if len(numbers_N) and (numbers_N.min() < 0 or numbers_N.max() >= images):
             row += int(np.argmax((numbers_N < 0) | (numbers_N >= images)))
-            raise DataError(f"{path} row {row}: its image is not in {IMAGES}; {AGAIN}")
+            raise DataError(f"{path} row {row}: its image is not in images.arrow; prepare it with --again")
         row += len(chunk)
 
 
