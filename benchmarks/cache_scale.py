@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import last_line
+from side_by_side import last_line, memory
 
 from mclip_kit.features.index import find as find_in
 from mclip_kit.features.job import ExtractionJob
@@ -74,7 +74,7 @@ def measure(work: Callable[..., None], folder: Path, rows: int, made: bool = Tru
     """Microseconds and bytes of private memory a row of some work; `made`: it takes made-up keys and a job."""
 
     def child(out: Connection) -> None:
-        out.send(private("self"))
+        out.send(memory("RssAnon"))
         out.recv()
         inputs = job_of(rows) if made else ()
         started = time.perf_counter()
@@ -89,17 +89,11 @@ def measure(work: Callable[..., None], folder: Path, rows: int, made: bool = Tru
     before = most = int(ours.recv())
     ours.send(None)
     while not ours.poll(LOOK):
-        most = max(most, private(process.pid))
+        most = max(most, memory("RssAnon", process.pid))
     took = float(ours.recv())
     ours.send(None)
     process.join()
     return 1e6 * took / rows, (most - before) / rows
-
-
-def private(process: int | str | None) -> int:
-    """Bytes of memory that a process alone has."""
-    with open(f"/proc/{process}/status", encoding="ascii") as handle:
-        return next(int(line.split()[1]) << 10 for line in handle if line.startswith("RssAnon"))
 
 
 STEPS = {"fill": fill, "fill, all there": fill, "find": find, "find, as they come": find_unsorted}
@@ -116,8 +110,8 @@ def main() -> None:
     while rows <= most:
         with tempfile.TemporaryDirectory(dir=".") as folder:
             for name, work in STEPS.items():
-                times[name], memory = measure(work, Path(folder), rows)
-                print(f"{rows:,} rows, {name}: {times[name]:.2f} us and {memory:.0f} bytes a row", flush=True)
+                times[name], taken = measure(work, Path(folder), rows)
+                print(f"{rows:,} rows, {name}: {times[name]:.2f} us and {taken:.0f} bytes a row", flush=True)
             started = time.perf_counter()
             opened(Path(folder))
             print(f"{rows:,} rows, open: {1000 * (time.perf_counter() - started):.1f} ms", flush=True)

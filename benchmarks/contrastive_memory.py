@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
-from side_by_side import alternate, last_line, seconds, spread
+from side_by_side import alternate, last_line, memory, seconds, spread
 from torch import Tensor
 
 from mclip_kit.losses import contrastive
@@ -52,16 +52,10 @@ def step(way: str, rows: int, pipe: Connection) -> None:
         loss = WAYS[way](a_ND, b_ND, scale)
         loss.backward()
 
-    before = status("VmRSS")
+    before = memory("VmRSS")
     taken = seconds(compute)
     found = [leaf.grad[:SAMPLE] if leaf.dim() else leaf.grad for leaf in (a_ND, b_ND, scale) if leaf.grad is not None]
-    pipe.send((taken, status("VmHWM") - before, [part.tolist() for part in (loss.detach(), *found)]))
-
-
-def status(name: str) -> float:
-    """A figure of this process's memory, MB."""
-    with open("/proc/self/status", encoding="ascii") as handle:
-        return next(int(line.split()[1]) for line in handle if line.startswith(name)) / 1024
+    pipe.send((taken, (memory("VmHWM") - before) / 2**20, [part.tolist() for part in (loss.detach(), *found)]))
 
 
 def measure(way: str, rows: int) -> tuple[float, float, list[Any]]:
@@ -77,20 +71,20 @@ def measure(way: str, rows: int) -> tuple[float, float, list[Any]]:
 
 def compare(rows: int, rounds: int, ways: list[str]) -> dict[str, float]:
     """Print seconds and MB of each way, check that they agree, and return the MB."""
-    memory: dict[str, list[float]] = {way: [] for way in ways}
+    peaks: dict[str, list[float]] = {way: [] for way in ways}
     results: dict[str, list[Any]] = {}
 
     def once(way: str) -> float:
         taken, peak, results[way] = measure(way, rows)
-        memory[way].append(peak)
+        peaks[way].append(peak)
         return taken
 
     figures = alternate({way: lambda way=way: once(way) for way in ways}, rounds)  # type: ignore[misc]
     for way, values in figures.items():
-        print(f"{rows:,} rows, {way}: {spread(values)} s, {median(memory[way]):,.0f} MB", flush=True)
+        print(f"{rows:,} rows, {way}: {spread(values)} s, {median(peaks[way]):,.0f} MB", flush=True)
     for one, other in zip(results[ways[0]], results[ways[-1]], strict=True):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-6)
-    return {way: median(values) for way, values in memory.items()}
+    return {way: median(values) for way, values in peaks.items()}
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from side_by_side import alternate, last_line, ratio, spread
+from side_by_side import alternate, last_line, memory, ratio, spread
 
 GOAL = 5
 CAPTIONS, WIDTH, NOISE = 5, 512, 6.0
@@ -73,9 +73,7 @@ def theirs(image_GD: np.ndarray, text_QD: np.ndarray) -> tuple[float, list[float
 def one(name: str, images: int) -> None:
     """Print the seconds, the recalls and the peak resident memory of this process, MB."""
     taken, recalls = (ours if name == "ours" else theirs)(*embeddings(images))
-    with open("/proc/self/status", encoding="ascii") as handle:
-        peak = next(int(line.split()[1]) for line in handle if line.startswith("VmHWM")) / 1024
-    print(json.dumps({"seconds": taken, "recalls": recalls, "peak": peak}))
+    print(json.dumps({"seconds": taken, "recalls": recalls, "peak": memory("VmHWM") / 2**20}))
 
 
 def main() -> None:

@@ -30,6 +30,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def memory(figure: str, process: int | str | None = "self") -> int:
+    """A figure of a process's memory now, such as VmRSS, VmHWM (the largest so far) or RssAnon; bytes."""
+    with open(f"/proc/{process}/status", encoding="ascii") as handle:
+        return next(int(line.split()[1]) << 10 for line in handle if line.startswith(figure))
+
+
 def ratio(figures: dict[str, list[float]], above: str, below: str) -> list[float]:
     """The figures of one variant divided by those of another, round by round."""
     return [a / b for a, b in zip(figures[above], figures[below], strict=True)]

@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 
+from mclip_kit.data.sequences import blocks_of
 from mclip_kit.errors import MALFORMED
 from mclip_kit.features.copies import open_brought
 from mclip_kit.features.shards import PIECE, READ, Shard
@@ -130,7 +131,7 @@ def _piece(high_N: np.ndarray, pieces: int) -> np.ndarray:
 
 def slices(count: int) -> Iterator[slice]:
     """Parts of so many rows, `PIECE` of them each."""
-    return (slice(start, start + PIECE) for start in range(0, count, PIECE))
+    return blocks_of(count, PIECE)
 
 
 def shard_numbers(row_N: np.ndarray) -> list[int]:

@@ -274,7 +274,7 @@ def test_the_cache_is_listed_verified_and_pruned_by_its_url(
 
 def _rows(part: Path) -> None:
     with ColumnWriter(part, {}) as writer:
-        writer.add("language", np.zeros(7, np.int16))
+        writer.add("length", np.zeros(7, np.int32))
 
 
 def test_a_machine_without_its_copies_starts_again(bucket: Any, machine: Machine) -> None:

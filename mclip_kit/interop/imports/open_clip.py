@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
-from open_clip.tokenizer import HFTokenizer
+from open_clip.tokenizer import HFTokenizer, get_clean_fn
 from pydantic import TypeAdapter
 from torch import nn
 
@@ -29,7 +29,6 @@ from mclip_kit.interop.imports.source import (
 )
 from mclip_kit.interop.open_clip_text import ENCODERS
 from mclip_kit.models.clip import CONFIG, Clip
-from mclip_kit.models.encoding import CLEANERS
 from mclip_kit.models.hub import hub_answers, quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import UNFIT
@@ -88,7 +87,7 @@ def _check(clip: Clip) -> None:
         what = type(text.pooler).__name__
         raise CheckpointError(f"its text tower pools by {what}; a student pools the first token's state or the mean")
     tokenizer = clip.tokenizer
-    usual = isinstance(tokenizer, HFTokenizer) and tokenizer.clean_fn is CLEANERS["ftfy"]
+    usual = isinstance(tokenizer, HFTokenizer) and tokenizer.clean_fn is get_clean_fn("whitespace")
     if not usual or tokenizer.strip_sep_token or tokenizer.tokenizer_mode:  # type: ignore[attr-defined]
         raise CheckpointError(
             "its tokenizer changes texts in a way that no text_cleaning has (tokenizer_kwargs or tokenizer_mode in its "
