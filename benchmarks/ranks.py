@@ -1,14 +1,15 @@
 """Exact ranks: products in float32 whose near ties are computed again, against every product in float64.
 
     python benchmarks/ranks.py [--threads N] [--smoke]
-    python benchmarks/ranks.py --rows 100000 [--threads N]
+    python benchmarks/ranks.py --rows 100000 [--threads N] [--device cuda]
 
 20,000 captions and pictures of width 512, unit vectors; half of the captions are near their picture, the others are
 noise, so that ranks of all sizes are counted. The float64 way is what this package did before: blocks of 1,024 x 4,096
 scores, masks, comparisons. The two take turns with the same number of threads, and must find the same ranks, which is
 checked. The last line has the ratio of seconds. `--smoke` uses 1,500 rows.
 
-`--rows N` measures the float32 way alone, once: nanoseconds a pair, and the peak memory.
+`--rows N` measures the float32 way alone, once: nanoseconds a pair, and the peak memory. `--device` is where: a device
+of torch; without it a GPU if there is one, else NumPy.
 """
 
 import argparse
@@ -89,11 +90,11 @@ def compare(rows: int, rounds: int) -> None:
     last_line("ranks", median(ratios), GOAL)
 
 
-def measure(rows: int) -> None:
+def measure(rows: int, device: str | None) -> None:
     """Print nanoseconds a pair and peak memory of one pass over rows x rows."""
     text_ND, image_ND = unit_vectors(rows)
     before, groups = peak(), np.arange(rows)
-    taken = seconds(lambda: both_ranks(text_ND, image_ND, groups, groups))
+    taken = seconds(lambda: both_ranks(text_ND, image_ND, groups, groups, device=device))
     print(f"{rows:,} x {rows:,} of width {WIDTH}: {taken:.1f} s, {taken / rows**2 * 1e9:.2f} ns a pair")
     stored = (text_ND.nbytes + image_ND.nbytes) / 1e6
     print(f"peak memory {peak():,.0f} MB; {before:,.0f} MB before ranking, of which embeddings {stored:,.0f} MB")
@@ -110,11 +111,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, help="of both ways; as many as NumPy has if left out")
     parser.add_argument("--rows", type=int, help="measure the float32 way alone, with so many rows on each side")
+    parser.add_argument("--device", help="with --rows: a device of torch")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
     with threadpool_limits(asked.threads, user_api="blas"):
         if asked.rows:
-            measure(asked.rows)
+            measure(asked.rows, asked.device)
         else:
             compare(*SIZES[asked.smoke])
 

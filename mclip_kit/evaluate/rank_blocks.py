@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 ROWS, COLUMNS = 512, 2048  # of a block of scores; of those measured, with D 512, the one with the fewest ns a pair
 NEAR = 128  # rows whose right answers are looked for at once: they are near the diagonal, so larger blocks compute more
 BITS = 26.4  # log2 of the longest row on the grid: a product of two rows stays below 2^53, rounding included
+DENSE = 1 / 32  # the share of undecided pairs above which a whole block in float64 is faster than those pairs alone
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def best_scores(a: Side, b: Side) -> tuple[np.ndarray, np.ndarray]:
     """Score of each row's nearest right answer, in the order of the groups; -inf where none is finite."""
     best_N, best_M = np.full(len(a.groups_N), -np.inf), np.full(len(b.groups_N), -np.inf)
     for rows in a.blocks(NEAR):
-        near, part = _having(b.groups_N, a.groups_N[rows]), a.part(rows)
+        near, part = having(b.groups_N, a.groups_N[rows]), a.part(rows)
         for start in range(near.start, near.stop, COLUMNS):
             columns = slice(start, min(start + COLUMNS, near.stop))
             other: Any = b.part(columns)
@@ -138,12 +139,12 @@ def wrong_scores(a: Part, b: Part, exact: bool) -> np.ndarray:
     scores_RC: np.ndarray = a.exact_BD @ b.exact_BD.T if exact else a.rounded_BD @ b.rounded_BD.T
     scores_RC[~a.finite_B] = np.inf
     scores_RC[:, ~b.finite_B] = np.inf
-    near = _having(b.groups_B, a.groups_B)
+    near = having(b.groups_B, a.groups_B)
     scores_RC[:, near][a.groups_B[:, None] == b.groups_B[near]] = -np.inf
     return scores_RC
 
 
-def _having(groups_N: np.ndarray, groups_B: np.ndarray) -> slice:
+def having(groups_N: np.ndarray, groups_B: np.ndarray) -> slice:
     """The rows from the first to the last of some groups; both are in order."""
     first, last = np.searchsorted(groups_N, groups_B[0]), np.searchsorted(groups_N, groups_B[-1], "right")
     return slice(int(first), int(last))

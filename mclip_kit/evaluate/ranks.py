@@ -1,4 +1,4 @@
-"""Exact ranks of right answers, and metrics of ranks. Arrays in, numbers out; no torch.
+"""Exact ranks of right answers, and metrics of ranks. Arrays in, numbers out.
 
 Shapes: Q captions, G pictures, D embedding; where both directions are meant, N and M rows of two sides. R, C: rows and
 columns of a block of scores; W: its columns, eight to a word; P: pairs of rows.
@@ -20,20 +20,25 @@ from typing import Literal, get_args
 import numpy as np
 
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.rank_blocks import Part, Side, best_scores, in_threads, places, side, wrong_scores
+from mclip_kit.evaluate import device_ranks
+from mclip_kit.evaluate.rank_blocks import DENSE, Part, Side, best_scores, in_threads, places, side, wrong_scores
 from mclip_kit.progress import SOON, tqdm
 
 KS = (1, 5, 10)
 Protocol = Literal["any", "xtd", "mclip", "language"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 UNIT = 2.0**-24  # unit roundoff of float32
-DENSE = 1 / 32  # the share of undecided pairs above which a whole block in float64 is faster than those pairs alone
 WIDE = 4  # blocks of a row of blocks that a thread does in one go: their rows are put on the grid once
 PAIRS = 1024  # undecided pairs that are computed at once
 
 
 def both_ranks(
-    a_ND: np.ndarray, b_MD: np.ndarray, a_groups_N: np.ndarray, b_groups_M: np.ndarray, protocol: str = "any"
+    a_ND: np.ndarray,
+    b_MD: np.ndarray,
+    a_groups_N: np.ndarray,
+    b_groups_M: np.ndarray,
+    protocol: str = "any",
+    device: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each row's best right answer among the rows of the other side, 1 is first; int64 (N,) and (M,).
 
@@ -49,6 +54,8 @@ def both_ranks(
             mCLIP script removes duplicates of an image from the ranking before it counts to k. Five captions of one
             wrong image then cost one place, so its image-to-text recalls are higher than those of other protocols on
             the same embeddings (and that script calls text-to-image "i2t").
+        device: of torch, for the products; None: a GPU if there is one, else NumPy on all cores. Ranks are the same.
+            `mclip` always uses NumPy.
     Raises:
         DataError: a side is empty, the widths differ, or the protocol is unknown.
 
@@ -65,7 +72,11 @@ def both_ranks(
         raise DataError(f"embeddings of width {a_ND.shape[1]} cannot be compared with those of width {b_MD.shape[1]}")
     a, b = side(a_ND, a_groups_N), side(b_MD, b_groups_M)
     best_N, best_M = best_scores(a, b)
-    before_N, before_M = _wrong_before(a, b, best_N, best_M, whole_groups=protocol == "mclip")
+    device = device or device_ranks.find_device()
+    if device and protocol != "mclip":
+        before_N, before_M = device_ranks.rows_before(a, b, best_N, best_M, _undecided, device)
+    else:
+        before_N, before_M = _wrong_before(a, b, best_N, best_M, whole_groups=protocol == "mclip")
     return _ranks(a, before_N, best_N, len(b_MD)), _ranks(b, before_M, best_M, len(a_ND))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from mclip_kit.evaluate import rank_blocks
+from mclip_kit.evaluate import device_ranks, rank_blocks
 from mclip_kit.evaluate import ranks as module
 from mclip_kit.evaluate.rank_blocks import BITS, Part, wrong_scores
 from mclip_kit.evaluate.ranks import KS, PROTOCOLS, both_ranks
@@ -40,11 +40,12 @@ def slow_ranks(a: np.ndarray, b: np.ndarray, a_groups: np.ndarray, b_groups: np.
 
 
 def check(a: np.ndarray, b: np.ndarray, a_groups: np.ndarray, b_groups: np.ndarray, protocol: str = "any") -> None:
-    """Both directions are those of the slow loops."""
-    forth, back = both_ranks(a, b, a_groups, b_groups, protocol)
-    assert (forth.dtype, back.dtype) == (np.int64, np.int64)
-    assert forth.tolist() == slow_ranks(a, b, a_groups, b_groups, protocol)
-    assert back.tolist() == slow_ranks(b, a, b_groups, a_groups, protocol)
+    """Both directions are those of the slow loops, with NumPy and with torch, as a GPU has it."""
+    slow = slow_ranks(a, b, a_groups, b_groups, protocol), slow_ranks(b, a, b_groups, a_groups, protocol)
+    for device in (None, "cpu"):
+        forth, back = both_ranks(a, b, a_groups, b_groups, protocol, device)
+        assert (forth.dtype, back.dtype) == (np.int64, np.int64)
+        assert (forth.tolist(), back.tolist()) == slow
 
 
 def unit(draw: Draw, rows: int, width: int) -> np.ndarray:
@@ -96,6 +97,8 @@ def test_ranks_are_those_of_whole_numbers(kind, width, monkeypatch):
     monkeypatch.setattr(rank_blocks, "ROWS", 16)
     monkeypatch.setattr(rank_blocks, "COLUMNS", 27)
     monkeypatch.setattr(rank_blocks, "NEAR", 9)
+    for name, value in {"ROWS": 16, "COLUMNS": 27, "PAIRS": 9}.items():
+        monkeypatch.setattr(device_ranks, name, value)
     draw = np.random.default_rng(width)
     a, b = KINDS[kind](draw, 50, width), KINDS[kind](draw, 70, width)
     for groups in (1, 10, 1000):
@@ -108,7 +111,8 @@ def test_ranks_are_those_of_whole_numbers(kind, width, monkeypatch):
 @pytest.mark.parametrize("width", [2, 512])
 def test_scores_that_float32_cannot_tell_apart_are_ranked_exactly(width, dense, monkeypatch):
     """Wrong answers whose scores, about 2^50, differ from the right one's by -2 to 2; by pairs and by blocks."""
-    monkeypatch.setattr(module, "DENSE", dense)
+    for ways in (module, device_ranks):
+        monkeypatch.setattr(ways, "DENSE", dense)
     draw = np.random.default_rng(0)
     b = np.zeros((200, width), np.int64)
     b[:, 0], b[:, 1] = TOP // 2, draw.integers(-2, 3, 200)
