@@ -34,8 +34,9 @@ from side_by_side import last_line
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mclip_kit.features.copies import shard_folders
 from mclip_kit.features.manage import list_tables
-from mclip_kit.features.shards import Shard, shard_folders
+from mclip_kit.features.shards import Shard
 from tests import processes, tiny
 
 GOAL = 1.0

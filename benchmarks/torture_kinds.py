@@ -34,9 +34,10 @@ from mclip_kit.data.triangle_rows import open_rows
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate.class_names import read_file
 from mclip_kit.evaluate.report import html
+from mclip_kit.features.copies import shard_folders
 from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.manage import ROWS, list_tables
-from mclip_kit.features.shards import Shard, shard_folders
+from mclip_kit.features.shards import Shard
 from mclip_kit.features.table import Table
 from mclip_kit.interop.card import record
 from mclip_kit.interop.encoders import named_encoder
