@@ -143,6 +143,7 @@ def _child(
     multiprocessing.set_start_method(None, force=True)  # its workers are its own children
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # what TMPDIR says now
     os.chdir(folder)
     torch.set_num_threads(1)
     function(*arguments)
