@@ -26,7 +26,7 @@ QUIET = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 SPEAKING = "speaking"  # the threads of an actor that answer while it works
-PASSED_ON = ("HF_", "TRANSFORMERS_", "MCLIP_KIT_", "TOKENIZERS_", "TORCH_CPP_LOG_LEVEL")
+PASSED_ON = ("HF_", "TRANSFORMERS_", "MCLIP_KIT_", "TOKENIZERS_", "TORCH_CPP_LOG_LEVEL", "AWS_", "GOOGLE_", "FSSPEC_")
 """Starts of the names of the driver's environment variables that its actors get."""
 
 
