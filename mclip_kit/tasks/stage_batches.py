@@ -39,7 +39,8 @@ class StageBatches(ABC):
         With a shuffle window, what the next window reads of object storage is brought while the current one trains.
         """
         if self.plan.window is None:
-            return iter(self.plan.epoch(number)[start:])
+            batches = self.plan.epoch(number)
+            return map(batches.__getitem__, range(start, len(batches)))
         return read_ahead(self.plan.windows(number), start, self.files, tqdm.write)
 
     def files(self, rows: np.ndarray) -> list[Path]:

@@ -25,9 +25,9 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The copies of each process of the cluster; one process is killed in the middle of its work."""
     folder, map_ = tmp_path / "machines", Cluster.map
 
-    def elsewhere(engine: Cluster, make: Make, *given: Any) -> Any:
+    def elsewhere(cluster: Cluster, make: Make, *given: Any) -> Any:
         kind = DiesInShard if make is Extractor else DiesOnce
-        return map_(engine, Elsewhere, folder, kind, tmp_path / "killed", make, *given)
+        return map_(cluster, Elsewhere, folder, kind, tmp_path / "killed", make, *given)
 
     monkeypatch.setattr(Cluster, "map", elsewhere)
     return folder

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mclip_kit.config.recipe import Recipe, load
+from mclip_kit.data import batching
 from mclip_kit.data.manifest import identity
 from mclip_kit.errors import CheckpointError, DataError
 from mclip_kit.evaluate.validation import evaluator
@@ -71,6 +72,16 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(
     assert "last.pt: damaged" in printed
     assert "last-1.pt: the run goes on from step 6 of stage 1" in printed
     assert not different(weights(cut), weights(one_stage[1]))
+
+
+def test_an_epoch_that_is_kept_in_files_trains_and_resumes_the_same(
+    cut: Path, one_stage: tuple[Recipe, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "SHARED", 1)
+    for folder in (cut, cut.with_name("again")):
+        train(one_stage[0], folder, resume=True)
+        assert list((cut.parent / "features").glob("rows-*/epoch-*"))
+        assert not different(weights(folder), weights(one_stage[1]))
 
 
 def test_without_a_whole_checkpoint_the_advice_works(cut: Path, one_stage: tuple[Recipe, Path, Path]) -> None:
