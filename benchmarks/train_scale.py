@@ -11,8 +11,9 @@ with several under torchrun, on the CPU; and once without, so that the process m
 command, stopped by SIGTERM once ten steps are logged; it must end as one that was asked to stop.
 
 Seconds of computing are those of all processes and cores together: other work on the computer hardly lengthens them.
-Private memory is Private_Dirty of every process that was started, together, looked at while they run: the largest
-sum, and that at the tenth step. The same command on 1,000 rows is subtracted. Maps of files do not count. The last line
+Private memory is Pss_Anon and Pss_Shmem of every process that was started, together, looked at while they run: the
+largest sum, and that at the tenth step. The same command on 1,000 rows is subtracted. Maps of files do not count. The
+last line
 has 60 bytes, divided by the largest sum of a start that finds its rows, in bytes a row.
 
 `--finish` trains on the captions to the end instead, an epoch of mean squared errors in large batches with each number
@@ -189,9 +190,9 @@ def _cores(number: int) -> float:
 
 
 def _private(number: int) -> int:
-    """Bytes that a process alone has, and that are not a file's."""
+    """Bytes of a process that are not a file's; of what it shares, its share."""
     with suppress(OSError), open(f"/proc/{number}/smaps_rollup", encoding="ascii") as handle:
-        return next((int(line.split()[1]) << 10 for line in handle if line.startswith("Private_Dirty")), 0)
+        return sum(int(line.split()[1]) << 10 for line in handle if line.startswith(("Pss_Anon", "Pss_Shmem")))
     return 0
 
 

@@ -21,13 +21,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def freeze_all_but(model: nn.Module, names: Collection[str]) -> None:
-    """Train the parameters of these names; freeze all others.
+    """Train the parameters of these names; freeze all others, and those without numbers, which never get a gradient.
 
     Gradients of an earlier stage are dropped: those of weights that are frozen now would count in the gradient norm.
     """
     model.zero_grad(set_to_none=True)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+        parameter.requires_grad_(name in names and parameter.numel() > 0)
 
 
 def set_training_mode(model: nn.Module, mode: bool) -> None:

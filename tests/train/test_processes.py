@@ -62,6 +62,14 @@ def test_two_processes_train_as_one(squares: Path, tmp_path: Path) -> None:
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), (stage, a["step"])
 
 
+def test_translation_trains_in_two_processes(squares: Path, tmp_path: Path) -> None:
+    stage = {"kind": "translate", "name": "mte", "train": ["encoder", "decoder"], "lr": 1e-3}
+    tree = {name: value for name, value in tiny.recipe(squares).items() if name in ("about", "encoder", "data")}
+    tree |= {"stages": [stage | {"steps": 4, "batch_tokens": 256}], "decoder": {"layers": 1}}
+    processes.train(tiny.write_recipe(tree, tmp_path / "tiny.yaml"), tmp_path / "run", 2)
+    assert [row["step"] for row in read_log(tmp_path / "run") if "loss" in row][-1] == 4
+
+
 def test_torchrun_starts_the_command(squares: Path, tmp_path: Path) -> None:
     """The other tests fork their ranks from a warm process (tests/processes.py)."""
     tree = tiny.recipe(squares)
