@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from mclip_kit import __version__
+from mclip_kit import __version__, urls
 from mclip_kit.engine.base import Make
 from mclip_kit.errors import DataError, MclipError, first_line
 from mclip_kit.progress import Bar, Report, is_quiet, relay, set_quiet, tqdm
@@ -85,6 +85,7 @@ class Actors:
     ) -> None:
         self.ray, self._room = import_ray(), room
         environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        environment[urls.ROOT] = str(urls.root())  # paths of copies are the same everywhere
         held = [self.ray.put((make, given))]  # in a list: Ray would copy it to each actor before it starts
         self._given = (__version__, os.getcwd(), environment, is_quiet(), held)
         options = {"scheduling_strategy": "SPREAD", "concurrency_groups": {SPEAKING: 1}}

@@ -79,19 +79,3 @@ def small_shards() -> None:
     torch.set_num_threads(1)
     Table.__init__ = partialmethod(Table.__init__, shard_bytes=2048)  # type: ignore[method-assign, assignment]
     extract.CPU_PICTURES, extract.TEXTS, extract.TOKENS = 4, 16, 64
-
-
-class Elsewhere:
-    """Work on a machine of its own: other processes have other copies of objects.
-
-    Args:
-        folder: of the copies of all machines.
-        make, given: see `Engine.map`.
-    """
-
-    def __init__(self, folder: Path, make: Callable[..., Any], *given: Any) -> None:
-        os.environ["MCLIP_KIT_STORAGE"] = str(folder / f"machine-{os.getpid()}")
-        self._work = make(*given)
-
-    def __call__(self, item: Any) -> Any:
-        return self._work(item)
