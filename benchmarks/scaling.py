@@ -6,7 +6,7 @@ The work of an item is counted (torch's FlopCounterMode on the real architecture
 the files, and seconds of the CPU are measured by the scripts that `MEASURED` names. The speed of a device, of the
 network and of the disk are options: put yours in. `--check` runs both towers of TriKD and a training step on this
 machine and predicts their times from the time of a matrix product; the last line has the smallest of predicted by
-measured. `--write` writes the tables into docs/scaling.md.
+measured. `--write` writes the tables into docs/scaling.md; `--smoke` ends with an error if the page has others.
 """
 
 import argparse
@@ -30,11 +30,12 @@ TOKENS = 19  # of a caption: the mean of Multi30K's in four languages (benchmark
 CORES = 16  # of a machine
 TRAIN = 3  # forward passes that a forward and a backward pass are worth
 MEASURED = {
-    "prepare": (28e-6, "benchmarks/prepare_workers.py, one process"),
-    "first start": (3.35e-6, "benchmarks/scale.py"),
-    "later start": (0.29e-6, "benchmarks/scale.py"),
+    "prepare": (35e-6, "benchmarks/prepare_workers.py --only pairs, one process"),
+    "write": (5.5e-6, "the same, the main process of two"),
+    "first start": (8.2e-6, "benchmarks/train_scale.py --kinds captions, rows made"),
+    "later start": (0.27e-6, "benchmarks/scale.py"),
 }
-"""Seconds of one core a row."""
+"""Seconds of one core a row, and the script that measures them."""
 ROW = {
     "prepared table (texts as long as Multi30K's)": 95,
     "rows: ids, keys, lengths, groups, teacher texts": 69 + 4 * TOKENS + 60,
@@ -42,7 +43,7 @@ ROW = {
 }
 """Bytes of a row on the disk, mapped by all processes of a machine."""
 KEPT = 16 + 8 + 4 + 1 + 34  # bytes of a row of features beside its numbers: key, offset, checksum, mark, index
-PRIVATE = 16  # bytes of a row in each process: the order of an epoch
+PRIVATE = 3  # bytes of a row in each process, at most (benchmarks/train_scale.py)
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,8 @@ class Machines:
         train = max(compute + sync, read)
         limit = "disk" if read > compute + sync else "network" if sync > compute else "devices"
         fill = max(run.filled / (devices * self.device), run.kept / (nodes * self.disk))
-        start = run.rows * (MEASURED["first start"][0] + MEASURED["later start"][0])
-        prepare = run.rows * MEASURED["prepare"][0] / CORES
+        start = run.rows * MEASURED["first start"][0]
+        prepare = run.rows * max(MEASURED["prepare"][0] / CORES, MEASURED["write"][0])
         parts = {"prepare": prepare, "features": fill, "start": start, "train": train}
         found: dict[str, Any] = {name: value / 3600 for name, value in parts.items()}
         return found | {"limit": limit, "rows": run.batch / devices}
@@ -254,11 +255,10 @@ def check(smoke: bool) -> float:
     return min(ratios)
 
 
-def write(lines: list[str]) -> None:
-    """Write the tables between the page's marks."""
-    page, marks = PAGE.read_text(encoding="utf-8"), r"(<!-- tables -->\n).*?(<!-- end of the tables -->)"
-    content = "\n".join(lines).strip()
-    PAGE.write_text(re.sub(marks, lambda m: f"{m[1]}\n{content}\n\n{m[2]}", page, flags=re.DOTALL), encoding="utf-8")
+def with_tables(page: str, lines: list[str]) -> str:
+    """The page with tables between its marks."""
+    marks, content = r"(<!-- tables -->\n).*?(<!-- end of the tables -->)", "\n".join(lines).strip()
+    return re.sub(marks, lambda m: f"{m[1]}\n{content}\n\n{m[2]}", page, flags=re.DOTALL)
 
 
 def main() -> None:
@@ -274,8 +274,11 @@ def main() -> None:
     asked = parser.parse_args()
     lines = list(tables(Machines(asked.tflops * 1e12, asked.network * 1e9, asked.disk * 1e9, asked.price)))
     print("\n".join(lines))
+    page = PAGE.read_text(encoding="utf-8")
     if asked.write:
-        write(lines)
+        PAGE.write_text(with_tables(page, lines), encoding="utf-8")
+    if asked.smoke and with_tables(page, lines) != page:
+        raise SystemExit(f"{PAGE}: has other tables than this script; run it with --write")
     if asked.check or asked.smoke:
         last_line("scaling", check(asked.smoke), GOAL)
 
