@@ -166,10 +166,12 @@ class Table:
 
     def _find(self, row_N: np.ndarray, keys_N2: np.ndarray, positions: np.ndarray | None = None) -> None:
         """Set the rows of some positions; None: of all."""
-        for left in in_key_order(keys_N2, positions):
-            for part, numbers in self._index:
-                row_N[left] = find(part.columns, keys_N2[left], numbers)
-                left = left[row_N[left] < 0]
+        for piece in in_key_order(keys_N2, positions):
+            for part in slices(len(piece)):  # one key may have most of the positions, such as that of no text
+                left = piece[part]
+                for own, numbers in self._index:
+                    row_N[left] = find(own.columns, keys_N2[left], numbers)
+                    left = left[row_N[left] < 0]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Items of each row, int64 (N,)."""
