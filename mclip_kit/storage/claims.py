@@ -56,7 +56,7 @@ def hold(folder: Path, name: str = "", doing: str = "writes to it", remedy: str 
 
 def check_claim(path: Path) -> None:
     """BusyError if another machine has taken over a place that contains this path: it must not be written any more."""
-    for folder, who in _lost.items():
+    for folder, who in list(_lost.items()):
         if path.is_relative_to(folder):
             raise BusyError(f"{folder}: another machine{who} has taken it over, because this one was away too long")
 
@@ -90,6 +90,7 @@ class _Claim:
         self._scheme = folder.relative_to(root()).parts[0]
         about: dict[str, Any] = {
             "pid": os.getpid(),
+            "at": time.time(),
             "place": locks.place(),
             "host": platform.node(),
             "command": locks.command(),
@@ -154,7 +155,7 @@ class _Claim:
     def _is_left(self, found: dict[str, Any]) -> bool:
         """Whether the process that has the claim has ended; if so, the claim is taken over."""
         if found.get("place") == locks.place():
-            left = not locks.is_alive(int(found.get("pid", 0)))
+            left = not locks.is_alive(int(found.get("pid", 0)), found.get("at"))
         else:
             tqdm.write(f"{self._folder}: claimed by another machine{_who(found)}; waiting until it shows that it lives")
             left = not self._shows_life(found)

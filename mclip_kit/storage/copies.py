@@ -37,8 +37,14 @@ GB = 50.0
 OFTEN = 60.0  # seconds between two notes that a copy is used
 LARGE = 1 << 26  # bytes from which a download shows a bar, and is the only one at its time
 
+TRIES = 3  # of a folder whose objects are removed while it is brought
+
 _seen: dict[tuple[Path, Collection[str]], list[Path]] = {}
 """Place and patterns -> copies that this process has compared with their objects: it works with one version."""
+
+
+class _Gone(StorageError):
+    """Another machine has removed an object since its folder was listed, as it does with old indexes."""
 
 
 def fetch(path: Path, only: Collection[str] = ("*",), again: bool = False) -> Path:
@@ -61,16 +67,28 @@ def fetch(path: Path, only: Collection[str] = ("*",), again: bool = False) -> Pa
     if not again and wanted in _seen and all(map(_use, _seen[wanted])):
         return path
     with storage_errors(path), locked(_lock(path), wait=True):
-        found = objects(path)
-        settle(path, found)
-        _remove_gone(path, found)
-        chosen = {copy: facts for copy, facts in found.items() if any(fnmatchcase(copy.name, one) for one in only)}
-        _download({copy: facts for copy, facts in chosen.items() if not _is_current(copy, facts)}, chosen)
+        for left in reversed(range(TRIES)):
+            try:
+                chosen = _bring_up_to_date(path, only)
+                break
+            except _Gone:
+                if not left:
+                    raise
     for copy in chosen:
         _use(copy, 0.0)
     if chosen:
-        _seen[wanted] = list(chosen)
+        _seen[wanted] = chosen
     return path
+
+
+def _bring_up_to_date(path: Path, only: Collection[str]) -> list[Path]:
+    """Do what `fetch` says; the copies that match."""
+    found = objects(path)
+    settle(path, found)
+    _remove_gone(path, found)
+    chosen = {copy: facts for copy, facts in found.items() if any(fnmatchcase(copy.name, one) for one in only)}
+    _download({copy: facts for copy, facts in chosen.items() if not _is_current(copy, facts)}, chosen)
+    return list(chosen)
 
 
 def _use(copy: Path, often: float = OFTEN) -> bool:
@@ -140,7 +158,10 @@ def _bring(copy: Path, facts: Facts, bar: Any) -> None:
     with disk_errors(copy), storage_errors(copy):
         temporary = temporary_name(copy)
         try:
-            system_of(copy)[0].get_file(facts["name"], str(temporary), callback=Shown())
+            try:
+                system_of(copy)[0].get_file(facts["name"], str(temporary), callback=Shown())
+            except FileNotFoundError:
+                raise _Gone(f"{named(copy)}: was removed while it was read; run again") from None
             if temporary.stat().st_size != facts["size"]:
                 raise StorageError(f"{named(copy)}: changed while it was read; run again")
             record_of(copy).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Claims: of two machines that would write the same place in object storage, one does."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -153,3 +154,14 @@ def test_a_storage_that_cannot_be_written_is_said(places: tuple[Any, Machine], m
     monkeypatch.setattr(places[0], "pipe_file", denied)
     with pytest.raises(StorageError, match=rf"^{URL}: cannot be claimed \(access denied"), ExitStack() as stack:
         stack.enter_context(hold(place(URL), "run"))
+
+
+def test_a_process_that_has_got_the_number_of_a_killed_one_does_not_count(places: tuple[Any, Machine]) -> None:
+    bucket, _ = places
+    claim = OTHER | {"pid": os.getpid(), "place": "first"}
+    bucket.pipe_file(CLAIM, json.dumps(claim | {"at": time.time()}).encode())
+    with pytest.raises(BusyError), hold(place(URL), "run"):
+        pass
+    bucket.pipe_file(CLAIM, json.dumps(claim | {"at": 1.0}).encode())  # before this process started
+    with hold(place(URL), "run"):
+        assert json.loads(bucket.cat(CLAIM))["pid"] == os.getpid()

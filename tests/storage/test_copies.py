@@ -298,3 +298,23 @@ def test_paths_that_are_no_copies_pass_through(tmp_path: Path) -> None:
     forget(path)
     assert (send_rest(path), path.read_text(), storage.exists(path)) == (0, "1", True)
     assert objects.names(tmp_path) == ["x"]
+
+
+def test_an_object_that_goes_while_its_folder_is_brought_is_done_without(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.pipe({"/b/table/index-old.bin": b"old", "/b/table/shard.json": b"{}"})
+    get, removing = type(bucket).get_file, ["/b/table/index-old.bin"]
+
+    def removed_first(self: Any, remote: str, local: str, **options: Any) -> None:
+        while removing and remote.endswith("index-old.bin"):
+            bucket.rm_file(removing.pop())
+            bucket.pipe_file("/b/table/index-new.bin", b"new")
+        get(self, remote, local, **options)
+
+    monkeypatch.setattr(type(bucket), "get_file", removed_first)
+    folder = fetch(place("memory://b/table"))
+    assert sorted(path.name for path in folder.iterdir()) == ["index-new.bin", "shard.json"]
+    monkeypatch.setattr(bucket, "find", lambda *_, **__: {"/b/x": {"name": "/b/x", "size": 1}})
+    with pytest.raises(StorageError, match=r"^memory://b/x: was removed while it was read; run again$"):
+        fetch(place("memory://b/x"))
