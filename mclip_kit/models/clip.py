@@ -26,6 +26,7 @@ from mclip_kit.config.yaml import suggest
 from mclip_kit.data.pictures import to_rgb
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
+from mclip_kit.models.clip_tokenizer import build_tokenizer
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
 from mclip_kit.models.model_folder import check_part
@@ -174,7 +175,7 @@ def _from_config(config: dict[str, Any]) -> Clip:
     try:
         model = _new(config)
         _try_picture(model)
-        return Clip(model, config, _tokenizer(config))
+        return Clip(model, config, build_tokenizer(config["text_cfg"]))
     except UNFIT as error:
         raise RecipeError(f"teacher.model: open_clip cannot build this config: {first_line(error)}") from None
 
@@ -190,15 +191,6 @@ def _new(config: dict[str, Any]) -> Any:
     model = open_clip.CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
     set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)))
     return model
-
-
-def _tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
-    text = config["text_cfg"]
-    options = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}
-    if text.get("hf_tokenizer_name"):
-        with offline_unless_hub_answers():
-            return HFTokenizer(text["hf_tokenizer_name"], tokenizer_mode=text.get("tokenizer_mode"), **options)
-    return open_clip.SimpleTokenizer(**options)
 
 
 def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | None = None) -> Clip:
@@ -219,7 +211,7 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
     except UNFIT as error:
         why = first_line(error)
         raise CheckpointError(f"{where}: not a CLIP in OpenAI's naming, or not the configured one: {why}") from None
-    return Clip(model, config, _tokenizer(config))
+    return Clip(model, config, build_tokenizer(config["text_cfg"]))
 
 
 def clip_from_folder(folder: Path) -> Clip:
@@ -232,7 +224,8 @@ def clip_from_folder(folder: Path) -> Clip:
         options = {"force_custom_text": True, "require_pretrained": True, **_own_text(config, folder)}
         asks_hub = config["text_cfg"].get("hf_model_name") and not (folder / TEXT).is_dir()
         with offline_unless_hub_answers() if asks_hub else nullcontext(), plain_values():
-            model, tokenizer = open_clip.create_model(name, **options), open_clip.get_tokenizer(name)
+            model = open_clip.create_model(name, **options)
+            tokenizer = build_tokenizer(config["text_cfg"], str(folder))
         if isinstance(model.visual, TimmModel):  # open_clip does not pass its own image_size on to timm
             _try_picture(model)
         clip = Clip(model, config, tokenizer)

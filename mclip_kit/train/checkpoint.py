@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,13 @@ OLDER = re.compile(r"last-([1-9][0-9]*)\.pt")
 
 def versions() -> dict[str, str]:
     """Packages whose other versions may compute other digits."""
-    return {"mclip_kit": __version__, **{name: version(name) for name in ("torch", "transformers", "open_clip_torch")}}
+    return {"mclip_kit": __version__, **{name: _version(name) for name in ("torch", "transformers", "open_clip_torch")}}
+
+
+@cache
+def _version(name: str) -> str:
+    """Of an installed package; a run asks at each checkpoint, and its metadata is long."""
+    return version(name)
 
 
 @dataclass

@@ -122,7 +122,11 @@ def _read(loop: Loop, rank: int, world: int, work: tuple[int, np.ndarray]) -> tu
 
 
 def _seed(seed: int, step: int, rank: int, part: int) -> None:
-    torch.manual_seed(hash((seed, step, rank, part) if part else (seed, step, rank)))
+    number = hash((seed, step, rank, part) if part else (seed, step, rank))
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # torch.manual_seed would note its stack for each kind of device that is not there
+        torch.default_generator.manual_seed(number)
 
 
 def _pace(rows: int, batch: Any, world: int, began: float, fetched: float) -> dict[str, float]:

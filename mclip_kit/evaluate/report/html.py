@@ -6,12 +6,13 @@ It is made from files of runs: results.json, metrics.jsonl and recipe.yaml; an e
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -40,16 +41,9 @@ def write(reports: Sequence[Report], path: Path, gallery: Gallery | None = None)
 
 def render(reports: Sequence[Report], gallery: Gallery) -> str:
     """The page as HTML; it needs no other file."""
-    page = Environment(
-        loader=PackageLoader("mclip_kit.evaluate", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html")
     first = headline(reports)
     skipped = [first["shown"]] if first and first["is_all"] else []
-    return page.render(
+    return _page().render(
         title=reports[0].name if len(reports) == 1 else f"{len(reports)} runs side by side",
         style=_own("page.css"),
         script=_own("page.js"),
@@ -68,6 +62,19 @@ def render(reports: Sequence[Report], gallery: Gallery) -> str:
         gallery=gallery,
         reproduction=reproduction(reports),
     )
+
+
+@cache
+def _page() -> Template:
+    """page.html, compiled once a process."""
+    environment = Environment(
+        loader=PackageLoader("mclip_kit.evaluate", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
 
 
 def _own(name: str) -> Markup:
