@@ -1,14 +1,44 @@
 """Fixtures that many tests share."""
 
+import gc
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests import preloaded, tiny  # noqa: F401  preloaded: collections of garbage pass over what it imports
+
+MEMORY, ROOM = Path("/dev/shm"), 8 << 30  # bytes that must be free there; all tests together leave 2 GB
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary folders are in memory where there is room: the suite waits for a disk at most of its small files.
+
+    `--basetemp DIR` keeps them elsewhere; those in memory go with the session.
+    """
+    if hasattr(config, "workerinput") or config.option.basetemp or "PYTEST_DEBUG_TEMPROOT" in os.environ:
+        return
+    for left in MEMORY.glob("mclip-kit-tests-*"):
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)  # of a session that was killed
+    if not MEMORY.is_dir() or min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) < ROOM:
+        return
+    folder = MEMORY / f"mclip-kit-tests-{os.getpid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
+    config.add_cleanup(lambda: os.environ.pop("PYTEST_DEBUG_TEMPROOT", None))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_finish() -> None:
+    """Collections of garbage pass over the modules of tests, too."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +81,8 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-SLOW = ("train", "tasks", "features", "prepare", "engine")
-SLOW += ("test_benchmarks.py", "test_golden_record.py", "test_types.py")
+SLOW = ("train", "tasks", "features", "prepare", "engine", "interop")
+SLOW += ("test_benchmarks.py", "test_golden_record.py", "test_types.py", "test_packaging.py", "test_doctor.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -104,9 +104,10 @@ with hold(Path(sys.argv[1]), sys.argv[2], "trains there", "wait for it"):
 
 
 @pytest.mark.parametrize("name", ["run", ""], ids=["a lock in the folder", "a lock beside it"])
-def test_the_second_is_told_who_holds_a_folder(name: str, tmp_path: Path) -> None:
+def test_the_second_is_told_who_holds_a_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first is another program; when it is killed, what it left of itself does not count."""
-    folder = tmp_path / "runs" / "mine"
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs", "mine")  # a short name: long commands are cut
     with subprocess.Popen([sys.executable, "-c", HOLD, folder, name], stdout=subprocess.PIPE, text=True) as first:
         try:
             assert first.stdout

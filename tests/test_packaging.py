@@ -31,6 +31,7 @@ def test_the_source_distribution_has_the_package_and_none_of_the_tests(tmp_path:
 
 
 def test_the_quickstart_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path, squares: Path) -> None:
+    """Its log has no bars and no warnings of libraries: it is no terminal."""
     words = ["-q", "egg_info", "--egg-base", str(tmp_path), "build", "--build-base", str(tmp_path / "build")]
     words += ["bdist_wheel", "--dist-dir", str(tmp_path)]
     subprocess.run([sys.executable, "setup.py", *words], cwd=ROOT, check=True, capture_output=True)
@@ -43,6 +44,7 @@ def test_the_quickstart_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path, s
     (tmp_path / "empty").mkdir()
     recipe, sets = golden_record.RUNS["quickstart"]
     options = golden_record.overrides(recipe, sets | {"evaluation": "null"}, squares, tmp_path)
+    printed = []
     for words in (
         ["train", recipe, *(word for option in options for word in ("--set", option))],
         ["eval", "runs/quickstart/model", "--data", str(squares)],
@@ -56,6 +58,10 @@ def test_the_quickstart_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path, s
             check=False,
         )
         assert done.returncode == 0, done.stderr
+        assert not done.stderr, done.stderr  # no bars, and no warnings of libraries
+        assert "\r" not in done.stdout
+        printed.append(done.stdout)
+    assert "done; " in printed[0]
     made_by = (tmp_path / "empty" / "runs/quickstart/eval/data.test/report.html").read_text(encoding="utf-8")
     assert "<html" in made_by
 

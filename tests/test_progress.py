@@ -9,8 +9,6 @@ import pytest
 
 from mclip_kit import progress
 from mclip_kit.progress import tqdm
-from tests import processes, tiny
-from tests.train.runs import only_stage
 
 PACKAGE = Path(progress.__file__).parent
 
@@ -87,21 +85,6 @@ def test_a_bar_made_in_part_closes_without_a_word(monkeypatch: pytest.MonkeyPatc
 def test_all_bars_are_these() -> None:
     wrong = [p.name for p in PACKAGE.rglob("*.py") if p.name != "progress.py" and "from tqdm" in p.read_text("utf-8")]
     assert not wrong
-
-
-def test_the_log_of_a_run_has_no_bars_and_no_warnings_of_libraries(squares: Path, tmp_path: Path) -> None:
-    recipe = tiny.write_recipe(tiny.recipe(squares) | only_stage(squares, 2), tmp_path / "tiny.yaml")
-    words = ["train", str(recipe), "--out", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-m", "mclip_kit.cli", *words],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=processes.ROOT,
-    )
-    assert not done.stderr, done.stderr
-    assert "\r" not in done.stdout
-    assert "done; " in done.stdout
 
 
 def test_a_process_that_is_killed_while_it_draws_stops_no_other() -> None:

@@ -82,7 +82,7 @@ def test_torchrun_starts_the_command(squares: Path, tmp_path: Path) -> None:
     assert load_model(tmp_path / "run" / "model").trained_languages == ["de", "en", "fr"]
 
 
-SLOW = 0.7  # seconds that a slow disk takes for a checkpoint
+SLOW = 0.3  # seconds that a slow disk takes for a checkpoint
 
 
 @contextmanager
@@ -99,8 +99,14 @@ def rising(*_: Any) -> Scores:
     return Scores(float(rising.calls), {})  # type: ignore[attr-defined]
 
 
+def train_on_a_slow_disk(recipe: Path, folder: Path) -> None:
+    """`train_with_own_disk`, where each checkpoint takes `SLOW`."""
+    checkpoint.write_whole = written_slowly  # type: ignore[assignment]
+    train_with_own_disk(recipe, folder)
+
+
 def train_with_own_disk(recipe: Path, folder: Path, stop: int = 0, interrupt: int = 0, number: int = 0) -> None:
-    """Train in this rank, on a slow disk, and keep the weights that it ends with in folder/RANK.pt.
+    """Train in this rank, and keep the weights that it ends with in folder/RANK.pt.
 
     Args:
         folder: `RANK` in it is replaced by the number of the rank.
@@ -109,7 +115,6 @@ def train_with_own_disk(recipe: Path, folder: Path, stop: int = 0, interrupt: in
         number: the signal.
     """
     rank = os.environ["RANK"]
-    checkpoint.write_whole = written_slowly  # type: ignore[assignment]
     folder = Path(str(folder).replace("RANK", rank))
 
     def fail() -> None:
@@ -150,7 +155,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def test_processes_end_with_the_same_weights_while_the_disk_is_slow(best: Path, tmp_path: Path) -> None:
-    done = processes.run(train_with_own_disk, best, tmp_path / "run", ranks=2)
+    done = processes.run(train_on_a_slow_disk, best, tmp_path / "run", ranks=2)
     assert done.returncode == 0, done.stderr
     assert same_weights(tmp_path / "0.pt", tmp_path / "1.pt")
 
