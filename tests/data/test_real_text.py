@@ -39,7 +39,7 @@ def multi30k(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(missing(MULTI30K))
     out = tmp_path_factory.mktemp("multi30k") / "data"
     words = ["prepare", "multi30k", "--source", str(MULTI30K), "--langs", ",".join(LANGUAGES), "--out", str(out)]
-    done = CliRunner().invoke(cli, [*words, "--set", "vocabulary.pieces=2000"])
+    done = CliRunner().invoke(cli, [*words, "--set", "vocabulary.pieces=20000"])
     assert done.exit_code == 0, done.output
     assert "33,546 of 33,546 picture files were not found" in done.output
     return out
