@@ -88,9 +88,9 @@ class Plan:
 
         try:
             columns = open_folder(once(kept / f"{name}-{number}", write))[1]
-        except (DataError, DiskError):  # damaged, or removed by another run on the same rows; or nothing can be kept
-            return self._epoch(number)
-        return Ragged(columns["rows"], columns["ends"])
+            return Ragged(columns["rows"], columns["ends"])
+        except (DataError, DiskError, KeyError):  # damaged, removed by another run on the same rows, cannot be kept;
+            return self._epoch(number)  # or no batch is full
 
     def _identity(self) -> str:
         """A hash of everything but the rows that decides an epoch."""
