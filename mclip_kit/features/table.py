@@ -160,15 +160,13 @@ class Table:
         """The row of each key, int64 (N,): its shard's number and its place in that shard; -1 if it has no row."""
         with self._while_it_is_there():
             self._verify_index()
-        row_N = np.full(len(keys_N2), -1)
-        self._find(row_N, keys_N2)
+        self._find(row_N := np.full(len(keys_N2), -1), keys_N2)
         return row_N
 
     def _find(self, row_N: np.ndarray, keys_N2: np.ndarray, positions: np.ndarray | None = None) -> None:
         """Set the rows of some positions; None: of all."""
         for piece in in_key_order(keys_N2, positions):
-            for part in slices(len(piece)):  # one key may have most of the positions, such as that of no text
-                left = piece[part]
+            for left in (piece[part] for part in slices(len(piece))):  # one key, as of no text, may be that of most
                 for own, numbers in self._index:
                     row_N[left] = find(own.columns, keys_N2[left], numbers)
                     left = left[row_N[left] < 0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import fsspec.registry
 
 from mclip_kit import storage, urls
 from mclip_kit.errors import DataError, StorageError
@@ -279,6 +280,8 @@ def test_errors_name_the_url_and_what_to_do(bucket: Any, monkeypatch: pytest.Mon
         fetch(place("memory://b/x"))
     for scheme, module, extra in (("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")):
         monkeypatch.setitem(sys.modules, module, None)
+        objects._system.cache_clear()
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
         with pytest.raises(StorageError, match=rf"^{scheme}://b/x: needs .* python -m pip install -e '\.\[{extra}\]'"):
             fetch(place(f"{scheme}://b/x"))
 
