@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import fsspec.registry
 
 from mclip_kit import storage, urls
 from mclip_kit.errors import DataError, StorageError
