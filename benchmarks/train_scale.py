@@ -13,8 +13,7 @@ command, stopped by SIGTERM once ten steps are logged; it must end as one that w
 Seconds of computing are those of all processes and cores together: other work on the computer hardly lengthens them.
 Private memory is Pss_Anon and Pss_Shmem of every process that was started, together, looked at while they run: the
 largest sum, and that at the tenth step. The same command on 1,000 rows is subtracted. Maps of files do not count. The
-last line
-has 60 bytes, divided by the largest sum of a start that finds its rows, in bytes a row.
+last line has 60 bytes, divided by the largest sum of a start that finds its rows, in bytes a row.
 
 `--finish` trains on the captions to the end instead, an epoch of mean squared errors in large batches with each number
 of processes, which must all end with 0: once as the other starts do, and with `--cold`, for few rows, from pictures and

@@ -22,6 +22,7 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
+from mclip_kit.engine.local import STOPS, held_signals
 from mclip_kit.errors import DataError, MclipError, first_line
 from mclip_kit.progress import note
 
@@ -29,7 +30,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 MOST = 16  # readers that a process starts unless it is told how many
 AHEAD = 1  # results of a reader that wait, or that it works on
-STOPS = (signal.SIGINT, signal.SIGTERM)  # that this process handles; its readers end with it
 
 
 def reader_count(asked: int | None, useful: bool) -> int:
@@ -115,7 +115,7 @@ def _parcels(
         pin_memory=pin,
         generator=torch.Generator(),
     )
-    with _held_signals():
+    with held_signals(), _kept_handler():
         return iter(loader)
 
 
@@ -202,7 +202,6 @@ def _start(watched: int, end: int, number: int) -> None:
     os.close(end)
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers would warn that they were forked
     threading.Thread(target=_watch, args=(watched,), daemon=True).start()
 
@@ -213,17 +212,15 @@ def _watch(watched: int) -> None:
 
 
 @contextmanager
-def _held_signals() -> Iterator[None]:
-    """Inside, readers are forked: a signal waits until they ignore it, and the death of one interrupts nothing here.
+def _kept_handler() -> Iterator[None]:
+    """Inside, readers are forked; the death of one will interrupt nothing here.
 
     DataLoader would raise it wherever this process is; it also sees it when it waits for that reader.
     """
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if in_main:
             signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)

@@ -9,7 +9,6 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from PIL import Image
 
 from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.engine.local import exit_with_parent
+from mclip_kit.engine.local import engine_of
 from mclip_kit.errors import DataError
 from mclip_kit.progress import tqdm
 
@@ -110,9 +109,9 @@ def drawings(folder: Path) -> dict[str, Path]:
 def _render(paths: list[Path], size: int) -> np.ndarray:
     """Pictures on white, uint8 (N, size, size, 3)."""
     pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-    with ProcessPoolExecutor(initializer=exit_with_parent) as pool:
-        rendered = pool.map(partial(drawn, size=size), paths, chunksize=32)
-        for row, picture in enumerate(tqdm(rendered, "rendering", len(paths), unit="picture", dynamic_ncols=True)):
+    with engine_of(None).map(partial, partial(drawn, size=size)) as render:
+        rendered = tqdm(render(paths), "rendering", len(paths), unit="picture", dynamic_ncols=True)
+        for row, picture in enumerate(rendered):
             pixels[row] = picture
     return pixels
 

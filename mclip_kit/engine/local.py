@@ -7,11 +7,35 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 from mclip_kit.engine.base import Engine, Make, Map, map_ahead
 from mclip_kit.errors import DataError
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that this process handles; what it has started ends with it."""
+
+
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Inside, processes are forked, and signals that stop a program wait until the end.
+
+    What their handlers raise would be lost in what Python does after a fork. To block signals is not enough: the system
+    gives one to any thread, and Python then calls its handler in the main thread.
+    """
+    if current_thread() is not main_thread():  # no handler is called here
+        yield
+        return
+    came: list[int] = []
+    before = {stop: signal.signal(stop, lambda number, _: came.append(number)) for stop in STOPS}
+    try:
+        yield
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, signal.SIG_DFL if handler is None else handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def exit_with_parent() -> None:
@@ -76,6 +100,8 @@ class Processes:
 
         with ProcessPoolExecutor(self.workers, initializer=_start, initargs=(make, given)) as pool:
             try:
+                with held_signals():
+                    pool.submit(os.getpid)  # the first work starts all processes
                 yield partial(map_ahead, lambda item: pool.submit(_do, item), 2 * self.workers)
             except BrokenExecutor:
                 raise DataError(
