@@ -61,7 +61,9 @@ async function load() {
     if (own !== number) return;
     asked.towers.forEach((tower, place) => show(tower, found[place], start));
     asked.start = start + found[0].hits.length;
-    say(`${asked.start} ${asked.what}. ${found[0].note || ""}`.trim());
+    if (!$("status").classList.contains("wrong")) { // a mistake made meanwhile is still to be read
+      say(`${asked.start} ${asked.what}. ${found[0].note || ""}`.trim());
+    }
     $("more").hidden = !found[0].more || !found[0].hits.length;
     near.unobserve($("more")); // an observer tells changes only: one that is still in view would not be told again
     near.observe($("more"));

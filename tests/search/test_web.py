@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import shutil
 import struct
 import threading
@@ -154,6 +155,23 @@ def test_a_window_that_has_room_is_filled_without_scrolling(browser: Any, addres
         until(tab, "document.querySelectorAll('#student .grid li').length == 96")
         assert names(tab) == wanted(search, "Quadrat", top=96)
         tab.wait_for_selector("#more", state="hidden")
+
+
+def test_what_is_wrong_stays_to_be_read_when_more_pictures_come(browser: Any, address: str) -> None:
+    held: list[Any] = []
+    with opened(browser, address) as tab:
+        tab.route(re.compile("/texts.*start=24"), lambda route: held.append(route))
+        tab.set_viewport_size({"width": 1280, "height": 9000})
+        tab.fill("#query", "Quadrat")
+        tab.press("#query", "Enter")
+        while not held:
+            tab.wait_for_timeout(10)
+        tab.fill("#query", "")
+        tab.press("#query", "Enter")
+        tab.wait_for_selector("#status.wrong")
+        held[0].continue_()
+        until(tab, "document.querySelectorAll('#student .grid li').length == 96")
+        assert "Write what you look for" in tab.inner_text("#status")
 
 
 def test_a_dropped_picture_finds_its_like_and_its_captions(
