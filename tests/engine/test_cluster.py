@@ -27,7 +27,7 @@ from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.search import pictures
 from mclip_kit.search.embed import embed_pictures
 from mclip_kit.train.extractor import Extractor, extract
-from tests import tiny
+from tests import processes, tiny
 from tests.data.prepare.test_prepare_workers import (
     content,
     pairs,
@@ -52,8 +52,10 @@ def address() -> Iterator[str]:
     ray = actors.import_ray()
     from ray.cluster_utils import Cluster as Nodes
 
+    patch = pytest.MonkeyPatch()
     node = {"num_cpus": 1, "object_store_memory": STORE}
     nodes = Nodes()
+    patch.setenv("PYTHONPATH", str(processes.ROOT))  # for `tests`, in whatever folder a test works
     try:
         try:
             nodes.add_node(**node, include_dashboard=False)
@@ -64,6 +66,7 @@ def address() -> Iterator[str]:
     finally:
         ray.shutdown()
         nodes.shutdown()
+        patch.undo()
 
 
 @pytest.fixture
