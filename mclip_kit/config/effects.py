@@ -8,25 +8,30 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mclip_kit.config.stages import COMPARES_ROWS, Edge, Stage, TranslationStage, TriangleStage
+from mclip_kit.config.edges import PAIRS, Edge
+from mclip_kit.config.stages import Stage, TranslationStage, TriangleStage
 
 Rules = dict[str, tuple[Callable[..., bool], str]]
 """Key of a section -> whether it has an effect there, and what it is for."""
 
 
-def _contrastive(edge: Edge, stage: TriangleStage) -> bool:
-    return edge.loss in COMPARES_ROWS
+def _knows_pairs(edge: Edge, stage: TriangleStage) -> bool:
+    return edge.loss in PAIRS
 
 
 EDGE: Rules = {
-    "temperature": (_contrastive, "contrastive losses"),
-    "positives": (_contrastive, "contrastive losses"),
-    "duplicates": (_contrastive, "contrastive losses"),
+    "temperature": (
+        lambda edge, stage: edge.loss in PAIRS or edge.loss == "kl",
+        "contrastive, sigmoid and kl; other losses have none",
+    ),
+    "bias": (lambda edge, stage: edge.loss == "sigmoid", "sigmoid"),
+    "positives": (_knows_pairs, "contrastive and sigmoid"),
+    "duplicates": (_knows_pairs, "contrastive and sigmoid"),
     "missing_teacher": (
         lambda edge, stage: stage.languages != ["en"],
         "rows in other languages than the teacher's, and this stage has none",
     ),
-    "normalize": (lambda edge, stage: edge.loss == "mse", "mse; a contrastive loss always normalises"),
+    "normalize": (lambda edge, stage: edge.loss == "mse", "mse; other losses always normalise"),
 }
 """Called with the edge and its stage."""
 

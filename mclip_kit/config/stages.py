@@ -7,64 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
+from mclip_kit.config.edges import Edge as Edge
+from mclip_kit.config.edges import EdgeName, base
+from mclip_kit.config.edges import vertices as vertices
 from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Number, Once, Positive, Section, Whole
 from mclip_kit.errors import RecipeError
 
-EdgeName = Literal["image-teacher_text", "image-student_text", "teacher_text-student_text"]
 TOWERS = ("image", "teacher_text", "encoder", "projector", "clip_projector")
 STUDENT = ("encoder", "projector")
 Optimizer = Literal["adamw", "lamb", "lamb_apex", "adam_fairseq"]
 Direction = Annotated[str, Field(pattern=r"^[^-\s]+-[^-\s]+$")]
-
-
-COMPARES_ROWS = frozenset({"contrastive"})
-"""Losses that compare rows with each other; the others are means over rows, and have no temperature."""
-
-
-class Edge(Section):
-    """The loss on one edge of the triangle."""
-
-    loss: Literal["contrastive", "mse"] = Field(description="Symmetric InfoNCE, or mean squared error.")
-    weight: Positive = Field(1.0, description="Factor of this term in the sum.")
-    temperature: Positive = Field(0.07, description="contrastive: the true temperature (at the start, when learned).")
-    learned: bool = Field(False, description="contrastive: learn the temperature, with exp(scale) clamped at 100.")
-    clamp: Literal["scale", "exp"] = Field(
-        "scale",
-        description="learned: clamp the learned scale itself (CLIP), or its exp, without a gradient there (mCLIP).",
-    )
-    positives: Literal["image", "image_sum", "pair"] = Field(
-        "image",
-        description="contrastive: all texts of the same image are positives, with log-probabilities averaged or summed "
-        "(mCLIP's released fine-tuning), or only the row's own text is.",
-    )
-    duplicates: Literal["mask", "negatives"] = Field(
-        "negatives",
-        description="contrastive: the same text at another image is a negative (CLIP), or masked out of the softmax.",
-    )
-    missing_teacher: Literal["drop", "image"] = Field(
-        "drop",
-        description="teacher_text-student_text: rows without a text in the teacher's language are left out, or use the "
-        "image's embedding instead (mCLIP's released code).",
-    )
-    normalize: Literal["none", "both"] = Field("none", description="mse: L2-normalise both sides first.")
-
-    @model_validator(mode="after")
-    def _learned_temperature_can_move(self) -> "Edge":
-        if self.learned and self.loss not in COMPARES_ROWS:
-            raise ValueError(f"{self.loss} has no temperature to be learned")
-        if self.clamp != "scale" and not self.learned:
-            raise ValueError("clamp has no effect: the temperature is not learned")
-        if self.learned and self.temperature < 0.01:
-            raise ValueError(
-                f"a learned temperature must be at least 0.01, where it is clamped, not {self.temperature}"
-            )
-        return self
-
-
-def vertices(edges: Mapping[Any, Any]) -> set[str]:
-    """The vertices that some edges need: their ends, and the image where it replaces a missing teacher text."""
-    ends = {vertex for name in edges for vertex in name.split("-")}
-    return ends | {"image"} if any(edge.missing_teacher == "image" for edge in edges.values()) else ends
 
 
 class Augment(Section):
@@ -175,7 +127,10 @@ class TriangleStage(Stage):
     uses: ClassVar[frozenset[str]] = frozenset({"clip_projector"})
 
     kind: Literal["triangle"] = Field("triangle", description="On edges of the triangle.")
-    edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(description="Edge of the triangle: its loss.")
+    edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(
+        description="image-teacher_text, image-student_text or teacher_text-student_text: its loss. A second loss on "
+        "an edge has its name, a + and a word, such as teacher_text-student_text+kl."
+    )
     data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
     languages: Languages | Literal["all"] = Field("all", description="Languages of the student's side.")
     split: str | dict[str, str] = Field(
@@ -195,7 +150,7 @@ class TriangleStage(Stage):
 
     @model_validator(mode="after")
     def _edges_fit_the_data(self) -> "TriangleStage":
-        if self.data == "bitext" and any("image" in edge for edge in self.edges):
+        if self.data == "bitext" and any("image" in base(edge) for edge in self.edges):
             raise ValueError("bitext has no pictures: its only edge is teacher_text-student_text")
         if self.data == "bitext" and not isinstance(self.split, str):
             raise ValueError("split: give one name for bitext, not a mapping")
@@ -206,8 +161,11 @@ class TriangleStage(Stage):
             if tower in (*TOWERS, "student", "lora", "decoder") and tower not in used:
                 raise ValueError(f"train names {tower}, which is on none of the stage's edges")
         for name, edge in self.edges.items():
-            if edge.missing_teacher == "image" and (name != "teacher_text-student_text" or self.data == "bitext"):
+            student = base(name) == "teacher_text-student_text"
+            if edge.missing_teacher == "image" and (not student or self.data == "bitext"):
                 raise ValueError(f"edges.{name}.missing_teacher: image is for teacher_text-student_text on captions")
+            if edge.loss == "kl" and base(name) == "image-teacher_text":
+                raise ValueError(f"edges.{name}: kl is for edges of student_text; the teacher has no teacher")
         if any("{}" not in template for template in self.templates):
             raise ValueError("templates: each needs a {} at the place of the caption")
         if self.augment and "image" not in self.vertices:

@@ -9,8 +9,9 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mclip_kit.config.edges import COMPARES_ROWS, drops_rows
 from mclip_kit.config.recipe import Cache
-from mclip_kit.config.stages import COMPARES_ROWS, TriangleStage
+from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
 from mclip_kit.data.languages import TEACHER_LANGUAGE
@@ -99,8 +100,7 @@ class TriangleTask(Task):
     def _check(self, rows: TriangleRows) -> None:
         stage = self.stage
         self.check_window(len(rows))
-        dropping = [e for name, e in stage.edges.items() if "teacher_text" in name and e.missing_teacher == "drop"]
-        if len(dropping) == len(stage.edges) and not rows.has_teacher_N.any():
+        if all(drops_rows(name, edge) for name, edge in stage.edges.items()) and not rows.has_teacher_N.any():
             raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
         counts = np.array([len(rows)])
         if stage.monolingual:

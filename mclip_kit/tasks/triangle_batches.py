@@ -61,7 +61,7 @@ class TriangleBatches(StageBatches):
         self._towers, self._captions, self._report = towers, captions, report
         self._unreadable: set[int] = set()
         self._read: dict[str, Features] = {}
-        self._marks_duplicates = any(e.loss == "contrastive" and e.duplicates == "mask" for e in stage.edges.values())
+        self._marks_duplicates = any(e.duplicates == "mask" for e in stage.edges.values())
         self._read_features()
         self.plan = Plan(
             self.rows.languages_N,

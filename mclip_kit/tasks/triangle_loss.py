@@ -7,16 +7,21 @@ AltCLIP's two stages, mCLIP's TriKD and fine-tuning differ only in edges and in 
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mclip_kit import losses
-from mclip_kit.config.stages import Edge, vertices
+from mclip_kit.config.edges import Edge, base, ends, vertices
+from mclip_kit.losses import distillation
+from mclip_kit.losses.matryoshka import matryoshka
+from mclip_kit.losses.sigmoid import sigmoid
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.tasks.base import StageModule
 
+BIAS = ":bias"  # after the name of an edge: what it learns besides its scale
 HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text")  # the first that a stage has
 
 
@@ -110,15 +115,20 @@ class Triangle(StageModule):
     def __init__(self, model: MultilingualClip, edges: Mapping[Any, Edge], trained: Collection[str]) -> None:
         super().__init__(model, trained)
         self.edges = edges
-        self.scales = nn.ParameterDict(
-            {name: torch.tensor(math.log(1 / edge.temperature)) for name, edge in edges.items() if edge.learned}
-        )
+        learned = {name: edge for name, edge in edges.items() if edge.learned}
+        scales = {name: torch.tensor(math.log(1 / edge.temperature)) for name, edge in learned.items()}
+        biases = {name + BIAS: torch.tensor(edge.bias) for name, edge in learned.items() if edge.loss == "sigmoid"}
+        self.scales = nn.ParameterDict(scales | biases)
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Keep the learned temperature of a teacher that was trained."""
-        if "image-teacher_text" in self.scales:
-            self.model.teacher_scale.copy_(self.scales["image-teacher_text"])
+        """Keep the learned temperature of a teacher that was trained, and the bias if its CLIP has one."""
+        for name in self.scales:
+            if base(name) == "image-teacher_text":
+                self.model.teacher_scale.copy_(self.scales[name])
+        bias = getattr(self.model.clip[0].model, "logit_bias", None)
+        if bias is not None and "image-teacher_text" + BIAS in self.scales:
+            bias.copy_(self.scales["image-teacher_text" + BIAS])
 
     def forward(
         self, batch: TriangleBatch, want: "Literal['terms', 'embeddings'] | Slopes" = "terms"
@@ -149,7 +159,8 @@ class Triangle(StageModule):
 
     def _health(self, embeddings: dict[str, Tensor], batch: TriangleBatch) -> dict[str, Tensor]:
         """Collapse measures of the student's embeddings, or of the teacher's where there is no student."""
-        name = next((name for name in HEALTH if name in self.edges), None)
+        named = {base(name) for name in self.edges}
+        name = next((name for name in HEALTH if name in named), None)
         if name is None:
             return {}
         other, text = name.split("-")
@@ -181,7 +192,7 @@ class Triangle(StageModule):
         return embedding
 
     def scale(self, name: str) -> Tensor | float:
-        """One over the temperature of a contrastive edge."""
+        """One over the temperature of an edge that has one."""
         if name in self.scales:
             if self.edges[name].clamp == "exp":
                 return self.scales[name].exp().clamp(max=losses.MAX_SCALE)
@@ -192,14 +203,44 @@ class Triangle(StageModule):
 
     def _term(self, name: str, embeddings: dict[str, Tensor], batch: TriangleBatch) -> Tensor:
         edge = self.edges[name]
-        left, right = (embeddings[vertex].float() for vertex in name.split("-"))
-        keep_B = batch.has_teacher_B if "teacher_text" in name else None
+        left, right = (embeddings[vertex].float() for vertex in base(name).split("-"))
+        keep_B = batch.has_teacher_B if "teacher_text" in ends(name, edge) else None
         if edge.missing_teacher == "image" and keep_B is not None:
             left, keep_B = torch.where(keep_B[:, None], left, embeddings["image"].float()), None
+        sides = [left, right]
+        if edge.loss == "kl":
+            sides.append(left if "teacher_text" in base(name) else embeddings["teacher_text"].float())
         with torch.autocast(left.device.type, enabled=False):  # logits in full precision
-            if edge.loss == "mse":
-                return losses.mse(right, left, edge.normalize, keep_B)
-            groups_B = None if edge.positives == "pair" else batch.groups_B
-            texts_B = batch.texts_B if edge.duplicates == "mask" else None
-            over: Literal["mean", "sum"] = "sum" if edge.positives == "image_sum" else "mean"
-            return losses.contrastive(left, right, self.scale(name), groups_B, keep_B, over, texts_B)
+            loss = partial(self._loss, name, self.scale(name), keep_B, batch)
+            if not edge.dims:
+                return loss(*sides)
+            return matryoshka(loss, [left.shape[1] if width == "full" else width for width in edge.dims], *sides)
+
+    def _loss(
+        self,
+        name: str,
+        scale: Tensor | float,
+        keep_B: Tensor | None,
+        batch: TriangleBatch,
+        left: Tensor,
+        right: Tensor,
+        teacher: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of an edge, of its two sides or of prefixes of them; `teacher`: whom kl follows."""
+        edge = self.edges[name]
+        if edge.loss == "mse":
+            return losses.mse(right, left, edge.normalize, keep_B)
+        if edge.loss == "cosine":
+            return distillation.cosine(right, left, keep_B)
+        if edge.loss == "relational":
+            return distillation.relational(right, left, keep_B)
+        if edge.loss == "kl":
+            assert teacher is not None
+            return distillation.kl(right, teacher, left, scale, keep_B)
+        groups_B = None if edge.positives == "pair" else batch.groups_B
+        texts_B = batch.texts_B if edge.duplicates == "mask" else None
+        if edge.loss == "sigmoid":
+            bias = self.scales[name + BIAS] if edge.learned else edge.bias
+            return sigmoid(left, right, scale, bias, groups_B, keep_B, texts_B)
+        over: Literal["mean", "sum"] = "sum" if edge.positives == "image_sum" else "mean"
+        return losses.contrastive(left, right, scale, groups_B, keep_B, over, texts_B)

@@ -1,5 +1,8 @@
 """Losses for edges of the triangle: pure functions of embeddings, each with its source.
 
+Here are mean squared error and InfoNCE, and what losses share over several processes; `sigmoid`, `distillation` and
+`matryoshka` have the others.
+
 Shapes: B rows of this process, N rows of all processes, D embedding width.
 """
 
@@ -79,13 +82,13 @@ def contrastive(
         >>> round(float(contrastive(a_BD, a_BD, 10.0, torch.tensor([0, 0, 1]))), 3)
         3.333
     """
-    first = _rank() * len(a_BD)  # the number of this process's first row among those of all
+    first = rank() * len(a_BD)  # the number of this process's first row among those of all
     own_B = torch.arange(first, first + len(a_BD), device=a_BD.device)
-    groups_N = _gather(own_B if groups_B is None else groups_B)
-    texts_N = None if texts_B is None else _gather(texts_B)
-    a_BD, b_ND = F.normalize(a_BD, dim=-1), _gather(F.normalize(b_BD, dim=-1))
+    groups_N = gather(own_B if groups_B is None else groups_B)
+    texts_N = None if texts_B is None else gather(texts_B)
+    a_BD, b_ND = F.normalize(a_BD, dim=-1), gather(F.normalize(b_BD, dim=-1))
     if keep_B is not None:
-        keep_N = _gather(keep_B)
+        keep_N = gather(keep_B)
         first = int(keep_N[:first].sum())
         a_BD, b_ND, groups_N = a_BD[keep_B], b_ND[keep_N], groups_N[keep_N]
         texts_N = None if texts_N is None else texts_N[keep_N]
@@ -150,19 +153,19 @@ class _InfoNCE(torch.autograd.Function):
             rows_B[part] = logits_CN.logsumexp(1)
             columns_N = torch.logaddexp(columns_N, logits_CN.logsumexp(0))
             right_B[part] = labels.shares_N[rows] * logits_CN.mul_(positive_CN).sum(1)
-        columns_N = _gather(columns_N[None]).logsumexp(0)
+        columns_N = gather(columns_N[None]).logsumexp(0)
         ctx.save_for_backward(a_BD, b_ND, scale, rows_B, columns_N)
         ctx.labels = labels
         own = slice(labels.first, labels.first + len(a_BD))
         both_B = labels.weights_N[own] * (rows_B + columns_N[own]) - 2 * right_B
-        return _processes() * both_B.sum() / (2 * len(b_ND))
+        return processes() * both_B.sum() / (2 * len(b_ND))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         a_BD, b_ND, scale, rows_B, columns_N = ctx.saved_tensors
         labels, (wants_a, wants_b, wants_scale, _) = ctx.labels, ctx.needs_input_grad
-        slope = slope * _processes() / (2 * len(b_ND))
+        slope = slope * processes() / (2 * len(b_ND))
         da_BD, db_ND, dscale = torch.zeros_like(a_BD), torch.zeros_like(b_ND), torch.zeros_like(scale)
         for part, rows in labels.parts(a_BD):
             logits_CN, positive_CN = labels.logits(a_BD[part], b_ND, scale, rows)
@@ -202,27 +205,30 @@ def health(a_BD: Tensor, b_BD: Tensor, groups_B: Tensor, keep_B: Tensor | None =
     return {"cosine": cosine, "matching": (groups_N[nearest_N] == groups_N).float().mean()}
 
 
-def _processes() -> int:
+def processes() -> int:
+    """How many processes share a batch."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if distributed else 1
 
 
 def share(keep_B: Tensor) -> Tensor | float:
     """The number of kept rows (or tokens) of this process, divided by the mean over all processes."""
-    if _processes() == 1:
+    if processes() == 1:
         return 1.0
     kept = keep_B.sum().float()
     whole = kept.clone()
     torch.distributed.all_reduce(whole)
-    return kept * _processes() / whole.clamp(min=1)
+    return kept * processes() / whole.clamp(min=1)
 
 
-def _rank() -> int:
-    return 0 if _processes() == 1 else torch.distributed.get_rank()
+def rank() -> int:
+    """The number of this process."""
+    return 0 if processes() == 1 else torch.distributed.get_rank()
 
 
-def _gather(rows_BD: Tensor) -> Tensor:
-    gathered: Tensor = rows_BD if _processes() == 1 else _Gather.apply(rows_BD)
+def gather(rows_BD: Tensor) -> Tensor:
+    """The rows of all processes (N, D), with gradients."""
+    gathered: Tensor = rows_BD if processes() == 1 else _Gather.apply(rows_BD)
     return gathered
 
 
@@ -234,7 +240,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows_BD: Tensor) -> Tensor:
-        gathered = [torch.empty_like(rows_BD) for _ in range(_processes())]
+        gathered = [torch.empty_like(rows_BD) for _ in range(processes())]
         torch.distributed.all_gather(gathered, rows_BD.contiguous())
         return torch.cat(gathered)
 
@@ -242,4 +248,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         whole_ND = gradients[0].contiguous()
         torch.distributed.all_reduce(whole_ND)
-        return whole_ND.chunk(_processes())[_rank()]
+        return whole_ND.chunk(processes())[rank()]
