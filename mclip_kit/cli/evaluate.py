@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from mclip_kit.cli.common import FILE, FOLDER, command_line, languages_of
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
+from mclip_kit.errors import RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
 from mclip_kit.files import check_writable, relative, write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
@@ -21,6 +22,17 @@ from mclip_kit.storage import exists, fetch, hold, place
 def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
     """An option that some evaluations take; its help begins with their names."""
     return click.option(f"--{name}", help=f"{', '.join(users_of(name)).capitalize()}: {help}", **more)
+
+
+def _dims(text: str | None) -> tuple[int | str, ...]:
+    """The widths of --dims, such as `32,64,full`; without it none."""
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    for count, word in enumerate(words):
+        if word != "full" and not (word.isascii() and word.isdigit() and int(word)):
+            raise RecipeError(f"--dims {text}: {word!r} is no width; give numbers and full, such as 32,64,full")
+        if word in words[:count]:
+            raise RecipeError(f"--dims {text}: {word} is given twice")
+    return tuple(word if word == "full" else int(word) for word in words)
 
 
 @click.command("eval")
@@ -54,6 +66,11 @@ def _option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
     "CLIP, such as local-dir:DIR or 'ViT-B-32 openai'.",
     metavar="OLD",
 )
+@_option(
+    "dims",
+    "also score embeddings that are cut to their first numbers: 32,64,full.",
+    metavar="WIDTHS",
+)
 @_option("sentences", "how many sentences of each direction.  [default: all]", type=click.IntRange(1))
 @_option("beams", "width of the beam search.", type=click.IntRange(1), default=5, show_default=True)
 @_option("classes", "a YAML file of class names and templates.  [default: ImageNet's]", type=FILE)
@@ -71,6 +88,7 @@ def evaluate(
     task: str,
     data: Path | None,
     langs: str | None,
+    dims: str | None,
     out: Path | None,
     as_json: bool,
     **options: Any,
@@ -94,6 +112,7 @@ def evaluate(
         models=tuple(dict.fromkeys(models)),
         data=data or _trained_on(models[0]),
         languages=languages_of(langs),
+        dims=_dims(dims),
         out=out or Path(),
         show=lambda table: (note if as_json else click.echo)(f"\n{coloured(table)}"),
         **options,

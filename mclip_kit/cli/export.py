@@ -45,6 +45,9 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], ...]] = {
     ),
     "sentence-transformers": (
         click.option("--text-only", is_flag=True, help="Leave the image tower out, whatever it is."),
+        click.option(
+            "--truncate-dim", type=click.IntRange(1), help="Cut embeddings to a width that the model was trained for."
+        ),
     ),
     "onnx": (
         click.option(

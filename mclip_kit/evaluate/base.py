@@ -82,6 +82,7 @@ class Request:
         protocol: how ranks are counted, see `retrieval.score`.
         baseline: names of what the models are compared with, see `baselines.baseline`.
         same_images: what the models' image vectors are compared with, see `same_images`; None: nothing.
+        dims: widths to which embeddings are cut, see `widths`; none: they are not.
         classes: a YAML file of class names and templates.
         sentences: how many sentences of each direction; None: all.
         beams: width of the beam search.
@@ -98,6 +99,7 @@ class Request:
     protocol: str = "any"
     baseline: tuple[str, ...] = ()
     same_images: str | None = None
+    dims: tuple[int | str, ...] = ()
     classes: Path | None = None
     sentences: int | None = None
     beams: int = 5
@@ -131,6 +133,7 @@ class Findings:
         files: what the evaluation itself wrote.
         gallery: for report.html.
         confusions, language_confusion: lists of results.json, see `qualitative`.
+        widths: its rows at the widths that were asked for.
         device: what the models ran on, see `device_name`; empty: no model ran.
     """
 
@@ -141,6 +144,7 @@ class Findings:
     gallery: Gallery | None = None
     confusions: list[dict[str, Any]] = field(default_factory=list)
     language_confusion: list[dict[str, Any]] = field(default_factory=list)
+    widths: ResultRows = field(default_factory=list)
     device: str = ""
     same_images: dict[Path, Any] = field(default_factory=dict)
 
@@ -237,7 +241,7 @@ EVALUATIONS = {
     "retrieval": Evaluation(
         "mclip_kit.evaluate.retrieval_run",
         "zeroshot_retrieval",
-        ("protocol", "baseline", "same-images"),
+        ("protocol", "baseline", "same-images", "dims"),
         "image-text retrieval",
     ),
     "zeroshot": Evaluation(

@@ -25,10 +25,11 @@ class Embedder:
     Args:
         model: the model.
         cache: features of frozen towers; those that it has are read, not computed.
+        dims: cut embeddings to so many numbers; None: whole ones.
     """
 
-    def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
-        self._model, self.cache = model, cache
+    def __init__(self, model: MultilingualClip, cache: FeatureCache, dims: int | None = None) -> None:
+        self._model, self.cache, self._dims = model, cache, dims
         self._frozen = FrozenTowers(model, cache)
         self.log = cache.log
 
@@ -63,18 +64,19 @@ class Embedder:
         if model.projector.blocks is None:
             return self._project("projector.head", self._frozen.pooled(tokens).take())
         if not (self._frozen.cache.is_persistent("encoder") and self._frozen.cache.tokens):
-            return model.encode_text(texts).numpy()
+            return model.encode_text(texts, dims=self._dims).numpy()
         try:
             states = self._frozen.token_states(tokens)
         except NoRoom:
-            return model.encode_text(texts).numpy()
+            return model.encode_text(texts, dims=self._dims).numpy()
         parts = np.array_split(np.arange(len(texts)), range(BATCH, len(texts), BATCH))
         return np.concatenate([self._project("projector", *states.padded(part)) for part in parts])
 
     def _project(self, name: str, *inputs: Tensor) -> np.ndarray:
         module, device = self._model.get_submodule(name), self._model.device
         with evaluating(module):
-            embeddings = F.normalize(module(*(tensor.to(device) for tensor in inputs)).float(), dim=-1)
+            whole_ND = module(*(tensor.to(device) for tensor in inputs))
+            embeddings = F.normalize(whole_ND[:, : self._dims].float(), dim=-1)
         return np.asarray(embeddings.cpu().numpy())
 
 

@@ -155,6 +155,7 @@ def evaluate(
     protocol: str = "any",
     tower: Literal["student", "teacher"] = "student",
     parts: Sequence[Part] = (),
+    dims: int | None = None,
 ) -> dict[str, Retrieval]:
     """Retrieval among the pictures of a split, by language; `teacher` is the teacher's own text tower.
 
@@ -168,12 +169,13 @@ def evaluate(
         protocol: see `score`.
         tower: the text tower that encodes the captions of `languages`.
         parts: the embeddings, if several processes have computed them, see `share`.
+        dims: without parts: cut embeddings to so many numbers; None: whole ones.
     Raises:
         DataError: the split, a language or the protocol is unknown, or the protocol does not fit the captions.
     """
     rows_Q = captions.select(split, languages)
     cache = cache or FeatureCache()
-    embed = GatheredEmbedder(model, cache, parts) if parts else Embedder(model, cache)
+    embed = GatheredEmbedder(model, cache, parts) if parts else Embedder(model, cache, dims)
     scored = _scorer(embed, captions, split, protocol)
     found = scored(tower, rows_Q)
     if languages == "all":

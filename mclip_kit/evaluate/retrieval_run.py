@@ -8,7 +8,7 @@ from typing import Any
 
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.errors import MALFORMED, DataError
-from mclip_kit.evaluate import qualitative
+from mclip_kit.evaluate import qualitative, widths
 from mclip_kit.evaluate.base import Findings, Request, ResultRows
 from mclip_kit.evaluate.baselines import baseline
 from mclip_kit.evaluate.bootstrap import compare, intervals
@@ -45,13 +45,21 @@ def run(request: Request) -> Findings:
     comparisons: list[dict[str, Any]] = []
     sure: list[dict[str, Any]] = []
     same: dict[Path, SameImages] = {}
+    cut: ResultRows = []
+    width_tables: list[str] = []
     for name in request.models:
         model, cache = load(name), FeatureCache()
+        widths.check(request.dims, str(name), model)
         results = evaluate(model, captions, *chosen, cache=cache, protocol=request.protocol)
         about = request.about(name, model.made_from)
         scored.append((f"{name} ({model.made_from})", results, model.trained_languages))
         rows += tables.retrieval_rows(results, about, STUDENT, model.trained_languages)
         sure += [{"model": str(name)} | row for row in _intervals(results, model.trained_languages)]
+        if request.dims:
+            by_width = widths.by_width(model, request.dims, cache, results, captions, *chosen, request.protocol)
+            cut += widths.rows(by_width, about, model.trained_languages)
+            title = f"{name}, by width, {request.split}"
+            width_tables.append(widths.table(by_width, model.trained_languages, model.dims, title))
         if request.same_images and older:
             same[name] = same_images(model, request.same_images, older, captions, request.split, request.data)
         for against, score in baselines.items():
@@ -65,7 +73,7 @@ def run(request: Request) -> Findings:
         request.show(tables.table(results, model.trained_languages, request.title(name, model.made_from)))
     else:
         request.show(tables.comparison(scored))
-    for table in differences:
+    for table in [*width_tables, *differences]:
         request.show(table)
     for name, found_same in same.items():
         request.show(f"{name}: {found_same.line}")
@@ -84,6 +92,7 @@ def run(request: Request) -> Findings:
         Gallery(_drawn(found_split, languages, picture, credit), pictures, credit, str(name)),
         [about_model | asdict(pair) for pair in pairs],
         [about_model | {"languages": codes, "shares": shares_LL.round(4).tolist()}],
+        cut,
         device_name(model.device),
         same,
     )

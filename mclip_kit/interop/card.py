@@ -13,7 +13,7 @@ from typing import Any
 from mclip_kit import layout
 from mclip_kit.errors import DiskError
 from mclip_kit.files import write_json, write_text
-from mclip_kit.interop.facts import RECALLS, Facts, facts_of, hub_id, is_new, one_licence, parameters, read_json
+from mclip_kit.interop.facts import RECALLS, Facts, cuts, facts_of, hub_id, is_new, one_licence, parameters, read_json
 from mclip_kit.locks import locked
 from mclip_kit.storage import fetch
 from mclip_kit.urls import values_with_urls
@@ -209,8 +209,8 @@ def _about(source: Path | None, config: Mapping[str, Any], facts: Facts, alone: 
             yield f"Trained languages: {', '.join(languages)}." if languages else "Trained languages: not known."
     yield from _bases(facts)
     yield from _images(config, facts)
-    if facts.get("same_images"):
-        yield facts["same_images"]
+    yield from () if alone else cuts(config)
+    yield from filter(None, [facts.get("same_images")])
 
 
 def _bases(facts: Facts) -> Iterator[str]:

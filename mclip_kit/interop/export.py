@@ -71,6 +71,8 @@ class Format:
     encode_text: Callable[["MultilingualClip", Options], Callable[[list[str]], Any]] = lambda model, options: (
         model.encode_text
     )
+    width: Callable[[Options], int | None] = lambda options: None
+    """To how many numbers the library cuts embeddings; None: it does not."""
     options: Options = field(default_factory=dict)
     """The options' defaults."""
 
@@ -157,7 +159,8 @@ def export(
         with temporary_folder() as temporary:
             wanted = parity.samples(temporary)
             (theirs,) = parity.read(module(name), [moved], wanted)
-            ours = parity.own(model, wanted, form.encode_text(model, chosen))
+            whole = parity.own(model, wanted, form.encode_text(model, chosen))
+            ours = {group: embedding_ND[:, : form.width(chosen)] for group, embedding_ND in whole.items()}
         found = parity.differences(ours, theirs)
         parity.check(form.library, found, form.allowed(model, chosen))
         notes = [*form.notes(model, chosen), *form.measured(chosen, ours, theirs)]

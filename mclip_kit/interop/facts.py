@@ -139,6 +139,20 @@ def hub_id(name: str) -> str | None:
     return place
 
 
+def cuts(config: Mapping[str, Any]) -> Iterable[str]:
+    """A line on the widths at which a model's embeddings may be cut, from its config.json; none if it has none.
+
+    >>> list(cuts({"dims": [32, 64]}))[0].split(":")[0]
+    'Shorter embeddings'
+    """
+    dims = config.get("dims") or []
+    if dims:
+        yield (
+            f"Shorter embeddings: trained to be cut to their first {' or '.join(map(str, dims))} numbers (Matryoshka); "
+            f"L2-normalise what is left. In mclip-kit: `encode_text(texts, dims={dims[0]})`, and so for pictures."
+        )
+
+
 def is_new(base: str) -> bool:
     """Whether weights of this name, as a card's `bases` has it, began as random ones.
 

@@ -65,7 +65,7 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
     Args:
         model: on the CPU, float32.
         folder: exists and is empty.
-        options: `text_only`: leave pictures out.
+        options: `text_only`: leave pictures out; `truncate_dim`: the width to which the library cuts embeddings.
     """
     text = [_pooling(model), *_head(model.projector.head)]
     if options["text_only"]:
@@ -93,6 +93,7 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
     ]
     write_json(folder / "modules.json", entries)
     settings = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
+    settings |= {"truncate_dim": options["truncate_dim"]} if options.get("truncate_dim") else {}
     write_json(folder / "config_sentence_transformers.json", settings)
 
 
@@ -209,6 +210,10 @@ def _misfit(model: MultilingualClip, options: Options) -> str | None:
             f"{getattr(config, 'hidden_act', 'its own activation')}, only to {', '.join(ENCODERS)} with gelu; train a "
             "projector of kind linear, mlp or altclip"
         )
+    width = options.get("truncate_dim")
+    if width and width not in model.dims:
+        trained = f"it was trained for {', '.join(map(str, model.dims))}" if model.dims else "it has no `dims`"
+        return f"truncate_dim {width} is no width at which this model's embeddings may be cut: {trained}"
     own = getattr(model.encoder.tokenizer, "hf", None)
     if own is not None and not own("")["input_ids"]:
         return (
@@ -240,6 +245,16 @@ def _notes(model: MultilingualClip, options: Options) -> list[str]:
             "Texts: sentence-transformers does not repair them; this model was trained with text_cleaning: ftfy. Call "
             "ftfy.fix_text, html.unescape twice and strip on texts of the web before encode."
         )
+    if options.get("truncate_dim"):
+        found.append(
+            f"Width: encode cuts embeddings to {options['truncate_dim']} numbers and does not L2-normalise them again, "
+            "which cosines do not need; encode(..., normalize_embeddings=True) does."
+        )
+    elif model.dims:
+        found.append(
+            f"Width: SentenceTransformer(FOLDER, truncate_dim={model.dims[0]}) cuts embeddings; this model was trained "
+            f"for {', '.join(map(str, model.dims))}."
+        )
     if options["text_only"]:
         found.append("This folder has the texts alone, no pictures.")
     else:
@@ -264,6 +279,7 @@ FORMAT = Format(
     write=write,
     allowed=_allowed,
     notes=_notes,
-    options={"text_only": False},
+    options={"text_only": False, "truncate_dim": None},
+    width=lambda options: options.get("truncate_dim"),
     use=lambda model, options: TEXT_USE if options["text_only"] else USE,
 )

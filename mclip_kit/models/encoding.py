@@ -108,6 +108,7 @@ def embed_by_length(
     encode: Callable[[Sequence[Any]], Tensor],
     width: int,
     batch_size: int,
+    dims: int | None = None,
 ) -> Tensor:
     """Encode items in batches of similar length, so that little is padded.
 
@@ -117,16 +118,34 @@ def embed_by_length(
         encode: a batch of B items to (B, D).
         width: D.
         batch_size: items per batch. The longest items come first, so that too large a batch fails at once.
+        dims: only the first so many numbers of each embedding; None: D.
     Returns:
-        L2-normalised rows (N, D) in the order of `items`, float32 on the CPU.
+        L2-normalised rows (N, dims) in the order of `items`, float32 on the CPU.
     Raises:
-        ValueError: batch_size is no whole number of at least 1.
+        ValueError: batch_size is no whole number of at least 1, or dims none between 1 and D.
     """
+    dims = width if dims is None else dims
+    if not isinstance(dims, int) or not 1 <= dims <= width:
+        raise ValueError(f"dims: must be a whole number between 1 and {width}, the embeddings' width, not {dims!r}")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: must be a whole number of at least 1, not {batch_size!r}")
     order = sorted(range(len(items)), key=lambda row: -lengths[row])
-    out_ND = torch.zeros(len(items), width)
+    out_ND = torch.zeros(len(items), dims)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        out_ND[rows] = F.normalize(encode([items[row] for row in rows]).float(), dim=-1).cpu()
+        out_ND[rows] = F.normalize(encode([items[row] for row in rows])[:, :dims].float(), dim=-1).cpu()
     return out_ND
+
+
+def similarity(text_ND: Tensor, image_MD: Tensor) -> Tensor:
+    """Cosines (N, M) of embeddings, float32 on the CPU; one of (D,) is one row.
+
+    Raises:
+        ValueError: the embeddings have different widths, or more than two dimensions.
+    """
+    sides = [torch.atleast_2d(part.detach().float().cpu()) for part in (text_ND, image_MD)]
+    if {side.dim() for side in sides} != {2} or sides[0].shape[1] != sides[1].shape[1]:
+        shapes = " and ".join(str(tuple(side.shape)) for side in sides)
+        raise ValueError(f"text and image: give embeddings of one width, (N, D) and (M, D), not {shapes}")
+    text_ND, image_MD = (F.normalize(side, dim=-1) for side in sides)
+    return text_ND @ image_MD.T

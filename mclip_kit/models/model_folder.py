@@ -3,10 +3,10 @@
 import json
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -56,6 +56,7 @@ class Settings(BaseModel):
     pictures: Pictures = AS_OPEN_CLIP
     trained_languages: list[str]
     made_from: str
+    dims: list[Annotated[int, Field(ge=1)]] = []
 
 
 def read_config(folder: Path, path: Path, verify: bool = True) -> Settings:

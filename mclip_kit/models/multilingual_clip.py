@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mclip_kit import __version__, layout
@@ -22,6 +21,7 @@ from mclip_kit.models.encoding import (
     as_pictures,
     as_texts,
     embed_by_length,
+    similarity,
     to_pixels,
 )
 from mclip_kit.models.freezing import evaluating
@@ -58,6 +58,7 @@ class MultilingualClip(nn.Module):
         settings: arguments of the projectors, as saved in config.json.
         text_cleaning: a key of `CLEANERS`. How pictures become RGB is `clip[0].pictures`.
         trained_languages: language codes that the student was trained on.
+        dims: widths below D at which embeddings may be cut, as the student was trained (Matryoshka).
         made_from: the encoder that the student started from.
         sources: tower name -> name of its weights in the recipe.
         width: D.
@@ -90,6 +91,7 @@ class MultilingualClip(nn.Module):
         self.settings = {"projector": projector, "clip_projector": clip_projector}
         self.text_cleaning: TextCleaning = text_cleaning
         self.trained_languages: list[str] = []
+        self.dims: list[int] = []
         self.made_from = ""
         self.sources: dict[str, str] = {}
         linear = clip_projector == "linear"
@@ -115,7 +117,7 @@ class MultilingualClip(nn.Module):
         clean = CLEANERS[self.text_cleaning]
         return self.encoder.tokenizer.encode([clean(text) for text in texts] if clean else texts, room)
 
-    def encode_text(self, texts: Texts, batch_size: int | None = None) -> Tensor:
+    def encode_text(self, texts: Texts, batch_size: int | None = None, dims: int | None = None) -> Tensor:
         """Student embeddings of texts in any language.
 
         >>> text_ND = model.encode_text(["red apple", "pomme rouge", "红苹果"])
@@ -128,24 +130,26 @@ class MultilingualClip(nn.Module):
             texts: one text or a sequence of N texts; a text beyond the encoder's positions loses its last tokens.
             batch_size: texts per batch; texts of similar length share a batch. None: 32 on the CPU, where larger
                 batches are slower (benchmarks/embed.py), else 256.
+            dims: cut embeddings to so many numbers, such as one of `model.dims`, which were trained; None: D.
         Returns:
             (N, D), L2-normalised, float32 on the CPU, in the order of `texts`.
         Raises:
             TypeError: an item is not a string.
+            ValueError: dims is not between 1 and D.
         """
         tokens = self.student_tokens(as_texts(texts))
         lengths = [len(ids) for ids in tokens]
         if batch_size is None:
             batch_size = 32 if self.device.type == "cpu" else 256
         with evaluating(self):
-            return embed_by_length(tokens, lengths, self._embed_tokens, self.width, batch_size)
+            return embed_by_length(tokens, lengths, self._embed_tokens, self.width, batch_size, dims)
 
     def _embed_tokens(self, tokens: Sequence[np.ndarray]) -> Tensor:
         ids_BT, mask_BT = self.encoder.pad(tokens)
         embedding_BD: Tensor = self.projector(self.encoder(ids_BT, mask_BT), mask_BT)
         return embedding_BD
 
-    def encode_teacher_text(self, texts: Texts, batch_size: int = 256) -> Tensor:
+    def encode_teacher_text(self, texts: Texts, batch_size: int = 256, dims: int | None = None) -> Tensor:
         """Embeddings of texts by the CLIP's own text tower, which reads the CLIP's language only (mostly English).
 
         >>> len(model.encode_teacher_text(["red apple", "two dogs"]))
@@ -154,6 +158,7 @@ class MultilingualClip(nn.Module):
         Args:
             texts: one text or a sequence of N texts.
             batch_size: texts per batch; texts of similar length share a batch.
+            dims: as in `encode_text`.
         Returns:
             (N, D), L2-normalised, float32 on the CPU, in the order of `texts`.
         Raises:
@@ -162,14 +167,14 @@ class MultilingualClip(nn.Module):
         listed = as_texts(texts)
         lengths = [len(text) for text in listed]  # characters: the tokenizer pads every text to the context length
         with evaluating(self):
-            return embed_by_length(listed, lengths, self._embed_teacher_texts, self.width, batch_size)
+            return embed_by_length(listed, lengths, self._embed_teacher_texts, self.width, batch_size, dims)
 
     def _embed_teacher_texts(self, texts: Sequence[str]) -> Tensor:
         ids_BT = self.teacher_tokens(texts).to(self.device)
         embedding_BD: Tensor = self.clip_projector(self.teacher_text(ids_BT))
         return embedding_BD
 
-    def encode_image(self, images: Pictures, batch_size: int = 64) -> Tensor:
+    def encode_image(self, images: Pictures, batch_size: int = 64, dims: int | None = None) -> Tensor:
         """Embeddings of pictures.
 
         >>> image_ND = model.encode_image(picture)
@@ -182,6 +187,7 @@ class MultilingualClip(nn.Module):
         Args:
             images: one picture or a sequence of N: PIL pictures of any mode and size, and paths of files.
             batch_size: pictures per batch; only the files of one batch are open at a time.
+            dims: as in `encode_text`.
         Returns:
             (N, D), L2-normalised, float32 on the CPU, in the order of `images`.
         Raises:
@@ -190,7 +196,7 @@ class MultilingualClip(nn.Module):
         """
         listed = as_pictures(images)
         with evaluating(self):
-            return embed_by_length(listed, [0] * len(listed), self._embed_pictures, self.width, batch_size)
+            return embed_by_length(listed, [0] * len(listed), self._embed_pictures, self.width, batch_size, dims)
 
     def _embed_pictures(self, images: Sequence[Picture]) -> Tensor:
         pixels_BCHW = torch.stack([to_pixels(image, self.clip[0].transform) for image in images])
@@ -219,12 +225,7 @@ class MultilingualClip(nn.Module):
         """
         text_ND = text if isinstance(text, Tensor) else self.encode_text(text)
         image_MD = image if isinstance(image, Tensor) else self.encode_image(image)
-        sides = [torch.atleast_2d(part.detach().float().cpu()) for part in (text_ND, image_MD)]
-        if {side.dim() for side in sides} != {2} or sides[0].shape[1] != sides[1].shape[1]:
-            shapes = " and ".join(str(tuple(side.shape)) for side in sides)
-            raise ValueError(f"text and image: give embeddings of one width, (N, D) and (M, D), not {shapes}")
-        text_ND, image_MD = (F.normalize(side, dim=-1) for side in sides)
-        return text_ND @ image_MD.T
+        return similarity(text_ND, image_MD)
 
     @property
     def device(self) -> torch.device:
@@ -247,7 +248,7 @@ class MultilingualClip(nn.Module):
         save_projectors(self, folder / layout.PROJECTOR)
         tool = {"format": FORMAT, "tool": f"mclip_kit {__version__}"}
         inputs = {"text_cleaning": self.text_cleaning, "pictures": self.clip[0].pictures.model_dump()}
-        facts = {"trained_languages": self.trained_languages, "made_from": self.made_from}
+        facts = {"trained_languages": self.trained_languages, "made_from": self.made_from, "dims": self.dims}
         write_config(folder / layout.MODEL_CONFIG, {**tool, **self.settings, **inputs, **facts})
 
 
@@ -294,6 +295,6 @@ def _read_folder(folder: Path, verify: bool) -> MultilingualClip:
         model = MultilingualClip(clip, encoder, settings.projector, settings.clip_projector, settings.text_cleaning)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{config_path}: its projector cannot be built ({error})") from None
-    model.trained_languages, model.made_from = settings.trained_languages, settings.made_from
+    model.trained_languages, model.made_from, model.dims = settings.trained_languages, settings.made_from, settings.dims
     load_projectors(model, folder / layout.PROJECTOR)
     return model

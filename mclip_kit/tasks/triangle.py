@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mclip_kit.config.edges import COMPARES_ROWS, drops_rows
-from mclip_kit.config.recipe import Cache
+from mclip_kit.config.recipe import Cache, Recipe
 from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.bitext import open_bitext
 from mclip_kit.data.datasets import rows_from_bitexts, rows_from_captions
@@ -18,7 +18,7 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.manifest import bitext_stamps, file_stamps
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
-from mclip_kit.errors import DataError
+from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.encoding import CLEANERS
@@ -36,6 +36,24 @@ class TriangleTask(Task):
 
     stage: TriangleStage
     evaluation: ClassVar[str] = "retrieval"
+
+    @classmethod
+    def extend_model(cls, model: Any, recipe: Recipe) -> None:
+        """Keep with the model at which widths its embeddings may be cut after the last stage of the student.
+
+        Raises:
+            RecipeError: a width is not below that of the embeddings.
+        """
+        for index, stage in enumerate(recipe.stages):
+            if isinstance(stage, TriangleStage):
+                widths = {width for edge in stage.edges.values() for width in edge.dims if isinstance(width, int)}
+                wrong = [width for width in widths if width >= model.width]
+                if wrong:
+                    raise RecipeError(
+                        f"stages.{index}.edges: dims: {max(wrong)} is not below {model.width}, the width of the "
+                        "embeddings; leave it out: full stands for that"
+                    )
+                model.dims = sorted(widths) if "student_text" in stage.vertices else model.dims
 
     @property
     def languages(self) -> list[str]:

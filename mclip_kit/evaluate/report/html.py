@@ -28,6 +28,7 @@ from mclip_kit.evaluate.report.results import evaluated as evaluated
 from mclip_kit.evaluate.report.results import read as read
 from mclip_kit.evaluate.report.results import read_results as read_results
 from mclip_kit.evaluate.report.training_curves import training_curves
+from mclip_kit.evaluate.report.widths import width_tables
 from mclip_kit.files import printable, write_text
 
 SIDE = 160  # pixels of a picture on the page; screens of phones show it in less than half of that
@@ -55,6 +56,7 @@ def render(reports: Sequence[Report], gallery: Gallery) -> str:
         bars=scores.drawn_charts(reports, skipped),
         tables=scores.tables(reports),
         comparisons=comparisons(reports),
+        widths=width_tables(reports),
         curves=training_curves(reports),
         confusions=[_confused(pair, gallery) for pair in _entries(reports, "confusions")],
         matrices=[_matrix(entry) for entry in _entries(reports, "language_confusion")],

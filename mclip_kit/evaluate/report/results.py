@@ -13,7 +13,7 @@ from mclip_kit.evaluate.folders import result_files
 from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
 from mclip_kit.storage import fetch
 
-LISTS = ("results", "comparisons", "intervals", "leakage", "confusions", "language_confusion")
+LISTS = ("results", "comparisons", "intervals", "leakage", "confusions", "language_confusion", "widths")
 """Lists of results.json; those after the first are missing in what earlier versions wrote."""
 OF_A_MODEL = tuple(name for name in LISTS if name != "leakage")
 """Lists whose entries have the key `model`, the model of an evaluation that they are about."""
@@ -22,6 +22,7 @@ SAME = {
     "results": ("model", "tower", "language", "task", "dataset", "split", "protocol"),
     "comparisons": (*OF_DATA, "baseline", "language", "metric"),
     "intervals": (*OF_DATA, "tower", "languages", "metric"),
+    "widths": (*OF_DATA, "tower", "language", "dims"),
 }
 """List -> keys; of its entries that have the same values of all of them, the last one counts."""
 OF_ALL = ("confusions", "language_confusion")
@@ -145,6 +146,9 @@ def _check_lists(content: dict[str, Any]) -> None:
     """Raise what plain code raises for malformed JSON if an entry lacks what the page shows of it."""
     for row in (row for name in OF_A_MODEL for row in content[name]):
         _ = "".join(row.get(key, "") for key in ("dataset", *OF_DATA))
+    for row in content["widths"]:
+        _ = "".join(row[key] for key in ("language", "tower")), f"{row['dims']:d}"
+        _ = [Metric("", "").text(value) for value in row["metrics"].values()]
     for leak in content["leakage"]:
         leak_line(leak)
     for item in content["comparisons"]:
