@@ -14,7 +14,8 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 
 from mclip_kit import losses
-from mclip_kit.losses import contrastive, health, mse
+from mclip_kit.losses import contrastive, distillation, health, mse
+from mclip_kit.losses.sigmoid import sigmoid
 from tests.processes import start_server
 
 SCALE = 12.0
@@ -250,7 +251,18 @@ VARIANTS = {  # positives and duplicates: groups, over_positives, texts
     "image, mask": (GROUPS, "mean", TEXTS),
     "image_sum, mask": (GROUPS, "sum", TEXTS),
 }
-TERMS = [f"{loss}; {kept}" for loss in (*VARIANTS, "mse") for kept in KEPT]
+OTHERS: dict[str, Callable[..., Tensor]] = {  # of two sides, a fixed teacher, scale, groups, texts, kept rows
+    "mse": lambda a, b, teacher, scale, groups, texts, keep: mse(a, b, "both", keep) + 0 * scale,
+    "cosine": lambda a, b, teacher, scale, groups, texts, keep: distillation.cosine(a, b, keep) + 0 * scale,
+    "kl": lambda a, b, teacher, scale, groups, texts, keep: distillation.kl(a, teacher, b, scale, keep),
+    "relational": lambda a, b, teacher, scale, groups, texts, keep: distillation.relational(a, b, keep) + 0 * scale,
+    "sigmoid": lambda a, b, teacher, scale, groups, texts, keep: sigmoid(a, b, scale, -scale, keep_B=keep),
+    "sigmoid, image": lambda a, b, teacher, scale, groups, texts, keep: sigmoid(a, b, scale, -scale, groups, keep),
+    "sigmoid, mask": lambda a, b, teacher, scale, groups, texts, keep: sigmoid(a, b, scale, 1, groups, keep, texts),
+}
+ROWWISE = ("mse", "cosine")
+TERMS = [f"{loss}; {kept}" for loss in (*VARIANTS, *OTHERS) for kept in KEPT]
+OF_PAIRS = [name for name in TERMS if name.split("; ")[0] not in ROWWISE]
 EVERY_ROW = slice(None)
 FEW = 20  # logits at once: of two rows
 
@@ -264,8 +276,9 @@ def term(name: str, rows: slice, contrast: Callable[..., Tensor] = contrastive) 
     a_BD, b_BD = left_NE[rows] @ weights[0], right_NE[rows] @ weights[1]
     loss, kept = name.split("; ")
     keep_B = torch.tensor(KEPT[kept])[rows]
-    if loss == "mse":
-        value = mse(a_BD, b_BD, "both", keep_B) + 0 * scale
+    if loss in OTHERS:
+        groups_B, texts_B = torch.tensor(GROUPS)[rows], torch.tensor(TEXTS)[rows]
+        value = OTHERS[loss](a_BD, b_BD, right_NE[rows, :4], scale, groups_B, texts_B, keep_B)
     else:
         groups, over, texts = VARIANTS[loss]
         groups_B, texts_B = (None if column is None else torch.tensor(column)[rows] for column in (groups, texts))
@@ -274,10 +287,40 @@ def term(name: str, rows: slice, contrast: Callable[..., Tensor] = contrastive) 
 
 
 @pytest.mark.parametrize("logits", [1, FEW, losses.LOGITS])
-@pytest.mark.parametrize("name", [name for name in TERMS if "mse" not in name])
+@pytest.mark.parametrize("name", OF_PAIRS)
 def test_rows_in_parts_have_the_loss_and_the_gradients_of_the_whole_matrix(name, logits, monkeypatch):
+    whole = term(name, EVERY_ROW, whole_matrix)  # at once: all of the 64 logits are fewer than LOGITS
     monkeypatch.setattr(losses, "LOGITS", logits)
-    torch.testing.assert_close(term(name, EVERY_ROW), term(name, EVERY_ROW, whole_matrix), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(term(name, EVERY_ROW), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("logits", [FEW, losses.LOGITS])
+@pytest.mark.parametrize("name", OTHERS)
+def test_gradients_of_other_losses_are_those_of_differences(name, logits, monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS", logits)
+    leaves = (*embeddings(), torch.tensor(1.5))
+    a_BD, b_BD, scale = (leaf.detach().double().requires_grad_() for leaf in leaves)
+    teacher_BD, rows = embeddings(seed=4)[0].detach().double(), (torch.tensor(GROUPS), torch.tensor(TEXTS))
+    keep_B = torch.tensor(KEPT["uneven"])
+    if name == "kl":  # the other side is a constant in the teacher's distribution
+        b_BD.requires_grad_(False)
+    torch.autograd.gradcheck(lambda a, b, s: OTHERS[name](a, b, teacher_BD, s, *rows, keep_B), (a_BD, b_BD, scale))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_losses_of_no_rows_are_nought_with_zero_gradients(name):
+    a_BD, b_BD = embeddings()
+    rows = torch.tensor(GROUPS), torch.tensor(TEXTS), torch.zeros(8, dtype=torch.bool)
+    check_nought(OTHERS[name](a_BD, b_BD, a_BD.detach(), torch.tensor(SCALE), *rows), a_BD, b_BD)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_losses_have_finite_gradients_for_equal_and_for_huge_rows(name):
+    rows = torch.tensor(GROUPS), torch.tensor(TEXTS), None
+    for size in (1.0, 1e15):
+        a_BD, b_BD = (size * torch.ones(8, 5)).requires_grad_(), torch.ones(8, 5).requires_grad_()
+        loss = OTHERS[name](a_BD, b_BD, b_BD.detach(), torch.tensor(100.0), *rows)
+        assert all(torch.isfinite(gradient).all() for gradient in (loss, *gradients(loss, a_BD, b_BD)))
 
 
 @pytest.mark.parametrize("logits", [FEW, losses.LOGITS])
