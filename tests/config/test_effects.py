@@ -60,6 +60,8 @@ def whole_tree(data: Path) -> dict[str, Any]:
     tree = tiny.recipe(data) | {"decoder": {"layers": 1}, "lora": {"rank": 2}}
     teacher, distill, contrast = (stage | {"epochs": 1, "batch_size": 36} for stage in tree["stages"])
     contrast |= {"train": ["lora", "projector"], "wise_ft_alpha": None, "ema": 0.5}
+    sigmoid = {"loss": "sigmoid", "learned": True, "dims": [4, "full"]}
+    contrast["edges"] = contrast["edges"] | {"image-student_text+sigmoid": sigmoid}
     mt = TRANSLATE | {"contrast": {"weight": 1.0}, "language_linear": True}
     tree["stages"] = [teacher, mt, distill, contrast]
     tree["evaluation"] |= {"beams": 1, "sentences": 2, "every_epochs": 9, "keep": "last"}
@@ -98,6 +100,10 @@ TRIANGLE = "stages.1"  # mse on bitext, of the student
 EDGE = f"{TRIANGLE}.edges.teacher_text-student_text"
 IDLE: dict[str, dict[str, Any]] = {
     f"{EDGE}.temperature": {EDGE: {"loss": "mse", "temperature": 0.05}},
+    f"{EDGE}.temperature ": {EDGE: {"loss": "relational", "temperature": 0.05}},
+    f"{EDGE}.bias": {EDGE: {"loss": "contrastive", "bias": -5.0}},
+    f"{EDGE}.positives ": {EDGE: {"loss": "kl", "positives": "pair"}},
+    f"{EDGE}.normalize ": {EDGE: {"loss": "cosine", "normalize": "both"}},
     f"{EDGE}.positives": {EDGE: {"loss": "mse", "positives": "pair"}},
     f"{EDGE}.duplicates": {EDGE: {"loss": "mse", "duplicates": "mask"}},
     f"{EDGE}.normalize": {EDGE: {"loss": "contrastive", "normalize": "both"}},

@@ -173,6 +173,38 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "wrong type": ({"stages.0.lr": "fast"}, "stages.0.lr: "),
     "negative": ({"stages.0.lr": -1.0}, "stages.0.lr: "),
     "unknown edge": ({"stages.0.edges": {"image-text": {"loss": "mse"}}}, "stages.0.edges.image-text"),
+    "an edge's second loss without a word": (
+        {"stages.0.edges": {"image-teacher_text+": {"loss": "mse"}}},
+        "stages.0.edges.image-teacher_text+: give image-teacher_text, ",
+    ),
+    "a sum over pairs that are summed anyway": (
+        {"stages.2.edges": {"image-student_text": {"loss": "sigmoid", "positives": "image_sum"}}},
+        "positives: image_sum is for contrastive",
+    ),
+    "kl with a learned temperature": (
+        {"stages.2.edges": {"image-student_text": {"loss": "kl", "learned": True}}},
+        "kl has a fixed temperature",
+    ),
+    "kl without a teacher": (
+        {"stages.0.edges": {"image-teacher_text+kl": {"loss": "kl"}}},
+        "edges.image-teacher_text+kl: kl is for edges of student_text; the teacher has no teacher",
+    ),
+    "a width twice": (
+        {"stages.2.edges": {"image-student_text": {"loss": "kl", "dims": [4, 8, 4, "full"]}}},
+        "stages.2.edges.image-student_text.dims: 4 is given twice",
+    ),
+    "widths without the whole": (
+        {"stages.2.edges": {"image-student_text": {"loss": "kl", "dims": [4, 8]}}},
+        "dims: full is missing",
+    ),
+    "the whole alone": (
+        {"stages.2.edges": {"image-student_text": {"loss": "kl", "dims": ["full"]}}},
+        "dims: full alone is what a loss without dims has",
+    ),
+    "no width": (
+        {"stages.2.edges": {"image-student_text": {"loss": "kl", "dims": [0, "full"]}}},
+        "stages.2.edges.image-student_text.dims.0: ",
+    ),
     "unknown loss": ({"stages.1.edges": {"teacher_text-student_text": {"loss": "mle"}}}, "'mle'"),
     "pictures from bitext": ({"stages.2.data": "bitext"}, "stages.2: bitext has no pictures"),
     "tower off the edges": ({"stages.1.train": ["image"]}, "stages.1: train names image"),
@@ -367,3 +399,17 @@ def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
     tree = tiny.recipe(tmp_path) | {"start": "a", "init_from": "b"}
     with pytest.raises(RecipeError, match="start: is the old name of init_from, which is given too; keep init_from"):
         load(tiny.write_recipe(tree, tmp_path / "both.yaml"))
+
+
+def test_sigmoid_starts_as_siglip_does_and_an_edge_has_several_losses(squares: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe(squares)
+    edges = {"image-student_text": {"loss": "sigmoid", "learned": True}, "image-student_text+kl": {"loss": "kl"}}
+    tree["stages"][2]["edges"] = edges
+    found = load(tiny.write_recipe(tree, tmp_path / "x.yaml"))
+    sigmoid, kl = found.stages[2].edges.values()
+    assert (sigmoid.temperature, sigmoid.bias, kl.temperature) == (0.1, -10.0, 0.07)
+    assert found.stages[2].vertices == {"image", "student_text", "teacher_text"}  # whom kl follows
+    (tmp_path / "y.yaml").write_text(dump(found), encoding="utf-8")
+    assert load(tmp_path / "y.yaml") == found
+    alone = load(tmp_path / "x.yaml", ["stages.2.edges.image-student_text+kl.temperature=0.2"])
+    assert alone.stages[2].edges["image-student_text+kl"].temperature == 0.2

@@ -43,6 +43,18 @@ STAGES = {
     "trikd": (TRIKD, ["projector", "clip_projector"]),
     "trikd, image for teacher": (TRIKD | {"teacher_text-student_text": WITH_IMAGE}, ["student", "clip_projector"]),
     "mse": ({"teacher_text-student_text": Edge(loss="mse", normalize="both")}, ["student"]),
+    "sigmoid": ({"image-student_text": Edge(loss="sigmoid", learned=True, dims=[4, "full"])}, ["student"]),
+    "kl": (
+        {"image-student_text": Edge(loss="kl"), "image-student_text+sum": Edge(loss="relational")},
+        ["student", "clip_projector"],
+    ),
+    "m2m": (
+        {
+            "teacher_text-student_text": Edge(loss="cosine", dims=[3, "full"]),
+            "teacher_text-student_text+kl": Edge(loss="kl"),
+        },
+        ["student"],
+    ),
     "from scratch": ({"image-teacher_text": Edge(loss="contrastive", learned=True)}, ["image", "teacher_text"]),
 }
 

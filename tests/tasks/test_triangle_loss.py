@@ -19,6 +19,8 @@ from mclip_kit.data.datasets import rows_from_captions
 from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.losses import distillation
+from mclip_kit.losses.sigmoid import sigmoid
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.tasks.triangle_batches import TriangleBatches
 from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
@@ -318,3 +320,57 @@ def test_rows_without_a_teacher_text_are_dropped_or_take_the_image(
         dropped = triangle_of(model, {TEACHER_STUDENT: drop}, [])(batch)["loss"]
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert dropped.item() != pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_each_loss_of_an_edge_is_that_of_its_vertices(model: MultilingualClip, batch: TriangleBatch) -> None:
+    edges = {
+        IMAGE_STUDENT: Edge(loss="sigmoid"),
+        IMAGE_STUDENT + "+kl": Edge(loss="kl", temperature=0.2),
+        TEACHER_STUDENT: Edge(loss="cosine"),
+        TEACHER_STUDENT + "+kl": Edge(loss="kl"),
+        TEACHER_STUDENT + "+relational": Edge(loss="relational", weight=3.0),
+    }
+    triangle = triangle_of(model.eval(), edges, ["projector"])
+    found = triangle(batch)
+    image, teacher, student = triangle.image(batch), triangle.teacher_text(batch), triangle.student_text(batch)
+    keep_B = batch.has_teacher_B
+    own = student[keep_B], teacher[keep_B]
+    expected = {
+        IMAGE_STUDENT: sigmoid(image, student, 10.0, -10.0, batch.groups_B),
+        IMAGE_STUDENT + "+kl": distillation.kl(*own, image[keep_B], 5.0),
+        TEACHER_STUDENT: distillation.cosine(*own),
+        TEACHER_STUDENT + "+kl": distillation.kl(*own, teacher[keep_B], 1 / 0.07),
+        TEACHER_STUDENT + "+relational": distillation.relational(*own),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    torch.testing.assert_close(found["loss"], sum(edges[name].weight * value for name, value in expected.items()))
+
+
+def test_a_teacher_that_is_only_followed_is_computed_alone_for_that(model, batch):
+    triangle = triangle_of(model.eval(), {IMAGE_STUDENT + "+kl": Edge(loss="kl")}, ["projector"])
+    assert set(triangle.embed(batch)) == {"image", "student_text", "teacher_text"}
+    assert "matching" in triangle(batch)
+
+
+def test_dims_are_the_mean_over_prefixes_of_both_sides(model, batch):
+    edges = {IMAGE_STUDENT: Edge(loss="contrastive", dims=[3, 7, "full"])}
+    triangle = triangle_of(model.eval(), edges, ["projector"])
+    image, student = triangle.image(batch), triangle.student_text(batch)
+    each = [losses.contrastive(image[:, :d], student[:, :d], 1 / 0.07, batch.groups_B) for d in (3, 7, None)]
+    torch.testing.assert_close(triangle(batch)["loss"], torch.stack(each).mean())
+
+
+def test_sigmoid_learns_a_scale_and_a_bias_that_a_teacher_keeps(model, batch):
+    triangle = triangle_of(model, {IMAGE_TEACHER: Edge(loss="sigmoid", learned=True)}, ["image", "teacher_text"])
+    assert [round(float(p), 4) for p in triangle.scales.values()] == [2.3026, -10.0]
+    triangle(batch)["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs() > 0 for p in triangle.scales.values())
+    clip = model.clip[0].model
+    clip.logit_bias = torch.nn.Parameter(torch.zeros([]))  # as SigLIP's have one
+    with torch.no_grad():
+        for value in triangle.scales.values():
+            value -= 1
+    triangle.finish()
+    assert (float(model.teacher_scale), float(clip.logit_bias)) == (pytest.approx(1.3026, abs=1e-4), -11)
+    clip.logit_bias = None
