@@ -91,6 +91,17 @@ def test_one_string_is_one_text(model, encode) -> None:
         getattr(model, encode)(["red apple", None])
 
 
+@pytest.mark.parametrize("encode", ["encode_text", "encode_teacher_text", "encode_image"])
+def test_embeddings_may_be_cut(model, encode, picture) -> None:
+    items = [picture, picture.rotate(90)] if encode == "encode_image" else ["red apple", "rot"]
+    whole = getattr(model, encode)(items)
+    torch.testing.assert_close(getattr(model, encode)(items, dims=5), F.normalize(whole[:, :5], dim=-1))
+    assert torch.equal(getattr(model, encode)(items, dims=model.width), whole)
+    for wrong in (0, model.width + 1, 2.0):
+        with pytest.raises(ValueError, match=rf"dims: must be a whole number between 1 and {model.width}"):
+            getattr(model, encode)(items, dims=wrong)
+
+
 @pytest.mark.parametrize("encode", ["encode_text", "encode_teacher_text"])
 def test_texts_of_any_length_come_back_in_their_order(model, encode) -> None:
     alone = torch.cat([getattr(model, encode)(text) for text in TEXTS])

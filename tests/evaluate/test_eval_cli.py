@@ -42,7 +42,7 @@ METRICS = {
 def folder(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of random towers that claims to be trained on German."""
     model = build_model(parse(tiny.recipe(squares), Recipe, "tiny"))
-    model.trained_languages, model.made_from = ["de"], "a tiny encoder"
+    model.trained_languages, model.made_from, model.dims = ["de"], "a tiny encoder", [4]
     folder = tmp_path_factory.mktemp("run") / "model"
     model.save(folder)
     return folder
@@ -216,6 +216,51 @@ def test_wrong_words_end_in_one_line(eval_, squares, colours, tmp_path):
         assert wrong.exit_code == 2
         assert wrong.output.splitlines()[-1] == f"Error: {message}"  # after a progress bar
     assert not (tmp_path / "out").exists()
+
+
+def test_shorter_embeddings_are_scored_in_rows_of_their_own(eval_, squares, folder, tmp_path):
+    done = eval_("--data", squares, "--langs", "de,fr", "--dims", "4,7,full")
+    assert done.exit_code == 0, done.output
+    found = written(tmp_path)
+    widths = {(row["dims"], row["language"]): row for row in found["widths"]}
+    assert set(widths) == {(width, language) for width in (4, 7, 16) for language in ("en", "de", "fr")}
+    whole = {row["language"]: row["metrics"] for row in found["results"]}
+    assert all(widths[16, language]["metrics"] == whole[language] for language in whole)
+    model, captions = load(folder, "cpu"), read_captions(squares)
+    rows_Q, images_G = captions.select("test", ["fr"]), captions.gallery("test")
+    vectors = [
+        model.encode_image([Image.fromarray(captions.pixels[image]) for image in images_G], dims=4).numpy(),
+        model.encode_text(captions.texts[rows_Q].tolist(), dims=4).numpy(),
+    ]
+    places_Q = np.searchsorted(images_G, captions.images[rows_Q])
+    own = score(*vectors, captions.groups[images_G], places_Q, captions.strata[images_G]).scores()
+    for k in (1, 5, 10):
+        by_hand = own[f"t2i_r{k}"] / 100
+        assert widths[4, "fr"]["metrics"][f"image_retrieval_recall@{k}"] == pytest.approx(by_hand)
+    lines = done.output.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("width "))
+    assert [line.split()[0] for line in lines[head + 1 : head + 4]] == ["4", "7", "16"]
+    assert ["°" in line for line in lines[head + 1 : head + 4]] == [False, True, False]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Shorter embeddings" in page
+    assert "--dims 4,7,full" in page
+    written_row = next(line for line in page.splitlines() if line.startswith('<tr><th scope="row">4</th>'))
+    assert f">{100 * widths[4, 'fr']['metrics']['image_retrieval_recall@1']:.1f}</td>" in written_row
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dims", "4,x"], "--dims 4,x: 'x' is no width; give numbers and full, such as 32,64,full"),
+        (["--dims", "4,,8"], "--dims 4,,8: '' is no width"),
+        (["--dims", "0"], "'0' is no width"),
+        (["--dims", "full,full"], "--dims full,full: full is given twice"),
+        (["--dims", "17"], "have 16 numbers; leave it out"),
+        (["--dims", "4", "--task", "bitext"], "--dims is for --task retrieval: leave it out of --task bitext"),
+    ],
+)
+def test_wrong_widths_end_in_one_line(eval_, squares, words, said):
+    assert_one_line(eval_("--data", squares, *words), said)
 
 
 def test_leaks_of_a_run_are_repeated(folder, squares, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ STUDENTS: dict[str, tuple[dict[str, Any], str]] = {
     "altclip cls linear": ({"kind": "altclip", "pool": "cls", "hidden": 9}, "linear"),
     "transformer mean linear": ({"kind": "transformer", "pool": "mean"}, "linear"),
 }
-OTHERS = ["quick squash", "clean", "text only", "bert", "qwen3"]
+OTHERS = ["quick squash", "clean", "text only", "bert", "qwen3", "short"]
 
 
 def with_encoder(folder: Path, projector: dict[str, Any]) -> MultilingualClip:
@@ -70,7 +70,10 @@ def found(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     models["bert"] = with_encoder(root / "bert encoder", {"kind": "transformer", "pool": "cls"})
     qwen3 = kinds.save(kinds.DECODERS["qwen3"], root / "qwen3 encoder")
     models["qwen3"] = with_encoder(qwen3, {"kind": "linear", "pool": "eos"})
-    options = {name: {"text_only": name == "text only"} for name in models}
+    models["short"] = build(squares, {"kind": "altclip", "pool": "cls"}, "none", 24, VIT)
+    models["short"].dims = [5, 8]
+    options = {name: {"text_only": name in ("text only", "short")} for name in models}
+    options["short"] |= {"truncate_dim": 8}
     folders = {}
     for name, model in models.items():
         assert FORMAT.misfit(model, options[name]) is None
@@ -79,8 +82,10 @@ def found(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
         folders[name] = (root / "written").rename(root / name)
     wanted = parity.samples(root)
     theirs = parity.read("sentence_transformers", list(folders.values()), wanted)
+    own = {name: parity.own(model, wanted) for name, model in models.items()}
+    own["short"] = {group: vectors_ND[:, :8] for group, vectors_ND in own["short"].items()}
     return {
-        name: (model, folders[name], options[name], parity.differences(parity.own(model, wanted), embeddings))
+        name: (model, folders[name], options[name], parity.differences(own[name], embeddings))
         for (name, model), embeddings in zip(models.items(), theirs, strict=True)
     }
 
@@ -141,3 +146,32 @@ def test_what_does_not_fit_is_refused_with_what_to_do(squares: Path, tmp_path: P
     model = with_encoder(bare, {"kind": "linear", "pool": "eos"})
     assert "an empty text no token" in str(FORMAT.misfit(model, {"text_only": True}))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_may_cut_embeddings_at_a_trained_width(found: Found) -> None:
+    model, folder, options, _ = found["short"]
+    loaded = SentenceTransformer(str(folder), device="cpu")
+    assert loaded.truncate_dim == 8
+    again = loaded.encode(["ein Hund", "rot"], normalize_embeddings=True)
+    np.testing.assert_allclose(again, model.encode_text(["ein Hund", "rot"], dims=8), atol=1e-6)
+    assert any("8 numbers" in note for note in FORMAT.notes(model, options))
+    assert any("truncate_dim=5) cuts" in note for note in FORMAT.notes(model, {"text_only": True}))
+
+
+def test_a_cut_is_proven_and_said_in_the_card(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(squares, {"kind": "linear", "pool": "cls"}, "none", 24, VIT)
+    with pytest.raises(CheckpointError, match=r"truncate_dim 8 is no width .*: it has no `dims`$"):
+        export(model, "sentence-transformers", tmp_path / "out", truncate_dim=8)
+    model.dims = [4, 8]
+    with pytest.raises(CheckpointError, match=r"truncate_dim 5 .*: it was trained for 4, 8$"):
+        export(model, "sentence-transformers", tmp_path / "out", truncate_dim=5)
+    whole = parity.own(model, parity.samples(tmp_path))
+    cut = {group: vectors_ND[:, :8] for group, vectors_ND in whole.items()}
+    for theirs, right in ((whole, False), (cut, True)):  # that the library gives these is shown above
+        monkeypatch.setattr(parity, "read", lambda reader, folders, wanted, theirs=theirs: [theirs])
+        if right:
+            export(model, "sentence-transformers", tmp_path / "out", truncate_dim=8)
+        else:
+            with pytest.raises(CheckpointError, match="differ from the model's"):
+                export(model, "sentence-transformers", tmp_path / "out", truncate_dim=8)
+    assert "encode cuts embeddings to 8 numbers" in (tmp_path / "out" / "README.md").read_text()

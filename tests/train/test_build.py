@@ -8,6 +8,7 @@ import pytest
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.yaml import parse
 from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.models.multilingual_clip import load
 from mclip_kit.train.build import build_model, open_data
 from tests import tiny
 
@@ -64,3 +65,31 @@ def test_of_several_corpora_one_may_lack_a_split(squares: Path, tmp_path: Path) 
     tree["stages"][1]["split"] = "none"
     with pytest.raises(DataError, match=r"no sentences in split 'none'; there are dev, test, train, valid"):
         open_data(parse(tree, Recipe, "tiny"))
+
+
+def with_dims(squares: Path, *each: list[Any]) -> Any:
+    """The model of the tiny recipe whose last stages have these `dims`."""
+    tree = tiny.recipe(squares)
+    for stage, dims in zip(tree["stages"][1:], each, strict=False):
+        (edge,) = stage["edges"].values()
+        edge["dims"] = dims
+    return build_model(parse(tree, Recipe, "tiny"))
+
+
+def test_a_model_knows_the_widths_of_the_students_last_stage(squares: Path, tmp_path: Path) -> None:
+    assert with_dims(squares).dims == []
+    assert with_dims(squares, [4, "full"]).dims == []  # the stage after it trains the whole alone
+    model = with_dims(squares, [4, "full"], [8, "full", 2])
+    assert model.dims == [2, 8]
+    model.save(tmp_path / "model")
+    assert load(tmp_path / "model", "cpu").dims == [2, 8]
+    start = tiny.recipe(squares) | {"init_from": str(tmp_path / "model"), "teacher": None, "encoder": None}
+    start |= {"projector": None, "stages": tiny.recipe(squares)["stages"][:1]}
+    assert build_model(parse(start, Recipe, "tiny")).dims == [2, 8]  # the student is as it was
+
+
+@pytest.mark.parametrize("width", [16, 17])
+def test_a_width_that_is_not_below_the_embeddings_is_refused(width: int, squares: Path) -> None:
+    said = rf"^stages\.2\.edges: dims: {width} is not below 16, the width of the embeddings; leave it out"
+    with pytest.raises(RecipeError, match=said):
+        with_dims(squares, [4, "full"], [width, "full"])
