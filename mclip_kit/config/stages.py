@@ -154,7 +154,9 @@ class TriangleStage(Stage):
             raise ValueError("bitext has no pictures: its only edge is teacher_text-student_text")
         if self.data == "bitext" and not isinstance(self.split, str):
             raise ValueError("split: give one name for bitext, not a mapping")
-        used = {"clip_projector"} | (self.vertices & {"image", "teacher_text"})
+        followed = all("teacher_text" not in base(edge) for edge in self.edges)  # by kl alone: it gets no gradient
+        learning = self.vertices - {"teacher_text"} if followed else self.vertices
+        used = {"clip_projector"} | (learning & {"image", "teacher_text"})
         used |= {"student", "lora", *STUDENT} if "student_text" in self.vertices else set()
         for pattern in self.train:
             tower = pattern.split(".")[0]

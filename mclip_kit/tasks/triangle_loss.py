@@ -123,12 +123,12 @@ class Triangle(StageModule):
     @torch.no_grad()
     def finish(self) -> None:
         """Keep the learned temperature of a teacher that was trained, and the bias if its CLIP has one."""
-        for name in self.scales:
-            if base(name) == "image-teacher_text":
+        for name, edge in self.edges.items():
+            if edge.learned and base(name) == "image-teacher_text":
                 self.model.teacher_scale.copy_(self.scales[name])
-        bias = getattr(self.model.clip[0].model, "logit_bias", None)
-        if bias is not None and "image-teacher_text" + BIAS in self.scales:
-            bias.copy_(self.scales["image-teacher_text" + BIAS])
+                bias = getattr(self.model.clip[0].model, "logit_bias", None)
+                if bias is not None and name + BIAS in self.scales:
+                    bias.copy_(self.scales[name + BIAS])
 
     def forward(
         self, batch: TriangleBatch, want: "Literal['terms', 'embeddings'] | Slopes" = "terms"

@@ -185,6 +185,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"stages.2.edges": {"image-student_text": {"loss": "kl", "learned": True}}},
         "kl has a fixed temperature",
     ),
+    "training a teacher that is only followed": (
+        {"stages.2.edges": {"image-student_text": {"loss": "kl"}}, "stages.2.train": ["student", "teacher_text"]},
+        "stages.2: train names teacher_text, which is on none of the stage's edges",
+    ),
     "kl without a teacher": (
         {"stages.0.edges": {"image-teacher_text+kl": {"loss": "kl"}}},
         "edges.image-teacher_text+kl: kl is for edges of student_text; the teacher has no teacher",

@@ -361,8 +361,9 @@ def test_dims_are_the_mean_over_prefixes_of_both_sides(model, batch):
     torch.testing.assert_close(triangle(batch)["loss"], torch.stack(each).mean())
 
 
-def test_sigmoid_learns_a_scale_and_a_bias_that_a_teacher_keeps(model, batch):
-    triangle = triangle_of(model, {IMAGE_TEACHER: Edge(loss="sigmoid", learned=True)}, ["image", "teacher_text"])
+@pytest.mark.parametrize("name", [IMAGE_TEACHER, IMAGE_TEACHER + "+more"])
+def test_sigmoid_learns_a_scale_and_a_bias_that_a_teacher_keeps(model, batch, name):
+    triangle = triangle_of(model, {name: Edge(loss="sigmoid", learned=True)}, ["image", "teacher_text"])
     assert [round(float(p), 4) for p in triangle.scales.values()] == [2.3026, -10.0]
     triangle(batch)["loss"].backward()
     assert all(p.grad is not None and p.grad.abs() > 0 for p in triangle.scales.values())

@@ -307,6 +307,7 @@ def test_wrong_folders_in_one_line(tmp_path: Path, files: dict[str, str], messag
     [
         lambda results: results["results"][0].update(dataset=[]),
         lambda results: results["confusions"][0].update(folder={}),
+        lambda results: results["widths"].append(results["results"][0] | {"dims": "4"}),
         lambda results: results["language_confusion"][0]["shares"][0].__setitem__(0, 10**400),
     ],
 )
