@@ -22,7 +22,7 @@ from mclip_kit.doctor.environment import check_packages, check_room, check_versi
 from mclip_kit.doctor.findings import OK, PROBLEM, Finding
 from mclip_kit.doctor.weights import check_weights
 from tests import tiny
-from tests.models.test_encoder_kinds import ENCODERS, save
+from tests.models.kinds import ENCODERS, save
 
 Type = Callable[..., Result]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -292,7 +292,7 @@ def test_an_encoder_is_checked_as_a_run_does(type_: Type, squares: Path, tmp_pat
     tree["stages"], tree["teacher"]["weights"] = tree["stages"][1:2], "random"
     tree["data"]["max_unknown"] = 1.0
     recipe = tiny.write_recipe(tree, tmp_path / "one.yaml")
-    good = save(ENCODERS["t5"], tmp_path / "given" / "t5", ends=False)
+    good = save(ENCODERS["t5"], tmp_path / "given" / "t5", ends="")
     result = type_("doctor", recipe, "--set", f"encoder=hf:{good}", "--set", "evaluation=null")
     assert result.exit_code == 0, result.output
     assert "their weights are finite" in result.output

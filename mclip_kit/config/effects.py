@@ -56,8 +56,8 @@ def _several(stage: TriangleStage) -> bool:
 
 TRIANGLE: Rules = {
     "templates": (
-        lambda stage: "teacher_text" in stage.vertices and stage.trains("teacher_text"),
-        "stages that train teacher_text; a frozen teacher reads the texts as they are",
+        lambda stage: "teacher_text" in stage.vertices and stage.templates != ["{}"],
+        "stages with teacher_text on an edge, and patterns that change a text",
     ),
     "max_tokens": (lambda stage: "student_text" in stage.vertices, "stages with student_text on an edge"),
     "include_english": (lambda stage: stage.data == "bitext", "data: bitext; captions have their own English"),

@@ -114,6 +114,8 @@ class Lora(Section):
     rank: Count = Field(8, description="Rank of each layer's update.")
     alpha: Count = Field(16, description="The update is scaled by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout before an adapter.")
-    targets: Annotated[list[str], Field(min_length=1)] = Field(
-        ["query", "value"], description="Layers that get one, as transformers calls them."
+    targets: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="Layers that get one, as transformers calls them; none: the maps of queries and values, under the "
+        "encoder's own names.",
     )

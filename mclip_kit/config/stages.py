@@ -140,7 +140,7 @@ class TriangleStage(Stage):
         True, description="bitext: add English->English rows (the collapse without: AltCLIP)."
     )
     monolingual: bool = Field(False, description="Every batch holds one language.")
-    templates: list[str] = Field([], description="Patterns with {} for the teacher's text while it is trained.")
+    templates: list[str] = Field([], description="Patterns with {} for the teacher's text; if frozen, their mean.")
     augment: Augment | None = Field(None, description="Augmentation of the pictures; needs the live image tower.")
     epochs: Count = Field(description="Passes over the rows.")
     batch_size: Annotated[Whole, Field(ge=2)] = Field(description="Rows a step, over all processes.")

@@ -95,7 +95,13 @@ class FeatureCache:
         return self.table(FILES, FILES, WIDTH, lambda: facts, "uint8")
 
     def table(
-        self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]], dtype: Dtype | None = None
+        self,
+        tower: str,
+        kind: str,
+        width: int,
+        facts: Callable[[], dict[str, Any]],
+        dtype: Dtype | None = None,
+        variant: str = "",
     ) -> Table:
         """The table of one kind of output of a tower.
 
@@ -105,8 +111,9 @@ class FeatureCache:
             width: numbers of an item.
             facts: everything else that decides the features, as JSON values; called once, until the tower is dropped.
             dtype: how its items are stored, if not as the cache says.
+            variant: what tells tables of the same kind of output apart while they are open.
         """
-        name = f"{tower} {kind}"
+        name = f"{tower} {kind} {variant}".strip()
         if name not in self._tables:
             persistent = self.is_persistent(tower)
             self._tables[name] = (

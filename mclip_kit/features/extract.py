@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.places import find_once
 from mclip_kit.features.shards import OFFSETS, SUMS
 from mclip_kit.features.table import Table
+from mclip_kit.models.encoding import over_templates
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
@@ -129,24 +131,35 @@ class FrozenTowers:
             return read_hashes(files)
 
     def teacher_texts(
-        self, texts: Sequence[str], keys_N2: np.ndarray | None = None, kept: Path | None = None
+        self,
+        texts: Sequence[str],
+        keys_N2: np.ndarray | None = None,
+        kept: Path | None = None,
+        templates: Sequence[str] = (),
     ) -> Features:
-        """The teacher's text embeddings (N, E), before the CLIP projector.
+        """The teacher's embeddings of N texts, (N, E), before the CLIP projector.
 
         Args:
-            texts: N texts.
             keys_N2: keys of the texts with single spaces, if they are known.
             kept: as of `images`.
+            templates: patterns with {}; a text's embedding is then that of `over_templates`.
         """
         clip = self.model.clip[0]
-        table = self._table("teacher_text", "teacher", clip.width, lambda: {"tokenizer": clip.tokenizer_facts()})
+        own = {"templates": list(templates)} if templates else {}
+        variant = hashing.hash_facts(own) if own else ""
+        table = self._table(
+            "teacher_text", "teacher", clip.width, lambda: {"tokenizer": clip.tokenizer_facts(), **own}, variant
+        )
+
+        def ids(part: Sequence[int]) -> Tensor:
+            return self.model.teacher_tokens([normalize_spaces(texts[i]) for i in part], templates)
 
         def job() -> ExtractionJob:
             return ExtractionJob(
-                load=lambda part: (self.model.teacher_tokens([normalize_spaces(texts[i]) for i in part]), []),
-                run=lambda ids_BT: self._eval("teacher_text", ids_BT),
+                load=lambda part: (ids(part), []),
+                run=partial(self._eval, "teacher_text"),
                 sizes_N=np.fromiter((1 + len(text) // 16 for text in texts), np.int32, len(texts)),
-                batch_items=TEXTS,
+                batch_items=max(1, TEXTS // max(1, len(templates))),
             )
 
         def keys() -> np.ndarray:
@@ -225,13 +238,15 @@ class FrozenTowers:
             known[tower] = hashing.hash_weights(getattr(self.model, tower))
         return known[tower]
 
-    def _table(self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]]) -> Table:
+    def _table(
+        self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]], variant: str = ""
+    ) -> Table:
         def all_facts() -> dict[str, Any]:
             precision = str(self.cache.precision).removeprefix("torch.")
             known = {"weights": self.weights(tower), "config": self.model.tower_config(tower), "precision": precision}
             return {"named": self.model.sources.get(tower, ""), **known, **facts()}
 
-        return self.cache.table(tower, kind, width, all_facts)
+        return self.cache.table(tower, kind, width, all_facts, variant=variant)
 
     def _fill(
         self,
@@ -280,5 +295,6 @@ class FrozenTowers:
         precision = self.cache.precision
         lower = precision != torch.float32
         with evaluating(module), torch.autocast(device.type, precision if lower else None, enabled=lower):
-            outputs: Tensor = module(*(tensor.to(device) for tensor in inputs))
+            compute = partial(over_templates, module) if tower == "teacher_text" else module
+            outputs: Tensor = compute(*(tensor.to(device) for tensor in inputs))
         return outputs

@@ -22,7 +22,7 @@ from mclip_kit.config.model import AS_OPEN_CLIP
 from mclip_kit.data.transforms import picture_size
 from mclip_kit.files import write_json
 from mclip_kit.interop.export import Format
-from mclip_kit.interop.onnx_graph import ImageTower, TextTower, save, trace
+from mclip_kit.interop.onnx_graph import ImageTower, TextTower, ends_with_padding, save, trace
 from mclip_kit.interop.parity import Embeddings
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.special_tokens import save_as_text
@@ -105,10 +105,17 @@ def _misfit(model: MultilingualClip, options: Mapping[str, Any]) -> str | None:
         return (
             f"{type(hf).__name__} is written in Python and has no tokenizer.json; train from an encoder with a fast one"
         )
-    if any(tokenizer.pad in ids for ids in tokenizer.encode(["", "a red apple"])):
+    try:
+        ends_with_padding(tokenizer)
+    except ValueError:
         return (
-            "the graph tells padding by its id, and this encoder's tokenizer also ends texts with that token; train "
+            "the graph tells padding by its id, and this encoder's tokenizer also has that token in some texts; train "
             "from an encoder whose padding has a token of its own, such as XLM-R"
+        )
+    if hf is not None and not hf("")["input_ids"]:
+        return (
+            "its encoder's tokenizer gives an empty text no token, for which the graph has no state; choose an encoder "
+            "whose tokenizer adds an end token, as those that were made to embed texts do"
         )
     height, width = picture_size(how)
     if how["resize_mode"] == "longest" or (how["resize_mode"] == "shortest" and height != width):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.text_encoder import Tokenizer
 
 OPSET = 18
 ONE_FILE = 1_800_000_000
@@ -32,13 +33,28 @@ class TextTower(nn.Module):
     def __init__(self, model: MultilingualClip) -> None:
         super().__init__()
         self.encoder, self.projector = model.encoder, model.projector
-        self.pad = model.encoder.tokenizer.pad
+        self.pad, self.ends_with_padding = model.encoder.tokenizer.pad, ends_with_padding(model.encoder.tokenizer)
 
     def forward(self, text: Tensor) -> Tensor:
         """Embeddings (N, D)."""
         ids_NT = text.long()
         mask_NT = (ids_NT != self.pad).long()
+        if self.ends_with_padding:  # the first padding token is the text's end
+            mask_NT = F.pad(mask_NT[:, :-1], (1, 0), value=1)
         return F.normalize(self.projector(self.encoder(ids_NT, mask_NT), mask_NT), dim=-1)
+
+
+def ends_with_padding(tokenizer: Tokenizer) -> bool:
+    """Whether every text ends with the padding's token, as in Qwen3-Embedding, and it is nowhere else in a text.
+
+    Raises:
+        ValueError: only some texts end so, or it is elsewhere too: ids do not say where a text ends.
+    """
+    found = tokenizer.encode(["", "a red apple"])
+    ends = {bool(ids[-1] == tokenizer.pad) for ids in found}
+    if len(ends) > 1 or any(tokenizer.pad in ids[:-1] for ids in found):
+        raise ValueError("the padding's token is part of texts")
+    return ends.pop()
 
 
 class ImageTower(nn.Module):

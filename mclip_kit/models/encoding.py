@@ -102,6 +102,23 @@ def to_pixels(image: Picture, transform: Callable[[Image.Image], Tensor]) -> Ten
         raise DataError(f"{name}: {error}") from None
 
 
+def over_templates(tower: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    """Embeddings (B, E) of texts, each in one form, ids (B, T), or in K templates, ids (B, K, T).
+
+    Of K forms it is the mean of the L2-normalised embeddings (prompt ensembling: CLIP, arXiv 2103.00020, section
+    3.1.4), with the mean length of the K, so that a plain mse has the scale that it has without templates.
+
+    >>> import torch
+    >>> over_templates(lambda ids: ids.float(), torch.tensor([[[3, 4], [4, 3]]]))
+    tensor([[3.5355, 3.5355]])
+    """
+    if ids.dim() == 2:
+        return tower(ids)
+    each_BKE = tower(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+    length_B1 = each_BKE.norm(dim=-1).mean(1, keepdim=True)
+    return F.normalize(F.normalize(each_BKE, dim=-1).mean(1), dim=-1) * length_B1
+
+
 def embed_by_length(
     items: Sequence[Any],
     lengths: Sequence[int],

@@ -99,9 +99,10 @@ class MultilingualClip(nn.Module):
         self.projector = build_projector(config=encoder.config, width=self.width, **projector)
         self.clip_projector = nn.Linear(clip.width, self.width, bias=False) if linear else nn.Identity()
 
-    def teacher_tokens(self, texts: Sequence[str]) -> Tensor:
-        """Ids (B, T) for the teacher's text tower."""
-        return self.clip[0].tokenize(texts)
+    def teacher_tokens(self, texts: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
+        """Ids (B, T) for the teacher's text tower; (B, K, T) in K templates, patterns with {}."""
+        forms = [template.replace("{}", text) for text in texts for template in templates or ["{}"]]
+        return self.clip[0].tokenize(forms).unflatten(0, (len(texts), len(templates)) if templates else (-1,))
 
     def tower_config(self, tower: str) -> dict[str, Any]:
         """The config of `image`, `teacher_text` or `encoder`, as JSON values: part of the key of cached features."""

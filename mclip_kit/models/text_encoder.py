@@ -49,6 +49,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        # decoders would keep keys and values of every layer for a next token
+        self._options = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
 
     @property
     def width(self) -> int:
@@ -84,7 +86,7 @@ class Encoder(nn.Module):
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """States (B, T, H) of the last layer."""
-        states: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+        states: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT, **self._options).last_hidden_state
         return states
 
     def save(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, wri
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.models.encoding import CLEANERS
+from mclip_kit.models.encoding import CLEANERS, over_templates
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed
 from mclip_kit.tasks.grad_cache import accumulated, cached
@@ -203,6 +203,7 @@ class TriangleTask(Task):
 
         def keep(name: str, inputs: int, items: int, tower: str, *given: Tensor | None) -> Tensor:
             module: Callable[..., Tensor] = getattr(model, tower)
+            module = partial(over_templates, module) if tower == "teacher_text" else module
             with evaluating(getattr(model, tower)):
                 seconds, output = timed(lambda: module(*given))
             dtype = "fp16" if section.dtype == "int8" and name != "token states" else section.dtype

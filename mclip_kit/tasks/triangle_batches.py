@@ -90,9 +90,8 @@ class TriangleBatches(StageBatches):
             self._leave_out_unreadable()
         rows = self.rows
         if self._reads("teacher_text", "teacher_text"):
-            self._keep(
-                "teacher_text", lambda: towers.teacher_texts(rows.teacher_texts, rows.teacher_keys_N2, rows.folder)
-            )
+            given = rows.teacher_texts, rows.teacher_keys_N2, rows.folder, self._stage.templates
+            self._keep("teacher_text", lambda: towers.teacher_texts(*given))
         if self._reads("student_text", "encoder"):
             texts = rows.tokens, rows.lengths_N, rows.token_keys_N2, rows.folder
             if towers.model.projector.blocks is None:
@@ -186,7 +185,7 @@ class TriangleBatches(StageBatches):
             fields["has_teacher_B"] = torch.from_numpy(columns.has_teacher_N[rows])
             if "teacher_text" not in self._read:
                 texts = [columns.teacher_texts[row] for row in rows]
-                fields["teacher_ids_BT"] = self._towers.model.teacher_tokens(self._with_template(texts))
+                fields["teacher_ids_BT"] = self._teacher_ids(texts)
         if "student_text" in vertices and not {"pooled", "states"} & self._read.keys():
             padding = self._towers.model.encoder.tokenizer.pad
             fields["ids_BT"], fields["mask_BT"] = pad([columns.tokens[row] for row in rows], padding)
@@ -204,9 +203,10 @@ class TriangleBatches(StageBatches):
             rows, pixels_BCHW = rows[shown], pixels_BCHW[shown]
         return rows, pixels_BCHW, images[bad].tolist()
 
-    def _with_template(self, texts: list[str]) -> list[str]:
-        """Texts in randomly drawn templates, while the teacher's text tower learns."""
-        if not self._stage.templates or "teacher_text" not in self._live:
-            return texts
+    def _teacher_ids(self, texts: list[str]) -> Tensor:
+        """Ids (B, T) of texts in randomly drawn templates while the tower learns; frozen, (B, K, T) in all of them."""
+        model, templates = self._towers.model, self._stage.templates
+        if not templates or "teacher_text" not in self._live:
+            return model.teacher_tokens(texts, templates)
         draw = random.Random(int(torch.randint(2**31, ())))
-        return [draw.choice(self._stage.templates).replace("{}", text) for text in texts]
+        return model.teacher_tokens([draw.choice(templates).replace("{}", text) for text in texts])

@@ -18,6 +18,7 @@ from mclip_kit.config.edges import Edge, base, ends, vertices
 from mclip_kit.losses import distillation
 from mclip_kit.losses.matryoshka import matryoshka
 from mclip_kit.losses.sigmoid import sigmoid
+from mclip_kit.models.encoding import over_templates
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.tasks.base import StageModule
 
@@ -29,7 +30,8 @@ HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text
 class TriangleBatch:
     """The rows of a step; a vertex is given as features of its frozen tower, or as the input of its live tower.
 
-    B rows, T tokens, E CLIP width, H encoder width. A vertex that no edge needs is None. Rows with the same number in
+    B rows, T tokens, E CLIP width, H encoder width. A vertex that no edge needs is None; the ids of a frozen teacher's
+    text in K templates are (B, K, T). Rows with the same number in
     `groups_B` are positives of each other; rows with the same number in `texts_B` have the same text.
     """
 
@@ -175,7 +177,10 @@ class Triangle(StageModule):
 
     def teacher_text(self, batch: TriangleBatch) -> Tensor:
         """Teacher text embeddings (B, D); rows without a teacher text are undefined."""
-        features = self.model.teacher_text(batch.teacher_ids_BT) if batch.teacher_BE is None else batch.teacher_BE
+        features = batch.teacher_BE
+        if features is None:
+            assert batch.teacher_ids_BT is not None
+            features = over_templates(self.model.teacher_text, batch.teacher_ids_BT)
         projected: Tensor = self.model.clip_projector(features)
         return projected
 

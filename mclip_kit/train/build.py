@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
-from transformers import PreTrainedModel
 
 from mclip_kit.config.model import NewEncoder
 from mclip_kit.config.recipe import Recipe
@@ -34,10 +33,11 @@ from mclip_kit.progress import tqdm
 from mclip_kit.storage import place
 from mclip_kit.tasks.base import TASKS
 from mclip_kit.train.layer_decay import layer_scales
-from mclip_kit.train.optim import trainable
+from mclip_kit.train.optim import cannot_checkpoint, trainable
 from mclip_kit.urls import is_copy
 
 CACHE_VARIABLE = "MCLIP_KIT_CACHE"
+PROJECTORS = ("projector", "clip_projector")  # small; they keep what they compute
 PATIENCE = timedelta(hours=6)  # others wait so long while the main process evaluates, reads or writes
 
 
@@ -114,12 +114,14 @@ def _misfits(where: str, stage: Stage, model: nn.Module) -> Iterator[str]:
         layer_scales(model, stage.layer_decay)
     except RecipeError as error:
         yield f"{where}.{error}"
-    cannot = [p for p in model.modules() if isinstance(p, PreTrainedModel) and not p.supports_gradient_checkpointing]
-    if stage.checkpointing and cannot:  # ALBERT, XLM, MPNet
-        yield f"{where}.checkpointing: {type(cannot[0]).__name__} cannot; set it to false"
+    trained = sorted({name.split(".")[0] for name in trainable(model, stage.train)})
+    for tower in trained if stage.checkpointing else ():
+        name = None if tower in PROJECTORS else cannot_checkpoint(getattr(model, tower))
+        if name:  # ALBERT, XLM, MPNet
+            yield f"{where}.checkpointing: {name} cannot; set it to false"
     if getattr(stage, "micro_batch", None) is None:
         return
-    for tower in sorted({name.split(".")[0] for name in trainable(model, stage.train)}):
+    for tower in trained:
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in getattr(model, tower).modules()):
             why = "projector.noise" if tower == "projector" else "its BatchNorm"
             yield (

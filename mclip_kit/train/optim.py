@@ -93,18 +93,44 @@ def optimizer_of(module: nn.Module, stage: Stage) -> torch.optim.Optimizer:
 
 
 def set_activation_checkpointing(model: nn.Module, wanted: bool) -> None:
-    """Activation checkpointing of all towers: layers are computed again in the backward pass instead of kept."""
-    part: Any
+    """Activation checkpointing of the trained towers: layers are computed again in the backward pass, not kept.
+
+    Frozen towers keep nothing, and some of them cannot; they are left as they are.
+    """
     for part in model.modules():
-        if isinstance(part, PreTrainedModel):
-            name = (
-                "activation_checkpointing"
-                if hasattr(part, "activation_checkpointing_enable")
-                else "gradient_checkpointing"
-            )
-            getattr(part, f"{name}_{'enable' if wanted else 'disable'}")()
-        elif hasattr(part, "set_grad_checkpointing"):
-            part.set_grad_checkpointing(wanted)
+        if not wanted or any(parameter.requires_grad for parameter in part.parameters()):
+            _switch_checkpointing(part, wanted)
+
+
+def _switch_checkpointing(part: Any, wanted: bool) -> None:
+    inner_is_switched = any(isinstance(inner, PreTrainedModel) for inner in part.modules() if inner is not part)
+    if isinstance(part, PreTrainedModel) and part.supports_gradient_checkpointing:
+        new = hasattr(part, "activation_checkpointing_enable")
+        name = "activation_checkpointing" if new else "gradient_checkpointing"
+        getattr(part, f"{name}_{'enable' if wanted else 'disable'}")()
+        # transformers makes word states need gradients, and leaves it so: frozen lower layers would be computed again
+        part.disable_input_require_grads()
+    elif hasattr(part, "set_grad_checkpointing") and not inner_is_switched:
+        part.set_grad_checkpointing(wanted)
+
+
+def cannot_checkpoint(tower: nn.Module) -> str | None:
+    """The class of a tower that has no activation checkpointing, or whose switch does nothing; None: it has.
+
+    >>> import torch
+    >>> cannot_checkpoint(torch.nn.Linear(2, 2))
+    'Linear'
+    """
+    flags = ("gradient_checkpointing", "grad_checkpointing")
+    try:
+        for part in tower.modules():
+            _switch_checkpointing(part, True)
+        has = any(getattr(part, flag, False) for part in tower.modules() for flag in flags)
+    except (AssertionError, NotImplementedError, ValueError):  # as towers of timm say that they cannot
+        has = False
+    set_activation_checkpointing(tower, False)
+    inner = (getattr(tower, name) for name in ("model", "trunk", "transformer") if hasattr(tower, name))
+    return None if has else type(next(inner, tower)).__name__
 
 
 def learning_rate(

@@ -48,6 +48,8 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> list[str]:
     started = parse(tree, Recipe, str(written))  # with the defaults of keys that are newer than the run
     if "text_cleaning" not in tree and started.text_cleaning:
         started.text_cleaning, started.pictures = "none", AS_OPEN_CLIP  # what runs did before the keys
+    if started.lora and recipe.lora and recipe.lora.targets is None and started.lora.targets == ["query", "value"]:
+        started.lora.targets = None  # the default of earlier versions; of such an encoder it is still the same
     before, now = (_flat(one.model_dump(mode="json")) for one in (started, recipe))
     changed = sorted(key for key in before | now if before.get(key) != now.get(key))
     harmful = [key for key in changed if not f"{key}.".startswith(tuple(f"{name}." for name in HARMLESS))]

@@ -114,7 +114,7 @@ IDLE: dict[str, dict[str, Any]] = {
     },
     "stages.0.layer_decay": {"stages.0.layer_decay": 0.5},
     "stages.2.checkpointing": {"stages.2.checkpointing": True, "stages.2.train": ["projector"]},
-    f"{TRIANGLE}.templates": {f"{TRIANGLE}.templates": ["a {}"]},
+    f"{TRIANGLE}.templates": {f"{TRIANGLE}.templates": ["{}"]},
     "stages.0.max_tokens": {"stages.0.max_tokens": 20},
     "stages.2.include_english": {"stages.2.include_english": False},
     "stages.0.language_temperature": {"stages.0.language_temperature": 2},

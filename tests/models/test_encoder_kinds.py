@@ -1,89 +1,56 @@
-"""Encoders of transformers that a user may bring: each is built, encodes, is saved and loads again, or is refused."""
+"""Encoders of transformers that a user may bring: each encodes, trains, is saved and loads again, or is refused."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from torch import Tensor
+from torch import Tensor, nn
 
-from mclip_kit.errors import CheckpointError
+from mclip_kit import losses
+from mclip_kit.errors import CheckpointError, RecipeError
+from mclip_kit.interop.onnx_graph import TextTower, ends_with_padding
+from mclip_kit.models.clip import build_clip
+from mclip_kit.models.freezing import freeze_all_but
+from mclip_kit.models.lora import adapt, merge, query_value
 from mclip_kit.models.projectors import build_projector
 from mclip_kit.models.text_encoder import Encoder, is_causal, pretrained_encoder
+from mclip_kit.train.layer_decay import layer_scales
+from mclip_kit.train.optim import set_activation_checkpointing, trainable
+from tests import tiny
+from tests.models.kinds import (
+    DECODERS,
+    ENCODERS,
+    KINDS,
+    REFUSED,
+    SHOWN,
+    SIZES,
+    TEXTS,
+    TITLES,
+    VOCABULARY,
+    abilities,
+    assert_exports,
+    refusals,
+    said,
+    save,
+    save_kind,
+    students,
+)
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *["a", "red", "green", "dog", "house", "ein", "roter", "Hund"]]
-TEXTS = ["a red dog", "", "ein roter Hund ein roter Hund", "green"]
-VOCABULARY = 40
-SIZES: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-SIZES |= {"vocab_size": VOCABULARY, "hidden_size": 16, "pad_token_id": 0, "max_position_embeddings": 48}
-T5_SIZES: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-T5_SIZES |= {"vocab_size": VOCABULARY, "pad_token_id": 0, "decoder_start_token_id": 0, "num_decoder_layers": 1}
-XLM_SIZES: dict[str, Any] = {"emb_dim": 16, "n_layers": 2, "n_heads": 2, "pad_index": 0, "vocab_size": VOCABULARY}
-BART_SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
-BART_SIZES |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16, "vocab_size": VOCABULARY}
-NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-CAUSAL = SIZES | {"num_key_value_heads": 1, "head_dim": 8}
-ENDS = {"bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
-
-Maker = Callable[[], Any]
-ENCODERS: dict[str, Maker] = {
-    "albert": lambda: hf.AlbertModel(hf.AlbertConfig(**SIZES, embedding_size=8)),
-    "bert": lambda: hf.BertModel(hf.BertConfig(**SIZES)),
-    "camembert": lambda: hf.CamembertModel(hf.CamembertConfig(**SIZES)),
-    "deberta-v2": lambda: hf.DebertaV2Model(hf.DebertaV2Config(**SIZES, relative_attention=True)),
-    "electra": lambda: hf.ElectraModel(hf.ElectraConfig(**SIZES, embedding_size=8)),
-    "ernie": lambda: hf.ErnieModel(hf.ErnieConfig(**SIZES)),
-    "flaubert": lambda: hf.FlaubertModel(hf.FlaubertConfig(**XLM_SIZES)),
-    "modernbert": lambda: hf.ModernBertModel(hf.ModernBertConfig(**SIZES, **ENDS)),
-    "mpnet": lambda: hf.MPNetModel(hf.MPNetConfig(**SIZES)),
-    "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(**SIZES)),
-    "xlm": lambda: hf.XLMModel(hf.XLMConfig(**XLM_SIZES)),
-    "xlm-roberta-xl": lambda: hf.XLMRobertaXLModel(hf.XLMRobertaXLConfig(**SIZES, **NO_DROPOUT)),
-    "xlnet": lambda: hf.XLNetModel(hf.XLNetConfig(vocab_size=VOCABULARY, d_model=16, n_layer=2, n_head=2, d_inner=24)),
-    "t5": lambda: hf.T5Model(hf.T5Config(**T5_SIZES)),
-    "mt5": lambda: hf.MT5Model(hf.MT5Config(**T5_SIZES)),
-    "mt5 with its head": lambda: hf.MT5ForConditionalGeneration(hf.MT5Config(**T5_SIZES)),
-    "umt5": lambda: hf.UMT5Model(hf.UMT5Config(**T5_SIZES)),
-    "t5's encoder": lambda: hf.T5EncoderModel(hf.T5Config(**T5_SIZES)),
-    "mt5's encoder": lambda: hf.MT5EncoderModel(hf.MT5Config(**T5_SIZES)),
-    "umt5's encoder": lambda: hf.UMT5EncoderModel(hf.UMT5Config(**T5_SIZES)),
-}
-DECODERS: dict[str, Maker] = {
-    "gemma": lambda: hf.GemmaModel(hf.GemmaConfig(**CAUSAL)),
-    "gpt2": lambda: hf.GPT2Model(hf.GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2)),
-    "llama": lambda: hf.LlamaModel(hf.LlamaConfig(**CAUSAL)),
-    "qwen3": lambda: hf.Qwen3Model(hf.Qwen3Config(**CAUSAL)),
-}
-REFUSED: dict[str, tuple[Maker, str]] = {
-    "bart": (lambda: hf.BartModel(hf.BartConfig(**BART_SIZES)), "a bart has a decoder"),
-    "m2m100": (lambda: hf.M2M100Model(hf.M2M100Config(**BART_SIZES)), "a m2m_100 has a decoder"),
-    "marian": (lambda: hf.MarianModel(hf.MarianConfig(**BART_SIZES, pad_token_id=0)), "a marian has a decoder"),
-    "mbart": (lambda: hf.MBartModel(hf.MBartConfig(**BART_SIZES)), "a mbart has a decoder"),
-    "vit": (lambda: hf.ViTModel(hf.ViTConfig(hidden_size=16, num_hidden_layers=1)), "a vit is not a text encoder"),
+CANNOT = {
+    "LoRA": {"xlnet"},
+    "layer_decay": {"albert"},
+    "checkpointing": {"albert", "flaubert", "mpnet", "xlm", "xlnet"},
 }
 
 
-def save(maker: Maker, folder: Path, ends: bool = True) -> Path:
-    """A model with random weights, none of them zero, and a word tokenizer, with or without special tokens."""
-    torch.manual_seed(1)
-    model = maker()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))
-    model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    if ends:
-        marks = [("[CLS]", 2), ("[SEP]", 3)]
-        words.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[SEP]"}
-    hf.PreTrainedTokenizerFast(tokenizer_object=words, **names, model_max_length=32).save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each kind of encoder."""
+    root = tmp_path_factory.mktemp("kinds")
+    return {kind: save_kind(kind, root / kind) for kind in KINDS}
 
 
 @torch.no_grad()
@@ -93,10 +60,9 @@ def states(encoder: Encoder, texts: list[str]) -> list[Tensor]:
     return [row[mask.bool()] for row, mask in zip(encoder(ids_BT, mask_BT), mask_BT, strict=True)]
 
 
-@pytest.mark.parametrize("kind", [*ENCODERS, *DECODERS])
-def test_it_encodes_and_comes_back_to_the_bit(kind: str, tmp_path: Path) -> None:
-    maker = (ENCODERS | DECODERS)[kind]
-    encoder = pretrained_encoder(str(save(maker, tmp_path / "given", ends=kind in ENCODERS))).eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_encodes_and_comes_back_to_the_bit(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    encoder = pretrained_encoder(str(folders[kind])).eval()
     assert encoder.width == 16
     assert encoder.positions == 32
     assert is_causal(encoder) == (kind in DECODERS)
@@ -112,6 +78,142 @@ def test_it_encodes_and_comes_back_to_the_bit(kind: str, tmp_path: Path) -> None
         projector = build_projector(config=encoder.config, width=8, **settings)  # type: ignore[arg-type]
         ids_BT, mask_BT = encoder.pad(encoder.tokenizer.encode(TEXTS))
         assert projector(encoder(ids_BT, mask_BT), mask_BT).isfinite().all()
+
+
+class Student(nn.Module):
+    """An encoder and a linear map of its mean state."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.encoder = pretrained_encoder(str(folder))
+        self.projector = build_projector(config=self.encoder.config, width=8, kind="linear", pool="mean")
+
+    def forward(self) -> Tensor:
+        ids_BT, mask_BT = self.encoder.pad(self.encoder.tokenizer.encode(TEXTS))
+        embedding_BD: Tensor = self.projector(self.encoder(ids_BT, mask_BT), mask_BT)
+        return embedding_BD
+
+    def step(self) -> tuple[dict[str, Tensor], int]:
+        """The gradients of a step, without dropout's noise, and the bytes that are kept for the backward pass."""
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        self.zero_grad(set_to_none=True)
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = losses.mse(self.train()(), torch.ones(len(TEXTS), 8))
+        loss.backward()
+        return {name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None}, sum(sizes)
+
+
+def assert_same(some: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    assert some.keys() == others.keys()
+    for name, tensor in some.items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_trains_and_what_it_cannot_is_said(kind: str, folders: dict[str, Path]) -> None:
+    student = Student(folders[kind])
+    gradients, kept = student.step()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    layer = [name for name in gradients if "word" in name or "embed" in name or "shared" in name or "wte" in name]
+    assert any(gradients[name].abs().max() > 0 for name in layer)
+    can = abilities(student.encoder)
+    without = {name for name, answer in can.items() if answer == "no"}
+    assert without == {name for name, kinds in CANNOT.items() if kind in kinds}
+    if "layer_decay" not in without:
+        assert set(layer_scales(student.encoder, 0.5).values()) == {0.25, 0.5, 1.0}
+    if "checkpointing" in without:
+        return
+    set_activation_checkpointing(student, True)
+    again, fewer = student.step()
+    assert_same(again, gradients)
+    assert fewer < kept
+    set_activation_checkpointing(student, False)
+    assert student.step()[1] == kept
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in CANNOT["LoRA"]])
+def test_adapters_are_put_on_queries_and_values_and_merged(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    student = Student(folders[kind]).eval()
+    before = student()
+    adapt(student.encoder, rank=2, alpha=4, dropout=0.0)
+    torch.testing.assert_close(student.eval()(), before, rtol=0, atol=1e-6)
+    chosen = trainable(student, ["lora"])
+    freeze_all_but(student, chosen)
+    gradients, _ = student.step()
+    assert set(gradients) == chosen
+    parts = 2 * len(abilities(pretrained_encoder(str(folders[kind])))["LoRA"].split(", "))  # A and B of each
+    assert len(chosen) == (1 if kind == "albert" else 2) * parts  # ALBERT's two layers are one
+    if abilities(student.encoder)["checkpointing"] == "yes":
+        set_activation_checkpointing(student, True)
+        assert_same(student.step()[0], gradients)
+        set_activation_checkpointing(student, False)
+    torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=5).step()
+    student.step()
+    torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=5).step()
+    trained = student.eval()()
+    assert (trained - before).abs().max() > 1e-4
+    merge(student.encoder)
+    student.encoder.save(tmp_path)
+    student.encoder = pretrained_encoder(str(tmp_path))
+    torch.testing.assert_close(student.eval()(), trained, rtol=0, atol=1e-5)
+
+
+def test_the_page_says_what_each_can_do(folders: dict[str, Path]) -> None:
+    clip, rows = build_clip(tiny.TEACHER), said("Encoders")
+    assert list(rows) == [TITLES.get(kind, kind) for kind in SHOWN]
+    for kind, row in zip(SHOWN, rows.values(), strict=True):
+        encoder = pretrained_encoder(str(folders[kind]))
+        assert row["class"] == type(encoder.model).__name__
+        assert abilities(encoder).items() <= row.items()
+        assert_exports(row, refusals(students(encoder, clip)))
+
+
+def test_frozen_lower_layers_are_not_computed_again(folders: dict[str, Path]) -> None:
+    student = Student(folders["bert"])
+    freeze_all_but(student, trainable(student, ["encoder.model.encoder.layer.1*", "projector"]))
+    seen: list[bool] = []
+    student.encoder.model.embeddings.register_forward_hook(lambda *given: seen.append(given[2].requires_grad))
+    set_activation_checkpointing(student, True)
+    gradients, _ = student.step()
+    set_activation_checkpointing(student, False)
+    assert_same(student.step()[0], gradients)
+    assert seen == [False, False]
+
+
+def test_a_decoder_keeps_no_keys_and_values(folders: dict[str, Path]) -> None:
+    encoder = pretrained_encoder(str(folders["qwen3"]))
+    kept: list[dict[str, Tensor]] = []
+    encoder.model.register_forward_hook(lambda module, given, out: kept.append(out))
+    states(encoder, TEXTS)
+    assert list(kept[0].keys()) == ["last_hidden_state"]
+
+
+def test_the_graph_finds_the_end_of_a_text_that_ends_with_padding(folders: dict[str, Path]) -> None:
+    encoder = pretrained_encoder(str(folders["qwen3-embedding"]))
+    model = students(encoder, build_clip(tiny.TEACHER))["onnx"]
+    assert [ids.tolist() for ids in encoder.tokenizer.encode(["", "a"])] == [[0], [4, 0]]
+    ids_BT, _ = encoder.pad(encoder.tokenizer.encode(TEXTS))
+    with torch.no_grad():
+        found_BD = TextTower(model)(torch.nn.functional.pad(ids_BT, (0, 5)))
+    torch.testing.assert_close(found_BD, model.encode_text(TEXTS), rtol=0, atol=1e-6)
+    assert not ends_with_padding(pretrained_encoder(str(folders["bert"])).tokenizer)
+    only_empty = pretrained_encoder(str(folders["qwen3"])).tokenizer
+    only_empty.pad = 3  # the end token, which empty texts alone have
+    with pytest.raises(ValueError, match="part of texts"):
+        ends_with_padding(only_empty)
+
+
+def test_an_encoder_without_known_queries_is_refused_by_name(folders: dict[str, Path]) -> None:
+    with pytest.raises(RecipeError, match=r"of type xlnet, are called query/value, .*; name some of layer_1, layer_2$"):
+        query_value(pretrained_encoder(str(folders["xlnet"])))
 
 
 @pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
@@ -133,7 +235,7 @@ def test_an_encoder_that_reads_the_padding_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_text_has_the_end_token_where_the_tokenizer_adds_none(tmp_path: Path) -> None:
-    encoder = pretrained_encoder(str(save(DECODERS["llama"], tmp_path, ends=False)))
+    encoder = pretrained_encoder(str(save(DECODERS["llama"], tmp_path, ends="")))
     assert [ids.tolist() for ids in encoder.tokenizer.encode(["", "a"])] == [[3], [4]]
 
 

@@ -321,6 +321,20 @@ def test_a_run_of_before_there_was_a_key_resumes(squares: Path, tmp_path: Path) 
     check_folder(tmp_path / "run", recipe, resume=True)
 
 
+def test_a_run_whose_adapters_had_the_earlier_default_resumes(squares: Path, tmp_path: Path) -> None:
+    lora = ["lora={rank: 2}", "stages.0.train=[lora]", "encoder.weights=random", "stages.0.epochs=1"]
+    recipe = recipe_of(squares, tmp_path, *lora, **only_stage(squares, 1))
+    train(recipe, tmp_path / "run")
+    written = tmp_path / "run" / "recipe.yaml"
+    text = written.read_text(encoding="utf-8")
+    assert "targets: null" in text
+    written.write_text(text.replace("targets: null", "targets: [query, value]"), encoding="utf-8")
+    check_folder(tmp_path / "run", recipe, resume=True)
+    written.write_text(text.replace("targets: null", "targets: [query]"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"different keys: lora\.targets"):
+        check_folder(tmp_path / "run", recipe, resume=True)
+
+
 def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(loop, "SAME_REQUEST", math.inf)  # torchrun passes a signal on that has come already

@@ -17,7 +17,7 @@ from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.models.text_encoder import pretrained_encoder
 from mclip_kit.train.build import build_model
 from mclip_kit.train.run import Run
-from tests.models.test_encoder_kinds import DECODERS, ENCODERS, save
+from tests.models.kinds import DECODERS, ENCODERS, save
 from tests.train.runs import only_stage, recipe_of
 
 
@@ -120,7 +120,7 @@ def test_checkpointing_that_an_encoder_lacks_is_named(squares: Path, tmp_path: P
 
 
 def test_the_first_token_of_a_decoder_is_not_pooled(squares: Path, tmp_path: Path) -> None:
-    encoder = save(DECODERS["qwen3"], tmp_path / "qwen", ends=False)
+    encoder = save(DECODERS["qwen3"], tmp_path / "qwen", ends="")
     recipe = only(squares, tmp_path, encoder=f"hf:{encoder}")
     assert str(refusal(recipe, tmp_path / "run")).startswith(
         "projector.pool: cls reads the first token, which in a qwen3"
@@ -139,6 +139,32 @@ def test_an_mt5_trains_and_its_model_comes_back(squares: Path, tmp_path: Path) -
     texts = ["a red square", "", "Quadrat rot"]
     assert torch.equal(model.encode_text(texts), run.model.eval().encode_text(texts))
     assert not torch.equal(before, run.model.encoder.model.shared.weight)
+
+
+def test_a_distilbert_trains_with_adapters_checkpointing_and_layer_decay(squares: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    encoder = save(ENCODERS["distilbert"], tmp_path / "encoder")
+    changes = ["lora={rank: 2}", "stages.0.train=[lora, projector]", "stages.0.checkpointing=true"]
+    changes += ["stages.0.layer_decay=0.5", "stages.0.epochs=1", "data.max_unknown=1"]
+    run = Run(only(squares, tmp_path, *changes, encoder=f"hf:{encoder}"), tmp_path / "run")
+    run.go()
+    before, after = pretrained_encoder(str(encoder)).state_dict(), load(tmp_path / "run" / "model").encoder.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name.rpartition("attention.")[2] for name in before if not torch.equal(before[name], after[name].cpu())}
+    assert changed == {"q_lin.weight", "v_lin.weight"}
+
+
+def test_adapters_without_known_layers_and_towers_that_cannot_checkpoint_are_refused_before_a_step(
+    squares: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    encoder = f"hf:{save(ENCODERS['xlnet'], tmp_path / 'encoder')}"
+    lora = ["lora={rank: 2}", "stages.0.train=[lora, projector]", "projector.pool=mean"]
+    error = refusal(only(squares, tmp_path, *lora, encoder=encoder), tmp_path / "run")
+    assert str(error).startswith("lora.targets: no layers of this encoder, of type xlnet")
+    frozen = ["stages.0.train=[teacher_text, projector]", "stages.0.checkpointing=true", "projector.pool=mean"]
+    frozen += ["data.max_unknown=1", "stages.0.epochs=1"]
+    Run(only(squares, tmp_path, *frozen, encoder=encoder), tmp_path / "run").go()
 
 
 def test_adapters_on_layers_with_other_names_say_the_names(tmp_path: Path) -> None:

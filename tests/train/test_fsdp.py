@@ -14,7 +14,7 @@ from mclip_kit.train import checkpoint
 from mclip_kit.train.logging import read_log
 from mclip_kit.train.run import Run
 from tests import processes, tiny
-from tests.models.test_encoder_kinds import ENCODERS, save
+from tests.models.kinds import ENCODERS, save
 from tests.train.runs import only_stage
 from tests.train.test_processes import stages
 
