@@ -92,6 +92,10 @@ PROJECTOR: Rules = {
         lambda part, recipe: part.kind in ("linear", "mlp") and _trains_projector(recipe),
         "kinds linear and mlp, while a stage trains the projector",
     ),
+    "init": (
+        lambda part, recipe: _trains_projector(recipe) and recipe.evaluation is not None,
+        "recipes with evaluation, on whose split lambda is chosen, and a stage that trains the projector",
+    ),
 }
 """Like the next two, called with the section and the recipe."""
 

@@ -106,6 +106,17 @@ class Projector(Section):
         description="linear and mlp: standardise pooled states and, in training, add Gaussian noise of this standard "
         "deviation; 0 leaves out both.",
     )
+    init: Literal["random", "ridge"] = Field(
+        "random",
+        description="Weights before the first step; ridge: the closed-form linear map from pooled states to the "
+        "teacher's space, over the rows of the first stage that trains the projector, its lambda chosen by evaluation.",
+    )
+
+    @model_validator(mode="after")
+    def _closed_forms_are_linear(self) -> "Projector":
+        if self.init == "ridge" and self.kind == "transformer":
+            raise ValueError("init: ridge: a transformer projector has no closed form; use linear, mlp or altclip")
+        return self
 
 
 class Lora(Section):

@@ -23,6 +23,7 @@ from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.interop.origin import mark
 from mclip_kit.layout import FEATURES
 from mclip_kit.models.clip import build_clip
+from mclip_kit.models.closed_form import check_init
 from mclip_kit.models.finite import check_finite
 from mclip_kit.models.hub import MissingWeights
 from mclip_kit.models.lora import adapt
@@ -156,7 +157,9 @@ def _build_clip(recipe: Recipe) -> MultilingualClip:
             f"projector.pool: cls reads the first token, which in a {encoder.config.model_type} does not depend on the "
             "others; set projector.pool=eos or mean"
         )
-    model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
+    model = MultilingualClip(clip, encoder, recipe.projector.model_dump(exclude={"init"}), recipe.clip_projector)
+    if recipe.projector.init == "ridge":
+        check_init(model.projector, recipe.clip_projector)
     model.made_from = _made_from(recipe, encoder)
     return model
 

@@ -2,6 +2,7 @@
 
 from mclip_kit.train.callbacks.base import Callback, Progress
 from mclip_kit.train.callbacks.checkpointer import Checkpointer
+from mclip_kit.train.callbacks.closed_form import ClosedForm
 from mclip_kit.train.callbacks.collapse_monitor import CollapseMonitor
 from mclip_kit.train.callbacks.early_stopping import EarlyStopping
 from mclip_kit.train.callbacks.ema import Ema
@@ -13,6 +14,7 @@ from mclip_kit.train.callbacks.stage_summary import StageSummary
 from mclip_kit.train.callbacks.wise_ft import WiseFt
 
 CALLBACKS: list[type[Callback]] = [
+    ClosedForm,  # before the start of the stage is evaluated
     NonfiniteGuard,  # a step that was skipped for good ends the run before anything else sees it
     Ema,
     CollapseMonitor,
