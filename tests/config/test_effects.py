@@ -130,6 +130,7 @@ IDLE: dict[str, dict[str, Any]] = {
         f"{TRIANGLE}.train": ["encoder"],
         "stages.2.train": ["encoder"],
     },
+    "projector.init": {"projector.init": "ridge", "evaluation": None},
     "cache.features": {"cache": "tokens"},
     "cache.folder": {"cache": {"features": "off", "folder": "x"}},
     "cache.dtype": {"cache": {"features": "off", "dtype": "fp32"}},
