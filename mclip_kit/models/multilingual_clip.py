@@ -124,8 +124,6 @@ class MultilingualClip(nn.Module):
         >>> text_ND = model.encode_text(["red apple", "pomme rouge", "红苹果"])
         >>> len(text_ND)
         3
-        >>> len(model.encode_text("red apple"))
-        1
 
         Args:
             texts: one text or a sequence of N texts; a text beyond the encoder's positions loses its last tokens.
