@@ -74,7 +74,7 @@ def towers(recipe: Recipe, small: bool) -> MultilingualClip:
     encoder = new_encoder(*sizes, dropout=0.1, positions=512, tokenizer=tokenizer)
     tiny = {"embed_dim": 32, "vision_cfg": SMALL_IMAGE, "text_cfg": SMALL_TEXT}
     clip = build_clip(tiny if small else "ViT-B-32", "random")
-    model = MultilingualClip(clip, encoder, recipe.projector.model_dump(), recipe.clip_projector)
+    model = MultilingualClip(clip, encoder, recipe.projector.model_dump(exclude={"init"}), recipe.clip_projector)
     model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as a run does
     return model
 

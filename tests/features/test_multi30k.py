@@ -47,7 +47,7 @@ def test_each_english_sentence_goes_through_the_teacher_exactly_once(
     read: list[str] = []
     seen: list[int] = []
     tokens, run = model.teacher_tokens, model.teacher_text.forward
-    monkeypatch.setattr(model, "teacher_tokens", lambda texts: read.extend(texts) or tokens(texts))
+    monkeypatch.setattr(model, "teacher_tokens", lambda texts, *rest: read.extend(texts) or tokens(texts, *rest))
     monkeypatch.setattr(model.teacher_text, "forward", lambda ids_BT: seen.append(len(ids_BT)) or run(ids_BT))
     how = (True, 64, model.student_tokens, model.encoder.tokenizer.pieces())
     rows = tiny.rows_of(rows_from_bitexts([open_bitext(bitext)], "train", LANGUAGES, "en", *how))
