@@ -16,7 +16,7 @@ from typing import Any
 from mclip_kit.disk import ADVICE, CHECK, NAMED, PLACE, disk_errors
 from mclip_kit.errors import CheckpointError, DiskError
 from mclip_kit.locks import OTHER, place, remove, remove_leftovers, temporary_name
-from mclip_kit.storage import exists, hold, probe, send
+from mclip_kit.storage import announce, exists, hold, probe, send
 from mclip_kit.urls import is_copy, named, with_urls
 
 SMALL, RATIO = 1 << 24, 200  # bytes, and times its size, that anything packed may unpack to
@@ -41,6 +41,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             yield temporary
             follow_umask(temporary)
             flush(temporary)
+            announce(temporary, path)
             os.replace(temporary, path)
         finally:
             remove(temporary)
@@ -84,6 +85,7 @@ def relative(path: Path) -> str:
 def move(part: Path, folder: Path) -> None:
     """Give a folder its final name, after all of it is on the disk."""
     flush(part)
+    announce(part, folder)
     part.rename(folder)
     send(folder)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from mclip_kit.storage import exists, fetch, forget, make_room, send
+from mclip_kit.storage import fetch, forget, make_room, send
 from mclip_kit.storage.objects import (
     Facts,
     objects,
@@ -84,7 +84,7 @@ def bring_shard(folder: Path, values: bool = False) -> None:
 
 def deliver(folder: Path) -> None:
     """Send a shard that was filled here, unless another machine was faster; its shard is taken then."""
-    if is_copy(folder) and exists(folder / SHARD):
+    if folder / SHARD in objects_in(folder):
         shutil.rmtree(folder)
         bring_shard(folder)
     else:

@@ -35,6 +35,7 @@ from mclip_kit.features.shards import (
 )
 from mclip_kit.files import flush
 from mclip_kit.locks import locked
+from mclip_kit.storage import announce
 from mclip_kit.urls import is_copy
 
 
@@ -175,6 +176,7 @@ class ShardWriter:
         os.replace(temporary, self._part / SHARD)
         if is_copy(self.folder):  # perhaps some files of one that another machine sends now
             shutil.rmtree(self.folder, ignore_errors=True)
+        announce(self._part, self.folder)
         os.replace(self._part, self.folder)
         deliver(self.folder)
 

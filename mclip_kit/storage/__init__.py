@@ -17,6 +17,7 @@ from mclip_kit.storage.claims import hold
 from mclip_kit.storage.copies import SIZE, fetch, make_room
 from mclip_kit.storage.objects import exists, listing, names, place, stamps, wildcards
 from mclip_kit.storage.sending import (
+    announce,
     copy_object,
     forget,
     mark,
@@ -28,6 +29,7 @@ from mclip_kit.storage.sending import (
 
 __all__ = [
     "SIZE",
+    "announce",
     "copy_object",
     "exists",
     "fetch",

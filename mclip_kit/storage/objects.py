@@ -145,7 +145,7 @@ def exists(path: Path) -> bool:
     with storage_errors(path):
         system, remote = system_of(path)
         system.invalidate_cache()
-        return bool(unsent(path) or system.exists(remote))
+        return any(map(Path.is_file, unsent(path))) or bool(system.exists(remote))
 
 
 def names(folder: Path) -> list[str]:
@@ -161,7 +161,7 @@ def names(folder: Path) -> list[str]:
             system.invalidate_cache()
             with suppress(FileNotFoundError, NotADirectoryError):
                 found = {name.rstrip("/").rpartition("/")[2] for name in system.ls(remote, detail=False)}
-            found |= {copy.relative_to(folder).parts[0] for copy in unsent(folder) if copy != folder}
+            found |= {copy.relative_to(folder).parts[0] for copy in unsent(folder) if copy != folder and copy.is_file()}
     elif folder.is_dir():
         found = {path.name for path in folder.iterdir()}
     return sorted(name for name in found if name and not name.startswith("."))

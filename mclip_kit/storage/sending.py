@@ -26,6 +26,7 @@ from mclip_kit.storage.objects import (
 )
 from mclip_kit.urls import is_copy, named
 
+BLOCK = 1 << 22  # bytes that are compared at once
 PROBE = "mclip-kit-can-write"
 _together: list[Path] = []
 """Folders whose files are sent when all of them are written."""
@@ -40,7 +41,7 @@ def send(path: Path) -> None:
         BusyError: another machine has taken the place over, see `claims`.
         StorageError: it cannot be written there. It stays here, and is sent by the next command that reads it.
     """
-    if not is_copy(path) or any(path.is_relative_to(folder) for folder in _together):
+    if not _is_sent_now(path):
         return
     check_claim(path)
     files = _files(path)
@@ -56,6 +57,22 @@ def mark(copy: Path) -> None:
         known = read_record(copy)
         if known is None or not known.startswith(UNSENT):
             write_record(copy, UNSENT + (known or ""))
+
+
+def announce(part: Path, path: Path) -> None:
+    """Note that what is written at `part`, a file or a folder, is to be sent as `path`, just before it gets that name.
+
+    So it is sent later if this process is killed before `send`. A note without a file, or of one that is as before, is
+    harmless. Nothing happens unless `path` is a copy.
+    """
+    if _is_sent_now(path):
+        for file in [part] if part.is_file() else filter(Path.is_file, part.rglob("*")):
+            mark(path / file.relative_to(part))
+
+
+def _is_sent_now(path: Path) -> bool:
+    """Whether a file is sent when it is written; not if it is no copy, or is sent together with others."""
+    return is_copy(path) and not any(path.is_relative_to(folder) for folder in _together)
 
 
 @contextmanager
@@ -83,9 +100,21 @@ def settle(path: Path, there: dict[Path, Facts]) -> None:
         before = (read_record(copy) or "").removeprefix(UNSENT)
         if before == (version(there[copy]) if copy in there else ""):
             there[copy] = _upload(copy)
+        elif copy in there and _holds(there[copy], copy):  # sent by a process that was killed before it noted so
+            write_record(copy, version(there[copy]))
         else:
             tqdm.write(f"{named(copy)}: was changed elsewhere since it was written here and not sent; that is taken")
             write_record(copy, before)
+
+
+def _holds(facts: Facts, copy: Path) -> bool:
+    """Whether an object holds the bytes of a file; if not, it is brought anyway."""
+    system, remote = system_of(copy)
+    with storage_errors(copy), open(copy, "rb") as here:
+        if facts["size"] != copy.stat().st_size:
+            return False
+        with system.open(remote, "rb") as there:
+            return all(there.read(len(block)) == block for block in iter(lambda: here.read(BLOCK), b""))
 
 
 def send_rest(path: Path) -> int:

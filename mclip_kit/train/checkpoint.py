@@ -17,7 +17,7 @@ from mclip_kit import __version__, layout
 from mclip_kit.errors import CheckpointError, first_line
 from mclip_kit.files import write_whole
 from mclip_kit.models.safe_load import check_whole
-from mclip_kit.storage import copy_object, fetch, forget, names
+from mclip_kit.storage import copy_object, fetch, forget, mark, names
 
 OLDER = re.compile(r"last-([1-9][0-9]*)\.pt")
 
@@ -88,6 +88,7 @@ def _make_room(path: Path, keep: int) -> None:
     places = [path, *(path.with_name(f"last-{number}.pt") for number in range(1, keep))]
     for newer, older in reversed(list(pairwise(places))):
         if newer.is_file():
+            mark(older)  # first: it is sent later if this process is killed between the two
             os.replace(newer, older)
             copy_object(newer, older)
 
