@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mclip_kit.data.batching import Plan
-from mclip_kit.features.ahead import read_ahead
+from mclip_kit.features.ahead import bring_ahead
 from mclip_kit.features.extract import Features
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob
@@ -75,7 +75,7 @@ def main() -> None:
         os.environ |= {ROOT: f"{folder}/trains", SIZE: str(size / PART / 1e9)}  # a machine that has no copies
         features = filled(rows, shards)
         random = brought(features, plans[0].epoch(0))
-        windows = brought(features, read_ahead(plans[1].windows(0), 0, features.files, print))
+        windows = brought(features, bring_ahead(plans[1].windows(0), 0, features.files, print))
     print(f"{rows:,} rows, {shards} shards of {size / shards / 1e3:.0f} kB, room for a fifth, batches of {batch}")
     print(f"in random order a shard is brought {random / shards:.1f} times an epoch")
     print(f"with windows of {rows // WINDOWS} rows {windows / shards:.2f} times")

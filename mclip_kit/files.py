@@ -16,7 +16,7 @@ from typing import Any
 from mclip_kit.disk import ADVICE, CHECK, NAMED, PLACE, disk_errors
 from mclip_kit.errors import CheckpointError, DiskError
 from mclip_kit.locks import OTHER, place, remove, remove_leftovers, temporary_name
-from mclip_kit.storage import announce, exists, hold, probe, send
+from mclip_kit.storage import announce, exists, hold, is_bucket, probe, send
 from mclip_kit.urls import is_copy, named, with_urls
 
 SMALL, RATIO = 1 << 24, 200  # bytes, and times its size, that anything packed may unpack to
@@ -220,5 +220,10 @@ def check_writable(path: Path) -> None:
 def check_new(folder: Path) -> None:
     """CheckpointError if a folder exists that is to be written; DiskError if it cannot be written."""
     if exists(folder):
-        raise CheckpointError(f"{folder}: exists already; remove it or choose another --out")
+        raise CheckpointError(f"{folder}: exists already; {other_out(folder)}")
     check_writable(folder)
+
+
+def other_out(folder: Path) -> str:
+    """What to do if a folder that is to be written has other content; nobody is told to remove a bucket."""
+    return f"name a folder in it: --out {folder}/NAME" if is_bucket(folder) else "remove it or choose another --out"

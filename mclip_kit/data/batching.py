@@ -6,7 +6,8 @@ Everything is a pure function of (seed, epoch), so a run needs only the step num
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,9 +68,24 @@ class Plan:
     @cached_property
     def per_epoch(self) -> int:
         """Number of batches of an epoch."""
-        if self.tokens is None:
-            return len(self.epoch(0))
+        if self.tokens is None:  # nothing is drawn for it
+            return sum(rows // self.batch_size for rows in self._rows_of_an_epoch())
         return max(1, int(self.lengths_N.sum()) // self.tokens)
+
+    def _rows_of_an_epoch(self) -> Collection[int]:
+        """How many rows an epoch has of what fills batches together: of each language, or of all."""
+        if self._has_all_rows_once:
+            own_N = self.languages_N
+            return np.unique(own_N, return_counts=True)[1].tolist() if self.monolingual else [len(own_N)]
+        wanted: Counter[int] = Counter()
+        for group, want in self._groups():
+            wanted[int(self.languages_N[group[0]]) if self.monolingual else 0] += want
+        return wanted.values()
+
+    @property
+    def _has_all_rows_once(self) -> bool:
+        """Whether the rows of an epoch are all rows, each once."""
+        return self.window is None and self.temperature == 1 and self.weights is None
 
     def epoch(self, number: int) -> Sequence[np.ndarray]:
         """The batches of an epoch, each the row numbers as int (batch_size,).
@@ -146,7 +162,7 @@ class Plan:
         if self.window is not None:
             yield from self._draw_windows(self.window, random)
             return
-        if self.temperature == 1 and self.weights is None:
+        if self._has_all_rows_once:
             rows_N: np.ndarray = np.arange(size, dtype=_smallest(size))
         else:
             drawn = []

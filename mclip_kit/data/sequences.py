@@ -30,6 +30,11 @@ def some(source: Sequence[Any], rows: np.ndarray) -> list[Any]:
     return found if len(found) == len(rows) else [found[place] for place in (rows - rows[0]).tolist()]
 
 
+def part_of(rows: Sequence[Any], part: slice) -> list[Any]:
+    """The items of a slice of a sequence."""
+    return [rows[row] for row in range(len(rows))[part]]
+
+
 def split(ids: np.ndarray, lengths_B: np.ndarray) -> list[np.ndarray]:
     """Ids of some texts, one after the other -> those of each; they are not copied."""
     ends = np.cumsum(lengths_B, dtype=np.int64)
@@ -73,7 +78,11 @@ class TextLines(Sequence[str]):
         return [line.removesuffix("\r") for line in lines.split("\n")]
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return part_of(self, index)
         index = index + len(self) if index < 0 else index
+        if index < 0:
+            raise IndexError(index)
         line = self._bytes[int(self._ends[index - 1]) + 1 if index else 0 : int(self._ends[index])]
         try:
             return line.tobytes().decode("utf-8").removesuffix("\r")
@@ -92,7 +101,11 @@ class ConcatSequence(Sequence[Any]):
         return int(self._stops[-1]) if len(self._stops) else 0
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return part_of(self, index)
         index = index + len(self) if index < 0 else index
+        if index < 0:
+            raise IndexError(index)
         part = int(np.searchsorted(self._stops, index, side="right"))
         if part == len(self.parts):
             raise IndexError(index)
@@ -112,7 +125,7 @@ class Subset(Sequence[Any]):
         return len(self._rows)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return self._source[self._rows[index]]
+        return part_of(self, index) if isinstance(index, slice) else self._source[self._rows[index]]
 
     def __iter__(self) -> Iterator[Any]:
         for part in blocks_of(len(self)):

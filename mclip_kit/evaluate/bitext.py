@@ -17,10 +17,10 @@ from mclip_kit.data.bitext import Bitext, Direction, read_direction
 from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows
 from mclip_kit.evaluate.checks import held_out as held_out
 from mclip_kit.evaluate.checks import open_data
-from mclip_kit.evaluate.embedder import auto_device, device_name
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.evaluate.retrieval import STUDENT
 from mclip_kit.layout import CLIP
+from mclip_kit.models.device import auto_device, device_name
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import load
 from mclip_kit.models.projectors import pool

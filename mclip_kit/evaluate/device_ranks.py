@@ -23,11 +23,6 @@ Limits = Callable[[np.ndarray, Part, Part], tuple[np.ndarray, np.ndarray]]
 second."""
 
 
-def find_device() -> str | None:
-    """The GPU of torch, if there is one."""
-    return "cuda" if torch.cuda.is_available() else None
-
-
 def rows_before(
     a: Side, b: Side, best_N: np.ndarray, best_M: np.ndarray, limits: Limits, device: str
 ) -> tuple[np.ndarray, np.ndarray]:

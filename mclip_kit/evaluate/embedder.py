@@ -5,7 +5,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -136,13 +135,3 @@ class GatheredEmbedder(Embedder):
     def student(self, texts: list[str]) -> np.ndarray:
         """See `Embedder.student`."""
         return self._look_up("student", texts)[0]
-
-
-def auto_device() -> torch.device:
-    """The GPU if CUDA is available, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_name(device: torch.device) -> str:
-    """A device as results and reports name it: `cpu`, or `cuda (NVIDIA H100)`."""
-    return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

@@ -22,6 +22,7 @@ import numpy as np
 from mclip_kit.errors import DataError
 from mclip_kit.evaluate import device_ranks
 from mclip_kit.evaluate.rank_blocks import DENSE, Part, Side, best_scores, in_threads, places, side, wrong_scores
+from mclip_kit.models.device import auto_device
 from mclip_kit.progress import SOON, tqdm
 
 KS = (1, 5, 10)
@@ -72,9 +73,9 @@ def both_ranks(
         raise DataError(f"embeddings of width {a_ND.shape[1]} cannot be compared with those of width {b_MD.shape[1]}")
     a, b = side(a_ND, a_groups_N), side(b_MD, b_groups_M)
     best_N, best_M = best_scores(a, b)
-    device = device or device_ranks.find_device()
-    if device and protocol != "mclip":
-        before_N, before_M = device_ranks.rows_before(a, b, best_N, best_M, _undecided, device)
+    gpu = auto_device().type != "cpu"
+    if (device or gpu) and protocol != "mclip":
+        before_N, before_M = device_ranks.rows_before(a, b, best_N, best_M, _undecided, device or auto_device().type)
     else:
         before_N, before_M = _wrong_before(a, b, best_N, best_M, whole_groups=protocol == "mclip")
     return _ranks(a, before_N, best_N, len(b_MD)), _ranks(b, before_M, best_M, len(a_ND))

@@ -13,7 +13,6 @@ from mclip_kit.evaluate.base import Findings, Request, ResultRows
 from mclip_kit.evaluate.baselines import baseline
 from mclip_kit.evaluate.bootstrap import compare, intervals
 from mclip_kit.evaluate.checks import open_data
-from mclip_kit.evaluate.embedder import device_name
 from mclip_kit.evaluate.gallery import Gallery, QueryResult
 from mclip_kit.evaluate.report import tables
 from mclip_kit.evaluate.retrieval import METRICS as METRICS
@@ -22,6 +21,7 @@ from mclip_kit.evaluate.retrieval import VALIDATION as VALIDATION
 from mclip_kit.evaluate.same_images import SameImages, open_older, same_images
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.layout import MANIFEST
+from mclip_kit.models.device import device_name
 from mclip_kit.models.multilingual_clip import load
 from mclip_kit.storage import fetch
 from mclip_kit.urls import named

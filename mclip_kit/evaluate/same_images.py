@@ -17,8 +17,8 @@ from mclip_kit import layout
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.errors import DataError
-from mclip_kit.evaluate.embedder import auto_device
 from mclip_kit.models.clip import Clip, build_clip
+from mclip_kit.models.device import auto_device
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.progress import tqdm

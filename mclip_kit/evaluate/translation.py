@@ -16,9 +16,9 @@ from mclip_kit.evaluate.base import Findings, Metric, Opened, Request, ResultRow
 from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
 from mclip_kit.evaluate.bleu import Score, score
 from mclip_kit.evaluate.checks import open_data
-from mclip_kit.evaluate.embedder import auto_device, device_name
 from mclip_kit.evaluate.retrieval import STUDENT
 from mclip_kit.files import write_text
+from mclip_kit.models.device import auto_device, device_name
 from mclip_kit.models.translator import Translator, load_translator
 
 METRICS = (

@@ -16,12 +16,13 @@ from mclip_kit.evaluate import class_names
 from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows, json_numbers
 from mclip_kit.evaluate.checks import open_data
 from mclip_kit.evaluate.class_names import Prompts
-from mclip_kit.evaluate.embedder import Embedder, device_name
+from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.labelled import Labelled
 from mclip_kit.evaluate.labelled import read_labelled as read_labelled
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER
 from mclip_kit.features.cache import FeatureCache
+from mclip_kit.models.device import device_name
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 
 TEXTS = 4096  # prompts that are embedded at once

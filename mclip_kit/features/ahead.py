@@ -16,7 +16,7 @@ Files = Callable[[np.ndarray], Iterable[Path]]
 """Rows -> the copies that their batches read."""
 
 
-def read_ahead(windows: Windows, start: int, files: Files, log: Callable[[str], None]) -> Iterator[np.ndarray]:
+def bring_ahead(windows: Windows, start: int, files: Files, log: Callable[[str], None]) -> Iterator[np.ndarray]:
     """The batches of an epoch from one on, in their order, as without this function.
 
     What a window reads is here when its first batch comes. A thread brings what the next one reads, and nothing more;

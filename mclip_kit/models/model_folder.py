@@ -16,6 +16,7 @@ from mclip_kit.config.mistakes import explain
 from mclip_kit.config.model import AS_OPEN_CLIP, Pictures, TextCleaning
 from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.files import hash_files, write_json, write_whole
+from mclip_kit.models.device import auto_device
 from mclip_kit.storage import fetch
 from mclip_kit.urls import values_with_urls
 
@@ -40,7 +41,7 @@ def as_dtype(wanted: Dtype | None) -> torch.dtype | None:
 def as_device(wanted: str | torch.device) -> torch.device:
     """A device that can be used here; ValueError if it cannot."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return auto_device()
     try:
         return torch.empty(0, device=wanted).device
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:

@@ -15,7 +15,7 @@ claims.py    who writes there
 
 from mclip_kit.storage.claims import hold
 from mclip_kit.storage.copies import SIZE, fetch, make_room
-from mclip_kit.storage.objects import exists, listing, names, place, stamps, wildcards
+from mclip_kit.storage.objects import exists, is_bucket, lacking_bucket, listing, names, place, stamps, wildcards
 from mclip_kit.storage.sending import (
     announce,
     copy_object,
@@ -35,6 +35,8 @@ __all__ = [
     "fetch",
     "forget",
     "hold",
+    "is_bucket",
+    "lacking_bucket",
     "listing",
     "make_room",
     "mark",

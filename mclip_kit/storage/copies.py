@@ -44,7 +44,7 @@ _seen: dict[tuple[Path, Collection[str]], list[Path]] = {}
 
 
 class _Gone(StorageError):
-    """Another machine has removed an object since its folder was listed, as it does with old indexes."""
+    """What is brought has gone: another machine has removed an object, as with old indexes, or a folder here."""
 
 
 def fetch(path: Path, only: Collection[str] = ("*",), again: bool = False) -> Path:
@@ -161,6 +161,10 @@ def _bring(copy: Path, facts: Facts, bar: Any) -> None:
             try:
                 system_of(copy)[0].get_file(facts["name"], str(temporary), callback=Shown())
             except FileNotFoundError:
+                if not copy.parent.is_dir():
+                    raise _Gone(
+                        f"{copy.parent}: was removed on this machine while a copy was brought; run again"
+                    ) from None
                 raise _Gone(f"{named(copy)}: was removed while it was read; run again") from None
             if temporary.stat().st_size != facts["size"]:
                 raise StorageError(f"{named(copy)}: changed while it was read; run again")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, Recursio
 OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that only a disk of this machine gives."""
 THREADS = 8  # requests at once
+QUERY = re.compile(r"(?<=\w)\?[\w.~%+/:-]*=[^\s\"']*")
+"""What is asked of an address, in an error of a connection; it names no place."""
 CHECK = "check its name, your access to it and the connection"
 
 Facts = Mapping[str, Any]
@@ -96,6 +99,18 @@ def objects(path: Path) -> dict[Path, Facts]:
     if both:
         raise StorageError(f"{named(both)}: an object and a folder have this name; rename one of them")
     return found
+
+
+def is_bucket(path: Path) -> bool:
+    """Whether a path is that of a whole bucket."""
+    return is_copy(path) and len(path.relative_to(root()).parts) == 2
+
+
+def lacking_bucket(copy: Path) -> Path | None:
+    """The bucket of a copy's object, if it is missing or cannot be seen; None too where storage has no buckets."""
+    scheme, *rest = copy.relative_to(root()).parts
+    bucket = root().joinpath(scheme, *rest[:1])
+    return bucket if scheme in EXTRAS and not exists(bucket) else None
 
 
 def version(facts: Facts) -> str:
@@ -216,5 +231,5 @@ def storage_errors(path: Path, what: str = "read") -> Iterator[None]:
 
 def _why(error: Exception) -> str:
     """The reason in a file system's words."""
-    reason = getattr(error, "strerror", None) or first_line(error)
+    reason = QUERY.sub("", str(getattr(error, "strerror", None) or first_line(error)))
     return f"access denied: {reason}" if isinstance(error, PermissionError) else str(reason)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mclip_kit.data.batching import Plan
-from mclip_kit.features.ahead import read_ahead
+from mclip_kit.features.ahead import bring_ahead
 from mclip_kit.progress import tqdm
 
 
@@ -41,7 +41,7 @@ class StageBatches(ABC):
         if self.plan.window is None:
             batches = self.plan.epoch(number)
             return map(batches.__getitem__, range(start, len(batches)))
-        return read_ahead(self.plan.windows(number), start, self.files, tqdm.write)
+        return bring_ahead(self.plan.windows(number), start, self.files, tqdm.write)
 
     def files(self, rows: np.ndarray) -> list[Path]:
         """The copies of objects that the batches of some rows read."""

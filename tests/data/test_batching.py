@@ -54,6 +54,20 @@ def test_every_epoch_has_as_many_batches(temperature, monolingual):
     assert len({len(plan.epoch(epoch)) for epoch in range(5)}) == 1
 
 
+@pytest.mark.parametrize("window", [None, 1, 150, 10 * ROWS])
+@pytest.mark.parametrize("monolingual", [False, True])
+@pytest.mark.parametrize("sources", [{}, {"sources_N": np.repeat([0, 2], [130, ROWS - 130])}], ids=["one", "two"])
+@pytest.mark.parametrize("temperature", [1.0, 2.7])
+def test_batches_are_counted_without_drawing_an_epoch(temperature, sources, monolingual, window, monkeypatch):
+    weights = {"weights": [1.0, 5.0, 2.0]} if sources else {}
+    for size in (1, 23, 400, 2 * ROWS):
+        plan = Plan(*columns(), size, temperature, monolingual, **sources, **weights, window=window)
+        with monkeypatch.context() as closed:
+            closed.setattr(Plan, "_draw", None)
+            count = plan.per_epoch
+        assert [len(plan.epoch(number)) for number in range(2)] == [count] * 2
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_an_epoch_is_a_function_of_seed_and_number(temperature):
     first = Plan(*columns(), 32, temperature, seed=5)

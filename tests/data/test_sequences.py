@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mclip_kit.data.sequences import ConcatSequence, TextLines, some
+from mclip_kit.data.sequences import ConcatSequence, Subset, TextLines, some
 from mclip_kit.errors import DataError
 
 
@@ -53,6 +53,22 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
 def test_some_rows_are_the_same_however_they_are_read(tmp_path, rows):
     found = lines(tmp_path, b"".join(b"%d\n" % number for number in range(20)))
     assert some(found, np.array(rows, int)) == some(list(found), np.array(rows, int)) == [str(row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "part", [slice(None), slice(2, 5), slice(-3, None), slice(5, 1, -2), slice(4, 99), slice(3, 3)], ids=str
+)
+def test_slices_and_ends_are_those_of_a_list(tmp_path, part):
+    expected = ["a", "b", "c", "d", "e", "f", "g"]
+    rows = np.array([8, 0, 1, 2, 3, 4, 5])
+    made = lines(tmp_path, "\n".join(expected).encode())
+    subset = Subset("bcdefg__a", rows)
+    for sequence in (made, ConcatSequence(["ab", "", ["c", "d", "e"], made[5:]]), subset):
+        assert sequence[part] == expected[part]
+        assert sequence[-7] == "a"
+        for beyond in (-8, 7):
+            with pytest.raises(IndexError):
+                sequence[beyond]
 
 
 def test_missing_lines_are_named(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from mclip_kit.data.batching import Plan
 from mclip_kit.errors import StorageError
-from mclip_kit.features.ahead import read_ahead
+from mclip_kit.features.ahead import bring_ahead
 from mclip_kit.features.extract import Features
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.table import Table
@@ -68,7 +68,7 @@ def test_with_a_window_a_shard_is_brought_about_once_an_epoch(
     bucket: Any, stored: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, brought, seen = wide(), count_brought(bucket, monkeypatch), 0
-    for rows in read_ahead(plan().windows(0), 0, found.files, pytest.fail):
+    for rows in bring_ahead(plan().windows(0), 0, found.files, pytest.fail):
         check(found, rows)
         seen += len(rows)
     assert seen == ROWS
@@ -90,7 +90,7 @@ def test_what_a_window_reads_is_there_before_its_first_batch_and_of_later_ones_o
 ) -> None:
     found, brought = wide(), count_brought(bucket, monkeypatch)
     windows = plan().windows(0)
-    batches = read_ahead(windows, 0, found.files, pytest.fail)
+    batches = bring_ahead(windows, 0, found.files, pytest.fail)
     of_window = [{path.parent.name for path in found.files(np.concatenate(window))} for window in windows]
     for number in range(3):
         for _ in windows[number]:
@@ -105,7 +105,7 @@ def test_what_a_window_reads_is_there_before_its_first_batch_and_of_later_ones_o
 def test_the_order_is_that_of_the_plan_from_any_batch_on() -> None:
     windows, whole = plan().windows(1), plan().epoch(1)
     for start in (0, 1, 7, len(whole) - 1, len(whole)):
-        batches = list(read_ahead(windows, start, lambda rows: [], lambda line: None))
+        batches = list(bring_ahead(windows, start, lambda rows: [], lambda line: None))
         assert [rows.tolist() for rows in batches] == [rows.tolist() for rows in whole[start:]]
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_brought_ends_the_training_thread_with_one_line(
         get(self, remote, local, **options)
 
     monkeypatch.setattr(type(bucket), "get_file", fails)
-    batches = read_ahead(windows, 0, found.files, pytest.fail)
+    batches = bring_ahead(windows, 0, found.files, pytest.fail)
     for _ in windows[0]:
         check(found, next(batches))
     with pytest.raises(
@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_brought_ends_the_training_thread_with_one_line(
 
 def test_windows_that_do_not_fit_are_said_once(bucket: Any) -> None:
     found, lines = wide(), list[str]()
-    for rows in read_ahead(plan(150).windows(0), 0, found.files, lines.append):
+    for rows in bring_ahead(plan(150).windows(0), 0, found.files, lines.append):
         check(found, rows)
     assert lines == [
         "shuffle_window: two windows do not fit into MCLIP_KIT_STORAGE_SIZE, so copies are brought more than once; "

@@ -1,6 +1,7 @@
 """Copies of objects: brought, kept up to date, sent, and removed where room is short."""
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -320,3 +321,25 @@ def test_an_object_that_goes_while_its_folder_is_brought_is_done_without(
     monkeypatch.setattr(bucket, "find", lambda *_, **__: {"/b/x": {"name": "/b/x", "size": 1}})
     with pytest.raises(StorageError, match=r"^memory://b/x: was removed while it was read; run again$"):
         fetch(place("memory://b/x"))
+
+
+def test_a_folder_of_copies_that_is_removed_meanwhile_is_made_again(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.pipe_file("/b/table/shard.json", b"{}")
+    left = [1]
+
+    def without_folder(self: Any, remote: str, local: str, **_: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            shutil.rmtree(Path(local).parent)
+        with open(local, "wb") as file:  # as s3fs does, which makes no folder
+            file.write(self.cat_file(remote))
+
+    monkeypatch.setattr(type(bucket), "get_file", without_folder)
+    assert files(fetch(place("memory://b/table"))) == {"shard.json": "{}"}
+    left[0] = 99
+    bucket.pipe_file("/b/table/shard.json", b"[1]")
+    said = r"^memory://b/table: was removed on this machine while a copy was brought; run again$"
+    with pytest.raises(StorageError, match=said):
+        fetch(place("memory://b/table"), again=True)

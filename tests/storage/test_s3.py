@@ -187,10 +187,22 @@ def test_errors_of_s3(s3: Any, server: tuple[str, int], monkeypatch: pytest.Monk
     with pytest.raises(StorageError, match=r"^s3://none/x: cannot be written \(The specified bucket does not exist\)"):
         check_writable(place("s3://none/x"))
     assert not fetch(place(f"s3://{BUCKET}/none")).exists()
+    s3.pipe_file(f"{BUCKET}/pairs.tsv", b"image\tcaption\na.png\ta dog\n")
+    prepared = ("prepare", "--pairs", f"s3://{BUCKET}/pairs.tsv", "--out", f"s3://{BUCKET}")
+    for words in (prepared, (*prepared, "--again")):
+        said = run(*words, code=2)
+        assert f"{BUCKET}: exists and is not a prepared corpus; name a folder in it: --out s3://{BUCKET}/NAME" in said
+    for pattern in ("{0..3}.tar", "*.tar"):
+        said = run("prepare", "--webdataset", f"s3://none/{pattern}", "--out", "data", code=2)
+        assert "s3://none: there is no such bucket; correct its name, or check your access to it" in said
+        said = run("prepare", "--webdataset", f"s3://{BUCKET}/{pattern}", "--out", "data", code=2)
+        assert f"tar: there is no such shard of s3://{BUCKET}/{pattern}; correct the name" in said
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     closed = socket.create_server(("127.0.0.1", 0))
     address = closed.getsockname()[:2]
     closed.close()
     connect(address, monkeypatch)
-    with pytest.raises(StorageError, match=r"^s3://bucket/x: cannot be read \(Could not connect to the endpoint URL"):
+    host = "{}:{}".format(*address)
+    said = rf'^s3://bucket/x: cannot be read \(Could not connect to the endpoint URL: "http://{host}/bucket"\); check'
+    with pytest.raises(StorageError, match=said):
         fetch(place(f"s3://{BUCKET}/x"))

@@ -21,7 +21,7 @@ from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.languages import TEACHER_LANGUAGE, normalize_language
 from mclip_kit.errors import DataError, RecipeError, first_line
 from mclip_kit.progress import tqdm
-from mclip_kit.storage import exists, place, wildcards
+from mclip_kit.storage import exists, lacking_bucket, place, wildcards
 from mclip_kit.urls import is_copy
 
 BEFORE_NUMBER = re.compile(r"[-_.]?\d+$")
@@ -147,6 +147,9 @@ def _objects(path: Path, pattern: str) -> list[Path]:
     """The copies that a pattern without braces matches; they are brought when they are read."""
     found = wildcards(path) if glob.has_magic(str(path)) else [path] if exists(path) else []
     if not found:
+        bucket = lacking_bucket(path)
+        if bucket:
+            raise DataError(f"{bucket}: there is no such bucket; correct its name, or check your access to it")
         raise DataError(f"{path}: there is no such shard of {pattern}; correct the name, or check your access to it")
     return found
 

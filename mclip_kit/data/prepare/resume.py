@@ -20,7 +20,7 @@ from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.manifest import file_stamps
 from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.errors import MALFORMED, DataError
-from mclip_kit.files import flush, hash_files, move
+from mclip_kit.files import flush, hash_files, move, other_out
 from mclip_kit.layout import (
     BITEXT,
     CAPTIONS,
@@ -86,7 +86,7 @@ def check_prepared(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(fetch(out / MANIFEST).read_text(encoding="utf-8"))
         found = {key: manifest.get(key) for key in wanted}
     except (OSError, *MALFORMED):
-        raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out") from None
+        raise DataError(f"{out}: exists and is not a prepared corpus; {other_out(out)}") from None
     if _without_prose(found) != _without_prose(wanted):
         raise DataError(f"{out}: prepared from another declaration or source; {REPLACE}")
     try:
@@ -114,7 +114,7 @@ def check_replaceable(out: Path) -> None:
     if out.is_symlink():
         raise DataError(f"{out}: a link to a folder; give the folder itself: --out {out.resolve()}")
     if not fetch(out / MANIFEST).is_file():
-        raise DataError(f"{out}: exists and is not a prepared corpus; remove it or choose another --out")
+        raise DataError(f"{out}: exists and is not a prepared corpus; {other_out(out)}")
     written = None  # all that has the names of its files, if the manifest is damaged
     with suppress(OSError, *MALFORMED):
         written = {MANIFEST, *dict(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"])}
