@@ -16,17 +16,21 @@ URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)", re.DOTALL)
 
 def root() -> Path:
     """The folder of the copies, without links in its path."""
-    return _real(os.environ.get(ROOT) or os.path.join(os.path.expanduser("~"), ".cache", "mclip_kit", "storage"))
+    return _real(os.environ.get(ROOT, ""), os.environ.get("HOME", ""))
 
 
 @cache
-def _real(folder: str) -> Path:
-    return Path(os.path.realpath(folder))
+def _real(folder: str, home: str) -> Path:
+    """The folder of these variables; asked for each of many paths, so it is kept."""
+    return Path(os.path.realpath(folder or os.path.join(os.path.expanduser("~"), ".cache", "mclip_kit", "storage")))
 
 
 def is_copy(path: Path) -> bool:
     """Whether a path is that of a copy; hidden files and folders belong to this machine."""
-    return path.is_relative_to(root()) and not any(part[0] == "." for part in path.relative_to(root()).parts)
+    top = root()
+    if not str(path).startswith(str(top)):  # as for most paths: the rest takes ten times as long
+        return False
+    return path.is_relative_to(top) and not any(part[0] == "." for part in path.relative_to(top).parts)
 
 
 def named(path: str | Path) -> str:

@@ -21,7 +21,7 @@ from mclip_kit.urls import named
 
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
 
-BLOCK = 1024  # names that a process looks for at once
+BLOCK = 4096  # names that a process looks for at once
 LARGE = 2**14  # from this many pictures on, processes are faster
 MANY = 200_000  # files above which one process finds them
 
