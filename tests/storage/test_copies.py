@@ -343,3 +343,18 @@ def test_a_folder_of_copies_that_is_removed_meanwhile_is_made_again(
     said = r"^memory://b/table: was removed on this machine while a copy was brought; run again$"
     with pytest.raises(StorageError, match=said):
         fetch(place("memory://b/table"), again=True)
+
+
+def test_copies_are_looked_at_again_only_when_much_was_brought(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.pipe({f"/b/{number}": bytes(10) for number in range(100)})
+    monkeypatch.setenv(copies.SIZE, str(6400e-9))  # 100 bytes may be brought without a look
+    looks, records = list[Path](), copies.records
+    monkeypatch.setattr(copies, "records", lambda path: (looks.append(path), records(path))[1])
+    for number in range(100):
+        fetch(place(f"memory://b/{number}"))
+    assert looks.count(urls.root()) == 10  # one for each 11 copies
+    monkeypatch.setenv(copies.SIZE, str(500e-9))  # another limit is looked at, and kept to
+    bucket.pipe({f"/b/{number}": bytes(10) for number in range(100, 120)})
+    for number in range(100, 120):
+        fetch(place(f"memory://b/{number}"))
+        assert len([*place("memory://b").iterdir()]) <= 50
