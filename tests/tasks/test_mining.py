@@ -155,3 +155,21 @@ def test_a_dry_run_does_not_mine(squares: Path, start: Path, tmp_path: Path) -> 
     run = Run(mining_recipe(squares, start, tmp_path, "captions"), tmp_path / "run")
     assert any("rows" in line for line in run.dry_run())
     assert not list(tmp_path.rglob(mining.PAIRS))
+
+
+def test_the_shipped_recipe_trains_on_the_squares(squares: Path, start: Path, tmp_path: Path) -> None:
+    mining_recipe(squares, start, tmp_path, "captions")
+    small = [
+        f"stages.{number}.{key}" for number in (0, 1) for key in ("languages=[en, fr]", "epochs=1", "batch_size=16")
+    ]
+    changes = [
+        f"teacher.model=local-dir:{start / 'clip'}",
+        f"encoder=hf:{start / 'encoder'}",
+        f"data.captions={squares}",
+        f"data.bitext={squares / 'bitext'}",
+    ]
+    for language in ("ar", "de", "es", "fa", "id", "it", "ja", "ko", "pt", "ru", "tr"):
+        changes.append(f"data.unpaired.{language}={tmp_path / 'de.txt'}")
+    run = Run(load("quickstart_unpaired", [*changes, *small]), tmp_path / "run")
+    run.go()
+    assert "pt" in load_model(tmp_path / "run" / "model").trained_languages
