@@ -9,8 +9,8 @@ import numpy as np
 from mclip_kit.data.captions import Captions
 from mclip_kit.data.content_keys import normalize_spaces
 from mclip_kit.data.corpora.source import File
+from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.leakage import held_out_beside, held_out_texts
-from mclip_kit.data.prepare.hashes import hash_texts
 from mclip_kit.errors import DataError
 
 
