@@ -12,17 +12,16 @@ translation among the English names: lines from elsewhere have fewer. The rows:
     closed form            projector.init: ridge, before the first step
     closed form, trained   the same after both stages
     moved means            today's model; a language's states are moved so that their mean is that of trained languages
-    mined, N times         lines and English names that are nearest to each other by margin (arXiv 1811.01136), with
-                           moved means the first time, become captions of stage 2; no language is named at query time
+    CORAL                  the same, and their covariance too (arXiv 1607.01719)
+    mined                  quickstart_unpaired: pairs that the frozen encoder finds are rows of the second stage
+    mined, both stages     they are rows of the first stage too
 """
 
 import argparse
-import csv
-import json
-import shutil
 import time
 from functools import partial
 from pathlib import Path
+from random import Random
 from statistics import mean
 from typing import Any
 
@@ -34,19 +33,20 @@ from torch import Tensor
 
 from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.unpaired import sentences_of
 from mclip_kit.evaluate.retrieval import TEACHER, evaluate, score
 from mclip_kit.evaluate.validation import evaluator
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.files import write_text
 from mclip_kit.models.closed_form import LAMBDAS
-from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.run import Run
 
 GOAL = 20.0  # R@1, mean of the languages that are not trained
 EMBEDDED = Path("data/emoji")
 TRAINED = ("en", "fr", "zh")
-LINES, NEIGHBOURS, ROUNDS = 1000, 4, 2
+LINES = 1000
 
 
 def summary(found: dict[str, Any], seconds: float) -> Scores:
@@ -64,133 +64,85 @@ def summary(found: dict[str, Any], seconds: float) -> Scores:
     }
 
 
-def trained(changes: list[str], folder: Path) -> Scores:
-    """Train quickstart_trikd with changes: `start`, before the first step, and `end`; `valid` is of the end."""
-    recipe = load("quickstart_trikd", [*changes, "evaluation.every_epochs=1000"])
+def trained(name: str, changes: list[str], folder: Path) -> Scores:
+    """Train a recipe with changes: `start`, before the first step, and `end`; `valid` is of the end."""
+    recipe = load(name, [*changes, "evaluation.every_epochs=1000"])
     cache, captions, validate = FeatureCache(Path(str(recipe.cache.folder))), read_captions(EMBEDDED), evaluator(recipe)
     assert validate
-    calls, began, starts = 0, time.monotonic(), dict[str, Any]()
+    calls, began, starts = 0, time.process_time(), dict[str, Any]()
     first = len(LAMBDAS) if recipe.projector and recipe.projector.init == "ridge" else 0
 
     def scorer(model: Any, features: FeatureCache, task: Any) -> Any:
         nonlocal calls
         if calls == first:  # those before choose lambda
-            starts["start"] = summary(evaluate(model, captions, "test", cache=features), time.monotonic() - began)
+            starts["start"] = summary(evaluate(model, captions, "test", cache=features), time.process_time() - began)
         calls += 1
         return validate(model, features, task)
 
     Run(recipe, folder, scorer).go()
-    seconds, model = time.monotonic() - began, load_model(folder / "model")
+    seconds, model = time.process_time() - began, load_model(folder / "model")
     ends = {split: summary(evaluate(model, captions, split, cache=cache), seconds) for split in ("test", "valid")}
     return {**starts, "end": ends["test"], "valid": ends["valid"]}
 
 
-def lines_of(captions: Captions, language: str, seed: int) -> list[str]:
-    """Unpaired lines of a language."""
-    own, inside = captions.languages.isin([language]), captions.splits.isin(["train"])
-    kept_out = {*captions.texts[np.flatnonzero(~inside)].tolist()}
-    texts = sorted({*captions.texts[np.flatnonzero(own & inside)].tolist()} - kept_out)
-    return [texts[place] for place in np.random.default_rng(seed).permutation(len(texts))[:LINES]]
+class Moved:
+    """Pooled states of a language, moved so that their mean, and their covariance, are those of trained languages."""
 
+    def __init__(self, towers: FrozenTowers, captions: Captions, lines: dict[str, list[str]], coral: bool) -> None:
+        self._towers = towers
+        trained = [self.states(captions.texts[captions.select("train", [name])].tolist()) for name in TRAINED]
+        self._centre_H = torch.stack([own.mean(0) for own in trained]).mean(0)
+        self._means = {name: self.states(own).mean(0) for name, own in lines.items()}
+        self._maps = dict[str, Tensor]()
+        if coral:
+            wanted_HH = torch.stack([shrunk(own) for own in trained]).mean(0)
+            for name, own in lines.items():
+                self._maps[name] = power(shrunk(self.states(own)), -0.5) @ power(wanted_HH, 0.5)
 
-class States:
-    """Pooled states of texts, and the shift of a language's states to the mean of the trained languages."""
-
-    def __init__(self, model: MultilingualClip, cache: FeatureCache, captions: Captions, lines: dict[str, list[str]]):
-        self.model, self._towers = model, FrozenTowers(model, cache)
-        rows = {name: captions.select("train", [name]) for name in TRAINED}
-        means = [self.of(captions.texts[own].tolist()).mean(0) for own in rows.values()]
-        centre_H = torch.stack(means).mean(0)
-        self.shifts = {name: centre_H - self.of(own).mean(0) for name, own in lines.items()}
-
-    def of(self, texts: list[str]) -> Tensor:
-        """Pooled states (N, H)."""
-        return self._towers.pooled(self.model.student_tokens(texts)).take()
+    def states(self, texts: list[str]) -> Tensor:
+        """Pooled states (N, H), as they are."""
+        return self._towers.pooled(self._towers.model.student_tokens(texts)).take()
 
     @torch.no_grad()
-    def embed(self, texts: list[str], language: str, moved: bool) -> Tensor:
-        """Embeddings (N, D), from moved states if `moved`."""
-        states_NH = self.of(texts) + self.shifts.get(language, torch.zeros(())) * moved
-        embedding_ND: Tensor = F.normalize(self.model.projector.head(states_NH), dim=-1)
+    def embed(self, texts: list[str], language: str) -> Tensor:
+        """Embeddings (N, D) of texts of a language."""
+        states_NH = self.states(texts)
+        if language in self._means:
+            centred_NH = states_NH - self._means[language]
+            states_NH = (centred_NH @ self._maps[language] if self._maps else centred_NH) + self._centre_H
+        embedding_ND: Tensor = F.normalize(self._towers.model.projector.head(states_NH), dim=-1)
         return embedding_ND
 
 
-def nearest_pairs(a_ND: Tensor, b_MD: Tensor) -> list[tuple[int, int]]:
-    """Rows of two sides that are nearest to each other by ratio margin (Artetxe & Schwenk, arXiv 1811.01136)."""
-    scores_NM = a_ND @ b_MD.T
-    near_N, near_M = (scores_NM.topk(NEIGHBOURS, dim).values.mean(dim) for dim in (1, 0))
-    margin_NM = 2 * scores_NM / (near_N[:, None] + near_M)
-    best_N, best_M = margin_NM.argmax(1), margin_NM.argmax(0)
-    return [(i, j) for i, j in enumerate(best_N.tolist()) if int(best_M[j]) == i and float(margin_NM[i, j]) > 1]
+def shrunk(states_NH: Tensor, by: float = 0.1) -> Tensor:
+    """Covariance (H, H), moved towards a multiple of the identity: there are few more texts than numbers."""
+    covariance_HH = states_NH.T.cov()
+    width = len(covariance_HH)
+    return (1 - by) * covariance_HH + by * covariance_HH.trace() / width * torch.eye(width)
 
 
-def moved_means(folder: Path, cache: FeatureCache, lines: dict[str, list[str]]) -> Scores:
-    """Test and validation scores of a model with moved means."""
-    model, captions = load_model(folder / "model"), read_captions(EMBEDDED)
-    states, began, found = States(model, cache, captions, lines), time.monotonic(), {}
-    towers = FrozenTowers(model, cache)
+def power(symmetric_HH: Tensor, exponent: float) -> Tensor:
+    """A power of a positive definite matrix."""
+    values_H, vectors_HH = torch.linalg.eigh(symmetric_HH.double())
+    return (vectors_HH * values_H.clamp(min=1e-9) ** exponent @ vectors_HH.T).float()
+
+
+def moved(folder: Path, cache: FeatureCache, lines: dict[str, list[str]], coral: bool) -> Scores:
+    """Test and validation scores of a model whose states are moved."""
+    model, captions, began = load_model(folder / "model"), read_captions(EMBEDDED), time.process_time()
+    towers, found = FrozenTowers(model, cache), dict[str, Scores]()
+    states = Moved(towers, captions, lines, coral)
     for split in ("test", "valid"):
         images_G = captions.gallery(split)
         image_GD = F.normalize(towers.images(captions, images_G).take(), dim=-1).numpy()
         results = {}
         for name in (*TRAINED, *lines):
             rows_Q = captions.select(split, [name])
-            text_QD = states.embed(captions.texts[rows_Q].tolist(), name, moved=True).numpy()
+            text_QD = states.embed(captions.texts[rows_Q].tolist(), name).numpy()
             places_Q = np.searchsorted(images_G, captions.images[rows_Q])
-            shown = captions.groups[images_G], places_Q, captions.strata[images_G]
-            results[name] = score(image_GD, text_QD, *shown)
-        found[split] = summary(results, time.monotonic() - began)
+            results[name] = score(image_GD, text_QD, captions.groups[images_G], places_Q, captions.strata[images_G])
+        found[split] = summary(results, time.process_time() - began)
     return {"end": found["test"], "valid": found["valid"]}
-
-
-def mine(model_folder: Path, cache: FeatureCache, lines: dict[str, list[str]], moved: bool, folder: Path) -> float:
-    """Write a copy of the corpus in which pairs that are found replace the training captions of other languages.
-
-    Returns:
-        The share of pairs whose line names the picture that it was given.
-    """
-    model, captions = load_model(model_folder / "model"), read_captions(EMBEDDED)
-    states, english = States(model, cache, captions, lines), captions.select("train", ["en"])
-    names_MD = states.embed(captions.texts[english].tolist(), "en", moved=False)
-    written, right = list[tuple[str, str, str, str]](), list[bool]()
-    for language, own in lines.items():
-        true = captions.select("train", [language])
-        groups = dict(zip(captions.texts[true].tolist(), captions.groups[captions.images[true]], strict=True))
-        for i, j in nearest_pairs(states.embed(own, language, moved), names_MD):
-            image = captions.images[english[j]]
-            written.append((captions.names[image], language, "train", own[i]))
-            right.append(bool(groups[own[i]] == captions.groups[image]))
-    copy_with(written, folder, set(lines))
-    return float(np.mean(right))
-
-
-def copy_with(written: list[tuple[str, str, str, str]], folder: Path, replaced: set[str]) -> None:
-    """Copy the prepared corpus, with other training captions of some languages."""
-    shutil.copytree(EMBEDDED, folder)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) | {"files": {}}
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    captions = read_captions(EMBEDDED)
-    columns = zip(captions.images, captions.languages, captions.splits, captions.texts, strict=True)
-    rows = [(captions.names[image], *rest) for image, *rest in columns if rest[0] not in replaced or rest[1] != "train"]
-    for name in ("images", "captions", "uncaptioned"):
-        (folder / f"{name}.arrow").unlink(missing_ok=True)
-    with (folder / "captions.tsv").open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
-        out.writerows([("image", "language", "split", "caption"), *rows, *written])
-    with (folder / "images.tsv").open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
-        groups = zip(captions.names, captions.groups, captions.strata, strict=True)
-        out.writerows([("image", "group", "stratum"), *groups])
-
-
-def mined(changes: list[str], folder: Path, cache: FeatureCache, lines: dict[str, list[str]], before: Path) -> Scores:
-    """Mine with the model of a run, and train again with what was found."""
-    corpus = folder.parent / f"{folder.name}-corpus"
-    shutil.rmtree(corpus, ignore_errors=True)
-    right = mine(before, cache, lines, moved=before.name == "today", folder=corpus)
-    more = f"[{', '.join([*TRAINED, *lines])}]"
-    found = trained([*changes, f"data.captions={corpus}", f"stages.1.languages={more}"], folder)
-    return {**found, "right": right}
 
 
 def one_seed(seed: int, root: Path, smoke: bool) -> dict[str, Scores]:
@@ -200,20 +152,29 @@ def one_seed(seed: int, root: Path, smoke: bool) -> dict[str, Scores]:
     changes += ["stages.0.epochs=1", "stages.1.epochs=1"] if smoke else []
     cache, captions = FeatureCache(root / "features"), read_captions(EMBEDDED)
     others = [name for name in captions.languages.present() if name not in TRAINED]
-    lines = {name: lines_of(captions, name, seed) for name in others}
+    lines = {name: Random(seed).sample(sentences_of(captions, name), LINES) for name in others}
+    for name, own in lines.items():
+        (folder / "unpaired").mkdir(parents=True, exist_ok=True)
+        write_text(folder / "unpaired" / f"{name}.txt", "".join(f"{line}\n" for line in own))
+    files = ", ".join(f"{name}: {folder / 'unpaired' / name}.txt" for name in others)
 
-    def rows(name: str, *more: str) -> Scores:
-        return kept(folder / name, partial(trained, [*changes, *more], folder / name))
+    def rows(name: str, recipe: str, *more: str) -> Scores:
+        return kept(folder / name, partial(trained, recipe, [*changes, *more], folder / name))
 
-    today, closed = rows("today"), rows("ridge", "projector.init=ridge")
-    found = {"today": today, "closed form": {"end": closed["start"]}, "closed form, trained": closed}
-    found["moved means"] = kept(folder / "moved", partial(moved_means, folder / "today", cache, lines))
-    before = folder / "today"
-    for number in range(1, (1 if smoke else ROUNDS) + 1):
-        own = folder / f"mined-{number}"
-        found[f"mined, {number} times"] = kept(own, partial(mined, changes, own, cache, lines, before))
-        before = own
-    return found
+    def shifted(name: str, coral: bool) -> Scores:
+        return kept(folder / name, partial(moved, folder / "today", cache, lines, coral))
+
+    unpaired, given = "quickstart_unpaired", f"data.unpaired={{{files}}}"
+    closed = rows("ridge", "quickstart_trikd", "projector.init=ridge")
+    return {
+        "today": rows("today", "quickstart_trikd"),
+        "closed form": {"end": closed["start"]},
+        "closed form, trained": closed,
+        "moved means": shifted("means", coral=False),
+        "CORAL": shifted("coral", coral=True),
+        "mined": rows("mined", unpaired, given),
+        "mined, both stages": rows("mined-both", unpaired, given, "stages.0.mine={}"),
+    }
 
 
 def main() -> None:
@@ -226,7 +187,7 @@ def main() -> None:
     root = Path("runs", "unpaired-smoke" if asked.smoke else "unpaired")
     seeds = [one_seed(seed, root, asked.smoke) for seed in numbers]
     columns = {"English": "English", "trained": "trained, R@1", "never": "never trained, R@1"}
-    columns |= {"never10": "never trained, R@10", "plain": "plain, never trained", "seconds": "seconds"}
+    columns |= {"never10": "never trained, R@10", "plain": "plain, never trained", "seconds": "CPU seconds"}
     print("\n".join(head("T2I, test", *columns.values())))
     for name in seeds[0]:
         print(row(name, *(spread([seed[name]["end"][key] for seed in seeds]) for key in columns)))

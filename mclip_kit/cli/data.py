@@ -1,11 +1,12 @@
-"""mclip-kit data show | send"""
+"""mclip-kit data show | sentences | send"""
 
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import click
 
-from mclip_kit.cli.common import ANY, FOLDER
+from mclip_kit.cli.common import ANY, FOLDER, languages_of
 from mclip_kit.urls import is_copy
 
 TABLES = ("captions", "images", "uncaptioned")
@@ -33,6 +34,35 @@ def show(folder: Path, table: str, rows: int | None) -> None:
     lines = dict(as_text(open_tables(folder)))[f"{table}.tsv"]
     for line in islice(lines, None if rows is None else rows + 1):
         click.echo(line, nl=False)
+
+
+@data.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--out", required=True, type=FOLDER, help="Gets LANGUAGE.txt for each language.")
+@click.option("--langs", help="Codes with commas between them.  [default: all but English]")
+@click.option("--split", default="train", show_default=True)
+@click.option("--lines", type=click.IntRange(1), default=1000, show_default=True, help="Of a language, at most.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of which lines, and in which order.")
+def sentences(folder: Path, out: Path, langs: str | None, split: str, lines: int, seed: int) -> None:
+    """Write plain sentences of a prepared folder, without pictures and translations, to try data.unpaired with.
+
+    They are distinct captions in random order; those that a test split has too are left out.
+    """
+    from mclip_kit.data.captions import read_captions
+    from mclip_kit.data.languages import TEACHER_LANGUAGE
+    from mclip_kit.data.unpaired import sentences_of
+    from mclip_kit.files import write_text
+
+    captions = read_captions(folder)
+    wanted = languages_of(langs)
+    if isinstance(wanted, str):
+        wanted = [code for code in captions.languages.present() if code != TEACHER_LANGUAGE]
+    for language in wanted:
+        found = sentences_of(captions, language, split)
+        chosen = Random(seed).sample(found, min(lines, len(found)))
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / f"{language}.txt", "".join(f"{line}\n" for line in chosen))
+        click.echo(f"{out / f'{language}.txt'}: {len(chosen):,} of {len(found):,} sentences")
 
 
 @data.command("send")

@@ -147,6 +147,10 @@ def without_effect(recipe: Any) -> Iterator[str]:
             yield from _idle(name, getattr(recipe, name), rules, recipe)
     if recipe.data.shares and all(stage.data != "bitext" for stage in recipe.stages):
         yield "data.bitext: shares have no effect: no stage has data: bitext; name one folder"
+    if recipe.data.unpaired and not any(getattr(stage, "mine", None) for stage in recipe.stages):
+        yield "data.unpaired has no effect: no stage has mine; give one mine: {}"
+    if "en" in recipe.data.unpaired:
+        yield "data.unpaired.en has no effect: sentences are paired with English ones; leave it out"
     for number, stage in enumerate(recipe.stages):
         where = f"stages.{number}"
         yield from _idle(where, stage, STAGE)

@@ -52,6 +52,9 @@ class Data(Section):
         None,
         description="A fairseq-binarised folder of parallel sentences; or several, each with its share of the rows.",
     )
+    unpaired: dict[str, Place] = Field(
+        {}, description="Language -> a text file, one sentence a line: neither translations nor pictures; see mine."
+    )
     max_unknown: Fraction = Field(
         0.2,
         description="Largest share of <unk> among a language's pieces, by the encoder's tokenizer; from 0.02 on told.",

@@ -26,6 +26,15 @@ class Augment(Section):
     colour: Fraction = Field(0.0, description="Largest relative change of brightness and contrast.")
 
 
+class Mine(Section):
+    """Pairs of unpaired sentences with the teacher's texts of the stage, by margin (arXiv 1811.01136)."""
+
+    margin: Positive = Field(
+        1.02, description="Least cosine of a pair, as a share of the mean over the nearest neighbours of both sides."
+    )
+    neighbours: Count = Field(4, description="Nearest neighbours of each side in that mean.")
+
+
 class Stage(Section):
     """What every kind of stage has: what is trained, at which rate, and by which optimiser.
 
@@ -142,6 +151,11 @@ class TriangleStage(Stage):
     monolingual: bool = Field(False, description="Every batch holds one language.")
     templates: list[str] = Field([], description="Patterns with {} for the teacher's text; if frozen, their mean.")
     augment: Augment | None = Field(None, description="Augmentation of the pictures; needs the live image tower.")
+    mine: Mine | None = Field(
+        None,
+        description="Add rows of data.unpaired: a sentence and the teacher's text that are nearest to each other in "
+        "the frozen encoder's space, with that text's picture.",
+    )
     epochs: Count = Field(description="Passes over the rows.")
     batch_size: Annotated[Whole, Field(ge=2)] = Field(description="Rows a step, over all processes.")
     micro_batch: Count | None = Field(
@@ -170,6 +184,8 @@ class TriangleStage(Stage):
                 raise ValueError(f"edges.{name}: kl is for edges of student_text; the teacher has no teacher")
         if any("{}" not in template for template in self.templates):
             raise ValueError("templates: each needs a {} at the place of the caption")
+        if self.mine and "student_text" not in self.vertices:
+            raise ValueError("mine has no effect: no edge has student_text")
         if self.augment and "image" not in self.vertices:
             raise ValueError("augment has no effect: no edge has the image")
         return self
@@ -178,6 +194,22 @@ class TriangleStage(Stage):
         """What does not fit together between this stage and the rest of its recipe."""
         if recipe.evaluation and recipe.data.captions is None:
             yield "evaluation needs data.captions"
+        if self.mine:
+            yield from self._mining_problems(recipe)
+
+    def _mining_problems(self, recipe: Any) -> Iterator[str]:
+        where = f"stage {self.name}: mine"
+        before = recipe.stages[: recipe.stages.index(self) + 1]
+        training = [stage.name for stage in before if stage.trains("encoder") or stage.trains("lora")]
+        if not recipe.data.unpaired:
+            yield f"{where} needs data.unpaired: a mapping from a language to a file of its sentences"
+        if recipe.encoder is not None and not isinstance(recipe.encoder, str):
+            yield f"{where} needs an encoder that is trained already, by name; this one is new"
+        elif training:
+            yield (
+                f"{where} needs a frozen encoder, and stage {training[0]} trains it; train that in a recipe of its own "
+                "and name its model as init_from"
+            )
 
     def check_processes(self, processes: int) -> None:
         """RecipeError if a batch cannot be shared evenly."""

@@ -108,6 +108,16 @@ def _intersect(sought_N: np.ndarray, chunks: Iterable[np.ndarray]) -> np.ndarray
     return sought_N[found_N]
 
 
+def held_out_texts(folders: Iterable[Path]) -> np.ndarray:
+    """Hashes of the texts of all splits but those whose names start with `train`, distinct and sorted, uint64.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    splits = [(folder, split) for folder in folders for split in _splits(folder, "") if not split.startswith("train")]
+    return _union(chunk for folder, split in splits for chunk in _chunks(folder, split, "texts"))
+
+
 def _distinct(folder: Path, split: str, kind: str) -> np.ndarray:
     hashes_N = _union(_chunks(folder, split, kind))
     return hashes_N[hashes_N != 0]

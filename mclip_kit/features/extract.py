@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mclip_kit.data.captions import Captions
-from mclip_kit.data.content_keys import hash_bytes, hash_texts, hash_tokens, normalize_spaces
+from mclip_kit.data.content_keys import hash_bytes, hash_texts, hash_tokens
+from mclip_kit.data.content_keys import normalize_spaces as clean
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.errors import DataError, DiskError
 from mclip_kit.features import hashing
@@ -27,6 +28,7 @@ from mclip_kit.models.encoding import over_templates
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.projectors import Pool, pool
 from mclip_kit.urls import is_copy
 
 TEXTS = 256  # of a batch of teacher texts: texts + characters / 16
@@ -151,19 +153,16 @@ class FrozenTowers:
             "teacher_text", "teacher", clip.width, lambda: {"tokenizer": clip.tokenizer_facts(), **own}, variant
         )
 
-        def ids(part: Sequence[int]) -> Tensor:
-            return self.model.teacher_tokens([normalize_spaces(texts[i]) for i in part], templates)
-
         def job() -> ExtractionJob:
             return ExtractionJob(
-                load=lambda part: (ids(part), []),
+                load=lambda part: (self.model.teacher_tokens([clean(texts[i]) for i in part], templates), []),
                 run=partial(self._eval, "teacher_text"),
                 sizes_N=np.fromiter((1 + len(text) // 16 for text in texts), np.int32, len(texts)),
                 batch_items=max(1, TEXTS // max(1, len(templates))),
             )
 
         def keys() -> np.ndarray:
-            return hash_texts(map(normalize_spaces, texts)) if keys_N2 is None else keys_N2
+            return hash_texts(map(clean, texts)) if keys_N2 is None else keys_N2
 
         return self._fill("teacher_text", table, keys, job, kept)
 
@@ -173,8 +172,9 @@ class FrozenTowers:
         lengths_N: np.ndarray | None = None,
         keys_N2: np.ndarray | None = None,
         kept: Path | None = None,
+        pooling: Pool | None = None,
     ) -> Features:
-        """The encoder's states, pooled as the projector does (N, H).
+        """The encoder's states, pooled as the projector does, or as `pooling` says (N, H).
 
         Args:
             tokens: token ids of each text.
@@ -182,12 +182,12 @@ class FrozenTowers:
             keys_N2: their keys, if they are known.
             kept: as of `images`.
         """
-        projector = self.model.projector
+        how = pooling or self.model.projector.pooling
 
         def run(inputs: tuple[Tensor, Tensor]) -> Tensor:
-            return projector.pool(self._eval("encoder", *inputs), inputs[1].to(self.model.device))
+            return pool(self._eval("encoder", *inputs), inputs[1].to(self.model.device), how)
 
-        return self._encoded(f"pooled_{projector.pooling}", run, tokens, lengths_N, keys_N2, kept)
+        return self._encoded(f"pooled_{how}", run, tokens, lengths_N, keys_N2, kept)
 
     def token_states(
         self,

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,11 +20,13 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.manifest import bitext_stamps, file_stamps
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
+from mclip_kit.data.unpaired import read_unpaired
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.encoding import CLEANERS, over_templates
 from mclip_kit.models.freezing import evaluating
+from mclip_kit.tasks import mining
 from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed
 from mclip_kit.tasks.grad_cache import accumulated, cached
 from mclip_kit.tasks.triangle_batches import TriangleBatches
@@ -67,7 +71,9 @@ class TriangleTask(Task):
         Raises:
             DataError: the data has none for the stage, no row fits an edge, or there are too few for a batch.
         """
-        rows = self.context.cache.rows(self._row_facts(), lambda part: write_rows(part, self._stream()), open_rows)
+        rows = self.context.cache.rows(self._row_facts(), lambda part: write_rows(part, self._stream(part)), open_rows)
+        if self._mines and rows.folder:
+            self.context.warn(f"stage {self.stage.name}: {mining.describe(rows.folder)}")
         self._check(rows)
         if "student_text" in self.stage.vertices:
             self.check_spelling(rows.tokens, rows.languages, rows.languages_N)
@@ -88,6 +94,10 @@ class TriangleTask(Task):
             "tokenizer": model.encoder.tokenizer.identity(),
             "cleaning": model.text_cleaning,
         }
+        if stage.mine and self._mines:
+            encoder = FrozenTowers(model, self.context.cache).weights("encoder")
+            files = file_stamps(Path(path).absolute() for path in data.unpaired.values())
+            facts["mine"] = [stage.mine.model_dump(), encoder, list(data.unpaired), files]
         if stage.data == "captions":
             assert self.context.captions is not None
             folder = self.context.captions.folder.absolute()
@@ -95,8 +105,28 @@ class TriangleTask(Task):
             return facts | {"captions": file_stamps(tables)}
         return facts | {"bitext": bitext_stamps(data.bitexts), "english": stage.include_english}
 
-    def _stream(self) -> RowStream:
-        """The rows, read from the data."""
+    @property
+    def _mines(self) -> bool:
+        """Whether mined rows are added; not where nothing is kept, as in a dry run, since it takes long."""
+        return self.stage.mine is not None and self.context.cache.writes
+
+    def _stream(self, folder: Path) -> RowStream:
+        """The rows, read from the data, and those that are mined, of which the folder gets an account."""
+        stream, stage, data = self._prepared(), self.stage, self.context.recipe.data
+        if stage.mine is None or not self._mines:
+            return stream
+        prepared = [Path(place).parent for place in data.bitexts]
+        prepared += [self.context.captions.folder] if self.context.captions else []
+        texts = [read_unpaired(language, path, prepared) for language, path in data.unpaired.items()]
+        codes = list(dict.fromkeys([*stream.languages, *data.unpaired]))
+        numbered = {codes.index(text.language): text for text in texts}
+        given = TriangleTask(stage.model_copy(update={"mine": None}), self.context).rows
+        model, cache = self.context.model, self.context.cache
+        mined = mining.mined_blocks(folder, model, cache, given, numbered, stage.mine, self._longest)
+        return RowStream(codes, stream.count + sum(len(text.lines) for text in texts), chain(stream.blocks, mined))
+
+    def _prepared(self) -> RowStream:
+        """The rows of the prepared folders."""
         stage, model = self.stage, self.context.model
         tokenize = partial(model.student_tokens, max_tokens=self._longest)
         if stage.data == "captions":

@@ -16,6 +16,7 @@ from mclip_kit.config.recipe import Recipe
 from mclip_kit.config.stages import Stage
 from mclip_kit.data.bitext import check_split, open_bitext
 from mclip_kit.data.captions import Captions, read_captions
+from mclip_kit.data.corpora.source import File
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
 from mclip_kit.features.cache import FeatureCache
@@ -185,10 +186,12 @@ def open_data(recipe: Recipe) -> Captions | None:
     Returns:
         Its captions, whose tables are read once a run.
     Raises:
-        DataError: a folder is missing, or has no rows in the split and the languages of a stage.
+        DataError: a folder or a file is missing, or has no rows in the split and the languages of a stage.
     """
     bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
     captions = read_captions(recipe.data.captions) if recipe.data.captions else None
+    for path in recipe.data.unpaired.values():
+        next(File(Path(path)).lines(), None)
     for stage in recipe.stages:
         if stage.data == "bitext":
             check_split(bitexts, str(stage.split))

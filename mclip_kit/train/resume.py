@@ -9,6 +9,7 @@ from mclip_kit.config.model import AS_OPEN_CLIP
 from mclip_kit.config.recipe import RENAMED, Recipe
 from mclip_kit.config.stages import Stage
 from mclip_kit.config.yaml import parse, read_yaml, rename_keys
+from mclip_kit.data.corpora.source import File
 from mclip_kit.data.manifest import identity
 from mclip_kit.errors import CheckpointError
 from mclip_kit.features.cache import FeatureCache
@@ -74,6 +75,7 @@ def inputs_of(recipe: Recipe, model: Any, cache: FeatureCache) -> dict[str, str]
     """What a run is made from, and a checkpoint does not hold: a hash of each prepared folder and named tower."""
     folders = [*recipe.data.bitexts, *filter(None, [recipe.data.captions])]
     found = {named(folder): identity(Path(folder)) for folder in dict.fromkeys(folders)}
+    found |= {named(path): File(Path(path)).sha256() for path in recipe.data.unpaired.values()}
     towers = FrozenTowers(model, cache)
     for tower, source in recipe.sources.items():
         if source != "new" and hasattr(model, tower):

@@ -29,11 +29,12 @@ UNREAD = {
     "Recipe": {"about"},
     "Data": {"bitext"},
     "Cache": {"max_bad_fraction"},
+    "Mine": {"margin", "neighbours"},
     "TriangleStage": {"kind", "max_nonfinite"},
     "TranslationStage": {"kind", "max_nonfinite"},
 }
 """Keys that are for people, that choose the class, that a property of their section reads (Data.bitexts), or that are
-read when something goes wrong."""
+read when something goes wrong, or of an encoder that is not new (tests/tasks/test_mining.py)."""
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ COMMON |= {"language_temperature", "warmup_init_lr", "shuffle_window"}
 READS = {
     "triangle": COMMON
     | {"edges", "data", "languages", "include_english", "monolingual", "templates", "augment", "epochs"}
-    | {"batch_size", "micro_batch"},
+    | {"batch_size", "micro_batch", "mine"},
     "translate": COMMON | {"directions", "steps", "batch_tokens", "label_smoothing", "contrast", "language_linear"},
 }
 """Kind of stage -> its keys. A key that only some stages of a kind read also has a rule in `config.effects`."""

@@ -21,6 +21,7 @@ SHIPPED = [
     "multi30k_finetune",
     "quickstart",
     "quickstart_trikd",
+    "quickstart_unpaired",
     "trikd_projectors",
 ]
 

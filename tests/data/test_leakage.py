@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mclip_kit.data import leakage
+from mclip_kit.data.hashes import hash_contents, hash_pictures, hash_texts
 from mclip_kit.data.leakage import (
     Leak,
     as_json,
@@ -19,7 +20,6 @@ from mclip_kit.data.leakage import (
     without_fingerprints,
 )
 from mclip_kit.data.prepare.fingerprints import FingerprintWriter
-from mclip_kit.data.prepare.hashes import hash_contents, hash_pictures, hash_texts
 from mclip_kit.errors import DataError
 
 

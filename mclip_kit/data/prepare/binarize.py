@@ -15,8 +15,8 @@ import numpy as np
 from mclip_kit.data import fairseq_io
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Cleaning
+from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.prepare.fingerprints import side_hashes
-from mclip_kit.data.prepare.hashes import hash_texts
 from mclip_kit.data.tokenizer import UNK, XlmrTokenizer
 from mclip_kit.engine import base
 from mclip_kit.engine.base import Engine, map_ahead

@@ -15,10 +15,10 @@ from typing import IO
 import numpy as np
 
 from mclip_kit.data.fairseq_io import side_file
+from mclip_kit.data.hashes import hash_and_key, hash_pictures
 from mclip_kit.data.images import read_bytes
 from mclip_kit.data.leakage import fingerprint_file
 from mclip_kit.data.prepare.caption_rows import CaptionRows
-from mclip_kit.data.prepare.hashes import hash_and_key, hash_pictures
 from mclip_kit.data.prepare.parallel_text import Pair, side_prefixes
 from mclip_kit.data.prepare.picture_splits import PictureSplits
 from mclip_kit.engine.base import Engine, map_ahead

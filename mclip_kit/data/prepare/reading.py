@@ -11,9 +11,9 @@ from typing import Any
 
 from mclip_kit.data.corpora import Content, Corpus, Parts, Row
 from mclip_kit.data.corpora.account import Account, RecordedAccount
+from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.prepare.block import NO_DRAWS, OF_ROWS, OF_TEXTS, Block, Packed, unpacked
 from mclip_kit.data.prepare.cleaning import Cleaner
-from mclip_kit.data.prepare.hashes import hash_texts
 from mclip_kit.data.prepare.splits import draw_numbers
 from mclip_kit.engine.base import Engine
 

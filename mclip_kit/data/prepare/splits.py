@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from mclip_kit.data.prepare.hashes import hash_texts
+from mclip_kit.data.hashes import hash_texts
 
 EXACT = 20_000
 """Up to this many rows, splits have their exact shares, and equal texts of all languages stay together."""

@@ -12,10 +12,10 @@ import numpy as np
 
 from mclip_kit.data.corpora import SPLIT, Corpus
 from mclip_kit.data.corpora.source import Source
+from mclip_kit.data.hashes import BLOCK
 from mclip_kit.data.prepare.block import NO_DRAWS, Block
 from mclip_kit.data.prepare.caption_rows import CaptionRows
 from mclip_kit.data.prepare.cleaning import Cleaner
-from mclip_kit.data.prepare.hashes import BLOCK
 from mclip_kit.data.prepare.parallel_text import ParallelText
 from mclip_kit.data.prepare.picture_cells import UNFIT, PictureTar, fill_in_files, fit_path, near_file
 from mclip_kit.data.prepare.picture_splits import PictureSplits

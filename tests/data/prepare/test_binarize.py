@@ -11,10 +11,10 @@ from sentencepiece import sentencepiece_model_pb2
 from mclip_kit.data.bitext import open_bitext, raw_text
 from mclip_kit.data.corpora import Cleaning
 from mclip_kit.data.fairseq_io import write_dictionary
+from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.prepare import binarize as module
 from mclip_kit.data.prepare.binarize import binarize
 from mclip_kit.data.prepare.fingerprints import side_hashes
-from mclip_kit.data.prepare.hashes import hash_texts
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer
 from tests import tiny
 

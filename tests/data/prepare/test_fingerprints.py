@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mclip_kit.data.prepare import hashes as hashing
+from mclip_kit.data import hashes as hashing
+from mclip_kit.data.hashes import hash_contents, hash_pictures, hash_texts
 from mclip_kit.data.prepare.fingerprints import FingerprintWriter
-from mclip_kit.data.prepare.hashes import hash_contents, hash_pictures, hash_texts
 
 SAME = {
     "case": ["A man, riding a Horse.", "a man riding a horse", "A MAN RIDING A HORSE!"],

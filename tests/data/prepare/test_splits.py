@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from mclip_kit.data.prepare.hashes import hash_texts
+from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.prepare.splits import SplitByHash, draw_exactly, draw_numbers, is_in, union
 
 SHARES = {"valid": 0.05, "test": 0.1}

@@ -9,7 +9,7 @@ import pytest
 from mclip_kit.data.bitext import raw_text
 from mclip_kit.data.corpora import Content, Row
 from mclip_kit.data.corpora.source import Source
-from mclip_kit.data.prepare.hashes import hash_texts
+from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.prepare.parallel_text import side_prefixes
 from mclip_kit.data.prepare.reading import read_blocks
 from mclip_kit.data.prepare.writer import ALONE, TableWriter

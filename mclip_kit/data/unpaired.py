@@ -1,0 +1,81 @@
+"""Unpaired text: plain sentences of a language, one a line, without translations and without pictures."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mclip_kit.data.captions import Captions
+from mclip_kit.data.content_keys import normalize_spaces
+from mclip_kit.data.corpora.source import File
+from mclip_kit.data.hashes import hash_texts
+from mclip_kit.data.leakage import held_out_beside, held_out_texts
+from mclip_kit.errors import DataError
+
+
+@dataclass(frozen=True)
+class UnpairedText:
+    """The sentences of a language.
+
+    Attributes:
+        language: its code.
+        lines: distinct, in the order of the file.
+        counts: of its `lines`, and of those that were left out: `empty`, `repeated`, `held_out`.
+    """
+
+    language: str
+    lines: list[str]
+    counts: dict[str, int]
+
+
+def read_unpaired(language: str, path: str | Path, prepared: Iterable[Path] = ()) -> UnpairedText:
+    """Read a file of sentences: plain UTF-8 text, or packed as .gz, .xz or .bz2.
+
+    >>> from pathlib import Path
+    >>> _ = Path("pt.txt").write_text("maçã vermelha\\ndois  cães\\n\\ndois cães\\n", encoding="utf-8")
+    >>> text = read_unpaired("pt", "pt.txt")
+    >>> text.lines
+    ['maçã vermelha', 'dois cães']
+    >>> text.counts
+    {'lines': 4, 'empty': 1, 'repeated': 1, 'held_out': 0}
+
+    Args:
+        language: a code.
+        path: of the file.
+        prepared: folders; lines that are held-out texts of these, or of folders beside them, are left out.
+    Raises:
+        DataError: the file cannot be read, or no line is left.
+    """
+    lines, counts = dict[str, None](), {"lines": 0, "empty": 0, "repeated": 0, "held_out": 0}
+    for raw in File(Path(path)).lines():
+        line = normalize_spaces(raw)
+        counts["lines"] += 1
+        if not line:
+            counts["empty"] += 1
+        elif line in lines:
+            counts["repeated"] += 1
+        lines.setdefault(line)
+    lines.pop("", None)
+    kept = _without(lines, prepared)
+    counts["held_out"] = len(lines) - len(kept)
+    if not kept:
+        raise DataError(f"{path}: no sentence is left of {counts['lines']:,} lines; give a file with one a line")
+    return UnpairedText(language, kept, counts)
+
+
+def _without(lines: Collection[str], prepared: Iterable[Path]) -> list[str]:
+    """Lines that are no held-out text; letters, digits and marks count, as for the leakage check."""
+    held = held_out_texts({other for folder in prepared for other in held_out_beside(folder)})
+    held_N = np.isin(hash_texts(lines), held[held != 0])
+    return [line for line, is_held in zip(lines, held_N.tolist(), strict=True) if not is_held]
+
+
+def sentences_of(captions: Captions, language: str, split: str = "train") -> list[str]:
+    """The distinct captions of a language in a split that are no held-out text, sorted: unpaired text for trials.
+
+    Raises:
+        DataError: there are no captions of the language in the split.
+    """
+    rows = captions.select(split, [language])
+    return _without(sorted({*captions.texts[rows].tolist()}), [captions.folder])
