@@ -52,6 +52,7 @@ def test_recipes_lists_each_with_its_line(type_: Type) -> None:
         "altclip_full",
         "altclip_m9",
         "coco_finetune",
+        "m2m",
         "mclip_plus",
         "mte",
         "multi30k_finetune",

@@ -83,7 +83,7 @@ def _trains_projector(recipe: Any) -> bool:
 
 PROJECTOR: Rules = {
     "layers": (lambda part, recipe: part.kind == "transformer", "kind transformer"),
-    "hidden": (lambda part, recipe: part.kind in ("mlp", "altclip"), "kinds mlp and altclip"),
+    "hidden": (lambda part, recipe: part.kind != "transformer", "kinds linear, mlp and altclip"),
     "dropout": (
         lambda part, recipe: part.kind in ("mlp", "transformer") and _trains_projector(recipe),
         "kinds mlp and transformer, while a stage trains the projector",

@@ -149,10 +149,10 @@ def test_a_folder_that_fairseq_preprocess_wrote_trains(squares: Path, tmp_path: 
     assert not different(both["fairseq"], both["ours"])
 
 
-@pytest.mark.parametrize("name", ["altclip_full", "trikd_projectors"])
+@pytest.mark.parametrize("name", ["altclip_full", "m2m", "trikd_projectors"])
 def test_shipped_recipes_run_on_the_embedded_corpus_with_small_towers(name: str, emoji: Path, tmp_path: Path) -> None:
     encoder = tiny.ENCODER | {"weights": "random"}
-    stages = {"altclip_full": 2, "trikd_projectors": 1}[name]
+    stages = {"altclip_full": 2, "m2m": 1, "trikd_projectors": 1}[name]
     changes = [
         f"data={{captions: {emoji}, bitext: {emoji / 'bitext'}}}",
         f"teacher={{weights: random, model: {json.dumps(tiny.TEACHER)}}}",
