@@ -128,8 +128,9 @@ class TriangleStage(Stage):
 
     kind: Literal["triangle"] = Field("triangle", description="On edges of the triangle.")
     edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(
-        description="image-teacher_text, image-student_text or teacher_text-student_text: its loss. A second loss on "
-        "an edge has its name, a + and a word, such as teacher_text-student_text+kl."
+        description="image-teacher_text, image-student_text, teacher_text-student_text or centroid-student_text: its "
+        "loss. A second loss on an edge has its name, a + and a word, such as teacher_text-student_text+kl. centroid: "
+        "the mean of the student's embeddings of a row and its translations as the stage starts (arXiv 2608.30725)."
     )
     data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
     languages: Languages | Literal["all"] = Field("all", description="Languages of the student's side.")
@@ -151,12 +152,15 @@ class TriangleStage(Stage):
     @model_validator(mode="after")
     def _edges_fit_the_data(self) -> "TriangleStage":
         if self.data == "bitext" and any("image" in base(edge) for edge in self.edges):
-            raise ValueError("bitext has no pictures: its only edge is teacher_text-student_text")
+            raise ValueError(
+                "bitext has no pictures: its edges are teacher_text-student_text and centroid-student_text"
+            )
         if self.data == "bitext" and not isinstance(self.split, str):
             raise ValueError("split: give one name for bitext, not a mapping")
         followed = all("teacher_text" not in base(edge) for edge in self.edges)  # by kl alone: it gets no gradient
         learning = self.vertices - {"teacher_text"} if followed else self.vertices
-        used = {"clip_projector"} | (learning & {"image", "teacher_text"})
+        used = learning & {"image", "teacher_text"}
+        used |= {"clip_projector"} if self.vertices & {"image", "teacher_text"} else set()
         used |= {"student", "lora", *STUDENT} if "student_text" in self.vertices else set()
         for pattern in self.train:
             tower = pattern.split(".")[0]
@@ -178,6 +182,20 @@ class TriangleStage(Stage):
         """What does not fit together between this stage and the rest of its recipe."""
         if recipe.evaluation and recipe.data.captions is None:
             yield "evaluation needs data.captions"
+        if "centroid" in self.vertices:
+            yield from self._centroid_problems(recipe)
+
+    def _centroid_problems(self, recipe: Any) -> Iterator[str]:
+        if not self.several_languages:
+            yield f"stage {self.name}: centroid is the mean of translations: languages needs two or more"
+        before = recipe.stages[: [stage is self for stage in recipe.stages].index(True)]
+        if not recipe.init_from and not any(stage.trains("projector") for stage in before):
+            yield (
+                f"stage {self.name}: centroid needs a student that is trained: set init_from to a model folder, or put "
+                "a stage that trains the projector before it"
+            )
+        if recipe.parallel == "fsdp":
+            yield f"stage {self.name}: parallel: fsdp does not work with centroid; use ddp"
 
     def check_processes(self, processes: int) -> None:
         """RecipeError if a batch cannot be shared evenly."""
@@ -186,6 +204,12 @@ class TriangleStage(Stage):
                 f"stage {self.name}: batch_size {self.batch_size} is not a multiple of the number of processes, "
                 f"{processes}; start as many as divide it, or change batch_size"
             )
+
+    @property
+    def several_languages(self) -> bool:
+        """Whether the rows may be in more languages than one."""
+        english = {"en"} if self.data == "bitext" and self.include_english else set()
+        return self.languages == "all" or len({*self.languages, *english}) > 1
 
     @property
     def vertices(self) -> set[str]:
