@@ -51,6 +51,7 @@ def test_recipes_lists_each_with_its_line(type_: Type) -> None:
     assert [line.split()[0] for line in lines] == [
         "altclip_full",
         "altclip_m9",
+        "calibrate",
         "coco_finetune",
         "m2m",
         "mclip_plus",

@@ -168,6 +168,17 @@ def test_shipped_recipes_run_on_the_embedded_corpus_with_small_towers(name: str,
     assert load_model(tmp_path / "run" / "model").encode_text(["猫", "قط"]).shape[0] == 2
 
 
+def test_the_recipe_of_trunk_calibration_starts_from_any_model_folder(squares: Path, tmp_path: Path) -> None:
+    train(recipe_of(squares, tmp_path, "stages.0.epochs=1", **only_stage(squares, 1)), tmp_path / "start")
+    changes = [f"init_from={tmp_path / 'start' / 'model'}", f"data.captions={squares}", "stages.0.epochs=1"]
+    changes += ["stages.0.languages=[en, de, fr]", "evaluation.languages=[en, de]", "stages.0.batch_size=36"]
+    train(load("calibrate", changes), tmp_path / "run")
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "run")
+    changed = different(before, after)
+    assert changed
+    assert all(re.match(r"encoder\.model\.(embeddings|encoder\.layer\.0)\.", name) for name in changed)
+
+
 def test_adapters_are_trained_alone_and_leave_a_standard_encoder(squares: Path, tmp_path: Path) -> None:
     kept = ["encoder.weights=random", "evaluation.keep=last"]
     lora = ["lora={rank: 2}", "stages.1.train=[lora, projector]", "stages.2.train=[lora]"]
