@@ -37,16 +37,17 @@ def summary(found: dict[str, Any], languages: list[str]) -> Scores:
     return {"starved": scores[STARVED], "english": scores["en"], "others": mean(others), "ten": mean(scores.values())}
 
 
-def trained(name: str, changes: list[str], folder: Path, cache: FeatureCache) -> Scores:
+def trained(name: str, changes: list[str], folder: Path, features: Path) -> Scores:
     """Train a recipe; its scores."""
-    recipe = load(name, [*changes, "evaluation=null", f"cache.folder={cache.root}"])
+    recipe = load(name, [*changes, "evaluation=null", f"cache.folder={features}"])
     Run(recipe, folder).go()
-    return score(folder, cache)
+    return score(folder, features)
 
 
-def score(folder: Path, cache: FeatureCache) -> Scores:
+def score(folder: Path, features: Path) -> Scores:
     """The figures of a run's model on both splits."""
     model, captions = load_model(folder / "model"), read_captions(EMBEDDED)
+    cache = FeatureCache(features)  # a new one: it knows the weights of one model
     found = {split: evaluate(model, captions, split, cache=cache) for split in ("test", "valid")}
     return {split: summary(results, languages_of()) for split, results in found.items()}
 
@@ -68,7 +69,7 @@ def same_pictures(one: Path, other: Path) -> bool:
 
 def one_seed(seed: int, root: Path, smoke: bool) -> dict[str, Scores]:
     """The rows of a seed."""
-    folder, cache = root / f"seed-{seed}", FeatureCache(root / "features")
+    folder, features = root / f"seed-{seed}", root / "features"
     nine = f"[{', '.join(name for name in languages_of() if name != STARVED)}]"
     first = [f"seed={seed}", *(f"stages.{stage}.languages={nine}" for stage in (1, 2))]
     second = [f"seed={seed}", f"init_from={folder / 'starved' / 'model'}"]
@@ -76,12 +77,12 @@ def one_seed(seed: int, root: Path, smoke: bool) -> dict[str, Scores]:
         first += [f"stages.{stage}.epochs=1" for stage in range(3)]
         second += ["stages.0.epochs=1"]
     starved, after = folder / "starved", folder / "calibrated"
-    found = {"without Korean": kept(starved, partial(trained, "quickstart", first, starved, cache))}
-    found["calibrated"] = kept(after, partial(trained, "calibrate", second, after, cache))
+    found = {"without Korean": kept(starved, partial(trained, "quickstart", first, starved, features))}
+    found["calibrated"] = kept(after, partial(trained, "calibrate", second, after, features))
     found["calibrated"]["same pictures"] = same_pictures(starved, after)
     whole = Path("runs", "results", f"seed-{seed}", "quickstart")
     if (whole / "model" / "config.json").is_file():
-        found["with Korean from the start"] = kept(folder / "whole", partial(score, whole, cache))
+        found["with Korean from the start"] = kept(folder / "whole", partial(score, whole, features))
     return found
 
 
