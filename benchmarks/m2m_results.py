@@ -21,8 +21,13 @@ from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import load as load_model
 from mclip_kit.train.run import Run
 
-GOAL = 0.25  # of English R@1: the mean of the languages that are not trained
-COLUMNS = {"English": "English, R@1", "never": "thirteen others, R@1", "never10": "thirteen others, R@10"}
+GOAL = 0.94  # of English R@10, the mean of languages that are not trained: 89.5 of 94.9 in the paper, on XTD
+COLUMNS = {
+    "English": "English, R@1",
+    "English10": "English, R@10",
+    "never": "thirteen others, R@1",
+    "never10": "thirteen others, R@10",
+}
 COLUMNS |= {"plain": "plain, thirteen others, R@1"}
 
 
@@ -35,6 +40,7 @@ def trained(changes: list[str], folder: Path, features: Path) -> Scores:
     others = [name for name in found if name not in (TEACHER, "en")]
     return {
         "English": found["en"].scores()["t2i_r1"],
+        "English10": found["en"].scores()["t2i_r10"],
         "never": mean(found[name].scores()["t2i_r1"] for name in others),
         "never10": mean(found[name].scores()["t2i_r10"] for name in others),
         "plain": mean(found[name].scores("plain")["t2i_r1"] for name in others),
@@ -58,7 +64,8 @@ def main() -> None:
     seeds = [one_seed(seed, Path("runs", "m2m-smoke" if asked.smoke else "m2m"), asked.smoke) for seed in numbers]
     print("\n".join(head("T2I, test", *COLUMNS.values())))
     print(row("m2m", *(spread(over(seeds, key)) for key in COLUMNS)))
-    print(f"m2m_results ratio={mean(over(seeds, 'never')) / max(mean(over(seeds, 'English')), 1e-9):.2f} goal={GOAL}")
+    share = mean(over(seeds, "never10")) / max(mean(over(seeds, "English10")), 1e-9)
+    print(f"m2m_results ratio={share:.2f} goal={GOAL}")
 
 
 if __name__ == "__main__":
