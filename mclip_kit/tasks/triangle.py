@@ -178,7 +178,12 @@ class TriangleTask(Task):
                 f"{self.stage.batch_size}; lower batch_size"
             )
 
-    def find_centroids(self) -> None:
+    @property
+    def needs_start(self) -> bool:
+        """Whether some edge has the centroids of the stage's start."""
+        return "centroid" in self.stage.vertices
+
+    def see_start(self) -> None:
         """Give the batches the centroids of the student as it is now, from the cache if it has them."""
         model, cache = self.context.model, self.context.cache
         weights = {tower: hashing.hash_weights(getattr(model, tower)) for tower in ("encoder", "projector")}

@@ -126,7 +126,7 @@ def test_a_start_of_another_stage_is_refused(squares: Path, start: Path, tmp_pat
     run = Run(recipe, tmp_path / "run")
     run.save(TrainState(1, 0), tmp_path / "run" / "checkpoints" / "start.pt")
     at = run._begin(0, TrainState(0, 2))
-    with pytest.raises(CheckpointError, match=r"is the start of stage 2, not of trunk"):
+    with pytest.raises(CheckpointError, match=r"is the start of stage 2, not of trunk, which needs it"):
         at.call("before_stage")
 
 
