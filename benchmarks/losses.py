@@ -57,7 +57,7 @@ TEXT: dict[str, list[Edges]] = {
     "contrastive": [{TS: {"loss": "contrastive", "temperature": t}} for t in (0.07, 0.2)],
     "sigmoid": [{TS: LEARNED}],
     "kl": [{TS: {"loss": "kl", "temperature": t}} for t in (0.03, 0.07, 0.2)],
-    "mse + kl (M2M)": [{TS: MSE, f"{TS}+kl": {"loss": "kl", "weight": w}} for w in (0.003, 0.03)],
+    "mse + kl": [{TS: MSE, f"{TS}+kl": {"loss": "kl", "weight": w}} for w in (0.003, 0.03)],
     "relational": [{TS: {"loss": "relational"}}],
     "cosine + relational": [
         {TS: {"loss": "cosine"}, f"{TS}+relational": {"loss": "relational", "weight": w}} for w in (1.0, 10.0)

@@ -11,7 +11,13 @@ from tests import processes
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if "--smoke" in path.read_text(encoding="utf-8"))
-ELSEWHERE = ("results.py", "unpaired_results.py", "cache_memory.py")  # two train for minutes, one has its own test
+ELSEWHERE = (
+    "results.py",
+    "unpaired_results.py",
+    "calibrate_results.py",
+    "m2m_results.py",
+    "cache_memory.py",
+)  # four train for minutes
 HERE = ("torture.py",)  # starts processes, for which this one is ready, and computes nothing itself
 QUICK = [path for path in SCRIPTS if path.name not in ELSEWHERE]
 

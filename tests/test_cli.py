@@ -51,7 +51,9 @@ def test_recipes_lists_each_with_its_line(type_: Type) -> None:
     assert [line.split()[0] for line in lines] == [
         "altclip_full",
         "altclip_m9",
+        "calibrate",
         "coco_finetune",
+        "m2m",
         "mclip_plus",
         "mte",
         "multi30k_finetune",

@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from mclip_kit.config.yaml import Count, Number, Positive, Section
 
-EDGES = ("image-teacher_text", "image-student_text", "teacher_text-student_text")
+EDGES = ("image-teacher_text", "image-student_text", "teacher_text-student_text", "centroid-student_text")
+"""`centroid` is no tower: it is where the student puts a row and its translations on average as the stage starts."""
 COMPARES_ROWS = frozenset({"contrastive", "sigmoid", "kl", "relational"})
 """Losses that compare rows with each other; the others are means over rows."""
 PAIRS = frozenset({"contrastive", "sigmoid"})
@@ -114,7 +115,7 @@ class Edge(Section):
 def ends(name: str, edge: Edge) -> set[str]:
     """The vertices that a loss needs: the edge's ends; of kl on image-student_text the teacher's text, too."""
     own = set(base(name).split("-"))
-    return own | {"teacher_text"} if edge.loss == "kl" else own
+    return own | {"teacher_text"} if edge.loss == "kl" and "image" in own else own
 
 
 def vertices(edges: Mapping[Any, Edge]) -> set[str]:

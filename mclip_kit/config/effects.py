@@ -47,13 +47,6 @@ STAGE: Rules = {
 """Called with a stage of any kind."""
 
 
-def _several(stage: TriangleStage) -> bool:
-    if stage.languages == "all":
-        return True
-    english = {"en"} if stage.data == "bitext" and stage.include_english else set()
-    return len({*stage.languages, *english}) > 1
-
-
 TRIANGLE: Rules = {
     "templates": (
         lambda stage: "teacher_text" in stage.vertices and stage.templates != ["{}"],
@@ -61,7 +54,7 @@ TRIANGLE: Rules = {
     ),
     "max_tokens": (lambda stage: "student_text" in stage.vertices, "stages with student_text on an edge"),
     "include_english": (lambda stage: stage.data == "bitext", "data: bitext; captions have their own English"),
-    "language_temperature": (_several, "several languages, and this stage has one"),
+    "language_temperature": (lambda stage: stage.several_languages, "several languages, and this stage has one"),
     "shuffle_window": (lambda stage: stage.shuffle_window > stage.batch_size, "windows of more rows than batch_size"),
     "micro_batch": (lambda stage: stage.micro_batch < stage.batch_size, "parts that are smaller than batch_size"),
     "augment": (
@@ -83,7 +76,7 @@ def _trains_projector(recipe: Any) -> bool:
 
 PROJECTOR: Rules = {
     "layers": (lambda part, recipe: part.kind == "transformer", "kind transformer"),
-    "hidden": (lambda part, recipe: part.kind in ("mlp", "altclip"), "kinds mlp and altclip"),
+    "hidden": (lambda part, recipe: part.kind != "transformer", "kinds linear, mlp and altclip"),
     "dropout": (
         lambda part, recipe: part.kind in ("mlp", "transformer") and _trains_projector(recipe),
         "kinds mlp and transformer, while a stage trains the projector",

@@ -94,12 +94,16 @@ class Projector(Section):
     """What turns the encoder's token states into one student embedding."""
 
     kind: Literal["linear", "mlp", "altclip", "transformer"] = Field(
-        description="`linear` and `mlp` on pooled states; `altclip`: LayerNorm, linear, bias-free projection; "
-        "`transformer`: mCLIP's X-projector, more XLM-R layers over all token states."
+        description="`linear` (one map or two) and `mlp` on pooled states; `altclip`: LayerNorm, linear, bias-free "
+        "projection; `transformer`: mCLIP's X-projector, more XLM-R layers over all token states."
     )
     pool: Literal["eos", "cls", "mean"] = Field("cls", description="Which token states become the embedding.")
     layers: Count = Field(2, description="transformer: number of layers.")
-    hidden: Count | None = Field(None, description="mlp: hidden width; altclip: inner width (default: the output's).")
+    hidden: Count | None = Field(
+        None,
+        description="mlp: hidden width; altclip: inner width (default: the output's); linear: inner width of two maps "
+        "instead of one (M2M), which a model folder has as their product.",
+    )
     dropout: Fraction = Field(0.0, description="mlp and transformer: dropout while training.")
     noise: NonNegative = Field(
         0.0,

@@ -10,6 +10,7 @@ from pydantic_core import CoreSchema, core_schema
 from mclip_kit.config.edges import Edge as Edge
 from mclip_kit.config.edges import EdgeName, base
 from mclip_kit.config.edges import vertices as vertices
+from mclip_kit.config.problems import centroid_problems, mining_problems
 from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Number, Once, Positive, Section, Whole
 from mclip_kit.errors import RecipeError
 
@@ -137,8 +138,9 @@ class TriangleStage(Stage):
 
     kind: Literal["triangle"] = Field("triangle", description="On edges of the triangle.")
     edges: Annotated[dict[EdgeName, Edge], Field(min_length=1)] = Field(
-        description="image-teacher_text, image-student_text or teacher_text-student_text: its loss. A second loss on "
-        "an edge has its name, a + and a word, such as teacher_text-student_text+kl."
+        description="image-teacher_text, image-student_text, teacher_text-student_text or centroid-student_text: its "
+        "loss. A second loss on an edge has its name, a + and a word, such as teacher_text-student_text+kl. centroid: "
+        "the mean of the student's embeddings of a row and its translations as the stage starts (arXiv 2608.30725)."
     )
     data: Literal["captions", "bitext"] = Field(description="Rows are image captions, or parallel sentences.")
     languages: Languages | Literal["all"] = Field("all", description="Languages of the student's side.")
@@ -165,12 +167,15 @@ class TriangleStage(Stage):
     @model_validator(mode="after")
     def _edges_fit_the_data(self) -> "TriangleStage":
         if self.data == "bitext" and any("image" in base(edge) for edge in self.edges):
-            raise ValueError("bitext has no pictures: its only edge is teacher_text-student_text")
+            raise ValueError(
+                "bitext has no pictures: its edges are teacher_text-student_text and centroid-student_text"
+            )
         if self.data == "bitext" and not isinstance(self.split, str):
             raise ValueError("split: give one name for bitext, not a mapping")
         followed = all("teacher_text" not in base(edge) for edge in self.edges)  # by kl alone: it gets no gradient
         learning = self.vertices - {"teacher_text"} if followed else self.vertices
-        used = {"clip_projector"} | (learning & {"image", "teacher_text"})
+        used = learning & {"image", "teacher_text"}
+        used |= {"clip_projector"} if self.vertices & {"image", "teacher_text"} else set()
         used |= {"student", "lora", *STUDENT} if "student_text" in self.vertices else set()
         for pattern in self.train:
             tower = pattern.split(".")[0]
@@ -195,21 +200,9 @@ class TriangleStage(Stage):
         if recipe.evaluation and recipe.data.captions is None:
             yield "evaluation needs data.captions"
         if self.mine:
-            yield from self._mining_problems(recipe)
-
-    def _mining_problems(self, recipe: Any) -> Iterator[str]:
-        where = f"stage {self.name}: mine"
-        before = recipe.stages[: recipe.stages.index(self) + 1]
-        training = [stage.name for stage in before if stage.trains("encoder") or stage.trains("lora")]
-        if not recipe.data.unpaired:
-            yield f"{where} needs data.unpaired: a mapping from a language to a file of its sentences"
-        if recipe.encoder is not None and not isinstance(recipe.encoder, str):
-            yield f"{where} needs an encoder that is trained already, by name; this one is new"
-        elif training:
-            yield (
-                f"{where} needs a frozen encoder, and stage {training[0]} trains it; train that in a recipe of its own "
-                "and name its model as init_from"
-            )
+            yield from mining_problems(self, recipe)
+        if "centroid" in self.vertices:
+            yield from centroid_problems(self, recipe)
 
     def check_processes(self, processes: int) -> None:
         """RecipeError if a batch cannot be shared evenly."""
@@ -218,6 +211,12 @@ class TriangleStage(Stage):
                 f"stage {self.name}: batch_size {self.batch_size} is not a multiple of the number of processes, "
                 f"{processes}; start as many as divide it, or change batch_size"
             )
+
+    @property
+    def several_languages(self) -> bool:
+        """Whether the rows may be in more languages than one."""
+        english = {"en"} if self.data == "bitext" and self.include_english else set()
+        return self.languages == "all" or len({*self.languages, *english}) > 1
 
     @property
     def vertices(self) -> set[str]:

@@ -86,7 +86,8 @@ def _divergence(student_CN: Tensor, teacher_CN: Tensor) -> Tensor:
 def relational(student_BD: Tensor, teacher_BD: Tensor, keep_B: Tensor | None = None) -> Tensor:
     """Mean squared difference of the cosines within the student's batch from those within the teacher's (relational
     knowledge distillation, arXiv 1904.05068, equation 2, with the cosine as relation; as similarity-preserving
-    distillation, arXiv 1907.09682, which normalises rows of the matrix instead).
+    distillation, arXiv 1907.09682, which normalises rows of the matrix instead). M2M's released code trains with the
+    same term and calls it KL (arXiv 2601.10096).
 
     It does not change if all rows are rotated, so alone it does not bring a student into the teacher's space.
 

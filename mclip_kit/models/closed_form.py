@@ -96,8 +96,8 @@ def why_not(projector: Projector) -> str | None:
     H, inner, D = first.in_features, first.out_features, last.out_features
     if _is_mlp(projector.head) and inner < 2 * min(H, D):
         return f"an mlp needs a hidden width of at least {2 * min(H, D)} for a linear map; projector.hidden is {inner}"
-    if last.bias is None and inner < D:
-        return f"altclip needs an inner width of at least {D} for a linear map; projector.hidden is {inner}"
+    if first is not last and not _is_mlp(projector.head) and inner < D:
+        return f"the inner width must be at least {D} for every linear map; projector.hidden is {inner}"
     return None
 
 
@@ -112,7 +112,8 @@ def states_before(projector: Projector, pooled_BH: Tensor) -> Tensor:
 def set_linear(projector: Projector, moments: Moments, strength: float) -> None:
     """Set a projector's weights so that, in eval mode, it is the map of `ridge`.
 
-    - `linear`: exact. With `noise`, its running mean and variance become those of the states.
+    - `linear`: exact; of two maps the second is the identity. With `noise`, its running mean and variance become
+      those of the states.
     - `mlp`: exact, because gelu(x) - gelu(-x) = x: two hidden units for each direction of the map. Other hidden units
       keep their random input weights and have no output yet.
     - `altclip`: exact; the map of the states behind its LayerNorm is the first layer, and the last one is the identity.

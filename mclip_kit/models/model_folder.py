@@ -155,15 +155,21 @@ def _changed(file: Path, config: Path) -> CheckpointError:
     )
 
 
-def save_projectors(model: nn.Module, path: Path) -> None:
-    """Write projectors.safetensors."""
-    tensors = model.state_dict().items()
+def save_projectors(model: Any, path: Path) -> dict[str, Any]:
+    """Write projectors.safetensors; two linear maps in a row become their product.
+
+    Returns:
+        The settings that build what was written.
+    """
+    settings = model.settings["projector"]
+    two = settings["kind"] == "linear" and settings.get("hidden")
+    head = model.projector.one_map() if two else model.projector.head
+    tensors = {f"projector.head.{name}": tensor for name, tensor in head.state_dict().items()}
+    others = {n: t for n, t in model.state_dict().items() if "projector." in n and not n.startswith("projector.head.")}
     with write_whole(path) as temporary:
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors if "projector." in name},
-            temporary,
-            {"format": "pt"},
-        )
+        own = {name: t.detach().cpu().contiguous() for name, t in (others | tensors).items()}
+        save_file(own, temporary, {"format": "pt"})
+    return model.settings | {"projector": settings | {"hidden": None}} if two else dict(model.settings)
 
 
 def load_projectors(model: nn.Module, path: Path) -> None:

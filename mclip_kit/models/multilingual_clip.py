@@ -244,11 +244,11 @@ class MultilingualClip(nn.Module):
         self.clip[0].model.get_parameter("logit_scale").data.copy_(self.teacher_scale)
         self.clip[0].save(folder / layout.CLIP)
         self.encoder.save(folder / layout.ENCODER)
-        save_projectors(self, folder / layout.PROJECTOR)
+        settings = save_projectors(self, folder / layout.PROJECTOR)
         tool = {"format": FORMAT, "tool": f"mclip_kit {__version__}"}
         inputs = {"text_cleaning": self.text_cleaning, "pictures": self.clip[0].pictures.model_dump()}
         facts = {"trained_languages": self.trained_languages, "made_from": self.made_from, "dims": self.dims}
-        write_config(folder / layout.MODEL_CONFIG, {**tool, **self.settings, **inputs, **facts})
+        write_config(folder / layout.MODEL_CONFIG, {**tool, **settings, **inputs, **facts})
 
 
 def load(

@@ -53,6 +53,19 @@ class Projector(nn.Module):
         embedding: Tensor = self.head(self.pool(states_BTH, mask_BT))
         return embedding
 
+    @torch.no_grad()
+    def one_map(self) -> nn.Sequential:
+        """The head, which ends with two linear maps, with their product in their place: the same function."""
+        assert isinstance(self.head, nn.Sequential)
+        *before, first, last = self.head
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        product = nn.Linear(first.in_features, last.out_features, device=first.weight.device, dtype=first.weight.dtype)
+        weight_DI = last.weight.double()
+        product.weight.copy_(weight_DI @ first.weight.double())
+        product.bias.copy_(weight_DI @ first.bias.double() + last.bias)
+        return nn.Sequential(*before, product)
+
 
 class Blocks(nn.Module):
     """mCLIP's X-projector: more post-norm layers of XLM-R over all token states (ACL 2023, section 3.2)."""
@@ -147,13 +160,14 @@ def build_projector(
     """A projector by kind.
 
     Args:
-        kind: `linear` and `mlp` (H -> hidden -> D, GELU); `altclip` (LayerNorm, linear, bias-free projection:
-            arXiv 2211.06679); `transformer` (mCLIP's X-projector, then a linear map only where H differs from D).
+        kind: `linear` (H -> D, or H -> hidden -> D: M2M, arXiv 2601.10096); `mlp` (H -> hidden -> D, GELU); `altclip`
+            (LayerNorm, linear, bias-free projection: arXiv 2211.06679); `transformer` (mCLIP's X-projector, then a
+            linear map only where H differs from D).
         pool: which states are pooled.
         config: the encoder's transformers config; its hidden_size is H.
         width: D.
         layers: transformer: the number of layers.
-        hidden: inner width; mlp: default 4 H; altclip: default D.
+        hidden: inner width; linear: none, one map; mlp: default 4 H; altclip: default D.
         dropout: mlp and transformer: dropout probability.
         noise: linear and mlp: standard deviation of `NoisyStandardization`; 0 leaves it out.
     """
@@ -166,7 +180,8 @@ def build_projector(
         return Projector(pool, nn.Sequential(nn.LayerNorm(H), nn.Linear(H, inner), nn.Linear(inner, width, bias=False)))
     before: list[nn.Module] = [NoisyStandardization(H, noise)] if noise else []
     if kind == "linear":
-        return Projector(pool, nn.Sequential(*before, nn.Linear(H, width)))
+        maps = [nn.Linear(H, hidden), nn.Linear(hidden, width)] if hidden else [nn.Linear(H, width)]
+        return Projector(pool, nn.Sequential(*before, *maps))
     inner = hidden or 4 * H
     layers_ = [nn.Linear(H, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width)]
     return Projector(pool, nn.Sequential(*before, *layers_))

@@ -218,6 +218,17 @@ class Task(ABC):
         if window and window >= rows:
             self.context.warn(f"stage {self.stage.name}: shuffle_window {window:,} has no effect: it has {rows:,} rows")
 
+    @property
+    def needs_start(self) -> bool:
+        """Whether `see_start` shall be called."""
+        return False
+
+    def see_start(self) -> None:  # noqa: B027 - most kinds need nothing of it
+        """Take what the stage needs of the model, which has the weights of the stage's start now, also after resuming.
+
+        It is called before the first step, and again when the stage is resumed.
+        """
+
     def gradients(self, accelerator: Accelerator, module: nn.Module, batch: Any, seed: Seed) -> dict[str, Tensor]:
         """Leave the gradients of a step in the parameters, and return the loss terms."""
         return full_batch(accelerator, module, batch, seed)

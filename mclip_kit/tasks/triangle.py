@@ -1,6 +1,6 @@
 """The task of stages on edges of the triangle: their rows, batches, gradients and trial steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -22,16 +23,19 @@ from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
 from mclip_kit.data.unpaired import read_unpaired
 from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.models.encoding import CLEANERS, over_templates
+from mclip_kit.models.encoding import CLEANERS, embed_by_length, over_templates
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.tasks import mining
 from mclip_kit.tasks.base import Kept, Seed, Task, Trial, full_batch, timed
+from mclip_kit.tasks.centroids import have_translations, open_centroids, write_centroids
 from mclip_kit.tasks.grad_cache import accumulated, cached
 from mclip_kit.tasks.triangle_batches import TriangleBatches
 from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
 
+TEXTS = 256  # that are embedded at once
 BYTES = {"fp16": 2, "fp32": 4, "int8": 1}  # of a stored number
 
 
@@ -150,6 +154,11 @@ class TriangleTask(Task):
         self.check_window(len(rows))
         if all(drops_rows(name, edge) for name, edge in stage.edges.items()) and not rows.has_teacher_N.any():
             raise DataError(f"stage {stage.name}: no row has a text in {TEACHER_LANGUAGE}, which every edge needs")
+        if "centroid" in stage.vertices and not have_translations(rows):
+            raise DataError(
+                f"stage {stage.name}: centroid needs translations, but no two rows in different languages have the "
+                + ("same picture" if stage.data == "captions" else f"same text in {TEACHER_LANGUAGE}")
+            )
         counts = np.array([len(rows)])
         if stage.monolingual:
             parts = (rows.languages_N[part] for part in blocks_of(len(rows)))
@@ -199,6 +208,33 @@ class TriangleTask(Task):
                 f"{self.stage.batch_size}; lower batch_size"
             )
 
+    @property
+    def needs_start(self) -> bool:
+        """Whether some edge has the centroids of the stage's start."""
+        return "centroid" in self.stage.vertices
+
+    def see_start(self) -> None:
+        """Give the batches the centroids of the student as it is now, from the cache if it has them."""
+        model, cache = self.context.model, self.context.cache
+        weights = {tower: hashing.hash_weights(getattr(model, tower)) for tower in ("encoder", "projector")}
+        facts = {"rows": self._row_facts(), "centroids of": weights, "precision": str(cache.precision)}
+        self.batches.centroids = cache.rows(
+            facts, lambda part: write_centroids(part, self.rows, self._embed), open_centroids
+        )
+
+    def _embed(self, tokens: Sequence[np.ndarray]) -> Tensor:
+        """Embeddings (N, D) of texts by the student as it is now, without dropout."""
+        model, precision = self.context.model, self.context.cache.precision
+
+        def encode(part: Sequence[np.ndarray]) -> Tensor:
+            ids_BT, mask_BT = model.encoder.pad(part)
+            embedding_BD: Tensor = model.projector(model.encoder(ids_BT, mask_BT), mask_BT)
+            return embedding_BD
+
+        lower = precision != torch.float32
+        with evaluating(model), torch.autocast(model.device.type, precision if lower else None, enabled=lower):
+            return embed_by_length(tokens, [len(ids) for ids in tokens], encode, model.width, TEXTS)
+
     def module(self) -> Triangle:
         """The model under the edges of the stage."""
         return Triangle(self.context.model, self.stage.edges, self.context.trained)
@@ -220,6 +256,8 @@ class TriangleTask(Task):
         def sample(count: int) -> tuple[TriangleBatch, list[Kept]]:
             rows = np.random.default_rng(0).choice(len(self.rows), count, replace=False)
             batch = live.batch(rows).to(self.context.model.device)
+            if "centroid" in self.stage.vertices:  # any direction takes as long
+                batch.centroid_BD = torch.ones(count, self.context.model.width, device=self.context.model.device)
             return batch, list(self._replace_inputs(batch, count))
 
         share = self.stage.batch_size // self.context.processes

@@ -19,6 +19,7 @@ from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.errors import DataError
 from mclip_kit.features.extract import Features, FrozenTowers
 from mclip_kit.features.filling import NoRoom
+from mclip_kit.tasks.centroids import Centroids
 from mclip_kit.tasks.stage_batches import StageBatches
 from mclip_kit.tasks.triangle_loss import TriangleBatch
 from mclip_kit.urls import is_copy
@@ -43,7 +44,12 @@ class TriangleBatches(StageBatches):
     Raises:
         DataError: too many pictures are unreadable.
         NoRoom: the disk has no room for features that are to be kept.
+
+    Attributes:
+        centroids: of the rows, for edges of centroid; the task gives them before the first step.
     """
+
+    centroids: Centroids | None = None
 
     def __init__(
         self,
@@ -176,6 +182,8 @@ class TriangleBatches(StageBatches):
         for vertex, name in (("image", "image_BE"), ("teacher_text", "teacher_BE"), ("pooled", "pooled_BH")):
             if vertex in self._read:
                 fields[name] = self._read[vertex].take(rows)
+        if self.centroids is not None:
+            fields["centroid_BD"] = self.centroids.of(columns.groups_N[rows])
         if "states" in self._read:
             fields["states_BTH"], fields["mask_BT"] = self._read["states"].padded(rows)
         if pixels_BCHW is not None:

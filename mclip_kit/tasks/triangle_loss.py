@@ -23,7 +23,8 @@ from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.tasks.base import StageModule
 
 BIAS = ":bias"  # after the name of an edge: what it learns besides its scale
-HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text")  # the first that a stage has
+HEALTH = ("teacher_text-student_text", "image-student_text", "image-teacher_text", "centroid-student_text")
+"""The first that a stage has is measured."""
 
 
 @dataclass
@@ -47,6 +48,7 @@ class TriangleBatch:
     mask_BT: Tensor | None = None
     pooled_BH: Tensor | None = None
     states_BTH: Tensor | None = None
+    centroid_BD: Tensor | None = None
 
     def to(self, device: torch.device) -> "TriangleBatch":
         """The batch on a device."""
@@ -184,6 +186,11 @@ class Triangle(StageModule):
         projected: Tensor = self.model.clip_projector(features)
         return projected
 
+    def centroid(self, batch: TriangleBatch) -> Tensor:
+        """Centroids of translations (B, D), constants."""
+        assert batch.centroid_BD is not None
+        return batch.centroid_BD
+
     def student_text(self, batch: TriangleBatch) -> Tensor:
         """Student embeddings (B, D)."""
         if batch.pooled_BH is not None:
@@ -214,7 +221,7 @@ class Triangle(StageModule):
             left, keep_B = torch.where(keep_B[:, None], left, embeddings["image"].float()), None
         sides = [left, right]
         if edge.loss == "kl":
-            sides.append(left if "teacher_text" in base(name) else embeddings["teacher_text"].float())
+            sides.append(embeddings["teacher_text"].float() if "image" in base(name) else left)
         with torch.autocast(left.device.type, enabled=False):  # logits in full precision
             loss = partial(self._loss, name, self.scale(name), keep_B, batch)
             if not edge.dims:

@@ -124,7 +124,7 @@ IDLE: dict[str, dict[str, Any]] = {
     "stages.0.augment": {"stages.0.augment": {"shift": 0}},
     "stages.3.language_temperature": {"stages.3": TRANSLATE | {"directions": ["de-en"], "language_temperature": 5}},
     "projector.layers": {"projector.layers": 3},
-    "projector.hidden": {"projector": {"kind": "linear", "hidden": 8}},
+    "projector.hidden": {"projector": {"kind": "transformer", "hidden": 8}},
     "projector.dropout": {"projector.dropout": 0.1},
     "projector.noise": {
         "projector": {"kind": "linear", "noise": 0.1},

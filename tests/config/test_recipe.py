@@ -15,7 +15,9 @@ from tests import tiny
 SHIPPED = [
     "altclip_full",
     "altclip_m9",
+    "calibrate",
     "coco_finetune",
+    "m2m",
     "mclip_plus",
     "mte",
     "multi30k_finetune",
@@ -140,6 +142,30 @@ def test_papers_figures() -> None:
     assert (stage.warmup_init_lr, stage.edges["image-student_text"].clamp) == (1e-7, "exp")
     assert stage.edges["teacher_text-student_text"].weight == 0.1
     assert stage.edges["teacher_text-student_text"].temperature == 0.376
+
+
+def test_m2m_is_the_released_code() -> None:
+    recipe = load("m2m")
+    (stage,) = recipe.stages
+    first, second = stage.edges.values()
+    assert (first.loss, first.normalize, first.weight, second.loss, second.weight) == (
+        "mse",
+        "both",
+        44,
+        "relational",
+        1,
+    )
+    assert (stage.languages, stage.train, stage.epochs, stage.batch_size) == (["en"], ["projector"], 50, 64)
+    assert (stage.lr, stage.weight_decay, stage.warmup_steps) == (3e-4, 0.01, 50)
+    assert (recipe.projector.kind, recipe.projector.hidden) == ("linear", 384)
+
+
+def test_trunk_calibration_is_the_papers() -> None:
+    (stage,) = load("calibrate").stages
+    contrastive, pull = stage.edges.values()
+    assert [*stage.edges] == ["centroid-student_text", "centroid-student_text+pull"]
+    assert (contrastive.loss, contrastive.temperature, contrastive.weight) == ("contrastive", 0.02, 1)
+    assert (pull.loss, stage.weight_decay, stage.betas, stage.clip_norm) == ("cosine", 0.01, (0.9, 0.999), 1)
 
 
 def test_recipes_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,15 @@ def projector_of(kind: str, width: int, **options: object) -> Projector:
 @pytest.mark.parametrize("width", [4, 9])
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("linear", {}), ("linear", {"noise": 0.5}), ("mlp", {}), ("mlp", {"noise": 0.5, "hidden": 13}), ("altclip", {})],
+    [
+        *(
+            ("linear", {}),
+            ("linear", {"noise": 0.5}),
+            ("linear", {"hidden": 10}),
+            ("linear", {"noise": 0.5, "hidden": 9}),
+        ),
+        *(("mlp", {}), ("mlp", {"noise": 0.5, "hidden": 13}), ("altclip", {})),
+    ],
 )
 def test_every_kind_computes_the_map(kind: str, options: dict[str, object], width: int) -> None:
     states_NH, targets_ND = data(width)
@@ -69,8 +77,9 @@ def test_hidden_units_that_the_map_does_not_need_can_learn() -> None:
 def test_what_has_no_exact_map_is_refused_by_name() -> None:
     with pytest.raises(RecipeError, match=r"hidden width of at least 8 .*projector.hidden is 7"):
         check_init(projector_of("mlp", 4, hidden=7), "none")
-    with pytest.raises(RecipeError, match=r"inner width of at least 4"):
-        check_init(projector_of("altclip", 4, hidden=3), "none")
+    for kind in ("altclip", "linear"):
+        with pytest.raises(RecipeError, match=r"inner width must be at least 4 .*projector.hidden is 3"):
+            check_init(projector_of(kind, 4, hidden=3), "none")
     with pytest.raises(RecipeError, match="clip_projector"):
         check_init(projector_of("linear", 4), "linear")
     check_init(projector_of("mlp", 4), "none")

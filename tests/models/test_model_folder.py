@@ -42,6 +42,19 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_two_linear_maps_are_written_as_their_product(squares: Path, tmp_path: Path) -> None:
+    made = model_of(squares)
+    projector = {"kind": "linear", "pool": "mean", "hidden": 7}
+    model = MultilingualClip(made.clip[0], made.encoder, projector, "linear")
+    model.save(tmp_path / "model")
+    back = load(tmp_path / "model")
+    assert (back.settings["projector"]["hidden"], model.settings["projector"]["hidden"]) == (None, 7)
+    assert [weight.shape for weight in back.projector.parameters()] == [(model.width, model.width), (model.width,)]
+    texts = ["red square", "Quadrat", ""]
+    torch.testing.assert_close(back.encode_text(texts), model.encode_text(texts), rtol=0, atol=1e-6)
+    assert torch.equal(back.clip_projector.weight, model.clip_projector.weight)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("file", FILES[1:])
 def test_one_flipped_bit_is_named_with_what_to_do(copy: Path, file: str) -> None:
     tiny.flip(copy / file, -2)

@@ -99,6 +99,17 @@ def test_the_altclip_head_is_norm_linear_and_a_projection_without_bias(states, h
     assert set(projection) == {"weight"}
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_two_linear_maps_have_no_activation_between_them_and_one_map_computes_the_same(states, noise):
+    part = projector("linear", hidden=16, noise=noise)
+    first, last = part.head[-2:]
+    inputs_BH = part.head[0](states[0][:, 0]) if noise else states[0][:, 0]
+    torch.testing.assert_close(part(*states), last(first(inputs_BH)))
+    one = part.one_map()
+    assert [layer.weight.shape for layer in one if isinstance(layer, nn.Linear)] == [(D, H)]
+    torch.testing.assert_close(one(states[0][:, 0]), part(*states), rtol=1e-5, atol=1e-6)
+
+
 def test_the_mlp_is_linear_gelu_linear_of_four_times_the_width(states):
     part = projector("mlp", dropout=0.5)
     first, last = part.head[0], part.head[-1]

@@ -149,10 +149,10 @@ def test_a_folder_that_fairseq_preprocess_wrote_trains(squares: Path, tmp_path: 
     assert not different(both["fairseq"], both["ours"])
 
 
-@pytest.mark.parametrize("name", ["altclip_full", "trikd_projectors"])
+@pytest.mark.parametrize("name", ["altclip_full", "m2m", "trikd_projectors"])
 def test_shipped_recipes_run_on_the_embedded_corpus_with_small_towers(name: str, emoji: Path, tmp_path: Path) -> None:
     encoder = tiny.ENCODER | {"weights": "random"}
-    stages = {"altclip_full": 2, "trikd_projectors": 1}[name]
+    stages = {"altclip_full": 2, "m2m": 1, "trikd_projectors": 1}[name]
     changes = [
         f"data={{captions: {emoji}, bitext: {emoji / 'bitext'}}}",
         f"teacher={{weights: random, model: {json.dumps(tiny.TEACHER)}}}",
@@ -166,6 +166,17 @@ def test_shipped_recipes_run_on_the_embedded_corpus_with_small_towers(name: str,
     rows = read_log(tmp_path / "run")
     assert len({row["stage"] for row in rows}) == stages
     assert load_model(tmp_path / "run" / "model").encode_text(["猫", "قط"]).shape[0] == 2
+
+
+def test_the_recipe_of_trunk_calibration_starts_from_any_model_folder(squares: Path, tmp_path: Path) -> None:
+    train(recipe_of(squares, tmp_path, "stages.0.epochs=1", **only_stage(squares, 1)), tmp_path / "start")
+    changes = [f"init_from={tmp_path / 'start' / 'model'}", f"data.captions={squares}", "stages.0.epochs=1"]
+    changes += ["stages.0.languages=[en, de, fr]", "evaluation.languages=[en, de]", "stages.0.batch_size=36"]
+    train(load("calibrate", changes), tmp_path / "run")
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "run")
+    changed = different(before, after)
+    assert changed
+    assert all(re.match(r"encoder\.model\.(embeddings|encoder\.layer\.0)\.", name) for name in changed)
 
 
 def test_adapters_are_trained_alone_and_leave_a_standard_encoder(squares: Path, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from mclip_kit.train.callbacks.health import Health
 from mclip_kit.train.callbacks.logger import Logger
 from mclip_kit.train.callbacks.nonfinite_guard import NonfiniteGuard
 from mclip_kit.train.callbacks.stage_summary import StageSummary
+from mclip_kit.train.callbacks.start_weights import StartWeights
 from mclip_kit.train.callbacks.wise_ft import WiseFt
 
 CALLBACKS: list[type[Callback]] = [
     ClosedForm,  # before the start of the stage is evaluated
+    StartWeights,
     NonfiniteGuard,  # a step that was skipped for good ends the run before anything else sees it
     Ema,
     CollapseMonitor,
