@@ -15,6 +15,8 @@ are kept in runs/neutrality. The last line has English R@1 on the neutral encode
 import argparse
 from collections.abc import Callable, Iterator
 from copy import copy
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -109,21 +111,30 @@ def distilled(seed: int, root: Path, smoke: bool) -> Scores:
     folder = root / f"seed-{seed}" / "mte_trikd"
     languages = load("quickstart").stages[-1].languages  # the ten of the parallel text
     teacher = root / f"seed-{seed}" / "quickstart" / "model" / "clip"
-    learning = load("mte", [f"seed={seed}", *SMALL, *stages_of((500, 1000), 1500, smoke), "evaluation=null"])
+    steps = stages_of((500, 1000), 1500, smoke)
+    learning = load("mte", [f"seed={seed}", *SMALL, *steps, "evaluation={every_steps: 1000000}"])
     changes = [f"seed={seed}", f"teacher.model=local-dir:{teacher}", "evaluation=null"]
     for stage in (0, 1):
         changes += [f"stages.{stage}.languages=[en]", f"stages.{stage}.epochs={1 if smoke else 40}"]
 
+    def keep(model: Translator, cache: FeatureCache, task: Any) -> Validated:
+        """Called at the start and at the end of each stage."""
+        start = "untrained" if task.stage.name == "translation" else "translation"
+        if not (folder / start).is_dir():
+            model.save(folder / start)
+        return Validated(0.0, {"score": 0.0})
+
     def make() -> Scores:
-        run = Run(learning, folder / "mte")
-        run.model.save(folder / "untrained")
-        encoders = {"untrained": folder / "untrained", "contrast": run.go()}
+        Run(learning, folder / "mte", keep).go()
         scores = {}
-        for name, encoder in encoders.items():
-            recipe = load("quickstart_trikd", [*changes, f"encoder=hf:{encoder / 'encoder'}"])
-            model = load_model(Run(recipe, folder / f"trikd_{name}").go())
-            results = retrieval.evaluate(model, read_captions(str(recipe.data.captions)), "test", languages)
-            scores[name] = {language: result.scores() for language, result in results.items()}
+        for (name, place), noise in product(ENCODERS.items(), NOISES[::2]):
+            if name == "translation":
+                continue  # of main alone
+            own = [*changes, f"encoder=hf:{folder / place / 'encoder'}", f"projector.noise={noise}"]
+            model = load_model(Run(load("quickstart_trikd", own), folder / f"trikd_{name}_{noise}").go())
+            captions = read_captions(str(load("quickstart_trikd").data.captions))
+            results = retrieval.evaluate(model, captions, "test", languages)
+            scores[f"{name}, {noise}"] = {language: result.scores() for language, result in results.items()}
         return scores
 
     return kept(folder, make)
@@ -165,17 +176,19 @@ def _translation_tables(seeds: list[Scores]) -> list[str]:
 
 
 def _distilled_table(seeds: list[Scores]) -> list[str]:
-    languages = [name for name in seeds[0]["contrast"] if name not in (TEACHER, "en")]
+    names = [name for name in seeds[0] if ", " in name]
+    languages = [name for name in seeds[0][names[0]] if name not in (TEACHER, "en")]
     labels = {"untrained": "an untrained encoder", "contrast": "the encoder after both MTE stages"}
     lines = [
         "Embedded corpus: the encoder (two layers, width 128) learns to translate its names in ten languages, 500 and "
         "1,000 steps of 1,500 tokens; then a projector on the frozen encoder learns in **English only** "
-        "(the two stages of quickstart_trikd, 40 epochs each). The untrained encoder is the same one before its first "
+        "(the two stages of quickstart_trikd, 40 epochs each), with that recipe's noise and with less "
+        "(docs/methods.md says why). The untrained encoder is the same one before its first "
         "step: in other languages it finds only what shares pieces of words with English.",
         "",
-        *head("on", "R@1, T2I, English", f"R@1, mean of {len(languages)} others", "R@10", "mean recall, all"),
+        *head("on", "noise", "R@1, T2I, English", f"R@1, mean of {len(languages)} others", "R@10", "mean recall, all"),
     ]
-    for name, label in labels.items():
+    for name in names:
         others = [
             spread([mean(seed[name][language][key] for language in languages) for seed in seeds])
             for key in ("t2i_r1", "t2i_r10")
@@ -183,7 +196,8 @@ def _distilled_table(seeds: list[Scores]) -> list[str]:
         everyone = spread(
             [mean(seed[name][language]["mean_recall"] for language in ["en", *languages]) for seed in seeds]
         )
-        lines.append(row(label, spread(over(seeds, name, "en", "t2i_r1")), *others, everyone))
+        encoder, noise = name.split(", ")
+        lines.append(row(labels[encoder], noise, spread(over(seeds, name, "en", "t2i_r1")), *others, everyone))
     return [*lines, ""]
 
 
@@ -249,20 +263,30 @@ def recalls(student: Student, split: Split, languages: list[str]) -> Scores:
     }
 
 
-def neutrality(grounds: dict[str, Ground], seed: int, noises: tuple[float, ...], languages: list[str]) -> Scores:
-    """Scores of each row: states -> noise -> split -> recalls, and the states' effective dimension."""
+def neutrality(
+    grounds: dict[str, Ground], seed: int, noises: tuple[float, ...], languages: list[str], folder: Path | None
+) -> Scores:
+    """Scores of each row: states -> noise -> split -> recalls, and the states' effective dimension; kept in a folder."""
     rows: Scores = {}
     for name, ground in grounds.items():
         states_NH = ground.stages[0].pooled_BH
         assert states_NH is not None
-        ways = {name: ground, f"{name}, whitened": mapped(ground, whitening(states_NH))}
-        for way, own in ways.items():
-            dimension = effective_dimension(own.stages[0].pooled_BH)  # type: ignore[arg-type]
-            by_noise = {str(noise): projected(own, noise, seed, languages) for noise in noises}
-            rows[way] = {"dimension": dimension, "noise": by_noise}
-            best = chosen(rows[way])
-            print(f"seed {seed}  {way}: dimension {dimension:.1f}, noise {best}, {by_noise[best]['test']}", flush=True)
+        for way, own in {name: ground, f"{name}, whitened": mapped(ground, whitening(states_NH))}.items():
+            make = partial(by_noise, own, seed, noises, languages)
+            rows[way] = make() if folder is None else kept(folder / way.replace(", ", "-").replace(" ", "-"), make)
+            dimension, best = rows[way]["dimension"], chosen(rows[way])
+            print(
+                f"seed {seed}  {way}: dimension {dimension:.1f}, noise {best}, {rows[way]['noise'][best]}", flush=True
+            )
     return rows
+
+
+def by_noise(ground: Ground, seed: int, noises: tuple[float, ...], languages: list[str]) -> Scores:
+    """The effective dimension of the states of stage 1, and recalls by noise."""
+    states_NH = ground.stages[0].pooled_BH
+    assert states_NH is not None
+    found = {str(noise): projected(ground, noise, seed, languages) for noise in noises}
+    return {"dimension": effective_dimension(states_NH), "noise": found}
 
 
 def chosen(found: Scores) -> str:
@@ -316,10 +340,10 @@ def main() -> None:
     def scored(seed: int) -> Scores:
         if asked.smoke:
             grounds, languages = {name: losses.made_up(seed) for name in ("untrained", NEUTRAL)}, ["en", "pt"]
-            return neutrality(grounds, seed, noises, languages)
+            return neutrality(grounds, seed, noises, languages, None)
         languages = [str(language) for language in load("quickstart").stages[-1].languages]
         folder = Path(asked.out) / f"seed-{seed}"
-        return kept(folder, lambda: neutrality(grounds_of(seed, asked, languages), seed, noises, languages))
+        return neutrality(grounds_of(seed, asked, languages), seed, noises, languages, folder)
 
     seeds = [scored(seed) for seed in numbers]
     print("\n" + "\n".join(page(seeds)))
