@@ -266,7 +266,7 @@ def recalls(student: Student, split: Split, languages: list[str]) -> Scores:
 def neutrality(
     grounds: dict[str, Ground], seed: int, noises: tuple[float, ...], languages: list[str], folder: Path | None
 ) -> Scores:
-    """Scores of each row: states -> noise -> split -> recalls, and the states' effective dimension; kept in a folder."""
+    """Of each row the states' effective dimension, and noise -> split -> recalls; kept in the folder, if given."""
     rows: Scores = {}
     for name, ground in grounds.items():
         states_NH = ground.stages[0].pooled_BH
