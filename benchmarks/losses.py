@@ -15,7 +15,7 @@ without.
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -216,11 +216,11 @@ def tell(seed: int, name: str, facts: dict[str, Any]) -> None:
     print(f"    {facts['edges']}", flush=True)
 
 
-def read_ground(seed: int, asked: argparse.Namespace) -> Ground:
-    """The rows and features of quickstart_trikd."""
+def read_ground(seed: int, asked: argparse.Namespace, more: Iterable[str] = ()) -> Ground:
+    """The rows and features of quickstart_trikd, with more changes of it."""
     teacher = asked.teacher.format(seed=seed)
     changes = [f"seed={seed}", f"teacher.model=local-dir:{teacher}", f"encoder=hf:{asked.encoder}"]
-    changes += [f"data.captions={asked.data}", f"data.bitext={asked.data}/bitext", f"cache.folder={asked.cache}"]
+    changes += [f"data.captions={asked.data}", f"data.bitext={asked.data}/bitext", f"cache.folder={asked.cache}", *more]
     run = Run(load("quickstart_trikd", changes), Path(asked.out))
     stages = [task.batches.batch(np.arange(len(task.batches.rows))) for task in run.tasks()]
     captions, towers = read_captions(asked.data), FrozenTowers(run.model, run.cache)  # type: ignore[arg-type]
