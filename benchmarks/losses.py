@@ -220,7 +220,7 @@ class Seed:
             student.load_state_dict(start)
         seconds = train(student, ground.stages[stage], edges, lr, ground.epochs[stage], self.number)
         valid, test = (scores(student, ground, split) for split in ("valid", "test"))
-        return student, {"lr": lr, "edges": edges, "seconds": seconds, "valid": valid["all"], "test": test}
+        return student, {"lr": lr, "edges": edges, "seconds": seconds, "valid": valid, "test": test}
 
     def row(self, part: str, name: str) -> Scores:
         """The scores of a loss."""
@@ -252,7 +252,7 @@ class Seed:
             for number, edges in enumerate(PARTS[part][name]):
                 for lr in rates:
                     if (number, lr) not in tried:
-                        tried[number, lr] = float(self.student(part, edges, lr)[1]["valid"])
+                        tried[number, lr] = float(self.student(part, edges, lr)[1]["valid"]["all"])
                         print(f"{part}/{name} {number} {lr:g}: valid {tried[number, lr]:.2f}", flush=True)
             (best, lr), valid = max(tried.items(), key=lambda item: item[1])
             if lr not in (rates[0], rates[-1]):
@@ -286,7 +286,8 @@ def with_dims(edges: Edges, dims: list[Any]) -> Edges:
 def tell(seed: int, name: str, facts: dict[str, Any]) -> None:
     """A line about a loss: what was chosen, and what it gave."""
     test = "  ".join(f"{label} {value:.1f}" for label, value in facts["test"].items() if label != "all")
-    print(f"seed {seed}  {name}: lr {facts['lr']:g}, {facts['seconds']:.1f} s, valid {facts['valid']:.1f}; test {test}")
+    valid, seconds = facts["valid"]["all"], facts["seconds"]
+    print(f"seed {seed}  {name}: lr {facts['lr']:g}, {seconds:.1f} s, valid {valid:.1f}; test {test}")
     print(f"    {facts['edges']}", flush=True)
 
 
