@@ -6,9 +6,9 @@
 
 The rows, features, projector, steps and schedule are those of the recipe quickstart_trikd: a stage on parallel text,
 then a stage on pictures and captions, in three languages. First each loss is tried alone on the first stage, then on
-the second one, which always starts after mse. Then Matryoshka: both stages with `dims`, against the same without, at
-each width. The tables have the test split. The scores of a row are kept in runs/losses/seed-N and are not computed
-again.
+the second one, which always starts after mse at START. Then Matryoshka: both stages with `dims`, against the same
+without, at each width. The tables have the test split. The scores of a row are kept in runs/losses/seed-N and are not
+computed again.
 
 The learning rate of each, and a temperature or a weight where TEXT and PICTURES have several, are in CHOSEN: those that
 are best on the validation split with seed 1, by the mean R@1 of all fourteen languages. `--choose` tries them again:
@@ -82,10 +82,11 @@ PICTURES: dict[str, list[Edges]] = {
 }
 """Name -> choices of edges, of the first stage and of the second one."""
 PARTS = {"text": TEXT, "pictures": PICTURES}
+START: tuple[Edges, float] = ({TS: MSE}, 1e-2)  # what the second stage comes after
 CHOSEN: dict[str, tuple[int, float]] = {
-    "text/mse": (0, 1e-2),
+    "text/mse": (0, 3e-2),
     "text/cosine": (0, 1e-2),
-    "text/contrastive": (1, 1e-2),
+    "text/contrastive": (1, 3e-2),
     "text/sigmoid": (0, 1e-2),
     "text/kl": (1, 3e-3),
     "text/mse + kl (M2M)": (1, 3e-3),
@@ -205,7 +206,7 @@ class Seed:
     @cached_property
     def start(self) -> dict[str, Tensor]:
         """What the second stage starts from."""
-        return self.student("text", *option("text", "mse"))[0].state_dict()
+        return self.student("text", *START)[0].state_dict()
 
     def student(
         self, part: str, edges: Edges, lr: float, start: dict[str, Tensor] | None = None
@@ -233,7 +234,7 @@ class Seed:
         return kept(self.folder / "widths", self._widths)
 
     def _widths(self) -> Scores:
-        (first, lr), (second, later) = option("text", "mse"), option("pictures", TODAY)
+        (first, lr), (second, later) = START, option("pictures", TODAY)
         whole = self.ground.widths[1]
         dims = [width for width in WIDTHS if width < whole] or [whole // 2]
         early, _ = self.student("text", with_dims(first, [*dims, "full"]), lr)

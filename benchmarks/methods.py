@@ -238,14 +238,17 @@ def best(root: Path) -> tuple[str, float]:
     for section in SECTIONS:
         for place in (place for place in section.rows if place.valid):
             kept = list(at_hand(place, root).values())
-            if kept:
-                valid, test = (
-                    mean(next(scores[key] for key in COLUMNS["never trained"] if key in scores) for scores in seeds)
-                    for seeds in ([inner(own, place.valid) for own in kept], [inner(own, place.inside) for own in kept])
-                )
+            pairs = [(never(inner(own, place.valid)), never(inner(own, place.inside))) for own in kept]
+            if pairs and None not in sum(pairs, ()):
+                valid, test = (mean(values) for values in zip(*pairs, strict=True))
                 found.append((valid, f"{section.title}: {place.label}", test))
     _, label, test = max(found)
     return label, test
+
+
+def never(scores: Scores) -> float | None:
+    """R@1 of the languages that are not trained, if it is there."""
+    return next((float(scores[key]) for key in COLUMNS["never trained"] if key in scores), None)
 
 
 def main() -> None:
