@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KIT := $(BIN)/mclip-kit
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint docs results install
+.PHONY: demo test lint docs results methods install
 
 install: $(VENV)/.installed
 
@@ -38,3 +38,8 @@ docs: install  ## the documentation site, into build/site; nothing is fetched
 
 results: install  ## docs/results.md, three seeds; about an hour on two cores
 	$(BIN)/python benchmarks/results.py
+
+methods: install  ## the figures of docs/methods.md, from the teachers that `make results` trained
+	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/unpaired_results.py
+	$(BIN)/python benchmarks/methods.py

@@ -141,8 +141,15 @@ def test_links_to_other_sites_are_whole() -> None:
     assert not [link for link in links if not re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+/[\w./-]+", link)]
 
 
+def written_part(page: str) -> str:
+    """What benchmarks/methods.py writes of docs/methods.md."""
+    return page.partition("<!-- written by benchmarks/methods.py -->")[2].partition("<!-- end of what")[0]
+
+
 def test_figures_with_their_deviation_are_those_of_the_results() -> None:
+    """Both pages of figures are written by scripts of benchmarks/."""
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    results += written_part((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
     figures = [
         (page.name, figure)
         for page in ALL
@@ -151,6 +158,15 @@ def test_figures_with_their_deviation_are_those_of_the_results() -> None:
     ]
     assert len(figures) > 15
     assert not [(page, figure) for page, figure in figures if figure not in results]
+
+
+def test_the_measured_part_of_methods_has_its_tables() -> None:
+    part = written_part((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
+    assert part.count("\n### ") > 2
+    for table in part.split("\n### ")[1:]:
+        rows = [line for line in table.splitlines() if line.startswith("|")]
+        assert len(rows) > 2, table
+        assert len({line.count("|") for line in rows}) == 1, table
 
 
 def test_messages_that_are_explained_are_messages_of_the_program() -> None:
