@@ -85,9 +85,9 @@ PARTS = {"text": TEXT, "pictures": PICTURES}
 START: tuple[Edges, float] = ({TS: MSE}, 1e-2)  # what the second stage comes after
 CHOSEN: dict[str, tuple[int, float]] = {
     "text/mse": (0, 3e-2),
-    "text/cosine": (0, 1e-2),
+    "text/cosine": (0, 3e-2),
     "text/contrastive": (1, 3e-2),
-    "text/sigmoid": (0, 1e-2),
+    "text/sigmoid": (0, 3e-2),
     "text/kl": (1, 3e-3),
     "text/mse + kl (M2M)": (1, 3e-3),
     "text/relational": (0, 3e-3),
