@@ -98,7 +98,7 @@ CHOSEN: dict[str, tuple[int, float]] = {
     "pictures/cosine": (0, 1e-3),
     "pictures/contrastive + cosine": (0, 1e-3),
     "pictures/contrastive + kl": (1, 3e-3),
-    "pictures/contrastive + relational": (0, 3e-3),
+    "pictures/contrastive + relational": (0, 1e-2),
 }
 """Part and name -> which choice of edges, and the learning rate."""
 
