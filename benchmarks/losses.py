@@ -85,9 +85,9 @@ PARTS = {"text": TEXT, "pictures": PICTURES}
 START: tuple[Edges, float] = ({TS: MSE}, 1e-2)  # what the second stage comes after
 CHOSEN: dict[str, tuple[int, float]] = {
     "text/mse": (0, 3e-2),
-    "text/cosine": (0, 1e-2),
+    "text/cosine": (0, 3e-2),
     "text/contrastive": (1, 3e-2),
-    "text/sigmoid": (0, 1e-2),
+    "text/sigmoid": (0, 3e-2),
     "text/kl": (1, 3e-3),
     "text/mse + kl": (1, 3e-3),
     "text/relational": (0, 3e-3),
@@ -98,7 +98,7 @@ CHOSEN: dict[str, tuple[int, float]] = {
     "pictures/cosine": (0, 1e-3),
     "pictures/contrastive + cosine": (0, 1e-3),
     "pictures/contrastive + kl": (1, 3e-3),
-    "pictures/contrastive + relational": (0, 3e-3),
+    "pictures/contrastive + relational": (0, 1e-2),
 }
 """Part and name -> which choice of edges, and the learning rate."""
 

@@ -223,7 +223,8 @@ def part(root: Path) -> str:
             "first stage of `quickstart`. `trained` are English, French and Chinese, `never trained` eleven others, "
             "`plain` the pictures with a name of their own, neither composed nor flags. Options (learning rate, "
             "temperature, weight) are those that are best on the validation split with seed 1, and are used for all "
-            "seeds. CPU seconds are those of the process, so that other work on the machine does not count.",
+            "seeds. CPU seconds are those of the process, so that other work on the machine does not count; features "
+            "that were not in the cache yet are in them.",
             "",
             *(line for section in SECTIONS[:2] for line in table(section, root)),
             *widths(root),
