@@ -121,9 +121,7 @@ SECTIONS = (
             of_unpaired("closed form, trained", "the same after both stages", "ridge"),
             of_unpaired("moved means", "today; a language's mean state is moved to that of trained ones", "means"),
             of_unpaired("CORAL", "the same, and the covariance too", "coral"),
-            of_unpaired(
-                "mined, second stage", "pairs that the frozen encoder finds are rows of the second stage", "mined"
-            ),
+            of_unpaired("mined, second stage", "pairs that the frozen encoder finds join the second stage", "mined"),
             of_unpaired("mined", "`quickstart_unpaired`: they are rows of both stages", "mined-both"),
         ),
         COLUMNS,
