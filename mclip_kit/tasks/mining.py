@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_kit.config.stages import Mine, TriangleStage
+from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.content_keys import normalize_spaces
 from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.sequences import Subset, blocks_of
@@ -100,7 +100,8 @@ def mined_blocks(
     Raises:
         DataError: there is no text to pair sentences with, or no sentence has a pair.
     """
-    how, where = stage.mine or Mine(), f"stage {stage.name}: mine:"
+    how, where = stage.mine, f"stage {stage.name}: mine:"
+    assert how is not None
     alone = copy.copy(cache)  # the other processes wait for the rows
     alone.rank, alone.world_size = 0, 1
     towers = FrozenTowers(model, alone)
