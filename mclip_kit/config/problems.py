@@ -18,6 +18,8 @@ def mining_problems(stage: Any, recipe: Any) -> Iterator[str]:
             f"{where} needs a frozen encoder, and stage {training[0]} trains it; train that in a recipe of its own "
             "and name its model as init_from"
         )
+    if recipe.parallel == "fsdp":
+        yield f"{where}: parallel: fsdp does not work with it; use ddp"
 
 
 def centroid_problems(stage: Any, recipe: Any) -> Iterator[str]:

@@ -19,17 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_kit.config.stages import Mine
+from mclip_kit.config.stages import TriangleStage
 from mclip_kit.data.content_keys import normalize_spaces
+from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.sequences import Subset, blocks_of
 from mclip_kit.data.triangle_rows import RowBlock, TriangleRows
 from mclip_kit.data.unpaired import UnpairedText
+from mclip_kit.errors import DataError
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import write_json, write_text
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
-AT_ONCE = 2**15  # texts that are compared with all sentences of a language at once
+AT_ONCE = 2**26  # cosines that are computed at once: 268 MB of float32, and a few times that in between
 COUNTS, PAIRS = "mined.json", "mined.tsv"
 
 
@@ -49,7 +51,7 @@ def nearest_pairs(a_NH: Tensor, b_MH: Tensor, neighbours: int = 4, margin: float
         Pairs int64 (P, 2), in the order of the first side, and their margins (P,).
     """
     a_NH, b_MH = F.normalize(a_NH, dim=-1), F.normalize(b_MH, dim=-1)
-    parts = list(blocks_of(len(b_MH), AT_ONCE))
+    parts = list(blocks_of(len(b_MH), max(1, AT_ONCE // max(1, len(a_NH)))))
     near_N, near_M = _nearest(a_NH, b_MH, parts, neighbours)
     best_N, column_N = torch.full((len(a_NH),), -torch.inf), torch.zeros(len(a_NH), dtype=torch.int64)
     row_M = torch.empty(len(b_MH), dtype=torch.int64)
@@ -81,7 +83,7 @@ def mined_blocks(
     cache: FeatureCache,
     rows: TriangleRows,
     texts: Mapping[int, UnpairedText],
-    how: Mine,
+    stage: TriangleStage,
     max_tokens: int,
 ) -> Iterator[RowBlock]:
     """Rows of pairs of unpaired sentences with the teacher's texts of other rows, a block a language.
@@ -93,9 +95,13 @@ def mined_blocks(
         model, cache: give the encoder's pooled states, which are kept.
         rows: of the stage.
         texts: number of a language -> its sentences.
-        how: what is a pair.
+        stage: says what is a pair.
         max_tokens: longer sentences are cut.
+    Raises:
+        DataError: there is no text to pair sentences with, or no sentence has a pair.
     """
+    how, where = stage.mine, f"stage {stage.name}: mine:"
+    assert how is not None
     alone = copy.copy(cache)  # the other processes wait for the rows
     alone.rank, alone.world_size = 0, 1
     towers = FrozenTowers(model, alone)
@@ -106,6 +112,11 @@ def mined_blocks(
         return tokens, states_NH - states_NH.mean(0)
 
     with_text = np.flatnonzero(rows.has_teacher_N)
+    if not len(with_text):
+        raise DataError(
+            f"{where} no row has a text in {TEACHER_LANGUAGE} to pair sentences with; add {TEACHER_LANGUAGE} to "
+            "languages"
+        )
     first_M = np.sort(with_text[np.unique(rows.teacher_keys_N2[with_text, 0], return_index=True)[1]])
     teacher_texts = Subset(rows.teacher_texts, first_M)
     _, text_MH = states(teacher_texts)
@@ -126,17 +137,30 @@ def mined_blocks(
             images_B=images_P,
             groups_B=rows.groups_N[first_M[found_P]],
         )
+    if len(lines) == 1:
+        raise DataError(
+            f"{where} no sentence of data.unpaired ({', '.join(counts)}) has a pair of margin {how.margin:g}; lower "
+            "mine.margin, or give sentences about what the stage's texts are about"
+        )
     write_text(folder / PAIRS, "".join(lines))
     write_json(folder / COUNTS, counts)
 
 
-def describe(folder: Path) -> str:
-    """What was mined, in one line, as `mined_blocks` left it in a folder."""
+def describe(folder: Path | None, root: Path | None) -> str:
+    """What was mined, in one line, as `mined_blocks` left it in a folder; it is named if it is in the cache's `root`.
+
+    Args:
+        folder: None: nothing was mined, as in a dry run.
+    """
+    if folder is None:
+        return "a dry run does not mine, so the rows of mined pairs are not counted"
     counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
     parts = [
         f"{language} {found['pairs']:,} of {found['lines']:,}{_left_out(found)}" for language, found in counts.items()
     ]
-    return f"unpaired sentences with a pair: {', '.join(parts)}; see {folder / PAIRS}"
+    lasts = root is not None and folder.is_relative_to(root)
+    where = f"see {folder / PAIRS}" if lasts else "they are listed only where a cache is kept"
+    return f"unpaired sentences with a pair: {', '.join(parts)}; {where}"
 
 
 def _left_out(found: dict[str, int]) -> str:

@@ -76,8 +76,9 @@ class TriangleTask(Task):
             DataError: the data has none for the stage, no row fits an edge, or there are too few for a batch.
         """
         rows = self.context.cache.rows(self._row_facts(), lambda part: write_rows(part, self._stream(part)), open_rows)
-        if self._mines and rows.folder:
-            self.context.warn(f"stage {self.stage.name}: {mining.describe(rows.folder)}")
+        if self.stage.mine:
+            line = mining.describe(rows.folder if self._mines else None, self.context.cache.root)
+            self.context.warn(f"stage {self.stage.name}: {line}")
         self._check(rows)
         if "student_text" in self.stage.vertices:
             self.check_spelling(rows.tokens, rows.languages, rows.languages_N)
@@ -126,7 +127,7 @@ class TriangleTask(Task):
         numbered = {codes.index(text.language): text for text in texts}
         given = TriangleTask(stage.model_copy(update={"mine": None}), self.context).rows
         model, cache = self.context.model, self.context.cache
-        mined = mining.mined_blocks(folder, model, cache, given, numbered, stage.mine, self._longest)
+        mined = mining.mined_blocks(folder, model, cache, given, numbered, stage, self._longest)
         return RowStream(codes, stream.count + sum(len(text.lines) for text in texts), chain(stream.blocks, mined))
 
     def _prepared(self) -> RowStream:

@@ -9,6 +9,7 @@ import torch
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import read_captions
+from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.data.unpaired import sentences_of
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
@@ -55,11 +56,14 @@ def test_pairs_are_those_of_the_slow_twin(
     b_MH = a_NH[draw.integers(0, rows, columns)] + draw.normal(size=(columns, 6)).astype(np.float32) * 0.5
     wanted = slow(a_NH, b_MH, neighbours, margin)
     assert wanted
-    for at_once in (2**15, 4):
+    sizes = list[int]()
+    monkeypatch.setattr(mining, "blocks_of", lambda count, size: sizes.append(size) or blocks_of(count, size))
+    for at_once in (2**26, 4 * rows, 1):
         monkeypatch.setattr(mining, "AT_ONCE", at_once)
         pairs_P2, margins_P = nearest_pairs(torch.from_numpy(a_NH), torch.from_numpy(b_MH), neighbours, margin)
         assert [tuple(pair) for pair in pairs_P2.tolist()] == wanted
         assert (margins_P >= margin).all()
+    assert sizes == [2**26 // rows, 4, 1]  # memory does not grow with the sentences
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,7 @@ def test_a_run_learns_from_pairs_says_so_and_resumes(squares: Path, start: Path,
         (["data.unpaired={}"], "mine needs data.unpaired: a mapping from a language to a file"),
         (["stages.0.mine=null"], "data.unpaired has no effect: no stage has mine"),
         (["stages.0.train=[encoder, projector]"], "mine needs a frozen encoder, and stage contrast trains it"),
+        (["parallel=fsdp"], "stage contrast: mine: parallel: fsdp does not work with it; use ddp"),
         (["data.unpaired={en: de.txt, de: de.txt}"], r"data\.unpaired\.en has no effect: .* paired with English"),
     ],
 )
@@ -151,9 +156,33 @@ def test_a_new_encoder_and_a_missing_file_are_refused(squares: Path, start: Path
         Run(recipe, tmp_path / "run")
 
 
-def test_a_dry_run_does_not_mine(squares: Path, start: Path, tmp_path: Path) -> None:
-    run = Run(mining_recipe(squares, start, tmp_path, "captions"), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stages.0.languages=[fr]", "stage contrast: mine: no row has a text in en to pair .*; add en to languages"),
+        (
+            "stages.0.mine.margin=100",
+            r"stage contrast: mine: no sentence of data\.unpaired \(de\) has .* margin 100; lower",
+        ),
+    ],
+)
+def test_what_cannot_be_mined_is_refused(change: str, message: str, squares: Path, start: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        rows_of(mining_recipe(squares, start, tmp_path, "captions", change), tmp_path / "run")
+
+
+def test_without_a_cache_no_list_is_named(squares: Path, start: Path, tmp_path: Path) -> None:
+    run, said = Run(mining_recipe(squares, start, tmp_path, "captions", "cache=off"), tmp_path / "run"), list[str]()
+    run.warn = said.append  # type: ignore[assignment]
+    assert "de" in next(run.tasks()).rows.languages
+    assert said[0].endswith("listed only where a cache is kept")
+
+
+def test_a_dry_run_does_not_mine_and_says_so(squares: Path, start: Path, tmp_path: Path) -> None:
+    run, said = Run(mining_recipe(squares, start, tmp_path, "captions"), tmp_path / "run"), list[str]()
+    run.warn = said.append  # type: ignore[assignment]
     assert any("rows" in line for line in run.dry_run())
+    assert said == ["stage contrast: a dry run does not mine, so the rows of mined pairs are not counted"]
     assert not list(tmp_path.rglob(mining.PAIRS))
 
 
