@@ -16,6 +16,7 @@ from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.data.unpaired import sentences_of
+from mclip_kit.doctor.recipe import check_start
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
 from mclip_kit.files import write_text
 from mclip_kit.models.multilingual_clip import load as load_model
@@ -158,6 +159,12 @@ def test_what_does_not_fit_together_is_refused(
         mining_recipe(squares, start, tmp_path, "captions", *changes)
 
 
+def test_mined_rows_are_of_another_language(squares: Path, start: Path, tmp_path: Path) -> None:
+    change = ["stages.0.languages=[en]", "stages.0.language_temperature=2"]
+    rows = rows_of(mining_recipe(squares, start, tmp_path, "captions", *change), tmp_path / "run")
+    assert rows.languages == ["en", "de"]
+
+
 def test_a_new_encoder_and_a_missing_file_are_refused(squares: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="mine needs an encoder that is trained already, by name; this one is new"):
         recipe_of(squares, tmp_path, f"data.unpaired={{de: {tmp_path / 'de.txt'}}}", "stages.2.mine={}")
@@ -210,6 +217,13 @@ def test_a_dry_run_does_not_mine_and_says_so(squares: Path, start: Path, tmp_pat
     assert said == [
         "stage contrast: pairs of unpaired sentences are mined when it trains; their rows are not counted here"
     ]
+    assert not list(tmp_path.rglob(mining.PAIRS))
+
+
+def test_doctor_does_not_mine(squares: Path, start: Path, tmp_path: Path) -> None:
+    recipe = mining_recipe(squares, start, tmp_path, "captions", f"cache.folder={tmp_path / 'features'}")
+    found = [finding.what for finding in check_start(recipe)]
+    assert any("rows to train on: contrast " in line for line in found)
     assert not list(tmp_path.rglob(mining.PAIRS))
 
 
