@@ -46,23 +46,27 @@ def show(folder: Path, table: str, rows: int | None) -> None:
 def sentences(folder: Path, out: Path, langs: str | None, split: str, lines: int, seed: int) -> None:
     """Write plain sentences of a prepared folder, without pictures and translations, to try data.unpaired with.
 
-    They are distinct captions in random order; those that a test split has too are left out.
+    They are distinct captions in random order; those that another split than train has too are left out. A file with
+    other lines is not overwritten.
     """
     from mclip_kit.data.captions import read_captions
     from mclip_kit.data.languages import TEACHER_LANGUAGE
     from mclip_kit.data.unpaired import sentences_of
-    from mclip_kit.files import write_text
+    from mclip_kit.files import check_new, write_text
 
     captions = read_captions(folder)
     wanted = languages_of(langs)
     if isinstance(wanted, str):
         wanted = [code for code in captions.languages.present() if code != TEACHER_LANGUAGE]
-    for language in wanted:
+    for language in dict.fromkeys(wanted):
         found = sentences_of(captions, language, split)
         chosen = Random(seed).sample(found, min(lines, len(found)))
+        text, path = "".join(f"{line}\n" for line in chosen), out / f"{language}.txt"
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / f"{language}.txt", "".join(f"{line}\n" for line in chosen))
-        click.echo(f"{out / f'{language}.txt'}: {len(chosen):,} of {len(found):,} sentences")
+        if not path.is_file() or path.read_bytes() != text.encode():
+            check_new(path)
+            write_text(path, text)
+        click.echo(f"{path}: {len(chosen):,} of {len(found):,} sentences")
 
 
 @data.command("send")

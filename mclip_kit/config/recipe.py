@@ -18,6 +18,7 @@ from mclip_kit.config.stages import KINDS, AnyStage, Stage
 from mclip_kit.config.yaml import (
     Count,
     Fraction,
+    LanguageCode,
     Languages,
     NonNegative,
     Place,
@@ -52,7 +53,7 @@ class Data(Section):
         None,
         description="A fairseq-binarised folder of parallel sentences; or several, each with its share of the rows.",
     )
-    unpaired: dict[str, Place] = Field(
+    unpaired: dict[LanguageCode, Place] = Field(
         {}, description="Language -> a text file, one sentence a line: neither translations nor pictures; see mine."
     )
     max_unknown: Fraction = Field(

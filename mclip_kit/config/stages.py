@@ -216,7 +216,7 @@ class TriangleStage(Stage):
     def several_languages(self) -> bool:
         """Whether the rows may be in more languages than one."""
         english = {"en"} if self.data == "bitext" and self.include_english else set()
-        return self.languages == "all" or len({*self.languages, *english}) > 1
+        return self.languages == "all" or len({*self.languages, *english}) > 1 or self.mine is not None
 
     @property
     def vertices(self) -> set[str]:

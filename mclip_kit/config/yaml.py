@@ -52,6 +52,16 @@ Once = AfterValidator(_given_once)
 Languages = Annotated[list[str], Field(min_length=1), Once]
 
 
+def _code(name: str) -> str:
+    if not re.fullmatch("[a-z]{2,3}(_[a-z0-9]+)*", name):
+        raise ValueError(f"give a language's code in lower case, such as pt or zh_hant, not {name!r}")
+    return name
+
+
+LanguageCode = Annotated[str, AfterValidator(_code)]
+"""Of a language that no data is asked for, so that nothing else finds a wrong one."""
+
+
 def _place(name: str) -> str:
     """A path; that of the copy of a URL, which may come after the name of a kind: hf:s3://BUCKET/FOLDER."""
     kind, url = re.fullmatch(r"(?s)((?:hf|fairseq|local-dir|openai):)?(.*)", name).groups()  # type: ignore[union-attr]

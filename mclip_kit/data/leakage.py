@@ -114,8 +114,17 @@ def held_out_texts(folders: Iterable[Path]) -> np.ndarray:
     Raises:
         DataError: a file is damaged.
     """
-    splits = [(folder, split) for folder in folders for split in _splits(folder, "") if not split.startswith("train")]
-    return _union(chunk for folder, split in splits for chunk in _chunks(folder, split, "texts"))
+    return _union(chunk for folder, split in _held_out(folders) for chunk in _chunks(folder, split, "texts"))
+
+
+def held_out_files(folders: Iterable[Path]) -> list[Path]:
+    """The files that have these hashes."""
+    files = (fingerprint_file(folder, split, "texts") for folder, split in _held_out(folders))
+    return sorted(file for file in files if exists(file))
+
+
+def _held_out(folders: Iterable[Path]) -> list[tuple[Path, str]]:
+    return [(folder, split) for folder in folders for split in _splits(folder, "") if not split.startswith("train")]
 
 
 def _distinct(folder: Path, split: str, kind: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from mclip_kit.data.captions import Captions
 from mclip_kit.data.content_keys import normalize_spaces
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.hashes import hash_texts
-from mclip_kit.data.leakage import held_out_beside, held_out_texts
+from mclip_kit.data.leakage import held_out_beside, held_out_files, held_out_texts
+from mclip_kit.data.manifest import file_stamps
 from mclip_kit.errors import DataError
 
 
@@ -64,9 +66,18 @@ def read_unpaired(language: str, path: str | Path, prepared: Iterable[Path] = ()
     return UnpairedText(language, kept, counts)
 
 
+def unpaired_stamps(paths: Iterable[str], prepared: Iterable[Path]) -> dict[str, Any]:
+    """What `file_stamps` says of files of sentences, and of the hashes of what is left out of them."""
+    return file_stamps(path.absolute() for path in [*map(Path, paths), *held_out_files(_beside(prepared))])
+
+
+def _beside(prepared: Iterable[Path]) -> set[Path]:
+    return {other for folder in prepared for other in held_out_beside(folder)}
+
+
 def _without(lines: Collection[str], prepared: Iterable[Path]) -> list[str]:
     """Lines that are no held-out text; letters, digits and marks count, as for the leakage check."""
-    held = held_out_texts({other for folder in prepared for other in held_out_beside(folder)})
+    held = held_out_texts(_beside(prepared))
     held_N = np.isin(hash_texts(lines), held[held != 0])
     return [line for line, is_held in zip(lines, held_N.tolist(), strict=True) if not is_held]
 
@@ -75,7 +86,10 @@ def sentences_of(captions: Captions, language: str, split: str = "train") -> lis
     """The distinct captions of a language in a split that are no held-out text, sorted: unpaired text for trials.
 
     Raises:
-        DataError: there are no captions of the language in the split.
+        DataError: there are no captions of the language in the split, or all are held out.
     """
-    rows = captions.select(split, [language])
-    return _without(sorted({*captions.texts[rows].tolist()}), [captions.folder])
+    texts = sorted({*captions.texts[captions.select(split, [language])].tolist()})
+    kept = _without(texts, [captions.folder])
+    if not kept:
+        raise DataError(f"{captions.folder}: all captions in {language} of {split} are held out for tests; use train")
+    return kept

@@ -78,6 +78,7 @@ def check_start(recipe: "Recipe") -> list[Finding]:
     evaluator(recipe)
     with temporary_folder() as folder:
         run = Run(recipe, folder / "run")
+        run.cache.writes = False  # nor are pairs mined, which takes long
         rows = [len(task.rows) for task in run.tasks()]
     counts = ", ".join(f"{stage.name} {count:,}" for stage, count in zip(recipe.stages, rows, strict=True))
     built = Finding(OK, f"towers are built, and their weights are finite; rows to train on: {counts}")

@@ -116,7 +116,7 @@ def set_linear(projector: Projector, moments: Moments, strength: float) -> None:
       those of the states.
     - `mlp`: exact, because gelu(x) - gelu(-x) = x: two hidden units for each direction of the map. Other hidden units
       keep their random input weights and have no output yet.
-    - `altclip`: exact; the map of the states behind its LayerNorm is the first layer, and the last one is the identity.
+    - `altclip`: exact; the map of the states after its LayerNorm is the first layer, and the last one is the identity.
 
     Args:
         projector: one for which `why_not` is None.

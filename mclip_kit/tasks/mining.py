@@ -153,7 +153,7 @@ def describe(folder: Path | None, root: Path | None) -> str:
         folder: None: nothing was mined, as in a dry run.
     """
     if folder is None:
-        return "a dry run does not mine, so the rows of mined pairs are not counted"
+        return "pairs of unpaired sentences are mined when it trains; their rows are not counted here"
     counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
     parts = [
         f"{language} {found['pairs']:,} of {found['lines']:,}{_left_out(found)}" for language, found in counts.items()

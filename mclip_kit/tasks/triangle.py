@@ -21,7 +21,7 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.manifest import bitext_stamps, file_stamps
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
-from mclip_kit.data.unpaired import read_unpaired
+from mclip_kit.data.unpaired import read_unpaired, unpaired_stamps
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
@@ -101,8 +101,8 @@ class TriangleTask(Task):
         }
         if stage.mine and self._mines:
             encoder = FrozenTowers(model, self.context.cache).weights("encoder")
-            files = file_stamps(Path(path).absolute() for path in data.unpaired.values())
-            facts["mine"] = [stage.mine.model_dump(), encoder, list(data.unpaired), files]
+            facts["mine"] = [stage.mine.model_dump(), encoder, str(self.context.cache.precision), list(data.unpaired)]
+            facts["mine"].append(unpaired_stamps(data.unpaired.values(), self._prepared_folders))
         if stage.data == "captions":
             assert self.context.captions is not None
             folder = self.context.captions.folder.absolute()
@@ -120,15 +120,19 @@ class TriangleTask(Task):
         stream, stage, data = self._prepared(), self.stage, self.context.recipe.data
         if stage.mine is None or not self._mines:
             return stream
-        prepared = [Path(place).parent for place in data.bitexts]
-        prepared += [self.context.captions.folder] if self.context.captions else []
-        texts = [read_unpaired(language, path, prepared) for language, path in data.unpaired.items()]
+        texts = [read_unpaired(name, path, self._prepared_folders) for name, path in data.unpaired.items()]
         codes = list(dict.fromkeys([*stream.languages, *data.unpaired]))
         numbered = {codes.index(text.language): text for text in texts}
         given = TriangleTask(stage.model_copy(update={"mine": None}), self.context).rows
         model, cache = self.context.model, self.context.cache
         mined = mining.mined_blocks(folder, model, cache, given, numbered, stage, self._longest)
         return RowStream(codes, stream.count + sum(len(text.lines) for text in texts), chain(stream.blocks, mined))
+
+    @property
+    def _prepared_folders(self) -> list[Path]:
+        captions = self.context.captions
+        folders = [Path(place).parent for place in self.context.recipe.data.bitexts]
+        return [*folders, captions.folder] if captions else folders
 
     def _prepared(self) -> RowStream:
         """The rows of the prepared folders."""

@@ -17,6 +17,7 @@ from mclip_kit.config.stages import Stage
 from mclip_kit.data.bitext import check_split, open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.corpora.source import File
+from mclip_kit.data.languages import normalize_language
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
 from mclip_kit.features.cache import FeatureCache
@@ -190,7 +191,9 @@ def open_data(recipe: Recipe) -> Captions | None:
     """
     bitexts = [open_bitext(folder) for folder in recipe.data.bitexts]
     captions = read_captions(recipe.data.captions) if recipe.data.captions else None
-    for path in recipe.data.unpaired.values():
+    for language, path in recipe.data.unpaired.items():
+        if language != normalize_language(language):
+            raise RecipeError(f"data.unpaired.{language}: write {normalize_language(language)}")
         next(File(Path(path)).lines(), None)
     for stage in recipe.stages:
         if stage.data == "bitext":

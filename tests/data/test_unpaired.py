@@ -4,7 +4,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
 from mclip_kit.data.captions import read_captions
@@ -57,3 +57,18 @@ def test_sentences_of_a_prepared_folder_are_unpaired_text(squares: Path, tmp_pat
     again = CliRunner().invoke(cli, [*command, "--langs", "xx"])
     assert again.exit_code == 2
     assert "no train captions in xx; there are" in again.output
+
+
+def test_sentences_are_neither_those_of_tests_nor_written_over_others(squares: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(cli, ["data", "sentences", str(squares), "--out", str(tmp_path), *words])
+
+    held = run("--split", "test")
+    assert held.exit_code == 2
+    assert "all captions in de of test are held out for tests; use train" in held.output
+    path = write(tmp_path / "de.txt", "meine eigenen")
+    refused = run("--langs", "de")
+    assert refused.exit_code == 2
+    assert "de.txt: exists already; remove it or choose another --out" in refused.output
+    assert path.read_text(encoding="utf-8") == "meine eigenen\n"
+    assert [run("--langs", "fr,fr").output.count("fr.txt") for _ in range(2)] == [1, 1]

@@ -1,6 +1,9 @@
 """Pairs that are mined: against a slow twin, and as rows of a run."""
 
+import json
+import shutil
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -9,9 +12,11 @@ import torch
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.config.yaml import parse
 from mclip_kit.data.captions import read_captions
+from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import TriangleRows
 from mclip_kit.data.unpaired import sentences_of
+from mclip_kit.doctor.recipe import check_start
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
 from mclip_kit.files import write_text
 from mclip_kit.models.multilingual_clip import load as load_model
@@ -91,6 +96,12 @@ def rows_of(recipe: Recipe, folder: Path) -> TriangleRows:
     return rows
 
 
+def counts_of(rows: TriangleRows) -> dict[str, int]:
+    assert rows.folder
+    counts: dict[str, int] = json.loads((rows.folder / mining.COUNTS).read_text(encoding="utf-8"))["de"]
+    return counts
+
+
 @pytest.mark.parametrize("data", ["captions", "bitext"])
 def test_rows_of_pairs_come_after_the_others(data: str, squares: Path, start: Path, tmp_path: Path) -> None:
     recipe = mining_recipe(squares, start, tmp_path, data)
@@ -136,6 +147,7 @@ def test_a_run_learns_from_pairs_says_so_and_resumes(squares: Path, start: Path,
         (["data.unpaired={}"], "mine needs data.unpaired: a mapping from a language to a file"),
         (["stages.0.mine=null"], "data.unpaired has no effect: no stage has mine"),
         (["stages.0.train=[encoder, projector]"], "mine needs a frozen encoder, and stage contrast trains it"),
+        (["data.unpaired={PT: de.txt}"], "data.unpaired.PT.*: give a language's code in lower case, .* not 'PT'"),
         (["parallel=fsdp"], "stage contrast: mine: parallel: fsdp does not work with it; use ddp"),
         (["data.unpaired={en: de.txt, de: de.txt}"], r"data\.unpaired\.en has no effect: .* paired with English"),
     ],
@@ -147,6 +159,12 @@ def test_what_does_not_fit_together_is_refused(
         mining_recipe(squares, start, tmp_path, "captions", *changes)
 
 
+def test_mined_rows_are_of_another_language(squares: Path, start: Path, tmp_path: Path) -> None:
+    change = ["stages.0.languages=[en]", "stages.0.language_temperature=2"]
+    rows = rows_of(mining_recipe(squares, start, tmp_path, "captions", *change), tmp_path / "run")
+    assert rows.languages == ["en", "de"]
+
+
 def test_a_new_encoder_and_a_missing_file_are_refused(squares: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="mine needs an encoder that is trained already, by name; this one is new"):
         recipe_of(squares, tmp_path, f"data.unpaired={{de: {tmp_path / 'de.txt'}}}", "stages.2.mine={}")
@@ -154,6 +172,8 @@ def test_a_new_encoder_and_a_missing_file_are_refused(squares: Path, start: Path
     (tmp_path / "de.txt").unlink()
     with pytest.raises(DataError, match=r"de\.txt: cannot be read"):
         Run(recipe, tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"data\.unpaired\.jp: write ja"):
+        Run(load(tmp_path / "tiny.yaml", ["data.unpaired={jp: de.txt}"]), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +191,18 @@ def test_what_cannot_be_mined_is_refused(change: str, message: str, squares: Pat
         rows_of(mining_recipe(squares, start, tmp_path, "captions", change), tmp_path / "run")
 
 
+def test_pairs_are_mined_again_when_a_folder_beside_holds_more_out(squares: Path, start: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(squares, tmp_path / "data" / "own")
+    recipe = mining_recipe(own, start, tmp_path, "captions")
+    pairs = counts_of(rows_of(recipe, tmp_path / "run"))
+    line = (tmp_path / "de.txt").read_text(encoding="utf-8").splitlines()[0]
+    fingerprints = tmp_path / "data" / "other" / "fingerprints"
+    fingerprints.mkdir(parents=True)
+    (fingerprints.parent / "manifest.json").write_text("{}", encoding="utf-8")
+    hash_texts([line]).tofile(fingerprints / "test.texts.u64")
+    assert counts_of(rows_of(recipe, tmp_path / "run")) == pairs | {"held_out": 1, "pairs": ANY}
+
+
 def test_without_a_cache_no_list_is_named(squares: Path, start: Path, tmp_path: Path) -> None:
     run, said = Run(mining_recipe(squares, start, tmp_path, "captions", "cache=off"), tmp_path / "run"), list[str]()
     run.warn = said.append  # type: ignore[assignment]
@@ -182,7 +214,16 @@ def test_a_dry_run_does_not_mine_and_says_so(squares: Path, start: Path, tmp_pat
     run, said = Run(mining_recipe(squares, start, tmp_path, "captions"), tmp_path / "run"), list[str]()
     run.warn = said.append  # type: ignore[assignment]
     assert any("rows" in line for line in run.dry_run())
-    assert said == ["stage contrast: a dry run does not mine, so the rows of mined pairs are not counted"]
+    assert said == [
+        "stage contrast: pairs of unpaired sentences are mined when it trains; their rows are not counted here"
+    ]
+    assert not list(tmp_path.rglob(mining.PAIRS))
+
+
+def test_doctor_does_not_mine(squares: Path, start: Path, tmp_path: Path) -> None:
+    recipe = mining_recipe(squares, start, tmp_path, "captions", f"cache.folder={tmp_path / 'features'}")
+    found = [finding.what for finding in check_start(recipe)]
+    assert any("rows to train on: contrast " in line for line in found)
     assert not list(tmp_path.rglob(mining.PAIRS))
 
 
