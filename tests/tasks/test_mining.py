@@ -226,6 +226,7 @@ def test_doctor_does_not_mine(squares: Path, start: Path, tmp_path: Path) -> Non
     recipe = mining_recipe(squares, start, tmp_path, "captions", f"cache.folder={tmp_path / 'features'}")
     found = [finding.what for finding in check_start(recipe)]
     assert any("rows to train on: contrast " in line for line in found)
+    check_start(recipe.model_copy(update={"stages": [recipe.stages[0].model_copy(update={"batch_size": 10**6})]}))
     assert not list(tmp_path.rglob(mining.PAIRS))
 
 
