@@ -163,6 +163,8 @@ def test_mined_rows_are_of_another_language(squares: Path, start: Path, tmp_path
     change = ["stages.0.languages=[en]", "stages.0.language_temperature=2"]
     rows = rows_of(mining_recipe(squares, start, tmp_path, "captions", *change), tmp_path / "run")
     assert rows.languages == ["en", "de"]
+    change.append(f"stages.0.batch_size={int((rows.languages_N == 0).sum()) + 1}")  # more than the others alone
+    assert len(rows_of(mining_recipe(squares, start, tmp_path, "captions", *change), tmp_path / "run")) == len(rows)
 
 
 def test_a_new_encoder_and_a_missing_file_are_refused(squares: Path, start: Path, tmp_path: Path) -> None:
@@ -224,6 +226,7 @@ def test_doctor_does_not_mine(squares: Path, start: Path, tmp_path: Path) -> Non
     recipe = mining_recipe(squares, start, tmp_path, "captions", f"cache.folder={tmp_path / 'features'}")
     found = [finding.what for finding in check_start(recipe)]
     assert any("rows to train on: contrast " in line for line in found)
+    check_start(recipe.model_copy(update={"stages": [recipe.stages[0].model_copy(update={"batch_size": 10**6})]}))
     assert not list(tmp_path.rglob(mining.PAIRS))
 
 
