@@ -58,6 +58,10 @@ FINETUNE = {
     "stages.0.epochs": 4,
     "stages.0.warmup_steps": 4,
 }
+FROZEN = {
+    "teacher.model": "local-dir:{runs}/quickstart/model/clip",
+    "encoder": "hf:{runs}/quickstart/model/encoder",
+}
 
 Sets = dict[str, Any]
 RUNS: dict[str, tuple[str, Sets]] = {
@@ -80,14 +84,48 @@ RUNS: dict[str, tuple[str, Sets]] = {
     "quickstart_trikd": (
         "quickstart_trikd",
         {
-            "teacher.model": "local-dir:{runs}/quickstart/model/clip",
-            "encoder": "hf:{runs}/quickstart/model/encoder",
+            **FROZEN,
             "projector.hidden": 32,
             "evaluation.every_epochs": 5,
             **{f"stages.{n}.languages": LANGUAGES for n in (0, 1)},
             **{f"stages.{n}.batch_size": 36 for n in (0, 1)},
             **{f"stages.{n}.epochs": 5 for n in (0, 1)},
             **{f"stages.{n}.warmup_steps": 4 for n in (0, 1)},
+        },
+    ),
+    "quickstart_unpaired": (
+        "quickstart_unpaired",
+        {
+            **FROZEN,
+            "data.unpaired": "{de: {data}/bitext/train.en-de.de.txt}",
+            "projector.hidden": 32,
+            "evaluation.every_epochs": 5,
+            **{f"stages.{n}.languages": "[en, fr]" for n in (0, 1)},
+            **{f"stages.{n}.mine.margin": 0.9 for n in (0, 1)},
+            **{f"stages.{n}.batch_size": 36 for n in (0, 1)},
+            **{f"stages.{n}.epochs": 5 for n in (0, 1)},
+            **{f"stages.{n}.warmup_steps": 4 for n in (0, 1)},
+        },
+    ),
+    "m2m": (
+        "m2m",
+        {
+            **FROZEN,
+            "projector.hidden": 32,
+            "evaluation.every_epochs": 5,
+            "stages.0.batch_size": 36,
+            "stages.0.epochs": 10,
+            "stages.0.warmup_steps": 4,
+        },
+    ),
+    "calibrate": (
+        "calibrate",
+        {
+            "init_from": "{runs}/quickstart/model",
+            "evaluation.languages": LANGUAGES,
+            "stages.0.languages": LANGUAGES,
+            "stages.0.batch_size": 24,
+            "stages.0.warmup_steps": 4,
         },
     ),
     "altclip_full": ("altclip_full", TWO_STAGES),
@@ -110,7 +148,7 @@ RUNS: dict[str, tuple[str, Sets]] = {
 }
 """Name of a run: its recipe, and the keys that make it small."""
 NEW_TOWERS = ("altclip", "trikd_projectors", "mclip_plus", "mte")  # recipes whose pretrained towers are replaced
-ONE_FOLDER = {"mte": "bitext", "multi30k_finetune": "captions", "coco_finetune": "captions"}
+ONE_FOLDER = {"mte": "bitext", "multi30k_finetune": "captions", "coco_finetune": "captions", "calibrate": "captions"}
 
 
 def overrides(recipe: str, sets: Sets, data: Path, runs: Path) -> list[str]:
@@ -119,7 +157,8 @@ def overrides(recipe: str, sets: Sets, data: Path, runs: Path) -> list[str]:
     places = {"captions": data, "bitext": data / "bitext"}
     kinds = [ONE_FOLDER[recipe]] if recipe in ONE_FOLDER else list(places)
     folders = [f"data.{kind}={places[kind]}" for kind in kinds]
-    given = [f"{key}={str(value).replace('{runs}', str(runs))}" for key, value in sets.items()]
+    written = {key: str(value).replace("{runs}", str(runs)).replace("{data}", str(data)) for key, value in sets.items()}
+    given = [f"{key}={value}" for key, value in written.items()]
     return ["precision=fp32", "checkpoint_every=7", *towers, *folders, *given]
 
 

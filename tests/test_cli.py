@@ -59,6 +59,7 @@ def test_recipes_lists_each_with_its_line(type_: Type) -> None:
         "multi30k_finetune",
         "quickstart",
         "quickstart_trikd",
+        "quickstart_unpaired",
         "trikd_projectors",
     ]
     assert all(len(line.split()) > 4 for line in lines)
