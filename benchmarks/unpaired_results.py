@@ -41,6 +41,7 @@ from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import write_text
 from mclip_kit.models.closed_form import LAMBDAS
 from mclip_kit.models.multilingual_clip import load as load_model
+from mclip_kit.tasks.mining import PAIRS
 from mclip_kit.train.run import Run
 
 GOAL = 20.0  # R@1, mean of the languages that are not trained
@@ -177,6 +178,18 @@ def one_seed(seed: int, root: Path, smoke: bool) -> dict[str, Scores]:
     }
 
 
+def share_right(cache: Path) -> float:
+    """The share of mined pairs of which both sides name a picture that looks the same."""
+    captions = read_captions(EMBEDDED)
+    known: dict[tuple[str, str], set[int]] = {}
+    groups = captions.groups[captions.images].tolist()
+    for language, text, group in zip(captions.languages, captions.texts, groups, strict=True):
+        known.setdefault((str(language), str(text)), set()).add(group)
+    files = [path.read_text(encoding="utf-8").splitlines()[1:] for path in cache.glob(f"rows-*/{PAIRS}")]
+    pairs = [line.split("\t") for lines in files for line in lines]
+    return mean(bool(known[language, line] & known["en", text]) for language, _, line, text in pairs)
+
+
 def main() -> None:
     """Train what is missing; print the rows, and the best row by validation as a share of the goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,6 +208,7 @@ def main() -> None:
         name: mean(seed[name]["valid"]["never"] for seed in seeds) for name in seeds[0] if "valid" in seeds[0][name]
     }
     best = max(valid, key=lambda name: valid[name])
+    print(f"pairs that are right: {100 * share_right(root / 'features'):.0f}%")
     print(f"best on validation: {best}, R@1 {valid[best]:.1f} there")
     print(f"unpaired_results ratio={mean(seed[best]['end']['never'] for seed in seeds) / GOAL:.2f} goal=1")
 
