@@ -23,14 +23,7 @@ def cosine(student_BD: Tensor, teacher_BD: Tensor, keep_B: Tensor | None = None)
         >>> round(float(cosine(torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 2.0]]))), 4)
         0.2929
     """
-    counted: Tensor | float = 1.0
-    if keep_B is not None:
-        counted = losses.share(keep_B)
-        student_BD, teacher_BD = student_BD[keep_B], teacher_BD[keep_B]
-        if not len(student_BD):
-            return student_BD.sum() + teacher_BD.sum()
-    student_BD, teacher_BD = F.normalize(student_BD, dim=-1), F.normalize(teacher_BD, dim=-1)
-    return counted * (1 - (student_BD * teacher_BD).sum(-1)).mean()
+    return student_BD.shape[-1] / 2 * losses.mse(student_BD, teacher_BD, "both", keep_B)
 
 
 def kl(
