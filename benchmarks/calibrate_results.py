@@ -8,13 +8,12 @@ recipe quickstart with all ten languages, if `make results` has trained it. Pict
 are kept in runs/calibrate/seed-N and are not computed again; `--smoke` trains one epoch a stage of the second model.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tables import Scores, head, kept, over, row, spread
+from tables import Scores, asked, head, kept, over, row, spread
 
 from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import read_captions
@@ -88,13 +87,8 @@ def one_seed(seed: int, root: Path, smoke: bool) -> dict[str, Scores]:
 
 def main() -> None:
     """Train what is missing; print the rows, and the starved language's share of what the others have."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--smoke", action="store_true")
-    asked = parser.parse_args()
-    numbers = [1] if asked.smoke else [int(seed) for seed in asked.seeds.split(",")]
-    root = Path("runs", "calibrate-smoke" if asked.smoke else "calibrate")
-    seeds = [one_seed(seed, root, asked.smoke) for seed in numbers]
+    numbers, root, smoke = asked(__doc__, "calibrate")
+    seeds = [one_seed(seed, root, smoke) for seed in numbers]
     print("\n".join(head("T2I R@1, test", *COLUMNS.values())))
     for name in seeds[0]:
         known = [seed for seed in seeds if name in seed]

@@ -7,12 +7,11 @@ for the language that is trained and the thirteen that are not. Scores are kept 
 again; `--smoke` trains one epoch.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from tables import Scores, head, kept, over, row, spread
+from tables import Scores, asked, head, kept, over, row, spread
 
 from mclip_kit.config.recipe import load
 from mclip_kit.data.captions import read_captions
@@ -56,12 +55,8 @@ def one_seed(seed: int, root: Path, smoke: bool) -> Scores:
 
 def main() -> None:
     """Train what is missing; print the row, and what other languages have of English."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--smoke", action="store_true")
-    asked = parser.parse_args()
-    numbers = [1] if asked.smoke else [int(seed) for seed in asked.seeds.split(",")]
-    seeds = [one_seed(seed, Path("runs", "m2m-smoke" if asked.smoke else "m2m"), asked.smoke) for seed in numbers]
+    numbers, root, smoke = asked(__doc__, "m2m")
+    seeds = [one_seed(seed, root, smoke) for seed in numbers]
     print("\n".join(head("T2I, test", *COLUMNS.values())))
     print(row("m2m", *(spread(over(seeds, key)) for key in COLUMNS)))
     share = mean(over(seeds, "never10")) / max(mean(over(seeds, "English10")), 1e-9)

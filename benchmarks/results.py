@@ -7,7 +7,6 @@ does not write to docs/. The parts on Multi30K (mte_results.py, finetune_results
 compares the student's weakest language with the teacher's English.
 """
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import finetune_results
 import mte_results
 import numpy as np
 import pool_results
-from tables import Scores, at_hand, head, kept, over, row, spread
+from tables import Scores, asked, at_hand, head, kept, over, row, spread
 
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.data.captions import read_captions
@@ -188,15 +187,10 @@ def page(seeds: list[Scores], numbers: list[int]) -> str:
 
 def main() -> None:
     """Train what is missing, write the page, print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--smoke", action="store_true")
-    asked = parser.parse_args()
-    numbers = [1] if asked.smoke else [int(seed) for seed in asked.seeds.split(",")]
-    root = Path("runs", "results-smoke" if asked.smoke else "results")
-    seeds = [one_seed(seed, root, asked.smoke) for seed in numbers]
+    numbers, root, smoke = asked(__doc__, "results")
+    seeds = [one_seed(seed, root, smoke) for seed in numbers]
     text = page(seeds, numbers)
-    if asked.smoke:
+    if smoke:
         print(text)
     else:
         write_text(Path("docs", "results.md"), text)

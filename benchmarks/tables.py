@@ -1,5 +1,6 @@
 """What the parts of docs/results.md share: scores that are computed once, and tables over several seeds."""
 
+import argparse
 import json
 import os
 import shutil
@@ -18,6 +19,21 @@ def at_hand() -> Path | None:
     default = Path(__file__).parents[2] / "shared" / "data" / "multi30k"
     folder = Path(os.environ.get("MULTI30K", default))
     return folder if folder.is_dir() else None
+
+
+def asked(about: str | None, name: str) -> tuple[list[int], Path, bool]:
+    """What a script's command line asks for: the seeds, the folder of kept scores, and whether it is a smoke run.
+
+    Args:
+        about: the script's docstring.
+        name: of its folder in runs/.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--smoke", action="store_true")
+    given = parser.parse_args()
+    seeds = [1] if given.smoke else [int(seed) for seed in given.seeds.split(",")]
+    return seeds, Path("runs", f"{name}-smoke" if given.smoke else name), given.smoke
 
 
 def kept(folder: Path, make: Callable[[], Scores]) -> Scores:

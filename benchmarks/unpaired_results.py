@@ -17,7 +17,6 @@ translation among the English names: lines from elsewhere have fewer. The rows:
     mined                  quickstart_unpaired: pairs that the frozen encoder finds are rows of both stages
 """
 
-import argparse
 import time
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tables import Scores, head, kept, row, spread
+from tables import Scores, asked, head, kept, row, spread
 from torch import Tensor
 
 from mclip_kit.config.recipe import load
@@ -192,13 +191,8 @@ def share_right(cache: Path) -> float:
 
 def main() -> None:
     """Train what is missing; print the rows, and the best row by validation as a share of the goal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--smoke", action="store_true")
-    asked = parser.parse_args()
-    numbers = [1] if asked.smoke else [int(seed) for seed in asked.seeds.split(",")]
-    root = Path("runs", "unpaired-smoke" if asked.smoke else "unpaired")
-    seeds = [one_seed(seed, root, asked.smoke) for seed in numbers]
+    numbers, root, smoke = asked(__doc__, "unpaired")
+    seeds = [one_seed(seed, root, smoke) for seed in numbers]
     columns = {"English": "English", "trained": "trained, R@1", "never": "never trained, R@1"}
     columns |= {"never10": "never trained, R@10", "plain": "plain, never trained", "seconds": "CPU seconds"}
     print("\n".join(head("T2I, test", *columns.values())))
