@@ -1,4 +1,4 @@
-"""What a task computes with the weights that its stage starts with, such as centroids, also after it is resumed."""
+"""The weights that a stage starts with: WiSE-FT reads them at its end, a task such as one of centroids at its start."""
 
 from mclip_kit import layout
 from mclip_kit.errors import CheckpointError
@@ -7,15 +7,16 @@ from mclip_kit.train.checkpoint import TrainState
 
 
 class StartWeights(Callback):
-    """If the task asks for it: keeps the weights of the stage's start, and shows them to the task."""
+    """Keeps the weights of the stage's start for WiSE-FT and for a task that asks for them, which it shows them to."""
 
     def before_stage(self) -> None:
         """Show the task the weights of the start; those of a resumed stage are back afterwards."""
         run, task = self.at.run, self.at.task
+        if self.at.step == 0 and (task.needs_start or task.stage.wise_ft_alpha):
+            run.save(TrainState(self.at.index, 0), run.folder / layout.START)
         if not task.needs_start:
             return
         if self.at.step == 0:
-            run.save(TrainState(self.at.index, 0), run.folder / layout.START)
             task.see_start()
             return
         start = run.read(layout.START)

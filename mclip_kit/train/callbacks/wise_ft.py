@@ -7,7 +7,6 @@ from mclip_kit import layout
 from mclip_kit.train import fsdp
 from mclip_kit.train.callbacks.base import Callback
 from mclip_kit.train.callbacks.early_stopping import final_score
-from mclip_kit.train.checkpoint import TrainState
 
 
 def interpolate(start: dict[str, Tensor], tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -22,13 +21,10 @@ def interpolate(start: dict[str, Tensor], tuned: dict[str, Tensor], alpha: float
 
 
 class WiseFt(Callback):
-    """If the stage has `wise_ft_alpha`: interpolated weights are scored and written to RUN/model-wise_ft."""
+    """If the stage has `wise_ft_alpha`: interpolated weights are scored and written to RUN/model-wise_ft.
 
-    def before_stage(self) -> None:
-        """Keep the weights with which the stage starts."""
-        at = self.at
-        if at.stage.wise_ft_alpha and at.step == 0:
-            at.run.save(TrainState(at.index, 0), at.run.folder / layout.START)
+    `StartWeights` keeps those of the start.
+    """
 
     def after_stage(self) -> None:
         """Score and write the interpolated weights; the model keeps those of the stage's end."""
