@@ -31,7 +31,13 @@ class UnpairedText:
     counts: dict[str, int]
 
 
-def read_unpaired(language: str, path: str | Path, prepared: Iterable[Path] = ()) -> UnpairedText:
+def held_out_of(prepared: Iterable[Path]) -> np.ndarray:
+    """Hashes of what unpaired text may not have: held-out texts of prepared folders and of folders beside them."""
+    held_N = held_out_texts(_beside(prepared))
+    return held_N[held_N != 0]
+
+
+def read_unpaired(language: str, path: str | Path, held_N: np.ndarray | None = None) -> UnpairedText:
     """Read a file of sentences: plain UTF-8 text, or packed as .gz, .xz or .bz2.
 
     >>> from pathlib import Path
@@ -45,7 +51,7 @@ def read_unpaired(language: str, path: str | Path, prepared: Iterable[Path] = ()
     Args:
         language: a code.
         path: of the file.
-        prepared: folders; lines that are held-out texts of these, or of folders beside them, are left out.
+        held_N: of `held_out_of`: lines with these hashes are left out.
     Raises:
         DataError: the file cannot be read, or no line is left.
     """
@@ -59,7 +65,7 @@ def read_unpaired(language: str, path: str | Path, prepared: Iterable[Path] = ()
             counts["repeated"] += 1
         lines.setdefault(line)
     lines.pop("", None)
-    kept = _without(lines, prepared)
+    kept = _without(lines, held_N)
     counts["held_out"] = len(lines) - len(kept)
     if not kept:
         raise DataError(f"{path}: no sentence is left of {counts['lines']:,} lines; give a file with one a line")
@@ -75,11 +81,12 @@ def _beside(prepared: Iterable[Path]) -> set[Path]:
     return {other for folder in prepared for other in held_out_beside(folder)}
 
 
-def _without(lines: Collection[str], prepared: Iterable[Path]) -> list[str]:
+def _without(lines: Collection[str], held_N: np.ndarray | None) -> list[str]:
     """Lines that are no held-out text; letters, digits and marks count, as for the leakage check."""
-    held = held_out_texts(_beside(prepared))
-    held_N = np.isin(hash_texts(lines), held[held != 0])
-    return [line for line, is_held in zip(lines, held_N.tolist(), strict=True) if not is_held]
+    if held_N is None:
+        return list(lines)
+    left_out_N = np.isin(hash_texts(lines), held_N)
+    return [line for line, is_held in zip(lines, left_out_N.tolist(), strict=True) if not is_held]
 
 
 def sentences_of(captions: Captions, language: str, split: str = "train") -> list[str]:
@@ -89,7 +96,7 @@ def sentences_of(captions: Captions, language: str, split: str = "train") -> lis
         DataError: there are no captions of the language in the split, or all are held out.
     """
     texts = sorted({*captions.texts[captions.select(split, [language])].tolist()})
-    kept = _without(texts, [captions.folder])
+    kept = _without(texts, held_out_of([captions.folder]))
     if not kept:
         raise DataError(f"{captions.folder}: all captions in {language} of {split} are held out for tests; use train")
     return kept

@@ -21,7 +21,7 @@ from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.data.manifest import bitext_stamps, file_stamps
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.data.triangle_rows import RowStream, TriangleRows, open_rows, write_rows
-from mclip_kit.data.unpaired import read_unpaired, unpaired_stamps
+from mclip_kit.data.unpaired import held_out_of, read_unpaired, unpaired_stamps
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
@@ -124,13 +124,13 @@ class TriangleTask(Task):
         stream, stage, data = self._prepared(), self.stage, self.context.recipe.data
         if stage.mine is None or not self._mines:
             return stream
-        texts = [read_unpaired(name, path, self._prepared_folders) for name, path in data.unpaired.items()]
+        held_N = held_out_of(self._prepared_folders)
         codes = list(dict.fromkeys([*stream.languages, *data.unpaired]))
-        numbered = {codes.index(text.language): text for text in texts}
+        texts = {codes.index(name): read_unpaired(name, path, held_N) for name, path in data.unpaired.items()}
         given = TriangleTask(stage.model_copy(update={"mine": None}), self.context)._stored()
-        model, cache = self.context.model, self.context.cache
-        mined = mining.mined_blocks(folder, model, cache, given, numbered, stage, self._longest)
-        return RowStream(codes, stream.count + sum(len(text.lines) for text in texts), chain(stream.blocks, mined))
+        model, cache, count = self.context.model, self.context.cache, sum(len(text.lines) for text in texts.values())
+        mined = mining.mined_blocks(folder, model, cache, given, texts, stage, self._longest)
+        return RowStream(codes, stream.count + count, chain(stream.blocks, mined))
 
     @property
     def _prepared_folders(self) -> list[Path]:

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
 from mclip_kit.data.captions import read_captions
-from mclip_kit.data.unpaired import read_unpaired, sentences_of
+from mclip_kit.data.unpaired import held_out_of, read_unpaired, sentences_of
 from mclip_kit.errors import DataError
 
 
@@ -29,11 +29,13 @@ def test_held_out_texts_are_left_out(squares: Path, tmp_path: Path) -> None:
     captions = read_captions(squares)
     held = captions.texts[int(captions.select("test", ["de"])[0])]
     valid = captions.texts[int(captions.select("valid", ["de"])[0])]
-    text = read_unpaired("de", write(tmp_path / "de.txt", "ganz neu", held.upper() + "!", valid), [squares])
+    text = read_unpaired(
+        "de", write(tmp_path / "de.txt", "ganz neu", held.upper() + "!", valid), held_out_of([squares])
+    )
     assert text.lines == ["ganz neu"]
     assert text.counts["held_out"] == 2
     with pytest.raises(DataError, match=r"de\.txt: no sentence is left of 1 lines; give a file with one a line"):
-        read_unpaired("de", write(tmp_path / "de.txt", held), [squares])
+        read_unpaired("de", write(tmp_path / "de.txt", held), held_out_of([squares]))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_sentences_of_a_prepared_folder_are_unpaired_text(squares: Path, tmp_pat
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "text").iterdir()) == ["de.txt", "fr.txt"]
     known = sentences_of(read_captions(squares), "de")
-    text = read_unpaired("de", tmp_path / "text" / "de.txt", [squares])
+    text = read_unpaired("de", tmp_path / "text" / "de.txt", held_out_of([squares]))
     assert text.counts == {"lines": 3, "empty": 0, "repeated": 0, "held_out": 0}
     assert {*text.lines} <= {*known}
     assert f"3 of {len(known)} sentences" in result.output
