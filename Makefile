@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KIT := $(BIN)/mclip-kit
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint docs results methods install
+.PHONY: demo test lint docs results methods bench bench-peers install
 
 install: $(VENV)/.installed
 
@@ -43,3 +43,9 @@ methods: install  ## the figures of docs/methods.md, from the teachers that `mak
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/unpaired_results.py
 	$(BIN)/python benchmarks/methods.py
+
+bench: install bench-peers  ## every figure of docs/performance.md that is missing; hours on two idle cores
+	$(BIN)/python benchmarks/bench.py
+
+bench-peers: install  ## the programs that we are compared with, each in an environment of its own, build/peers/NAME
+	$(BIN)/python benchmarks/peers.py

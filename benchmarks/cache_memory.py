@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from side_by_side import last_line
 
 from mclip_kit.features.item_format import ItemFormat
 from mclip_kit.features.job import ExtractionJob
@@ -90,7 +91,7 @@ def main() -> None:
     for name, few, more, rows, _ in measure(parser.parse_args().smoke):
         print(f"{name}: {few} MB for {SMALL:,} rows, {more} MB for {rows:,}", flush=True)
         worst = max(worst, more / few)
-    print(f"cache_memory ratio={worst:.2f} goal={GOAL}")
+    last_line("cache_memory", worst, GOAL, "lower")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ from mclip_kit.tasks.triangle_batches import TriangleBatches
 from mclip_kit.tasks.triangle_loss import Triangle, TriangleBatch
 from mclip_kit.train.optim import build_optimizer, trainable
 
-GOAL, GOAL_BARE, GOAL_FILL = 10.0, 1.1, 1.5
+GOAL, GOAL_BARE, GOAL_FILL = 15.0, 1.1, 1.5
 BATCH, BATCHES, PICTURES = 64, 8, 64
 LANGUAGES = 4  # in the filling epoch; they share a picture and its English caption
 FILLED = ("picture", "English caption", "student text")
@@ -245,10 +245,10 @@ def main() -> None:
     gains = [[a / (c + BATCH * rate) for (a, c), rate in zip(steps, rates, strict=True)] for rates in (fill, shared)]
     for kind, values in zip(("no picture or caption twice", f"{LANGUAGES} languages a picture"), gains, strict=True):
         print(f"filling epoch, {kind}: naive takes {spread(values)} times as long")
-    last_line("live_vs_naive", median(ratio(figures, "naive", "live")), 1)
-    last_line("cached_vs_bare", median(ratio(figures, "cached", "bare")), GOAL_BARE)
-    last_line("fill_vs_live", median(gains[1]), GOAL_FILL)
-    last_line("cached_vs_live", median(ratio(figures, "naive", "cached")), GOAL)
+    last_line("live_vs_naive", ratio(figures, "naive", "live"), 1)
+    last_line("cached_vs_bare", ratio(figures, "cached", "bare"), GOAL_BARE, "lower")
+    last_line("fill_vs_live", gains[1], GOAL_FILL)
+    last_line("cached_vs_live", ratio(figures, "naive", "cached"), GOAL)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
-from side_by_side import alternate, last_line, memory, seconds, spread
+from side_by_side import alternate, last_line, memory, ratio, seconds, spread
 from torch import Tensor
 
 from mclip_kit.losses import contrastive
@@ -69,8 +69,8 @@ def measure(way: str, rows: int) -> tuple[float, float, list[Any]]:
     return found
 
 
-def compare(rows: int, rounds: int, ways: list[str]) -> dict[str, float]:
-    """Print seconds and MB of each way, check that they agree, and return the MB."""
+def compare(rows: int, rounds: int, ways: list[str]) -> dict[str, list[float]]:
+    """Print seconds and MB of each way, check that they agree, and return the MB of each round."""
     peaks: dict[str, list[float]] = {way: [] for way in ways}
     results: dict[str, list[Any]] = {}
 
@@ -84,7 +84,7 @@ def compare(rows: int, rounds: int, ways: list[str]) -> dict[str, float]:
         print(f"{rows:,} rows, {way}: {spread(values)} s, {median(peaks[way]):,.0f} MB", flush=True)
     for one, other in zip(results[ways[0]], results[ways[-1]], strict=True):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-6)
-    return {way: median(values) for way, values in peaks.items()}
+    return peaks
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
     for rows in [asked.rows] if asked.rows else sizes:
         peaks = compare(rows, rounds, ways)
     if not asked.alone:
-        last_line("contrastive_memory", peaks["whole matrix"] / peaks["in parts"], GOAL)
+        last_line("contrastive_memory", ratio(peaks, "whole matrix", "in parts"), GOAL)
 
 
 if __name__ == "__main__":

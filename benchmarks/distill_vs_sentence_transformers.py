@@ -15,69 +15,25 @@ towers.
 """
 
 import argparse
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from prepare import MULTI30K, made_up, multi30k, run
+from distill_vs_bare import LR, MAX_TOKENS, PAIRS, pace, read, started
+from prepare import MULTI30K
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MSELoss
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
-from side_by_side import alternate, last_line, ratio, seconds, spread
+from side_by_side import alternate, last_line, ratio, spread
 from transformers import TrainerCallback
 
-from mclip_kit.config.recipe import Recipe
 from mclip_kit.train.loop import train
 from mclip_kit.train.run import Run
 
-GOAL = 1.5
-PAIRS, MAX_TOKENS, LR = 64, 77, 2e-5
-LINES = 8192  # of each language; more lines would only make the teacher run longer
-BASE = {"layers": 12, "width": 768, "heads": 12, "ffn": 3072}
-SMALL = {"layers": 1, "width": 32, "heads": 2, "ffn": 64}
-SMALL_TEACHER = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
-    "text_cfg": {"width": 32, "heads": 1, "layers": 1},
-}
-
-
-def recipe(bitext: Path, small: bool) -> Recipe:
-    """Ours: one stage of teacher learning."""
-    stage = {
-        "name": "teacher_learning",
-        "train": ["student"],
-        "edges": {"teacher_text-student_text": {"loss": "mse"}},
-        "data": "bitext",
-        "epochs": 1000,
-        "batch_size": 2 * PAIRS,
-        "max_tokens": MAX_TOKENS,
-        "lr": LR,
-        "clip_norm": 1.0,
-    }
-    tree = {
-        "about": "teacher learning",
-        "teacher": {"model": SMALL_TEACHER if small else "ViT-B-32", "weights": "random"},
-        "encoder": {**(SMALL if small else BASE), "dropout": 0.1, "positions": 512},
-        "projector": {"kind": "linear", "pool": "mean"},
-        "data": {"bitext": str(bitext)},
-        "precision": "fp32",
-        "stages": [stage],
-    }
-    return Recipe.model_validate(tree)
-
-
-def our_steps(mine: Run) -> Iterator[Any]:
-    """Our training, step by step."""
-    task = next(mine.tasks())
-    return train(mine.accelerator, mine.loop(0, task, task.module()), 0)
+GOAL = 3.0
 
 
 class Ends(TrainerCallback):  # type: ignore[misc]
@@ -126,11 +82,6 @@ def peer(mine: Run, folder: Path, steps: int) -> tuple[SentenceTransformerTraine
     return trainer, ends
 
 
-def read(path: Path) -> list[str]:
-    """Lines of a text file."""
-    return path.read_text(encoding="utf-8").splitlines()
-
-
 def main() -> None:
     """Measure both in turns, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,17 +93,8 @@ def main() -> None:
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        real = asked.source.is_dir() and not asked.smoke
-        model = multi30k(asked.source, folder) if real else made_up(folder)
-        for language in ("en", "de"):
-            path = folder / f"train.{language}"
-            path.write_text("\n".join(read(path)[:LINES]) + "\n", encoding="utf-8")
-        sides = [f"{language}={folder / f'train.{language}'}" for language in ("en", "de")]
-        prepare = [sys.executable, "-m", "mclip_kit.cli", "prepare", "--bitext", *sides]
-        run([*prepare, "--spm", str(model), "--out", str(folder / "data")])
-        mine = Run(recipe(folder / "data" / "bitext", asked.smoke), folder / "run")
-        took = seconds(mine.extract)
-        steps = our_steps(mine)
+        mine, loop = started(folder, asked.source, asked.smoke)
+        steps = train(mine.accelerator, loop, 0)
         trainer, ends = peer(mine, folder, asked.steps)
 
         def ours() -> float:
@@ -165,17 +107,11 @@ def main() -> None:
             return pace(ends.times)
 
         figures = alternate({"ours": ours, "sentence-transformers": peers}, 0 if asked.smoke else asked.rounds)
-    print(f"the teacher's embeddings, once: {took:.1f} s, not counted")
     for name, values in figures.items():
         print(f"{name}: {spread(values)} sentences/s")
     ratios = ratio(figures, "ours", "sentence-transformers")
     print(f"ratio by round: {spread(ratios)}")
-    last_line("distill_vs_sentence_transformers", median(ratios), GOAL)
-
-
-def pace(times: list[float]) -> float:
-    """Sentences per second between the ends of the first step and of the last."""
-    return 2 * PAIRS * float(1 / np.diff(times).mean())
+    last_line("distill_vs_sentence_transformers", ratios, GOAL)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def main() -> None:
             lines, most, seconds = peak(repeated(folder, times), model)
             peaks.append(most)
             print(f"{lines:,} lines: {most / 1e6:.0f} MB, {seconds:.1f} s, {lines / seconds:,.0f} lines/s", flush=True)
-    last_line("prepare_memory", peaks[1] / peaks[0], GOAL)
+    last_line("prepare_memory", peaks[1] / peaks[0], GOAL, "lower")
 
 
 if __name__ == "__main__":

@@ -113,10 +113,12 @@ def main() -> None:
             for text, values in figures.items():
                 print(f"{text}: {spread(values)} s", flush=True)
             found = ratio(figures, one, two)
-            ratios[name] = median(found)
+            ratios[name] = found
             print(f"{name}: ratio by round {spread(found)}", flush=True)
-    judged = [value for name, value in ratios.items() if asked.only or name in JUDGED]
-    last_line("prepare_workers", min(judged), GOAL)
+    judged = {name: values for name, values in ratios.items() if asked.only or name in JUDGED}
+    for name, values in judged.items():
+        last_line(f"prepare_workers_{name}", values, GOAL)
+    last_line("prepare_workers", min(judged.values(), key=median), GOAL)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measure variants of the same work in turns, so that other load on the computer slows all of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 
@@ -52,6 +52,13 @@ def compare(rates: dict[str, list[float]], what: str) -> None:
         print(f"{name}: {spread(values)} {what}/s; ours is {spread(ratio(rates, 'ours', name))} times as fast")
 
 
-def last_line(name: str, value: float, goal: float) -> None:
-    """Print the line that programs read."""
-    print(f"{name} ratio={value:.2f} goal={goal:g}")
+def last_line(name: str, values: float | Sequence[float], goal: float, better: str = "higher") -> None:
+    """Print the lines that programs read: the ratio of every round, then their median and its goal.
+
+    Args:
+        values: of all rounds, or the only one.
+        better: `higher` or `lower`; at a ratio of the goal itself it is met.
+    """
+    rounds = list(values) if isinstance(values, Sequence) else [values]
+    print(f"{name} rounds={','.join(f'{value:.4f}' for value in rounds)} better={better}")
+    print(f"{name} ratio={median(rounds):.2f} goal={goal:g}")

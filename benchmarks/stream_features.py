@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import fsspec
 import numpy as np
 import torch
+from side_by_side import last_line
 
 from mclip_kit.data.batching import Plan
 from mclip_kit.features.ahead import bring_ahead
@@ -79,7 +80,7 @@ def main() -> None:
     print(f"{rows:,} rows, {shards} shards of {size / shards / 1e3:.0f} kB, room for a fifth, batches of {batch}")
     print(f"in random order a shard is brought {random / shards:.1f} times an epoch")
     print(f"with windows of {rows // WINDOWS} rows {windows / shards:.2f} times")
-    print(f"stream_features ratio={random / windows:.2f} goal={GOAL:.1f}")
+    last_line("stream_features", random / windows, GOAL)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ ELSEWHERE = (
     "calibrate_results.py",
     "m2m_results.py",
     "cache_memory.py",
-)  # four train for minutes
+    "bench.py",
+)  # four train for minutes; tests/test_bench.py has the last
 HERE = ("torture.py",)  # starts processes, for which this one is ready, and computes nothing itself
 QUICK = [path for path in SCRIPTS if path.name not in ELSEWHERE]
 
@@ -46,8 +47,10 @@ def test_a_benchmark_ends_with_its_ratio_and_its_goal(
         done = processes.run(smoke, str(script))
         assert done.returncode == 0, done.stderr
         printed = done.stdout
-    last = printed.splitlines()[-1]
+    *_, rounds, last = printed.splitlines()
     assert re.fullmatch(rf"{script.stem} ratio=\d+\.\d\d goal=\d+(\.\d+)?", last), last
+    if "last_line(" in TEXTS[script]:
+        assert re.fullmatch(rf"{script.stem} rounds=\d+\.\d{{4}}(,\d+\.\d{{4}})* better=(higher|lower)", rounds), rounds
 
 
 def test_there_are_benchmarks() -> None:
