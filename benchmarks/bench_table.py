@@ -98,6 +98,13 @@ BENCHES = (
         peer="open_clip",
     ),
     Bench(
+        "contrastive_vs_open_clip",
+        "contrastive batches",
+        {"contrastive_vs_open_clip": "our pairs a second / those of open_clip's training loop"},
+        minutes=40,
+        peer="open_clip",
+    ),
+    Bench(
         "prepare",
         "preparing",
         {"prepare": "seconds of SentencePiece and fairseq-preprocess / of `mclip-kit prepare`"},
