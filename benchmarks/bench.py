@@ -96,8 +96,8 @@ def judged(figure: dict[str, Any]) -> dict[str, Any]:
     return figure | {"median": middle, "min": min(values), "max": max(values), "met": met}
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on of this computer."""
+def machine(gpu: bool = False) -> dict[str, Any]:
+    """What the figures depend on of this computer; with its GPU if that was used."""
     with open("/proc/cpuinfo", encoding="utf-8") as handle:
         models = [line.partition(":")[2].strip() for line in handle if line.startswith("model name")]
     return {
@@ -106,6 +106,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        **({"gpu": gpu_name()} if gpu else {}),
     }
 
 
@@ -148,7 +149,7 @@ def measured(bench: Bench, smoke: bool) -> dict[str, Any]:
         "seconds": round((datetime.datetime.now(datetime.UTC) - began).total_seconds(), 1),
         "starts": len(texts),
         "load": round(load, 2),
-        "machine": machine(),
+        "machine": machine(bench.gpu and not smoke),
         "versions": versions(python),
         "printed": [line for text in texts for line in text.splitlines()],
     }
@@ -186,11 +187,11 @@ def kept(folder: Path, bench: Bench) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def has_gpu() -> bool:
-    """Whether torch has a CUDA device."""
+def gpu_name() -> str:
+    """The name of torch's CUDA device; empty if it has none."""
     import torch
 
-    return torch.cuda.is_available()
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
 
 
 def run(benches: list[Bench], folder: Path, smoke: bool) -> list[str]:
@@ -198,7 +199,7 @@ def run(benches: list[Bench], folder: Path, smoke: bool) -> list[str]:
     failed = []
     for number, bench in enumerate(benches, 1):
         print(f"[{number}/{len(benches)}] {bench.command}", flush=True)
-        if bench.gpu and not smoke and not has_gpu():
+        if bench.gpu and not smoke and not gpu_name():
             print("  left out: it needs a GPU", flush=True)
             continue
         try:

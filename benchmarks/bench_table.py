@@ -202,6 +202,17 @@ BENCHES = (
         "--vectors 200000",
         times=3,
     ),
+    Bench(
+        "gpu",
+        "on a gpu",
+        {
+            "gpu_live": "ViT-L/14 learns from JPEG files: pictures a second / of the step alone",
+            "gpu_cached": "cached TriKD: pairs a second / of the projectors alone",
+            "gpu": "XLM-R large learns in bf16: its operations a second / the card's, of matrix products",
+        },
+        minutes=30,
+        gpu=True,
+    ),
 )
 
 OTHERS = {
