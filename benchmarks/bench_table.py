@@ -196,6 +196,12 @@ BENCHES = (
         peer="open_clip",
     ),
     Bench(
+        "embed_vs_clip_retrieval",
+        "embedding pictures",
+        {"embed_vs_clip_retrieval": "seconds of `clip-retrieval inference` / of `mclip-kit embed`, whole commands"},
+        minutes=40,
+    ),
+    Bench(
         "index_scale",
         "embedding pictures",
         {"index_scale": "queries a second of hnsw / of the exact index"},

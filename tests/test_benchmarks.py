@@ -18,8 +18,9 @@ ELSEWHERE = (
     "calibrate_results.py",
     "m2m_results.py",
     "cache_memory.py",
-    "bench.py",
-)  # four train for minutes; tests/test_bench.py has the last
+    "bench.py",  # tests/test_bench.py
+    "embed_vs_clip_retrieval.py",  # needs the environment of `make bench-peers`
+)  # the others take minutes
 HERE = ("torture.py",)  # starts processes, for which this one is ready, and computes nothing itself
 QUICK = [path for path in SCRIPTS if path.name not in ELSEWHERE]
 
