@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1 if asked.smoke else asked.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         stage = prepared(asked.smoke, Path(folder))

@@ -31,16 +31,15 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from click.testing import CliRunner
 from embed_images import pictures
 from open_clip_train.data import CsvDataset, DataInfo
 from open_clip_train.train import train_one_epoch
+from prefetch import prepare
 from prepare import made_up
 from side_by_side import alternate, compare, last_line, ratio
 from torch.utils.data import DataLoader
 from trimmed_text import made
 
-from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe
 from mclip_kit.tasks.triangle import TriangleTask
 from mclip_kit.train.loop import Loop, train
@@ -61,12 +60,8 @@ def prepared(folder: Path, count: int) -> dict[str, str]:
     for path, caption in zip(pictures(source, count), made(count), strict=True):
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     ours = ("--spm", spm, "--set", "splits.valid=0", "--set", "splits.test=0", "--out")
-    for words in (
-        ("--folder", source, *ours, folder / "data"),
-        ("--bitext", f"en={folder}/train.en", f"de={folder}/train.de", *ours, folder / "texts"),
-    ):
-        done = CliRunner().invoke(cli, ["prepare", *map(str, words)], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
+    prepare("--folder", source, *ours, folder / "data")
+    prepare("--bitext", f"en={folder}/train.en", f"de={folder}/train.de", *ours, folder / "texts")
     return {"captions": str(folder / "data"), "bitext": str(folder / "texts" / "bitext")}
 
 
@@ -182,7 +177,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
     batch, steps, readers = (8, 3, 0) if asked.smoke else (asked.batch, asked.steps, asked.readers)
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1 if asked.smoke else asked.threads)
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

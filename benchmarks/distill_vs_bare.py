@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from prepare import MULTI30K, made_up, multi30k, run
+from prefetch import prepare
+from prepare import MULTI30K, made_up, multi30k
 from side_by_side import alternate, last_line, ratio, seconds, spread
 
 from mclip_kit.config.recipe import Recipe
@@ -68,13 +69,12 @@ def recipe(bitext: Path, small: bool) -> Recipe:
 def started(folder: Path, source: Path, smoke: bool) -> tuple[Run, Loop]:
     """Ours, before its first step: the text is prepared, and the teacher has run."""
     real = source.is_dir() and not smoke
-    model = multi30k(source, folder) if real else made_up(folder)
+    model = multi30k(source, folder) if real else made_up(folder, 400 if smoke else LINES)
     for language in ("en", "de"):
         path = folder / f"train.{language}"
         path.write_text("\n".join(read(path)[:LINES]) + "\n", encoding="utf-8")
     sides = [f"{language}={folder / f'train.{language}'}" for language in ("en", "de")]
-    prepare = [sys.executable, "-m", "mclip_kit.cli", "prepare", "--bitext", *sides]
-    run([*prepare, "--spm", str(model), "--out", str(folder / "data")])
+    prepare("--bitext", *sides, "--spm", model, "--out", folder / "data")
     mine = Run(recipe(folder / "data" / "bitext", smoke), folder / "run")
     print(f"the teacher's embeddings, once: {seconds(mine.extract):.1f} s, not counted", flush=True)
     task = next(mine.tasks())
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1 if asked.smoke else asked.threads)
     with tempfile.TemporaryDirectory() as temporary:
         mine, loop = started(Path(temporary), asked.source, asked.smoke)
         check(loop)

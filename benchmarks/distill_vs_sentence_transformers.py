@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="Steps per round; the first is not counted.")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if asked.smoke else 2)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         mine, loop = started(folder, asked.source, asked.smoke)

@@ -33,14 +33,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from click.testing import CliRunner
 from embed_images import pictures
+from prefetch import prepare
 from prepare import made_up
 from side_by_side import alternate, last_line, ratio, seconds, spread
 from torch.utils.flop_counter import FlopCounterMode
 from trimmed_text import made
 
-from mclip_kit.cli import cli
 from mclip_kit.config.recipe import Recipe, load
 from mclip_kit.data.tokenizer import MODEL_FILE
 from mclip_kit.train.loop import Loop, train
@@ -94,12 +93,8 @@ def prepared(folder: Path, sizes: Sizes, smoke: bool) -> dict[str, Any]:
     for path, caption in zip(pictures(source, sizes.pictures), made(sizes.pictures), strict=True):
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     whole = ("--spm", spm, "--set", "splits.valid=0", "--set", "splits.test=0", "--out")
-    for words in (
-        ("--folder", source, *whole, folder / "data"),
-        ("--bitext", f"en={folder}/train.en", f"de={folder}/train.de", *whole, folder / "texts"),
-    ):
-        done = CliRunner().invoke(cli, ["prepare", *map(str, words)], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
+    prepare("--folder", source, *whole, folder / "data")
+    prepare("--bitext", f"en={folder}/train.en", f"de={folder}/train.de", *whole, folder / "texts")
     folders = {"captions": str(folder / "data"), "bitext": str(folder / "texts" / "bitext")}
     return folders | {"max_unknown": 1}  # the small vocabulary of the smoke run cannot spell the captions
 

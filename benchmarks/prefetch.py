@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
     batch, steps, rounds = (8, 2, 1) if asked.smoke else (asked.batch, asked.steps, asked.rounds)
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1 if asked.smoke else asked.threads)
     with tempfile.TemporaryDirectory() as temporary:
         data = prepared(Path(temporary), 3 * batch)
         run = Run(recipe(data, batch, 56 if asked.smoke else 224), Path(temporary) / "run")

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1 if asked.smoke else asked.threads)
     torch.manual_seed(0)
     count = BATCH * (1 if asked.smoke else asked.batches)
     captions = read(asked.captions, count) if asked.captions else made(count)
