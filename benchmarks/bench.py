@@ -196,7 +196,12 @@ def gpu_name() -> str:
 
 def run(benches: list[Bench], folder: Path, smoke: bool) -> list[str]:
     """Measure scripts and write what was found; the names of those that failed."""
-    failed = []
+    failed, cores = [], len(os.sched_getaffinity(0))
+    if benches and not smoke and os.getloadavg()[0] > cores / 4:
+        print(
+            f"other work is running (load {os.getloadavg()[0]:.1f}, {cores} cores): ratios will spread wider",
+            flush=True,
+        )
     for number, bench in enumerate(benches, 1):
         print(f"[{number}/{len(benches)}] {bench.command}", flush=True)
         if bench.gpu and not smoke and not gpu_name():

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from prefetch import prepare
-from prepare import MULTI30K, made_up, multi30k
+from prepare import MULTI30K, text_of
 from side_by_side import alternate, last_line, ratio, seconds, spread
 
 from mclip_kit.config.recipe import Recipe
@@ -68,8 +68,7 @@ def recipe(bitext: Path, small: bool) -> Recipe:
 
 def started(folder: Path, source: Path, smoke: bool) -> tuple[Run, Loop]:
     """Ours, before its first step: the text is prepared, and the teacher has run."""
-    real = source.is_dir() and not smoke
-    model = multi30k(source, folder) if real else made_up(folder, 400 if smoke else LINES)
+    model, _ = text_of(source, folder, smoke, 400 if smoke else LINES)
     for language in ("en", "de"):
         path = folder / f"train.{language}"
         path.write_text("\n".join(read(path)[:LINES]) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ sentences per second divided by the peers'.
 """
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from mclip_kit.data.fairseq_io import write_dictionary
 from mclip_kit.data.tokenizer import MODEL_FILE, XlmrTokenizer, train_sentencepiece
 
 GOAL = 12
-MULTI30K = Path(__file__).parents[2] / "shared" / "data" / "multi30k"
+MULTI30K = Path(os.environ.get("MULTI30K", Path(__file__).parents[2] / "shared" / "data" / "multi30k"))
 LOOP = """
 import sys, sentencepiece
 spm = sentencepiece.SentencePieceProcessor(model_file=sys.argv[1])
@@ -57,6 +58,15 @@ def multi30k(source: Path, folder: Path) -> Path:
         (folder / f"train.{language}").write_text(text, encoding="utf-8")
     import_e5(folder / "e5")
     return folder / "e5" / MODEL_FILE
+
+
+def text_of(source: Path, folder: Path, smoke: bool, lines: int = 2000) -> tuple[Path, bool]:
+    """Write Multi30K's text, or what is made up where it is not at hand; the vocabulary, and whether it is Multi30K."""
+    if source.is_dir() and not smoke:
+        return multi30k(source, folder), True
+    if not smoke:
+        print(f"the text is random: Multi30K is not at hand ({source}; MULTI30K=DIR)")
+    return made_up(folder, lines), False
 
 
 def ours(folder: Path, model: Path, out: Path) -> None:
@@ -94,8 +104,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        real = asked.source.is_dir() and not asked.smoke
-        model = multi30k(asked.source, folder) if real else made_up(folder)
+        model, real = text_of(asked.source, folder, asked.smoke)
         write_dictionary(XlmrTokenizer(model).pieces(), folder / "dict.txt")
         outs = (folder / f"out{number}" for number in range(10**6))
         last: dict[str, Path] = {}

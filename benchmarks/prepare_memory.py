@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import psutil
-from prepare import MULTI30K, made_up, multi30k
+from prepare import MULTI30K, text_of
 from side_by_side import last_line
 
 GOAL = 1.5
@@ -71,8 +71,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        real = asked.source.is_dir() and not asked.smoke
-        model = multi30k(asked.source, folder) if real else made_up(folder)
+        model, real = text_of(asked.source, folder, asked.smoke)
         peaks = []
         for times in (1, 100 if real else 50):
             lines, most, seconds = peak(repeated(folder, times), model)
