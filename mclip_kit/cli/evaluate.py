@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mclip_kit.cli.common import FILE, FOLDER, command_line, languages_of
+from mclip_kit.cli.common import DEVICE, FILE, FOLDER, command_line, languages_of, on_device
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
 from mclip_kit.errors import RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
@@ -79,6 +79,7 @@ def _dims(text: str | None) -> tuple[int | str, ...]:
     type=FOLDER,
     help="The folder for results.json, report.html, ...  [default: eval/DATA.SPLIT[.TASK]/ next to the model]",
 )
+@DEVICE
 @JSON
 @click.pass_context
 def evaluate(
@@ -90,6 +91,7 @@ def evaluate(
     langs: str | None,
     dims: str | None,
     out: Path | None,
+    device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -119,7 +121,7 @@ def evaluate(
     )
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
     check_writable(request.out)
-    with hold(request.out, RESULTS, "writes results there", OTHER), json_alone(as_json) as show_json:
+    with hold(request.out, RESULTS, "writes results there", OTHER), json_alone(as_json) as show_json, on_device(device):
         results = _score(request, command_line(context, but=("as_json",)))
         if as_json:
             show_json(results)

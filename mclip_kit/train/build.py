@@ -26,6 +26,7 @@ from mclip_kit.interop.origin import mark
 from mclip_kit.layout import FEATURES
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.closed_form import check_init
+from mclip_kit.models.device import PRECISIONS, as_precision, auto_device
 from mclip_kit.models.finite import check_finite
 from mclip_kit.models.hub import MissingWeights
 from mclip_kit.models.lora import adapt
@@ -53,11 +54,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def _precision(wanted: str) -> str:
-    if wanted == "fp16" and not torch.cuda.is_available():
-        raise RecipeError("precision: fp16 needs a GPU; use bf16 or fp32")
-    if wanted == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return {"fp32": "no"}.get(wanted, wanted)
+    """As accelerate names it."""
+    names = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names[as_precision(wanted, auto_device())]
 
 
 def build_cache(recipe: Recipe, folder: Path, accelerator: Accelerator) -> FeatureCache:
@@ -68,7 +67,7 @@ def build_cache(recipe: Recipe, folder: Path, accelerator: Accelerator) -> Featu
     return FeatureCache(
         None if section.features == "off" else root,
         section.dtype,
-        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32),
+        PRECISIONS.get(accelerator.mixed_precision, torch.float32),
         accelerator.process_index,
         accelerator.num_processes,
         section.features in ("tokens", "auto"),
