@@ -80,6 +80,20 @@ def _dims(text: str | None) -> tuple[int | str, ...]:
     help="The folder for results.json, report.html, ...  [default: eval/DATA.SPLIT[.TASK]/ next to the model]",
 )
 @DEVICE
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="As a recipe's; auto: bf16 on a GPU that has it, else fp32.",
+)
+@_option("workers", "processes that decode pictures.  [default: as many as CPU cores]", type=click.IntRange(0))
+@_option(
+    "cache",
+    "where vectors are kept for the next evaluation of the model: a folder, its URL, or off.  [default: the cache of "
+    "the model's run, as runs/features; without a run $MCLIP_KIT_CACHE, or features/ beside the model]",
+    metavar="FOLDER|off",
+)
 @JSON
 @click.pass_context
 def evaluate(
@@ -121,6 +135,8 @@ def evaluate(
     )
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
     check_writable(request.out)
+    if request.cache not in (None, "off"):
+        check_writable(place(str(request.cache)))
     with hold(request.out, RESULTS, "writes results there", OTHER), json_alone(as_json) as show_json, on_device(device):
         results = _score(request, command_line(context, but=("as_json",)))
         if as_json:

@@ -17,13 +17,19 @@ Baseline = Callable[[MultilingualClip, FeatureCache], dict[str, Retrieval]]
 
 
 def baseline(
-    name: str, captions: Captions, split: str, languages: Sequence[str] | str, protocol: str = "any"
+    name: str,
+    captions: Captions,
+    split: str,
+    languages: Sequence[str] | str,
+    protocol: str = "any",
+    opened: Callable[[str], tuple[MultilingualClip, FeatureCache]] = lambda folder: (load(folder), FeatureCache()),
 ) -> Baseline:
     """A baseline by its name; its mistakes are found here, before anything is computed.
 
     Args:
         name: `teacher`: the model's teacher reads the captions as they are; `translated:FILE`: the teacher reads their
             translations, see `read_translations`; or another model folder.
+        opened: a folder -> its model and the cache of its vectors.
     Raises:
         RecipeError: the name is none of these.
         DataError: the table of translations is damaged, or lacks a caption.
@@ -37,5 +43,5 @@ def baseline(
         )
     if not fetch(place(name)).is_dir():
         raise RecipeError(f"--baseline {name}: give teacher, translated:FILE or a model folder")
-    other, own = load(name), FeatureCache()
+    other, own = opened(name)
     return lambda model, cache: evaluate(other, captions, split, languages, None, own, protocol=protocol)

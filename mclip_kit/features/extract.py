@@ -245,7 +245,7 @@ class FrozenTowers:
         def all_facts() -> dict[str, Any]:
             precision = str(self.cache.precision).removeprefix("torch.")
             known = {"weights": self.weights(tower), "config": self.model.tower_config(tower), "precision": precision}
-            return {"named": self.model.sources.get(tower, ""), **known, **facts()}
+            return {"named": self.model.sources.get(tower, ""), **known, **facts(), **self.cache.apart}
 
         return self.cache.table(tower, kind, width, all_facts, variant=variant)
 

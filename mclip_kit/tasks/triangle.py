@@ -235,14 +235,8 @@ class TriangleTask(Task):
     def _embed(self, tokens: Sequence[np.ndarray]) -> Tensor:
         """Embeddings (N, D) of texts by the student as it is now, without dropout."""
         model = self.context.model
-
-        def encode(part: Sequence[np.ndarray]) -> Tensor:
-            ids_BT, mask_BT = model.encoder.pad(part)
-            embedding_BD: Tensor = model.projector(model.encoder(ids_BT, mask_BT), mask_BT)
-            return embedding_BD
-
         with evaluating(model), autocast(model.device, self.context.cache.precision):
-            return embed_by_length(tokens, [len(ids) for ids in tokens], encode, model.width, TEXTS)
+            return embed_by_length(tokens, [len(ids) for ids in tokens], model.embed_tokens, model.width, TEXTS)
 
     def module(self) -> Triangle:
         """The model under the edges of the stage."""

@@ -20,10 +20,10 @@ from mclip_kit.data.corpora.source import File
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
-from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.cache import CACHE_VARIABLE as CACHE_VARIABLE
+from mclip_kit.features.cache import FeatureCache, root_beside
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.interop.origin import mark
-from mclip_kit.layout import FEATURES
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.closed_form import check_init
 from mclip_kit.models.device import PRECISIONS, as_precision, auto_device
@@ -34,13 +34,10 @@ from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.models.text_encoder import Encoder, is_causal, new_encoder
 from mclip_kit.models.translator import Translator
 from mclip_kit.progress import tqdm
-from mclip_kit.storage import place
 from mclip_kit.tasks.base import TASKS
 from mclip_kit.train.layer_decay import layer_scales
 from mclip_kit.train.optim import cannot_checkpoint, trainable
-from mclip_kit.urls import is_copy
 
-CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 PROJECTORS = ("projector", "clip_projector")  # small; they keep what they compute
 PATIENCE = timedelta(hours=6)  # others wait so long while the main process evaluates, reads or writes
 
@@ -62,10 +59,8 @@ def _precision(wanted: str) -> str:
 def build_cache(recipe: Recipe, folder: Path, accelerator: Accelerator) -> FeatureCache:
     """The feature cache: beside the run's folder, unless the recipe or the environment names another place."""
     section = recipe.cache
-    beside = Path("runs") if is_copy(folder) else folder.parent  # features of a run in object storage stay here
-    root = place(section.folder or os.environ.get(CACHE_VARIABLE) or beside / FEATURES)
     return FeatureCache(
-        None if section.features == "off" else root,
+        None if section.features == "off" else root_beside(folder, section.folder),
         section.dtype,
         PRECISIONS.get(accelerator.mixed_precision, torch.float32),
         accelerator.process_index,
