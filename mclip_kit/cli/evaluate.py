@@ -90,8 +90,8 @@ def _dims(text: str | None) -> tuple[int | str, ...]:
 @_option("workers", "processes that decode pictures.  [default: as many as CPU cores]", type=click.IntRange(0))
 @_option(
     "cache",
-    "where vectors are kept for the next evaluation of the model: a folder, its URL, or off.  [default: the cache of "
-    "the model's run, as runs/features; without a run $MCLIP_KIT_CACHE, or features/ beside the model]",
+    "where vectors are kept for the next evaluation of the model: a folder, its URL, or off.  [default: where its run "
+    "keeps features, such as runs/features; without a run $MCLIP_KIT_CACHE, else features/ beside the model]",
     metavar="FOLDER|off",
 )
 @JSON
