@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from mclip_kit.cli.common import DEVICE, FILE, FOLDER, command_line, languages_of, on_device
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
-from mclip_kit.errors import RecipeError
+from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
 from mclip_kit.files import check_writable, relative, write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
@@ -159,10 +159,14 @@ def _score(request: Request, command: str) -> dict[str, Any]:
     from mclip_kit.evaluate.report import html
     from mclip_kit.evaluate.report.reproduce import made_by
     from mclip_kit.evaluate.report.results import OF_A_MODEL
+    from mclip_kit.features.filling import NoRoom
     from mclip_kit.interop.card import record
     from mclip_kit.train.logging import read_log
 
-    found = EVALUATIONS[request.task].run(request)
+    try:
+        found = EVALUATIONS[request.task].run(request)
+    except NoRoom as error:
+        raise DataError(f"{error}; --cache names another folder, or off") from None
     about = settings(request) | {"device": found.device} | made_by(request, command)
     about["overlaps"] = known_overlaps(request.data)
     about["leakage_checked"] = [str(name) for name in request.models if exists(name.resolve().parent / LEAKAGE)]

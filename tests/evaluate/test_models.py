@@ -209,6 +209,13 @@ def test_what_cannot_be_is_one_line(folder, squares, tmp_path, monkeypatch, word
     )
 
 
+def test_a_full_disk_is_told_with_what_to_do(folder, squares, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mclip_kit.features.filling.FULL", 0)
+    done = CliRunner().invoke(cli, ["eval", str(folder), "--data", str(squares), "--out", "out", "--cache", "kept"])
+    assert_one_line(done, "image features would take ", " GB free; --cache names another folder, or off")
+
+
 def test_vectors_are_where_the_run_keeps_features(squares, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
