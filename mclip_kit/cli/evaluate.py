@@ -56,7 +56,8 @@ def _dims(text: str | None) -> tuple[int | str, ...]:
 )
 @_option(
     "baseline",
-    "compare with `teacher`, `translated:FILE` (lines of a caption, a tab, its English) or a model folder; repeatable.",
+    "compare with `teacher`, `closed-form` (the best linear map on the encoder, without training), `translated:FILE` "
+    "(lines of a caption, a tab, its English) or a model folder; repeatable.",
     multiple=True,
     metavar="NAME",
 )

@@ -209,3 +209,14 @@ def test_a_wrong_command_is_found(words: str) -> None:
 def test_a_wrong_fragment_is_found(text: str) -> None:
     with pytest.raises((AssertionError, ValueError)):
         fragments.check(text)
+
+
+def test_every_recipe_has_its_row_on_the_first_page_and_its_header() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .+ \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    files = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert sorted(rows) == [path.stem for path in files]
+    for path in files:
+        header = path.read_text(encoding="utf-8").partition("\nabout:")[0]
+        assert header.startswith("# "), path
+        assert "\n#   needs " in header, path
+        assert "\n#   command " in header, path
