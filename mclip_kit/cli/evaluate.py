@@ -138,7 +138,11 @@ def evaluate(
     check_writable(request.out)
     if request.cache not in (None, "off"):
         check_writable(place(str(request.cache)))
-    with hold(request.out, RESULTS, "writes results there", OTHER), json_alone(as_json) as show_json, on_device(device):
+    with (
+        on_device(device),
+        hold(request.out, RESULTS, "writes results there", OTHER),
+        json_alone(as_json) as show_json,
+    ):
         results = _score(request, command_line(context, but=("as_json",)))
         if as_json:
             show_json(results)
