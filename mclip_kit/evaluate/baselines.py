@@ -19,7 +19,12 @@ Baseline = Callable[[MultilingualClip, FeatureCache], dict[str, Retrieval]]
 
 
 def baseline(
-    name: str, captions: Captions, split: str, languages: Sequence[str] | str, protocol: str = "any"
+    name: str,
+    captions: Captions,
+    split: str,
+    languages: Sequence[str] | str,
+    protocol: str = "any",
+    opened: Callable[[str], tuple[MultilingualClip, FeatureCache]] = lambda folder: (load(folder), FeatureCache()),
 ) -> Baseline:
     """A baseline by its name; its mistakes are found here, before anything is computed.
 
@@ -27,6 +32,7 @@ def baseline(
         name: `teacher`: the model's teacher reads the captions as they are; `closed-form`: the best linear map on the
             model's encoder, see `closed_form`; `translated:FILE`: the teacher reads translations of the captions, see
             `read_translations`; or another model folder.
+        opened: a folder -> its model and the cache of its vectors.
     Raises:
         RecipeError: the name is none of these.
         DataError: the table of translations is damaged, or lacks a caption.
@@ -43,5 +49,5 @@ def baseline(
         return lambda model, cache: closed_form.ranks(model, cache, captions, split, languages, protocol)
     if not fetch(place(name)).is_dir():
         raise RecipeError(f"--baseline {name}: give teacher, {CLOSED_FORM}, translated:FILE or a model folder")
-    other, own = load(name), FeatureCache()
+    other, own = opened(name)
     return lambda model, cache: evaluate(other, captions, split, languages, None, own, protocol=protocol)
