@@ -176,6 +176,12 @@ BENCHES = (
         peer="clip-benchmark",
     ),
     Bench(
+        "eval_again",
+        "evaluating",
+        {"eval_again": "seconds of the first `mclip-kit eval` / of a second, by another protocol"},
+        minutes=40,
+    ),
+    Bench(
         "embed",
         "embedding",
         {
