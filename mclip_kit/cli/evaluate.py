@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mclip_kit.cli.common import FILE, FOLDER, command_line, languages_of
+from mclip_kit.cli.common import FILE, FOLDER, command_line, importing, languages_of
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
 from mclip_kit.errors import RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
@@ -136,15 +136,17 @@ def _trained_on(model: Path) -> Path:
 
 def _score(request: Request, command: str) -> dict[str, Any]:
     """Score, write results and report, and record the scores in the models' cards; return results.json and files."""
-    from mclip_kit.data.leakage import known_overlaps
-    from mclip_kit.evaluate.folders import settings
-    from mclip_kit.evaluate.report import html
-    from mclip_kit.evaluate.report.reproduce import made_by
-    from mclip_kit.evaluate.report.results import OF_A_MODEL
-    from mclip_kit.interop.card import record
-    from mclip_kit.train.logging import read_log
+    with importing():
+        from mclip_kit.data.leakage import known_overlaps
+        from mclip_kit.evaluate.folders import settings
+        from mclip_kit.evaluate.report import html
+        from mclip_kit.evaluate.report.reproduce import made_by
+        from mclip_kit.evaluate.report.results import OF_A_MODEL
+        from mclip_kit.interop.card import record
+        from mclip_kit.train.logging import read_log
 
-    found = EVALUATIONS[request.task].run(request)
+        run = EVALUATIONS[request.task].run
+    found = run(request)
     about = settings(request) | {"device": found.device} | made_by(request, command)
     about["overlaps"] = known_overlaps(request.data)
     about["leakage_checked"] = [str(name) for name in request.models if exists(name.resolve().parent / LEAKAGE)]
