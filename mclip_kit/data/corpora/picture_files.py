@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from mclip_kit.data.corpora.matches import Matches
-from mclip_kit.data.corpora.path_ends import SPELLINGS, Ends, Spelling, any_ending, split_path
+from mclip_kit.data.corpora.path_ends import SPELLINGS, Ends, Spelling, any_ending, exactly, split_path
 from mclip_kit.data.images import picture_id, walk_files
 from mclip_kit.errors import DataError
 from mclip_kit.urls import is_copy
@@ -35,7 +35,8 @@ class PictureFiles:
     """
 
     def __init__(self, folder: Path | None, beside: Path | None = None, unique: bool = False) -> None:
-        self._bases = [base for base in (folder, beside) if base is not None and (is_copy(base) or base.is_dir())]
+        given = dict.fromkeys(base for base in (folder, beside) if base is not None)  # each name is looked for in each
+        self._bases = [base for base in given if is_copy(base) or base.is_dir()]
         self.folder = folder if folder in self._bases else None
         self._unique = unique
         self._ends: dict[Spelling, Ends] = {}
@@ -108,10 +109,11 @@ class PictureFiles:
             return direct, ""
         if self._unique:
             return self._by_name(name), ""
-        for spell in SPELLINGS:
-            found, kind = self._by_end(name, spell, shared)
+        parts = split_path(name)
+        for spell in SPELLINGS if parts else ():
+            found, kind = self._by_end(name, spell(parts), spell, shared)
             if found:
-                kind = kind or ("" if spell is split_path else "loose")
+                kind = kind or ("" if spell is exactly else "loose")
                 return self._path(found[0]) if len(found) == 1 else found, kind
         if outside:
             where = " and ".join(dict.fromkeys(map(str, self._bases)))
@@ -132,23 +134,20 @@ class PictureFiles:
         for base in self._bases or ([Path("/")] if os.path.isabs(name) else []):
             for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
                 path = os.path.normpath(os.path.join(base, spelled))
-                if path in self._objects if is_copy(Path(path)) else os.path.isfile(path):
+                if path in self._objects if is_copy(path) else os.path.isfile(path):
                     return os.path.abspath(path)
         return None
 
-    def _by_end(self, name: str, spell: Spelling, shared: tuple[int, int]) -> tuple[list[int], str]:
+    def _by_end(self, name: str, parts: list[str], spell: Spelling, shared: tuple[int, int]) -> tuple[list[int], str]:
         """The files whose paths end as a name does, as far as names differ from each other.
 
         Names of several folders may end in whole paths of files; that is doubtful, as their folders may differ too.
         """
-        parts = spell(name)
-        if not parts:
-            return [], ""
         ends = self._spelled(spell)
         found, common = ends.longest(parts)
         if not found:
             return [], ""
-        sizes = [len(spell(self.files[number])) for number in found] if len(found) < FEW else []
+        sizes = [len(ends.parts(self.files[number])) for number in found] if len(found) < FEW else []
         if common < self._needed(name, parts, ends, shared):
             whole_file = sizes == [common] and common > 1 and shared[1] > 1
             return (found, "doubtful") if whole_file else ([], "")
@@ -177,8 +176,8 @@ class PictureFiles:
         base = split_path(name)[-1:] or [""]
         kind, _, number = picture_id(base[0], None).partition(":")
         newer = [f"{int(number):012}"] if kind == "coco" and number else []
-        for spell in (split_path, any_ending):
-            for parts in (spell(name), newer):
+        for spell in (exactly, any_ending):
+            for parts in (spell(split_path(name)), newer):
                 found = self._spelled(spell).longest(parts)[0] if parts else []
                 if found:
                     return self._path(found[0])
