@@ -176,3 +176,14 @@ def test_each_end_is_sorted_once():
     for number, file in enumerate(files):
         assert ends.longest(split_path(f"/old/{file}")) == ([number], 3)
     assert len(spelled) < 10 * len(files)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_names_in_parts_are_found_as_all_at_once(tmp_path, size):
+    folder = made(tmp_path, "x/a/1.jpg", "x/a/2.JPG", "x/b/1.jpg", "5.jpg")
+    names = ["old/a/1.jpg", "old/a/2.jpg", "old/b/1.jpg", "old/b/3.jpg", "5.jpg", "old/c/1.jpg"]
+    for given in (names, names[:4], ["d/7.jpg"], []):
+        parts = [given[start : start + size] for start in range(0, len(given), size)] + [[]]
+        finder = PictureFiles(folder)
+        found = finder.match_parts(lambda shared, of=finder, parts=parts: [of.look(part, shared) for part in parts])
+        assert found == PictureFiles(folder).match(lambda given=given: given)
