@@ -76,9 +76,13 @@ def one_seed(seed: int, root: Path, smoke: bool) -> dict[str, Scores]:
         first += [f"stages.{stage}.epochs=1" for stage in range(3)]
         second += ["stages.0.epochs=1"]
     starved, after = folder / "starved", folder / "calibrated"
+
+    def calibrated() -> Scores:
+        scores = trained("calibrate", second, after, features)
+        return {**scores, "same pictures": same_pictures(starved, after)}
+
     found = {"without Korean": kept(starved, partial(trained, "quickstart", first, starved, features))}
-    found["calibrated"] = kept(after, partial(trained, "calibrate", second, after, features))
-    found["calibrated"]["same pictures"] = same_pictures(starved, after)
+    found["calibrated"] = kept(after, calibrated)
     whole = Path("runs", "results", f"seed-{seed}", "quickstart")
     if (whole / "model" / "config.json").is_file():
         found["with Korean from the start"] = kept(folder / "whole", partial(score, whole, features))

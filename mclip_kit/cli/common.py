@@ -42,6 +42,13 @@ ANY = Place(path_type=Path)
 FAULT = 70  # EX_SOFTWARE of sysexits.h
 BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 QUIET = {BARS: "1", "TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+DEVICE = click.option(
+    "--device",
+    default="auto",
+    metavar="auto|cpu|cuda[:N]",
+    show_default=True,
+    help="Where the model runs; auto: on the GPU if there is one.",
+)
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override one key; repeatable.")
 
 
@@ -58,6 +65,23 @@ def importing() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
+
+
+@contextmanager
+def on_device(name: str) -> Iterator[None]:
+    """In the block, models run on the device of the option --device.
+
+    Raises:
+        RecipeError: it cannot be used here.
+    """
+    if name == "auto":  # torch need not be imported to know it
+        yield
+        return
+    with importing():
+        from mclip_kit.models import device
+
+    with device.on_device(name):
+        yield
 
 
 def languages_of(langs: str | None) -> list[str] | str:

@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mclip_kit.cli.common import FILE, FOLDER, command_line, importing, languages_of
+from mclip_kit.cli.common import DEVICE, FILE, FOLDER, command_line, importing, languages_of, on_device
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
-from mclip_kit.errors import RecipeError
+from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
 from mclip_kit.files import check_writable, relative, write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
@@ -56,7 +56,8 @@ def _dims(text: str | None) -> tuple[int | str, ...]:
 )
 @_option(
     "baseline",
-    "compare with `teacher`, `translated:FILE` (lines of a caption, a tab, its English) or a model folder; repeatable.",
+    "compare with `teacher`, `closed-form` (the best linear map on the encoder, without training), `translated:FILE` "
+    "(lines of a caption, a tab, its English) or a model folder; repeatable.",
     multiple=True,
     metavar="NAME",
 )
@@ -79,6 +80,21 @@ def _dims(text: str | None) -> tuple[int | str, ...]:
     type=FOLDER,
     help="The folder for results.json, report.html, ...  [default: eval/DATA.SPLIT[.TASK]/ next to the model]",
 )
+@DEVICE
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="As a recipe's; auto: bf16 on a GPU that has it, else fp32.",
+)
+@_option("workers", "processes that decode pictures.  [default: as many as CPU cores]", type=click.IntRange(0))
+@_option(
+    "cache",
+    "where vectors are kept for the next evaluation of the model: a folder, its URL, or off.  [default: where its run "
+    "keeps features, such as runs/features; without a run $MCLIP_KIT_CACHE, else features/ beside the model]",
+    metavar="FOLDER|off",
+)
 @JSON
 @click.pass_context
 def evaluate(
@@ -90,6 +106,7 @@ def evaluate(
     langs: str | None,
     dims: str | None,
     out: Path | None,
+    device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -119,7 +136,13 @@ def evaluate(
     )
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
     check_writable(request.out)
-    with hold(request.out, RESULTS, "writes results there", OTHER), json_alone(as_json) as show_json:
+    if request.cache not in (None, "off"):
+        check_writable(place(str(request.cache)))
+    with (
+        on_device(device),
+        hold(request.out, RESULTS, "writes results there", OTHER),
+        json_alone(as_json) as show_json,
+    ):
         results = _score(request, command_line(context, but=("as_json",)))
         if as_json:
             show_json(results)
@@ -142,11 +165,15 @@ def _score(request: Request, command: str) -> dict[str, Any]:
         from mclip_kit.evaluate.report import html
         from mclip_kit.evaluate.report.reproduce import made_by
         from mclip_kit.evaluate.report.results import OF_A_MODEL
+        from mclip_kit.features.filling import NoRoom
         from mclip_kit.interop.card import record
         from mclip_kit.train.logging import read_log
 
         run = EVALUATIONS[request.task].run
-    found = run(request)
+    try:
+        found = run(request)
+    except NoRoom as error:
+        raise DataError(f"{error}; --cache names another folder, or off") from None
     about = settings(request) | {"device": found.device} | made_by(request, command)
     about["overlaps"] = known_overlaps(request.data)
     about["leakage_checked"] = [str(name) for name in request.models if exists(name.resolve().parent / LEAKAGE)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclip_kit.cli.common import FILE, FOLDER, importing
+from mclip_kit.cli.common import DEVICE, FILE, FOLDER, importing, on_device
 from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.cli.output import JSON, ShowJson, json_alone, note
 from mclip_kit.errors import CheckpointError, DataError, one_line
@@ -31,6 +31,7 @@ MODEL = click.option("--model", type=FOLDER, help="The model folder.  [default: 
 @click.option("--out", type=FOLDER, required=True, help="The folder of the vectors; it may have earlier ones.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode.  [default: as many as CPU cores]")
+@DEVICE
 @engine_options
 def embed(
     model: Path,
@@ -39,6 +40,7 @@ def embed(
     out: Path,
     dtype: Any,
     workers: int | None,
+    device: str,
     engine: Chosen,
 ) -> None:
     """Embed any number of pictures, or texts, into files of vectors.
@@ -48,6 +50,8 @@ def embed(
     """
     if (images is None) == (texts is None):
         raise click.UsageError("give one of --images and --texts")
+    if device != "auto" and engine.engine != "local":
+        raise click.UsageError(f"--device: every process of --engine {engine.engine} takes its node's; leave it out")
     from mclip_kit.doctor.places import check_model
 
     check_model(model)
@@ -55,15 +59,16 @@ def embed(
         raise DataError(f"{texts}: no such file")
     check_writable(out)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if world_size > 1 and _has_gpus() else "auto"
+    if world_size > 1 and device in ("auto", "cuda") and _has_gpus():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     with importing():
         from mclip_kit.models.multilingual_clip import load
         from mclip_kit.progress import tqdm
         from mclip_kit.search.embed import embed_pictures, embed_texts
 
     made_with = os.path.abspath(model)
-    with engine.connect(towers=True) as cluster:
-        loaded = load(model, "cpu" if cluster else device)
+    with engine.connect(towers=True) as cluster, on_device("cpu" if cluster else device):
+        loaded = load(model)
         if texts is not None:
             found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write, cluster)
         else:
@@ -121,8 +126,16 @@ def index(embeddings: Path, out: Path, kind: Any) -> None:
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True)
 @JSON
 @click.option("--open", "opened", is_flag=True, help="Show a sheet of the pictures.")
+@DEVICE
 def search(
-    index: Path, queries: tuple[str, ...], model: Path | None, image: Path | None, top: int, as_json: bool, opened: bool
+    index: Path,
+    queries: tuple[str, ...],
+    model: Path | None,
+    image: Path | None,
+    top: int,
+    as_json: bool,
+    opened: bool,
+    device: str,
 ) -> None:
     """Find pictures by texts in any language; without QUERIES, a query a line from standard input.
 
@@ -133,7 +146,7 @@ def search(
     if not image and not queries and sys.stdin.isatty():
         raise click.UsageError('give a query, as in: mclip-kit search INDEX "ein Hund im Schnee"')
     _check_packages("faiss")
-    with json_alone(as_json) as show_json:
+    with json_alone(as_json) as show_json, on_device(device):
         found = list(_found(index, queries, model, image, top, show_json if as_json else None))
     if opened and found:
         from mclip_kit.search.sheet import write_sheet
@@ -224,8 +237,16 @@ def _tell_script(searcher: "Search", text: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: everyone in the network can search.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
+@DEVICE
 def demo(
-    place: Path, images: str | None, model: Path | None, work: Path | None, host: str, port: int, opened: bool
+    place: Path,
+    images: str | None,
+    model: Path | None,
+    work: Path | None,
+    host: str,
+    port: int,
+    opened: bool,
+    device: str,
 ) -> None:
     """A page to search in, on this machine."""
     _check_packages("faiss", "fastapi", "uvicorn")
@@ -237,24 +258,8 @@ def demo(
         from mclip_kit.search.search import Search
         from mclip_kit.search.web import serve
 
-    if images is None:
-        search = Search(place, model)
-    else:
-        from mclip_kit.doctor.places import check_model
-
-        check_model(place)
-        from mclip_kit.models.multilingual_clip import load
-        from mclip_kit.search.embed import embed_pictures
-        from mclip_kit.search.index import build
-
-        own = work or (Path() if is_copy(place) else place.parent) / "search" / (Path(images).stem or "pictures")
-        check_writable(own)
-        loaded = load(place)
-        embedded = embed_pictures(loaded, images, own, made_with=os.path.abspath(place), log=click.echo)
-        for line in embedded.lines():
-            click.echo(line)
-        build(own, own / "index")
-        search = Search(own / "index", loaded)
+    with on_device(device):
+        search = Search(place, model) if images is None else _embedded(place, images, work)
 
     def ready(address: str) -> None:
         click.echo(f"{search.count:,} pictures; open {address} in a browser; Ctrl-C ends it")
@@ -262,3 +267,23 @@ def demo(
             click.launch(address)
 
     serve(search, host, port, ready)
+
+
+def _embedded(model: Path, images: str, work: Path | None) -> "Search":
+    """A search in pictures, which are embedded by a model first."""
+    from mclip_kit.doctor.places import check_model
+
+    check_model(model)
+    from mclip_kit.models.multilingual_clip import load
+    from mclip_kit.search.embed import embed_pictures
+    from mclip_kit.search.index import build
+    from mclip_kit.search.search import Search
+
+    own = work or (Path() if is_copy(model) else model.parent) / "search" / (Path(images).stem or "pictures")
+    check_writable(own)
+    loaded = load(model)
+    embedded = embed_pictures(loaded, images, own, made_with=os.path.abspath(model), log=click.echo)
+    for line in embedded.lines():
+        click.echo(line)
+    build(own, own / "index")
+    return Search(own / "index", loaded)

@@ -7,8 +7,7 @@ from typing import Any
 def mining_problems(stage: Any, recipe: Any) -> Iterator[str]:
     """Why unpaired text cannot be mined by a stage of a recipe."""
     where = f"stage {stage.name}: mine"
-    before = recipe.stages[: recipe.stages.index(stage) + 1]
-    training = [other.name for other in before if other.trains("encoder") or other.trains("lora")]
+    training = [other.name for other in _up_to(stage, recipe) if _trains_encoder(other)]
     if not recipe.data.unpaired:
         yield f"{where} needs data.unpaired: a mapping from a language to a file of its sentences"
     if recipe.encoder is not None and not isinstance(recipe.encoder, str):
@@ -18,15 +17,13 @@ def mining_problems(stage: Any, recipe: Any) -> Iterator[str]:
             f"{where} needs a frozen encoder, and stage {training[0]} trains it; train that in a recipe of its own "
             "and name its model as init_from"
         )
-    if recipe.parallel == "fsdp":
-        yield f"{where}: parallel: fsdp does not work with it; use ddp"
 
 
 def centroid_problems(stage: Any, recipe: Any) -> Iterator[str]:
     """Why the centroid of translations cannot be a vertex of a stage of a recipe."""
     if not stage.several_languages:
         yield f"stage {stage.name}: centroid is the mean of translations: languages needs two or more"
-    before = recipe.stages[: [other is stage for other in recipe.stages].index(True)]
+    *before, _ = _up_to(stage, recipe)
     if not recipe.init_from and not any(other.trains("projector") for other in before):
         yield (
             f"stage {stage.name}: centroid needs a student that is trained: set init_from to a model folder, or put "
@@ -34,3 +31,21 @@ def centroid_problems(stage: Any, recipe: Any) -> Iterator[str]:
         )
     if recipe.parallel == "fsdp":
         yield f"stage {stage.name}: parallel: fsdp does not work with centroid; use ddp"
+
+
+def sharding_problems(stage: Any, recipe: Any) -> Iterator[str]:
+    """Why the encoder cannot be sharded in a stage of a recipe."""
+    if not any(_trains_encoder(other) for other in _up_to(stage, recipe)):
+        yield (
+            f"stage {stage.name}: parallel: fsdp shards an encoder that is trained, and this stage has a frozen one, "
+            "whose features are computed once; use ddp"
+        )
+
+
+def _up_to(stage: Any, recipe: Any) -> list[Any]:
+    """The stages of a recipe as far as this one; others may be equal to it."""
+    return list(recipe.stages[: [other is stage for other in recipe.stages].index(True) + 1])
+
+
+def _trains_encoder(stage: Any) -> bool:
+    return bool(stage.trains("encoder") or stage.trains("lora"))

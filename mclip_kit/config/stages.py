@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema, core_schema
 from mclip_kit.config.edges import Edge as Edge
 from mclip_kit.config.edges import EdgeName, base
 from mclip_kit.config.edges import vertices as vertices
-from mclip_kit.config.problems import centroid_problems, mining_problems
+from mclip_kit.config.problems import centroid_problems, mining_problems, sharding_problems
 from mclip_kit.config.yaml import Count, Decay, Fraction, Languages, NonNegative, Number, Once, Positive, Section, Whole
 from mclip_kit.errors import RecipeError
 
@@ -201,6 +201,8 @@ class TriangleStage(Stage):
             yield "evaluation needs data.captions"
         if self.mine:
             yield from mining_problems(self, recipe)
+        if recipe.parallel == "fsdp" and "student_text" in self.vertices:
+            yield from sharding_problems(self, recipe)
         if "centroid" in self.vertices:
             yield from centroid_problems(self, recipe)
 

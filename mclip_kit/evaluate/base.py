@@ -86,6 +86,9 @@ class Request:
         classes: a YAML file of class names and templates.
         sentences: how many sentences of each direction; None: all.
         beams: width of the beam search.
+        precision: a value of a recipe's key of that name.
+        workers: reader processes that decode picture files; None: as many as cores.
+        cache: where vectors are kept: a folder, `off`, or None: see `models.open_cache`.
         show: prints a table.
         opened: the data, as `checks.open_data` gives it; None: it is opened when it is needed.
     """
@@ -103,6 +106,9 @@ class Request:
     classes: Path | None = None
     sentences: int | None = None
     beams: int = 5
+    precision: str = "fp32"
+    workers: int | None = None
+    cache: str | None = None
     show: Callable[[str], None] = print
     opened: Any = None
 
@@ -134,7 +140,7 @@ class Findings:
         gallery: for report.html.
         confusions, language_confusion: lists of results.json, see `qualitative`.
         widths: its rows at the widths that were asked for.
-        device: what the models ran on, see `device_name`; empty: no model ran.
+        device: what the models ran on, see `models.computed_on`; empty: no model ran.
     """
 
     results: ResultRows
@@ -242,14 +248,17 @@ EVALUATIONS = {
     "retrieval": Evaluation(
         "mclip_kit.evaluate.retrieval_run",
         "zeroshot_retrieval",
-        ("protocol", "baseline", "same-images", "dims"),
+        ("protocol", "baseline", "same-images", "dims", "workers", "cache"),
         "image-text retrieval",
     ),
     "zeroshot": Evaluation(
-        "mclip_kit.evaluate.zeroshot", "zeroshot_classification", ("classes",), "zero-shot classification"
+        "mclip_kit.evaluate.zeroshot",
+        "zeroshot_classification",
+        ("classes", "workers", "cache"),
+        "zero-shot classification",
     ),
     "bitext": Evaluation(
-        "mclip_kit.evaluate.bitext", "bitext_retrieval", ("sentences",), "retrieval of parallel sentences"
+        "mclip_kit.evaluate.bitext", "bitext_retrieval", ("sentences", "cache"), "retrieval of parallel sentences"
     ),
     "translation": Evaluation("mclip_kit.evaluate.translation", "translation", ("sentences", "beams"), "translation"),
 }
@@ -275,7 +284,8 @@ def check_options(task: str, given: Collection[str]) -> None:
     for option in given:
         users = users_of(option)
         if users and task not in users:
-            raise RecipeError(f"--{option} is for --task {' and '.join(users)}: leave it out of --task {task}")
+            named = " and ".join(filter(None, [", ".join(users[:-1]), users[-1]]))
+            raise RecipeError(f"--{option} is for --task {named}: leave it out of --task {task}")
 
 
 def json_numbers(numbers: Mapping[str, float]) -> dict[str, float | None]:

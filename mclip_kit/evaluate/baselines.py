@@ -1,9 +1,11 @@
-"""Baselines of a model: the teacher's own text tower, translate-then-CLIP, or another model."""
+"""Baselines of a model: the teacher's own text tower, the closed form, translate-then-CLIP, or another model."""
 
 from collections.abc import Callable, Sequence
 
 from mclip_kit.data.captions import Captions
 from mclip_kit.errors import RecipeError
+from mclip_kit.evaluate import closed_form
+from mclip_kit.evaluate.checks import CLOSED_FORM, check_closed_form
 from mclip_kit.evaluate.retrieval import TEACHER, Retrieval, evaluate
 from mclip_kit.evaluate.translated import TRANSLATED
 from mclip_kit.evaluate.translated import read_translations as read_translations
@@ -17,13 +19,20 @@ Baseline = Callable[[MultilingualClip, FeatureCache], dict[str, Retrieval]]
 
 
 def baseline(
-    name: str, captions: Captions, split: str, languages: Sequence[str] | str, protocol: str = "any"
+    name: str,
+    captions: Captions,
+    split: str,
+    languages: Sequence[str] | str,
+    protocol: str = "any",
+    opened: Callable[[str], tuple[MultilingualClip, FeatureCache]] = lambda folder: (load(folder), FeatureCache()),
 ) -> Baseline:
     """A baseline by its name; its mistakes are found here, before anything is computed.
 
     Args:
-        name: `teacher`: the model's teacher reads the captions as they are; `translated:FILE`: the teacher reads their
-            translations, see `read_translations`; or another model folder.
+        name: `teacher`: the model's teacher reads the captions as they are; `closed-form`: the best linear map on the
+            model's encoder, see `closed_form`; `translated:FILE`: the teacher reads translations of the captions, see
+            `read_translations`; or another model folder.
+        opened: a folder -> its model and the cache of its vectors.
     Raises:
         RecipeError: the name is none of these.
         DataError: the table of translations is damaged, or lacks a caption.
@@ -35,7 +44,10 @@ def baseline(
         return lambda model, cache: evaluate(
             model, read, split, languages, None, cache, tower="teacher", protocol=protocol
         )
+    if name == CLOSED_FORM:
+        check_closed_form(captions, split)
+        return lambda model, cache: closed_form.ranks(model, cache, captions, split, languages, protocol)
     if not fetch(place(name)).is_dir():
-        raise RecipeError(f"--baseline {name}: give teacher, translated:FILE or a model folder")
-    other, own = load(name), FeatureCache()
+        raise RecipeError(f"--baseline {name}: give teacher, {CLOSED_FORM}, translated:FILE or a model folder")
+    other, own = opened(name)
     return lambda model, cache: evaluate(other, captions, split, languages, None, own, protocol=protocol)

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from mclip_kit.data.bitext import Bitext, Direction, read_direction
 from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows
 from mclip_kit.evaluate.checks import held_out as held_out
 from mclip_kit.evaluate.checks import open_data
+from mclip_kit.evaluate.embedder import Embedder
+from mclip_kit.evaluate.models import computed_on, open_cache, open_model
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.evaluate.retrieval import STUDENT
+from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.layout import CLIP
-from mclip_kit.models.device import auto_device, device_name
+from mclip_kit.models.device import auto_device
 from mclip_kit.models.freezing import evaluating
-from mclip_kit.models.multilingual_clip import load
 from mclip_kit.models.projectors import pool
 from mclip_kit.models.text_encoder import Encoder, encoder_within
+from mclip_kit.models.translator import Translator
 from mclip_kit.progress import SOON, tqdm
 from mclip_kit.storage import fetch
 
@@ -76,8 +78,8 @@ def errors(embed: Embed, sources: Sequence[str], targets: Sequence[str]) -> tupl
     return float((forth > 1).mean() * 100), float((back > 1).mean() * 100)
 
 
-def embedder(folder: Path) -> tuple[Embed, str, torch.device]:
-    """The embeddings of a folder, what the model was made from, and where it runs: on the GPU if there is one.
+def embedder(request: Request, folder: Path) -> tuple[Embed, str]:
+    """The embeddings of a folder, and what the model was made from.
 
     Args:
         folder: a model folder: its student embeds; or the folder of an encoder or a translator: the mean of the
@@ -86,10 +88,17 @@ def embedder(folder: Path) -> tuple[Embed, str, torch.device]:
         CheckpointError: the folder holds none of them.
     """
     if (fetch(folder) / CLIP).is_dir():
-        model = load(folder)
-        return lambda texts: model.encode_text(texts).numpy(), model.made_from, model.device
+        model, cache = open_model(request, folder)
+        return Embedder(model, cache).whole_student, model.made_from
     encoder = encoder_within(folder).to(auto_device())
-    return mean_pooled(encoder), str(folder), next(encoder.parameters()).device
+    alone: Any = Translator(encoder)
+    towers = FrozenTowers(alone, open_cache(request, folder))
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        tokens = encoder.tokenizer.encode(texts, encoder.positions)
+        return np.asarray(F.normalize(towers.pooled(tokens, pooling="mean").take(), dim=-1).numpy())
+
+    return embed, str(folder)
 
 
 def evaluate(
@@ -126,11 +135,11 @@ def run(request: Request) -> Findings:
     bitexts, directions = request.opened or open_data(request)
     rows: ResultRows = []
     for name in request.models:
-        embed, made_from, device = embedder(name)
+        embed, made_from = embedder(request, name)
         found = evaluate(embed, bitexts, request.split, directions, request.sentences)
         rows += _rows(found, request.about(name, made_from))
         request.show(_table(request.title(name), found))
-    return Findings(rows, device=device_name(device))
+    return Findings(rows, device=computed_on(request))
 
 
 def _rows(found: Mapping[Direction, tuple[int, float]], about: dict[str, Any]) -> ResultRows:

@@ -8,6 +8,7 @@ from typing import Any
 from mclip_kit.data.bitext import Bitext, Direction, find_directions, format_directions, open_bitext
 from mclip_kit.data.captions import Captions, read_captions
 from mclip_kit.data.images import container
+from mclip_kit.data.languages import TEACHER_LANGUAGE
 from mclip_kit.errors import CheckpointError, DataError, RecipeError
 from mclip_kit.evaluate import class_names
 from mclip_kit.evaluate.base import Request
@@ -17,6 +18,8 @@ from mclip_kit.layout import BITEXT, ENCODER, MODEL, MODEL_CONFIG, PICTURES, TRA
 from mclip_kit.storage import exists, fetch, place
 
 LOOKED_AT = 1000  # picture files
+CLOSED_FORM, FITTED, CHOSEN = "closed-form", "train", "valid"
+"""A baseline, and the splits for its map and for its lambda, see `closed_form`."""
 
 
 def open_data(request: Request) -> Any:
@@ -69,8 +72,25 @@ def _retrieval(request: Request) -> Captions:
 def _check_baseline(name: str, captions: Captions, request: Request) -> None:
     if name.startswith(TRANSLATED):
         translated(captions, place(name.removeprefix(TRANSLATED)), request.split, request.languages)
+    elif name == CLOSED_FORM:
+        check_closed_form(captions, request.split)
     elif name != "teacher" and not fetch(place(name) / MODEL_CONFIG).is_file():
-        raise RecipeError(f"--baseline {name}: give teacher, translated:FILE or a model folder")
+        raise RecipeError(f"--baseline {name}: give teacher, {CLOSED_FORM}, translated:FILE or a model folder")
+
+
+def check_closed_form(captions: Captions, split: str) -> None:
+    """Refuse data on which the baseline `closed-form` cannot be fitted.
+
+    Raises:
+        RecipeError: `split` is one that it is fitted on, or the data lacks one of these, or English captions.
+    """
+    if split in (FITTED, CHOSEN):
+        raise RecipeError(f"--baseline {CLOSED_FORM}: it is fitted on {FITTED} and {CHOSEN}; give another --split")
+    try:
+        captions.check(CHOSEN)
+        captions.check(FITTED, [TEACHER_LANGUAGE])
+    except DataError as error:
+        raise RecipeError(f"--baseline {CLOSED_FORM}: {error}; leave it out, or prepare data with them") from None
 
 
 def check_files(captions: Captions, split: str) -> None:

@@ -12,6 +12,9 @@ from mclip_kit.data.captions import Captions
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.features.filling import NoRoom
+from mclip_kit.features.item_format import NonfiniteOutput
+from mclip_kit.features.students import student_embeddings
+from mclip_kit.models.device import autocast
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 
@@ -62,6 +65,8 @@ class Embedder:
         tokens = model.student_tokens(texts)
         if model.projector.blocks is None:
             return self._project("projector.head", self._frozen.pooled(tokens).take())
+        if self.cache.keeps_students:
+            return self.whole_student(texts)
         if not (self._frozen.cache.is_persistent("encoder") and self._frozen.cache.tokens):
             return model.encode_text(texts, dims=self._dims).numpy()
         try:
@@ -71,12 +76,22 @@ class Embedder:
         parts = np.array_split(np.arange(len(texts)), range(BATCH, len(texts), BATCH))
         return np.concatenate([self._project("projector", *states.padded(part)) for part in parts])
 
+    def whole_student(self, texts: Sequence[str]) -> np.ndarray:
+        """The same by encoder and projector together, as `encode_text`; kept, if the cache keeps students."""
+        model = self._model
+        try:
+            return self._cut(student_embeddings(self._frozen, model.student_tokens(texts)))
+        except NonfiniteOutput:
+            with autocast(model.device, self.cache.precision):
+                return model.encode_text(texts, dims=self._dims).numpy()
+
     def _project(self, name: str, *inputs: Tensor) -> np.ndarray:
         module, device = self._model.get_submodule(name), self._model.device
         with evaluating(module):
-            whole_ND = module(*(tensor.to(device) for tensor in inputs))
-            embeddings = F.normalize(whole_ND[:, : self._dims].float(), dim=-1)
-        return np.asarray(embeddings.cpu().numpy())
+            return self._cut(module(*(tensor.to(device) for tensor in inputs)))
+
+    def _cut(self, whole_ND: Tensor) -> np.ndarray:
+        return np.asarray(F.normalize(whole_ND[:, : self._dims].float(), dim=-1).cpu().numpy())
 
 
 Part = dict[str, tuple[list[Any], np.ndarray, np.ndarray]]

@@ -55,8 +55,8 @@ def both_ranks(
             mCLIP script removes duplicates of an image from the ranking before it counts to k. Five captions of one
             wrong image then cost one place, so its image-to-text recalls are higher than those of other protocols on
             the same embeddings (and that script calls text-to-image "i2t").
-        device: of torch, for the products; None: a GPU if there is one, else NumPy on all cores. Ranks are the same.
-            `mclip` always uses NumPy.
+        device: of torch, for the products; None: `auto_device` if it is a GPU, else NumPy on all cores. Ranks are the
+            same. `mclip` always uses NumPy.
     Raises:
         DataError: a side is empty, the widths differ, or the protocol is unknown.
 
@@ -73,9 +73,9 @@ def both_ranks(
         raise DataError(f"embeddings of width {a_ND.shape[1]} cannot be compared with those of width {b_MD.shape[1]}")
     a, b = side(a_ND, a_groups_N), side(b_MD, b_groups_M)
     best_N, best_M = best_scores(a, b)
-    gpu = auto_device().type != "cpu"
+    gpu = auto_device().type == "cuda"
     if (device or gpu) and protocol != "mclip":
-        before_N, before_M = device_ranks.rows_before(a, b, best_N, best_M, _undecided, device or auto_device().type)
+        before_N, before_M = device_ranks.rows_before(a, b, best_N, best_M, _undecided, device or str(auto_device()))
     else:
         before_N, before_M = _wrong_before(a, b, best_N, best_M, whole_groups=protocol == "mclip")
     return _ranks(a, before_N, best_N, len(b_MD)), _ranks(b, before_M, best_M, len(a_ND))

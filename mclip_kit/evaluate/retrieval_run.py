@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ from mclip_kit.evaluate.baselines import baseline
 from mclip_kit.evaluate.bootstrap import compare, intervals
 from mclip_kit.evaluate.checks import open_data
 from mclip_kit.evaluate.gallery import Gallery, QueryResult
+from mclip_kit.evaluate.models import computed_on, open_model
 from mclip_kit.evaluate.report import tables
 from mclip_kit.evaluate.retrieval import METRICS as METRICS
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER, Retrieval, evaluate
 from mclip_kit.evaluate.retrieval import VALIDATION as VALIDATION
 from mclip_kit.evaluate.same_images import SameImages, open_older, same_images
-from mclip_kit.features.cache import FeatureCache
 from mclip_kit.layout import MANIFEST
-from mclip_kit.models.device import device_name
-from mclip_kit.models.multilingual_clip import load
 from mclip_kit.storage import fetch
 from mclip_kit.urls import named
 
@@ -37,7 +36,8 @@ def run(request: Request) -> Findings:
     """
     captions, chosen = request.opened or open_data(request), (request.split, request.languages)
     credit = _credit(request.data)
-    baselines = {name: baseline(name, captions, *chosen, request.protocol) for name in request.baseline}
+    opened = partial(open_model, request)
+    baselines = {name: baseline(name, captions, *chosen, request.protocol, opened) for name in request.baseline}
     older = open_older(request.same_images) if request.same_images else None
     rows: ResultRows = []
     scored: list[tables.Scored] = []
@@ -48,7 +48,7 @@ def run(request: Request) -> Findings:
     cut: ResultRows = []
     width_tables: list[str] = []
     for name in request.models:
-        model, cache = load(name), FeatureCache()
+        model, cache = opened(name)
         widths.check(request.dims, str(name), model)
         results = evaluate(model, captions, *chosen, cache=cache, protocol=request.protocol)
         about = request.about(name, model.made_from)
@@ -61,7 +61,8 @@ def run(request: Request) -> Findings:
             title = f"{name}, by width, {request.split}"
             width_tables.append(widths.table(by_width, model.trained_languages, model.dims, title))
         if request.same_images and older:
-            same[name] = same_images(model, request.same_images, older, captions, request.split, request.data)
+            pictures_of = (captions, request.split, request.data, request.workers)
+            same[name] = same_images(model, request.same_images, older, *pictures_of)
         for against, score in baselines.items():
             theirs = score(model, cache)
             found = compare(results, theirs)
@@ -93,7 +94,7 @@ def run(request: Request) -> Findings:
         [about_model | asdict(pair) for pair in pairs],
         [about_model | {"languages": codes, "shares": shares_LL.round(4).tolist()}],
         cut,
-        device_name(model.device),
+        computed_on(request),
         same,
     )
 

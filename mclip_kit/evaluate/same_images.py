@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mclip_kit import layout
 from mclip_kit.data.captions import Captions
+from mclip_kit.data.readers import read_ahead, reader_count
 from mclip_kit.data.transforms import read_pixels
 from mclip_kit.errors import DataError
+from mclip_kit.features.job import MANY
 from mclip_kit.models.clip import Clip, build_clip
 from mclip_kit.models.device import auto_device
 from mclip_kit.models.freezing import evaluating
@@ -69,7 +71,13 @@ class SameImages:
 
 
 def same_images(
-    model: MultilingualClip, old: str, older: MultilingualClip | Clip, captions: Captions, split: str, data: Path
+    model: MultilingualClip,
+    old: str,
+    older: MultilingualClip | Clip,
+    captions: Captions,
+    split: str,
+    data: Path,
+    workers: int | None = None,
 ) -> SameImages:
     """Compare the image vectors of a model with those of an older one, on the pictures of a split.
 
@@ -78,15 +86,26 @@ def same_images(
         old: the older model's name, for the sentence.
         older: the older model, as `open_older` gives it.
         data: the corpus, for the sentence.
+        workers: reader processes that decode picture files; None: as many as cores.
     Raises:
         DataError: no picture of the split can be read.
     """
     sides = [_image_side(model), _image_side(older)]
     pictures, differ, largest, unreadable = 0, 0, 0.0, 0
     rows = captions.gallery(split)
-    for start in tqdm(range(0, len(rows), BATCH), desc="image vectors", unit="batch", leave=False, disable=None):
-        found = [_vectors(*side, captions, rows[start : start + BATCH], model.device) for side in sides]
-        (ours_ND, bad), (theirs_ND, other_bad) = found
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+
+    def read(part: np.ndarray) -> list[tuple[Tensor, list[int]]]:
+        return [read_pixels(captions, part, clip.transform, clip.preprocess) for clip, *_ in sides]
+
+    readers = reader_count(workers, useful=len(batches) >= MANY) if captions.pixels is None else 0
+    ahead = read_ahead(read, batches, min(readers, len(batches)))
+    for _, loaded in tqdm(ahead, "image vectors", len(batches), unit="batch", leave=False, disable=None):
+        (pixels_NCHW, bad), (other_NCHW, other_bad) = loaded
+        ours_ND, theirs_ND = (
+            _vectors(tower, projector, given_NCHW, model.device)
+            for (_, tower, projector), given_NCHW in zip(sides, (pixels_NCHW, other_NCHW), strict=True)
+        )
         keep = np.setdiff1d(np.arange(len(ours_ND)), [*bad, *other_bad])
         unreadable += len(ours_ND) - len(keep)
         pictures += len(keep)
@@ -124,11 +143,8 @@ def _image_side(model: MultilingualClip | Clip) -> tuple[Clip, nn.Module, nn.Mod
     return model.clip[0], model.image, model.clip_projector
 
 
-def _vectors(
-    clip: Clip, tower: nn.Module, projector: nn.Module, captions: Captions, rows: np.ndarray, device: torch.device
-) -> tuple[np.ndarray, list[int]]:
-    """L2-normalised vectors (N, D), and the numbers of pictures that could not be read."""
-    pixels_NCHW, unreadable = read_pixels(captions, rows, clip.transform, clip.preprocess)
+def _vectors(tower: nn.Module, projector: nn.Module, pixels_NCHW: Tensor, device: torch.device) -> np.ndarray:
+    """L2-normalised vectors (N, D)."""
     with evaluating(tower), evaluating(projector):
         vectors_ND = F.normalize(projector(tower(pixels_NCHW.to(device))).float(), dim=-1)
-    return np.asarray(vectors_ND.cpu().numpy()), list(unreadable)
+    return np.asarray(vectors_ND.cpu().numpy())

@@ -16,9 +16,10 @@ from mclip_kit.evaluate.base import Findings, Metric, Opened, Request, ResultRow
 from mclip_kit.evaluate.bitext import errors, held_out_sentences, mean_pooled
 from mclip_kit.evaluate.bleu import Score, score
 from mclip_kit.evaluate.checks import open_data
+from mclip_kit.evaluate.models import computed_on
 from mclip_kit.evaluate.retrieval import STUDENT
 from mclip_kit.files import write_text
-from mclip_kit.models.device import auto_device, device_name
+from mclip_kit.models.device import as_precision, auto_device, autocast
 from mclip_kit.models.translator import Translator, load_translator
 
 METRICS = (
@@ -151,16 +152,18 @@ def run(request: Request) -> Findings:
     """Score every model: a table of BLEU and chrF; of a single model also files of translations and references."""
     bitexts, directions = request.opened or open_data(request)
     device = auto_device()
+    precision = as_precision(request.precision, device)
     rows: ResultRows = []
     files: list[Path] = []
     for name in request.models:
         translator = load_translator(name).to(device)
-        found = evaluate(translator, bitexts, request.split, directions, request.sentences, request.beams)
+        with autocast(device, precision):
+            found = evaluate(translator, bitexts, request.split, directions, request.sentences, request.beams)
         rows += _rows(found, request.about(name, translator.made_from))
         request.show(_table(request.title(name), found))
         if len(request.models) == 1:
             files = _write(found, request.out, request.split)
-    return Findings(rows, files=files, device=device_name(device))
+    return Findings(rows, files=files, device=computed_on(request))
 
 
 def _write(found: Mapping[Direction, Translated], out: Path, split: str) -> list[Path]:

@@ -19,11 +19,11 @@ from mclip_kit.evaluate.class_names import Prompts
 from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.labelled import Labelled
 from mclip_kit.evaluate.labelled import read_labelled as read_labelled
+from mclip_kit.evaluate.models import computed_on, open_model
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.models.device import device_name
-from mclip_kit.models.multilingual_clip import MultilingualClip, load
+from mclip_kit.models.multilingual_clip import MultilingualClip
 
 TEXTS = 4096  # prompts that are embedded at once
 METRICS = (
@@ -82,7 +82,11 @@ def class_embeddings(encode: Callable[[list[str]], np.ndarray], prompts: Prompts
 
 
 def evaluate(
-    model: MultilingualClip, pictures: Labelled, prompts: Mapping[str, Prompts], for_teacher: Prompts | None = None
+    model: MultilingualClip,
+    pictures: Labelled,
+    prompts: Mapping[str, Prompts],
+    for_teacher: Prompts | None = None,
+    cache: FeatureCache | None = None,
 ) -> tuple[Zeroshot | None, dict[str, Zeroshot]]:
     """Classify by the teacher's own text tower, if it has prompts, and by the student in every language.
 
@@ -92,7 +96,7 @@ def evaluate(
     Raises:
         DataError: none of a language's pictures can be read.
     """
-    embed = Embedder(model, FeatureCache())
+    embed = Embedder(model, cache or FeatureCache())
     captions, images_N = pictures.captions, pictures.images_N
     image_ND, unreadable_N = embed.images(captions, images_N)
     if unreadable_N.any():
@@ -126,13 +130,13 @@ def run(request: Request) -> Findings:
     prompts = class_names.chosen(known, languages)
     rows: ResultRows = []
     for name in request.models:
-        model = load(name)
-        teacher, students = evaluate(model, pictures, prompts, known.get(TEACHER_LANGUAGE))
+        model, cache = open_model(request, name)
+        teacher, students = evaluate(model, pictures, prompts, known.get(TEACHER_LANGUAGE), cache)
         about = request.about(name, model.made_from) | {"split": pictures.split}
         rows += _rows(teacher, students, about, model.trained_languages)
         title = request.title(name, model.made_from, pictures.split)
         request.show(_table(title, teacher, students, model.trained_languages))
-    return Findings(rows, device=device_name(model.device))
+    return Findings(rows, device=computed_on(request))
 
 
 def _rows(

@@ -4,6 +4,7 @@ A table belongs to everything that decides its features (tower, weights, preproc
 the content of an input. If any of them changes, features are computed again; otherwise every recipe finds them.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,11 +22,25 @@ from mclip_kit.features.file_hashes import WIDTH
 from mclip_kit.features.item_format import Dtype, ItemFormat
 from mclip_kit.features.table import Table
 from mclip_kit.files import temporary_directory, write_json
+from mclip_kit.layout import FEATURES
 from mclip_kit.progress import is_quiet, tqdm
-from mclip_kit.storage import fetch
+from mclip_kit.storage import fetch, place
+from mclip_kit.urls import is_copy
 
 T = TypeVar("T")
+CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 FILES = "files"  # the kind of the table of known hashes of picture files
+
+
+def root_beside(folder: Path, named: str | None = None) -> Path:
+    """Where a cache is that belongs to a run or a model.
+
+    Args:
+        folder: of the run or the model; the cache is beside it unless it or the environment names another place.
+        named: a folder or a URL.
+    """
+    beside = Path("runs") if is_copy(folder) else folder.parent  # features of what is in object storage stay here
+    return place(named or os.environ.get(CACHE_VARIABLE) or beside / FEATURES)
 
 
 class FeatureCache:
@@ -46,6 +61,8 @@ class FeatureCache:
         refused: why features are not kept for which the disk has no room.
         weights: tower -> hash of its weights, for those that were asked for.
         writes: whether rows are written into the root, see `once`.
+        apart: facts that keep features apart from those of other caches in the same folder, as JSON values.
+        keeps_students: whether embeddings of whole students are kept too, because nothing is trained.
     """
 
     def __init__(
@@ -66,6 +83,8 @@ class FeatureCache:
         self.refused: list[str] = []
         self.weights: dict[str, str] = {}
         self.writes = True
+        self.apart: dict[str, Any] = {}
+        self.keeps_students = False
         self._temporary = temporary_directory()
         self._tables: dict[str, Table] = {}
 

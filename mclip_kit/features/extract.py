@@ -24,6 +24,7 @@ from mclip_kit.features.job import ExtractionJob
 from mclip_kit.features.places import find_once
 from mclip_kit.features.shards import OFFSETS, SUMS
 from mclip_kit.features.table import Table
+from mclip_kit.models.device import autocast
 from mclip_kit.models.encoding import over_templates
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
@@ -244,7 +245,7 @@ class FrozenTowers:
         def all_facts() -> dict[str, Any]:
             precision = str(self.cache.precision).removeprefix("torch.")
             known = {"weights": self.weights(tower), "config": self.model.tower_config(tower), "precision": precision}
-            return {"named": self.model.sources.get(tower, ""), **known, **facts()}
+            return {"named": self.model.sources.get(tower, ""), **known, **facts(), **self.cache.apart}
 
         return self.cache.table(tower, kind, width, all_facts, variant=variant)
 
@@ -292,9 +293,7 @@ class FrozenTowers:
 
     def _eval(self, tower: str, *inputs: Tensor) -> Tensor:
         module, device = getattr(self.model, tower), self.model.device
-        precision = self.cache.precision
-        lower = precision != torch.float32
-        with evaluating(module), torch.autocast(device.type, precision if lower else None, enabled=lower):
+        with evaluating(module), autocast(device, self.cache.precision):
             compute = partial(over_templates, module) if tower == "teacher_text" else module
             outputs: Tensor = compute(*(tensor.to(device) for tensor in inputs))
         return outputs

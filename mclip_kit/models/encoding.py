@@ -119,6 +119,11 @@ def over_templates(tower: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     return F.normalize(F.normalize(each_BKE, dim=-1).mean(1), dim=-1) * length_B1
 
 
+def texts_of_a_batch(device: torch.device) -> int:
+    """Texts that a student encodes at once; larger batches are slower on the CPU (benchmarks/embed.py)."""
+    return 32 if device.type == "cpu" else 256
+
+
 def embed_by_length(
     items: Sequence[Any],
     lengths: Sequence[int],

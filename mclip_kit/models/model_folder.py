@@ -16,7 +16,7 @@ from mclip_kit.config.mistakes import explain
 from mclip_kit.config.model import AS_OPEN_CLIP, Pictures, TextCleaning
 from mclip_kit.errors import MALFORMED, CheckpointError, first_line
 from mclip_kit.files import hash_files, write_json, write_whole
-from mclip_kit.models.device import auto_device
+from mclip_kit.models.device import PRECISIONS, auto_device, usable_device
 from mclip_kit.storage import fetch
 from mclip_kit.urls import values_with_urls
 
@@ -24,8 +24,7 @@ FORMAT = 1
 HASHES = "hashes"
 """The entry of config.json or translator.json: file of a part -> its hash; its own name -> that of the rest."""
 PARTS = (layout.CLIP, layout.ENCODER, layout.DECODER, layout.PROJECTOR, layout.LANGUAGE_LINEAR)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in (*DTYPES.values(), torch.float64)}
+DTYPES = PRECISIONS | {str(dtype).removeprefix("torch."): dtype for dtype in (*PRECISIONS.values(), torch.float64)}
 
 Dtype = torch.dtype | Literal["fp32", "bf16", "fp16", "float32", "bfloat16", "float16", "float64"]
 
@@ -40,12 +39,7 @@ def as_dtype(wanted: Dtype | None) -> torch.dtype | None:
 
 def as_device(wanted: str | torch.device) -> torch.device:
     """A device that can be used here; ValueError if it cannot."""
-    if wanted == "auto":
-        return auto_device()
-    try:
-        return torch.empty(0, device=wanted).device
-    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"device: {wanted!r} cannot be used here; use auto or cpu ({first_line(error)})") from None
+    return auto_device() if wanted == "auto" else usable_device(wanted)
 
 
 class Settings(BaseModel):

@@ -22,6 +22,7 @@ from mclip_kit.models.encoding import (
     as_texts,
     embed_by_length,
     similarity,
+    texts_of_a_batch,
     to_pixels,
 )
 from mclip_kit.models.freezing import evaluating
@@ -138,12 +139,12 @@ class MultilingualClip(nn.Module):
         """
         tokens = self.student_tokens(as_texts(texts))
         lengths = [len(ids) for ids in tokens]
-        if batch_size is None:
-            batch_size = 32 if self.device.type == "cpu" else 256
+        size = texts_of_a_batch(self.device) if batch_size is None else batch_size
         with evaluating(self):
-            return embed_by_length(tokens, lengths, self._embed_tokens, self.width, batch_size, dims)
+            return embed_by_length(tokens, lengths, self.embed_tokens, self.width, size, dims)
 
-    def _embed_tokens(self, tokens: Sequence[np.ndarray]) -> Tensor:
+    def embed_tokens(self, tokens: Sequence[np.ndarray]) -> Tensor:
+        """Student embeddings (B, D) of a batch of texts by their `student_tokens`; not normalised, on the device."""
         ids_BT, mask_BT = self.encoder.pad(tokens)
         embedding_BD: Tensor = self.projector(self.encoder(ids_BT, mask_BT), mask_BT)
         return embedding_BD

@@ -30,6 +30,7 @@ from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.files import write_json, write_text
 from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.progress import SOON, tqdm
 
 AT_ONCE = 2**26  # cosines that are computed at once: 268 MB of float32, and a few times that in between
 COUNTS, PAIRS = "mined.json", "mined.tsv"
@@ -53,15 +54,15 @@ def nearest_pairs(a_NH: Tensor, b_MH: Tensor, neighbours: int = 4, margin: float
     a_NH, b_MH = F.normalize(a_NH, dim=-1), F.normalize(b_MH, dim=-1)
     parts = list(blocks_of(len(b_MH), max(1, AT_ONCE // max(1, len(a_NH)))))
     near_N, near_M = _nearest(a_NH, b_MH, parts, neighbours)
-    best_N, column_N = torch.full((len(a_NH),), -torch.inf), torch.zeros(len(a_NH), dtype=torch.int64)
-    row_M = torch.empty(len(b_MH), dtype=torch.int64)
+    best_N, column_N = a_NH.new_full((len(a_NH),), -torch.inf), a_NH.new_zeros(len(a_NH), dtype=torch.int64)
+    row_M = a_NH.new_empty(len(b_MH), dtype=torch.int64)
     for part in parts:
         margins = 2 * (a_NH @ b_MH[part].T) / (near_N[:, None] + near_M[part])
         row_M[part] = margins.argmax(0)
         own_N, place_N = margins.max(1)
         better_N = own_N > best_N
         best_N[better_N], column_N[better_N] = own_N[better_N], place_N[better_N] + part.start
-    rows_N = torch.arange(len(a_NH))
+    rows_N = torch.arange(len(a_NH), device=a_NH.device)
     kept_N = (row_M[column_N] == rows_N) & (best_N >= margin)
     return torch.stack([rows_N, column_N], 1)[kept_N], best_N[kept_N]
 
@@ -98,7 +99,7 @@ def mined_blocks(
         stage: says what is a pair.
         max_tokens: longer sentences are cut.
     Raises:
-        DataError: there is no text to pair sentences with, or no sentence has a pair.
+        DataError: there are too few sentences, or texts to pair them with, or no sentence has a pair.
     """
     how, where = stage.mine, f"stage {stage.name}: mine:"
     assert how is not None
@@ -108,8 +109,12 @@ def mined_blocks(
 
     def states(given: Iterable[str]) -> tuple[list[np.ndarray], Tensor]:
         tokens = model.student_tokens(list(given), max_tokens)
-        states_NH = towers.pooled(tokens, pooling="mean").take()
+        states_NH = towers.pooled(tokens, pooling="mean").take().to(model.device)
         return tokens, states_NH - states_NH.mean(0)
+
+    def check_size(what: str, count: int) -> None:
+        if count <= how.neighbours:
+            raise DataError(f"{what} are too few for mine.neighbours {how.neighbours}; give more, or lower it")
 
     with_text = np.flatnonzero(rows.has_teacher_N)
     if not len(with_text):
@@ -119,12 +124,14 @@ def mined_blocks(
         )
     first_M = np.sort(with_text[np.unique(rows.teacher_keys_N2[with_text, 0], return_index=True)[1]])
     teacher_texts = Subset(rows.teacher_texts, first_M)
+    check_size(f"{where} {len(first_M)} texts in {TEACHER_LANGUAGE}", len(first_M))
     _, text_MH = states(teacher_texts)
     counts, lines = dict[str, Any](), ["language\tmargin\tsentence\ttext\n"]
-    for number, text in texts.items():
+    for number, text in tqdm(texts.items(), "mine", unit="language", leave=False, delay=SOON):
+        check_size(f"{where} data.unpaired.{text.language}: {len(text.lines)} sentences", len(text.lines))
         tokens, own_NH = states(text.lines)
         pairs_P2, margins_P = nearest_pairs(own_NH, text_MH, how.neighbours, how.margin)
-        own_P, found_P = pairs_P2.T.numpy()
+        own_P, found_P = pairs_P2.T.cpu().numpy()
         matched = [teacher_texts[place] for place in found_P.tolist()]
         counts[text.language] = {**text.counts, "pairs": len(own_P)}
         for row, match, margin in zip(own_P.tolist(), matched, margins_P.tolist(), strict=True):

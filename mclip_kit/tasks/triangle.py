@@ -26,6 +26,7 @@ from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.features import hashing
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.models.device import autocast
 from mclip_kit.models.encoding import CLEANERS, embed_by_length, over_templates
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.tasks import mining
@@ -233,16 +234,9 @@ class TriangleTask(Task):
 
     def _embed(self, tokens: Sequence[np.ndarray]) -> Tensor:
         """Embeddings (N, D) of texts by the student as it is now, without dropout."""
-        model, precision = self.context.model, self.context.cache.precision
-
-        def encode(part: Sequence[np.ndarray]) -> Tensor:
-            ids_BT, mask_BT = model.encoder.pad(part)
-            embedding_BD: Tensor = model.projector(model.encoder(ids_BT, mask_BT), mask_BT)
-            return embedding_BD
-
-        lower = precision != torch.float32
-        with evaluating(model), torch.autocast(model.device.type, precision if lower else None, enabled=lower):
-            return embed_by_length(tokens, [len(ids) for ids in tokens], encode, model.width, TEXTS)
+        model = self.context.model
+        with evaluating(model), autocast(model.device, self.context.cache.precision):
+            return embed_by_length(tokens, [len(ids) for ids in tokens], model.embed_tokens, model.width, TEXTS)
 
     def module(self) -> Triangle:
         """The model under the edges of the stage."""

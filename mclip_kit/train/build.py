@@ -20,12 +20,13 @@ from mclip_kit.data.corpora.source import File
 from mclip_kit.data.languages import normalize_language
 from mclip_kit.data.tokenizer import XlmrTokenizer
 from mclip_kit.errors import RecipeError
-from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.cache import CACHE_VARIABLE as CACHE_VARIABLE
+from mclip_kit.features.cache import FeatureCache, root_beside
 from mclip_kit.interop.encoders import named_encoder
 from mclip_kit.interop.origin import mark
-from mclip_kit.layout import FEATURES
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.closed_form import check_init
+from mclip_kit.models.device import PRECISIONS, as_precision, auto_device
 from mclip_kit.models.finite import check_finite
 from mclip_kit.models.hub import MissingWeights
 from mclip_kit.models.lora import adapt
@@ -33,13 +34,10 @@ from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.models.text_encoder import Encoder, is_causal, new_encoder
 from mclip_kit.models.translator import Translator
 from mclip_kit.progress import tqdm
-from mclip_kit.storage import place
 from mclip_kit.tasks.base import TASKS
 from mclip_kit.train.layer_decay import layer_scales
 from mclip_kit.train.optim import cannot_checkpoint, trainable
-from mclip_kit.urls import is_copy
 
-CACHE_VARIABLE = "MCLIP_KIT_CACHE"
 PROJECTORS = ("projector", "clip_projector")  # small; they keep what they compute
 PATIENCE = timedelta(hours=6)  # others wait so long while the main process evaluates, reads or writes
 
@@ -53,22 +51,18 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def _precision(wanted: str) -> str:
-    if wanted == "fp16" and not torch.cuda.is_available():
-        raise RecipeError("precision: fp16 needs a GPU; use bf16 or fp32")
-    if wanted == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return {"fp32": "no"}.get(wanted, wanted)
+    """As accelerate names it."""
+    names = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names[as_precision(wanted, auto_device())]
 
 
 def build_cache(recipe: Recipe, folder: Path, accelerator: Accelerator) -> FeatureCache:
     """The feature cache: beside the run's folder, unless the recipe or the environment names another place."""
     section = recipe.cache
-    beside = Path("runs") if is_copy(folder) else folder.parent  # features of a run in object storage stay here
-    root = place(section.folder or os.environ.get(CACHE_VARIABLE) or beside / FEATURES)
     return FeatureCache(
-        None if section.features == "off" else root,
+        None if section.features == "off" else root_beside(folder, section.folder),
         section.dtype,
-        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32),
+        PRECISIONS.get(accelerator.mixed_precision, torch.float32),
         accelerator.process_index,
         accelerator.num_processes,
         section.features in ("tokens", "auto"),

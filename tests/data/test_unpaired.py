@@ -39,10 +39,13 @@ def test_held_out_texts_are_left_out(squares: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pt\.txt: cannot be read .*; check its path"):
+    with pytest.raises(DataError, match=r"pt\.txt: cannot be read .*; check its path and its permissions$"):
         read_unpaired("pt", tmp_path / "pt.txt")
     (tmp_path / "pt.txt").write_bytes(b"um gato\n\xff\n")
     with pytest.raises(DataError, match=r"pt\.txt line 2"):
+        read_unpaired("pt", tmp_path / "pt.txt")
+    (tmp_path / "pt.txt").write_bytes("um gato\nmaçã\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"pt\.txt line 1: has NUL bytes: .*: iconv -f utf-16le -t utf-8 OLD > NEW$"):
         read_unpaired("pt", tmp_path / "pt.txt")
 
 

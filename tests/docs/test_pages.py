@@ -141,15 +141,15 @@ def test_links_to_other_sites_are_whole() -> None:
     assert not [link for link in links if not re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+/[\w./-]+", link)]
 
 
-def written_part(page: str) -> str:
-    """What benchmarks/methods.py writes of docs/methods.md."""
-    return page.partition("<!-- written by benchmarks/methods.py -->")[2].partition("<!-- end of what")[0]
+def written_part(page: str, mark: str = "written by benchmarks/methods.py", end: str = "end of what") -> str:
+    """What a script of benchmarks/ writes of docs/methods.md."""
+    return page.partition(f"<!-- {mark} -->")[2].partition(f"<!-- {end}")[0]
 
 
 def test_figures_with_their_deviation_are_those_of_the_results() -> None:
     """Both pages of figures are written by scripts of benchmarks/."""
-    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    results += written_part((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
+    results, methods = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "methods"))
+    results += "".join(written_part(methods, name, f"/{name}") for name in ("tried", "neutral")) + written_part(methods)
     figures = [
         (page.name, figure)
         for page in ALL
@@ -209,3 +209,14 @@ def test_a_wrong_command_is_found(words: str) -> None:
 def test_a_wrong_fragment_is_found(text: str) -> None:
     with pytest.raises((AssertionError, ValueError)):
         fragments.check(text)
+
+
+def test_every_recipe_has_its_row_on_the_first_page_and_its_header() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .+ \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    files = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert sorted(rows) == [path.stem for path in files]
+    for path in files:
+        header = path.read_text(encoding="utf-8").partition("\nabout:")[0]
+        assert header.startswith("# "), path
+        assert "\n#   needs " in header, path
+        assert "\n#   command " in header, path

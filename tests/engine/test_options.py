@@ -41,6 +41,13 @@ def test_without_the_package_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     assert done.output == "Error: --engine ray needs Ray: pip install 'ray>=2.60'\n"
 
 
+def test_processes_of_a_cluster_take_the_devices_of_their_nodes() -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    done = CliRunner().invoke(cli, [*RUNS[2], "--engine", "ray", "--device", "cpu"])
+    assert done.exit_code == 2
+    assert "--device: every process of --engine ray takes its node's; leave it out" in done.output
+
+
 def test_an_address_without_a_cluster_is_one_line() -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     with socket.socket() as free:

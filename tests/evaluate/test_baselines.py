@@ -117,7 +117,7 @@ def test_a_wrong_line_is_named(content, message, tmp_path):
 
 
 def test_a_wrong_name_is_refused(captions, tmp_path):
-    with pytest.raises(RecipeError, match="--baseline techer: give teacher, translated:FILE or a model folder"):
+    with pytest.raises(RecipeError, match="techer: give teacher, closed-form, translated:FILE or a model folder"):
         baseline("techer", captions, "test", ["de"])
     with pytest.raises(DataError, match=r"none\.tsv: missing"):
         baseline(f"translated:{tmp_path / 'none.tsv'}", captions, "test", ["de"])

@@ -114,7 +114,7 @@ def test_baselines_are_compared_with_the_model_with_intervals(eval_, squares, fo
     captions = read_captions(squares)
     german = captions.texts[captions.select("test", ["de"])].tolist()
     (tmp_path / "de.tsv").write_text("".join(f"{text}\ta square\n" for text in german), encoding="utf-8")
-    names = ["teacher", "translated:de.tsv", str(folder)]
+    names = ["teacher", "closed-form", "translated:de.tsv", str(folder)]
     done = eval_("--data", squares, "--langs", "en,de", *(word for name in names for word in ("--baseline", name)))
     assert done.exit_code == 0, done.output
     assert all(f"against {name}, test" in done.output for name in names)
@@ -131,7 +131,9 @@ def test_baselines_are_compared_with_the_model_with_intervals(eval_, squares, fo
         if code != "mean":
             difference = rows["student", code][metric] - rows[name, code][metric]
             assert item["difference"] == pytest.approx(difference)
-            assert f"{100 * difference:+.1f} [{100 * item['low']:+.1f}, {100 * item['high']:+.1f}]" in done.output
+            assert (
+                f"{100 * item['difference']:+.1f} [{100 * item['low']:+.1f}, {100 * item['high']:+.1f}]" in done.output
+            )
         if name == str(folder):
             assert (item["low"], item["difference"], item["high"]) == (0, 0, 0)
     same = rows["translated:de.tsv", "de"]  # every caption the same: no better than chance
@@ -446,7 +448,7 @@ def test_wrong_words_are_found_before_torch_is_imported(folder, squares, colours
         f"{squares} {data} --task bitext": "contains no encoder",
         f"{model} {data} --task bitext --langs de,fr": "no test pair within de, fr",
         f"{model} {data} --task bitext --split dev": "no sentences in split 'dev'; there are test, train, valid",
-        f"{model} {data} --baseline techer": "--baseline techer: give teacher, translated:FILE or a model folder",
+        f"{model} {data} --baseline techer": "techer: give teacher, closed-form, translated:FILE or a model folder",
         f"{model} {data} --baseline translated:none.tsv": "none.tsv: missing",
         f"{model} {data} --baseline translated:{tmp_path}/few.tsv": "few.tsv: no English for",
         f"{model} --data {tmp_path}/text": "has no pictures to find; its sentences are for --task bitext",

@@ -124,6 +124,14 @@ def test_eval_scores_translators_encoders_and_models(squares: Path, tmp_path: Pa
     command = [sys.executable, "-m", "sacrebleu", "test.en-de.de.ref", "-i", "test.en-de.de.hyp", "-w", "12", "-b"]
     done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, check=True)
     assert metrics["bleu"] == pytest.approx(float(done.stdout), abs=1e-10)
+    seen: set[torch.dtype] = set()
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
+    )
+    with hook:
+        found = scored(model, "--task", "translation", *some, "--beams", "2", "--precision", "bf16")
+    assert found["device"] == "cpu, bf16"
+    assert torch.bfloat16 in seen
     for folder in (model, f"{model}/encoder"):
         found = scored(folder, "--task", "bitext", *some)
         assert [row["language"] for row in found["results"]] == ["en-de", "de-en"]

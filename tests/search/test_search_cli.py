@@ -106,6 +106,9 @@ def test_queries_that_are_empty_or_not_utf8_are_told(folder):
         (["search", "nowhere", "a"], "nowhere: no index"),
         (["search", "INDEX", "a", "--image", "x.png"], "give --image or texts, not both"),
         (["search", "INDEX", "--image", "x.png"], "x.png: cannot be read as a picture"),
+        (["search", "INDEX", "a", "--device", "abacus"], "device: 'abacus' cannot be used here; use auto or cpu"),
+        (["demo", "INDEX", "--device", "abacus"], "device: 'abacus' cannot be used here; use auto or cpu"),
+        (["embed", "MODEL", "--images", "x", "--out", "OUT", "--device", "abacus"], "device: 'abacus' cannot be used"),
     ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, words, message):

@@ -38,7 +38,7 @@ def start(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(parse(tree | {"encoder": tree["encoder"] | {"dropout": 0.0}}, Recipe, "tiny")).eval()
     texts = read_captions(squares).texts[:].tolist()
     with torch.no_grad():  # a new encoder puts all texts near one point: that is 0 now
-        raw_ND = model._embed_tokens(model.student_tokens(texts))
+        raw_ND = model.embed_tokens(model.student_tokens(texts))
         model.projector.head[0].bias.sub_(raw_ND.mean(0))
     model.save(folder)
     return folder

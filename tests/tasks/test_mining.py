@@ -148,7 +148,7 @@ def test_a_run_learns_from_pairs_says_so_and_resumes(squares: Path, start: Path,
         (["stages.0.mine=null"], "data.unpaired has no effect: no stage has mine"),
         (["stages.0.train=[encoder, projector]"], "mine needs a frozen encoder, and stage contrast trains it"),
         (["data.unpaired={PT: de.txt}"], "data.unpaired.PT.*: give a language's code in lower case, .* not 'PT'"),
-        (["parallel=fsdp"], "stage contrast: mine: parallel: fsdp does not work with it; use ddp"),
+        (["parallel=fsdp"], "stage contrast: parallel: fsdp shards an encoder that is trained, and this .* use ddp"),
         (["data.unpaired={en: de.txt, de: de.txt}"], r"data\.unpaired\.en has no effect: .* paired with English"),
     ],
 )
@@ -185,6 +185,10 @@ def test_a_new_encoder_and_a_missing_file_are_refused(squares: Path, start: Path
         (
             "stages.0.mine.margin=100",
             r"stage contrast: mine: no sentence of data\.unpaired \(de\) has .* margin 100; lower",
+        ),
+        (
+            "stages.0.mine.neighbours=72",
+            r"stage contrast: mine: 72 texts in en are too few for mine\.neighbours 72; give more, or lower it",
         ),
     ],
 )

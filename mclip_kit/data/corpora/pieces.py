@@ -3,7 +3,7 @@
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 
-from mclip_kit.data.corpora.source import File, wrong_encoding
+from mclip_kit.data.corpora.source import File, after, decoded, wrong_encoding
 from mclip_kit.errors import DataError
 
 BYTES = 2**17  # of a piece, at least
@@ -32,7 +32,7 @@ def pieces(file: File) -> Iterator[Piece]:
                 yield before, content
                 before += content.count(b"\n")
     except DataError as error:
-        raise DataError(f"{error}; {before:,} lines were whole") from None
+        raise DataError(f"{error}{after(before)}") from None
 
 
 def lines_of(file: File, piece: Piece) -> Iterator[tuple[int, str]]:
@@ -45,7 +45,7 @@ def lines_of(file: File, piece: Piece) -> Iterator[tuple[int, str]]:
     content = content if before else content.removeprefix(BOM_UTF8)
     wrong = None
     try:
-        text = content.decode()
+        text = decoded(content)
     except UnicodeDecodeError as error:
         wrong = error
         text = content[: content.rfind(b"\n", 0, error.start) + 1].decode()

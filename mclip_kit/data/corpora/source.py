@@ -97,7 +97,7 @@ class File:
         except OverflowError as error:
             raise DataError(f"{self} line {whole + 1}: {error}") from None
         except DataError as error:
-            raise DataError(f"{error}; {whole:,} lines were whole") from None
+            raise DataError(f"{error}{after(whole)}") from None
 
     def json(self) -> Any:
         """Its content as JSON."""
@@ -121,11 +121,11 @@ def _decoded(handle: IO[bytes], encoding: str | None, most: int) -> Iterator[str
     first = _line(handle, most)
     if encoding is None and not first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         if first:
-            yield first.removeprefix(BOM_UTF8).decode()
+            yield decoded(first.removeprefix(BOM_UTF8))
         if most < 0:
-            yield from (line.decode() for line in handle)
+            yield from map(decoded, handle)
         while most > 0 and (line := _line(handle, most)):
-            yield line.decode()
+            yield decoded(line)
         return
     decoder = getincrementaldecoder(encoding or "utf-16")()
     rest, text = first, ""
@@ -148,10 +148,26 @@ def _line(handle: IO[bytes], most: int) -> bytes:
     return line
 
 
+def decoded(content: bytes) -> str:
+    """UTF-8 as text. UnicodeDecodeError if it is not, or has a NUL, as UTF-16 has."""
+    text = content.decode()
+    if b"\0" in content:
+        raise UnicodeDecodeError("utf-8", content, content.index(b"\0"), len(content), "NUL")
+    return text
+
+
+def after(lines: int) -> str:
+    """How far a file was read, as the end of a message."""
+    return f"; {lines:,} lines were whole" if lines else ""
+
+
 def wrong_encoding(error: UnicodeError, encoding: str | None) -> str:
     """What is wrong, and how to go on."""
     if encoding:
         return f"not {encoding} ({first_line(error)}); correct its `encoding`, or convert the file to UTF-8"
+    if isinstance(error, UnicodeDecodeError) and b"\0" in error.object:
+        what = "has NUL bytes: not a text file, or UTF-16 without a mark"
+        return f"{what}; convert that: iconv -f utf-16le -t utf-8 OLD > NEW"
     byte = f" (byte {error.object[error.start]:#04x})" if isinstance(error, UnicodeDecodeError) else ""
     return (
         f"not UTF-8{byte}; convert the file to UTF-8: in Excel, save it as CSV UTF-8; elsewhere, "

@@ -260,7 +260,7 @@ WRONG = {
     "two columns of one name": ("t.tsv", "t\tt\na\tb\n", T, r"t.tsv: 2 columns are called 't'; give each a name of"),
     "an Excel file that is none": ("t.xlsx", "t", T, r"t.xlsx: not a readable .xlsx \(.*\); save it again"),
     "text without cells": ("t.txt", "t\na\n", T, r"t.txt: its first line has no tab, comma, semicolon or \|"),
-    "no text": ("t.dat", "a\0\n", T, r"t.dat: not a text file; tables are .tsv"),
+    "no text": ("t.dat", "a\0\n", T, r"t.dat line 1: has NUL bytes: not a text file, or UTF-16 without a mark"),
     "not a string": ("t.jsonl", '{"t": 5}', T, r"t.jsonl line 1: the text in en is '5', not a string; fix it"),
     "not strings": ("t.jsonl", '{"t": ["a", 5]}', T, r"line 1: the text in en is '5', not a string"),
     "not an object": ("t.jsonl", '{"t": "a"}', {"text": "t.u"}, r"line 1: t.u: 'a' is not an object with 'u' in it"),
@@ -292,6 +292,12 @@ WRONG = {
         r"t.parquet.gz: a .parquet cannot be read inside an archive; unpack it first",
     ),
 }
+
+
+def test_what_is_no_text_in_its_encoding_is_named(tmp_path):
+    put(tmp_path, "t.dat", "a\0\n")
+    with pytest.raises(DataError, match=r"t.dat: not a text file; tables are .tsv"):
+        rows(tmp_path, corpus(tables=[{"file": "t.dat", "encoding": "latin-1"}], **T))
 
 
 @pytest.mark.parametrize("what", WRONG)
