@@ -5,7 +5,7 @@
 - help: `mclip-kit --help`, until it ends (goal 0.3 s)
 - train: `recipes/quickstart_trikd.yaml`, until its first ten steps are logged (goal 6 s): both towers are frozen, and
   their features are cached; the score before the first step is part of it
-- eval: of the quickstart's model, until its table is printed
+- eval: of the quickstart's model, until its table is printed; vectors are those that the warm-up has kept
 - search: in an index of the quickstart's pictures, until the first picture is printed
 
 Beside each is its floor, which is Python with nothing but the packages that it needs: `python -c "import torch"`, and
@@ -121,7 +121,16 @@ def commands(place: Place, folder: Path) -> dict[str, tuple[list[str], Callable[
         found["train"][0][-1] = str(folder / f"run{next(runs)}")
         return stepped(Path(found["train"][0][-1], "metrics.jsonl"))
 
-    scored = ["--data", str(place.data), "--split", "valid", "--out", str(folder / "eval")]
+    scored = [
+        "--data",
+        str(place.data),
+        "--split",
+        "valid",
+        "--out",
+        str(folder / "eval"),
+        "--cache",
+        str(folder / "c"),
+    ]
     found: dict[str, tuple[list[str], Callable[[], Ready]]] = {
         "help": ([*KIT, "--help"], lambda: ended),
         "train": ([*KIT, "train", str(place.recipe), *options, "--out", ""], train),
