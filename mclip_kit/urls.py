@@ -25,11 +25,12 @@ def _real(folder: str, home: str) -> Path:
     return Path(os.path.realpath(folder or os.path.join(os.path.expanduser("~"), ".cache", "mclip_kit", "storage")))
 
 
-def is_copy(path: Path) -> bool:
+def is_copy(path: Path | str) -> bool:
     """Whether a path is that of a copy; hidden files and folders belong to this machine."""
     top = root()
     if not str(path).startswith(str(top)):  # as for most paths: the rest takes ten times as long
         return False
+    path = Path(path)
     return path.is_relative_to(top) and not any(part[0] == "." for part in path.relative_to(top).parts)
 
 

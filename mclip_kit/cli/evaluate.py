@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mclip_kit.cli.common import DEVICE, FILE, FOLDER, command_line, languages_of, on_device
+from mclip_kit.cli.common import DEVICE, FILE, FOLDER, command_line, importing, languages_of, on_device
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
@@ -159,17 +159,19 @@ def _trained_on(model: Path) -> Path:
 
 def _score(request: Request, command: str) -> dict[str, Any]:
     """Score, write results and report, and record the scores in the models' cards; return results.json and files."""
-    from mclip_kit.data.leakage import known_overlaps
-    from mclip_kit.evaluate.folders import settings
-    from mclip_kit.evaluate.report import html
-    from mclip_kit.evaluate.report.reproduce import made_by
-    from mclip_kit.evaluate.report.results import OF_A_MODEL
-    from mclip_kit.features.filling import NoRoom
-    from mclip_kit.interop.card import record
-    from mclip_kit.train.logging import read_log
+    with importing():
+        from mclip_kit.data.leakage import known_overlaps
+        from mclip_kit.evaluate.folders import settings
+        from mclip_kit.evaluate.report import html
+        from mclip_kit.evaluate.report.reproduce import made_by
+        from mclip_kit.evaluate.report.results import OF_A_MODEL
+        from mclip_kit.features.filling import NoRoom
+        from mclip_kit.interop.card import record
+        from mclip_kit.train.logging import read_log
 
+        run = EVALUATIONS[request.task].run
     try:
-        found = EVALUATIONS[request.task].run(request)
+        found = run(request)
     except NoRoom as error:
         raise DataError(f"{error}; --cache names another folder, or off") from None
     about = settings(request) | {"device": found.device} | made_by(request, command)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mclip_kit.cli.common import FOLDER, languages_of
+from mclip_kit.cli.common import FOLDER, importing, languages_of
 from mclip_kit.cli.output import note
 from mclip_kit.errors import CheckpointError
 from mclip_kit.files import check_new
@@ -98,7 +98,8 @@ def _load(folder: Path) -> Any:
     from mclip_kit.doctor.places import check_model
 
     check_model(folder)
-    from mclip_kit.models.multilingual_clip import load
+    with importing():
+        from mclip_kit.models.multilingual_clip import load
 
     return load(folder, device="cpu")
 

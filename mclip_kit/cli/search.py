@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclip_kit.cli.common import DEVICE, FILE, FOLDER, on_device
+from mclip_kit.cli.common import DEVICE, FILE, FOLDER, importing, on_device
 from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.cli.output import JSON, ShowJson, json_alone, note
 from mclip_kit.errors import CheckpointError, DataError, one_line
@@ -61,9 +61,10 @@ def embed(
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if world_size > 1 and device in ("auto", "cuda") and _has_gpus():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    from mclip_kit.models.multilingual_clip import load
-    from mclip_kit.progress import tqdm
-    from mclip_kit.search.embed import embed_pictures, embed_texts
+    with importing():
+        from mclip_kit.models.multilingual_clip import load
+        from mclip_kit.progress import tqdm
+        from mclip_kit.search.embed import embed_pictures, embed_texts
 
     made_with = os.path.abspath(model)
     with engine.connect(towers=True) as cluster, on_device("cpu" if cluster else device):
@@ -159,7 +160,8 @@ def _found(
     index: Path, queries: Sequence[str], model: Path | None, image: Path | None, top: int, show: ShowJson | None
 ) -> Iterator[tuple[str, Sequence["Hit"]]]:
     """Each query and what it finds, which is printed at once."""
-    from mclip_kit.search.search import Search
+    with importing():
+        from mclip_kit.search.search import Search
 
     searcher = Search(index, model)
     if image:
@@ -252,8 +254,9 @@ def demo(
         raise click.UsageError(f"{place}: name the pictures, as in: mclip-kit demo {place} --images DIR")
     if images is not None and model is not None:
         raise click.UsageError("--images goes with a MODEL in the place of INDEX; leave --model out")
-    from mclip_kit.search.search import Search
-    from mclip_kit.search.web import serve
+    with importing():
+        from mclip_kit.search.search import Search
+        from mclip_kit.search.web import serve
 
     with on_device(device):
         search = Search(place, model) if images is None else _embedded(place, images, work)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mclip_kit import layout
-from mclip_kit.cli.common import FOLDER, SET
+from mclip_kit.cli.common import FOLDER, SET, importing
 from mclip_kit.cli.engine import Chosen, engine_options
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.files import check_writable
@@ -29,10 +29,11 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
     checked = load(recipe, overrides)
     check_places(checked)
-    from mclip_kit.evaluate.advice import eval_command
-    from mclip_kit.evaluate.validation import evaluator
-    from mclip_kit.train.outcome import losses
-    from mclip_kit.train.run import Interrupted, Run
+    with importing():
+        from mclip_kit.evaluate.advice import eval_command
+        from mclip_kit.evaluate.validation import evaluator
+        from mclip_kit.train.outcome import losses
+        from mclip_kit.train.run import Interrupted, Run
 
     folder = out or Path("runs", Path(recipe).stem)
     if not dry_run:
@@ -85,7 +86,8 @@ def extract(recipe: str, overrides: tuple[str, ...], out: Path | None, engine: C
         raise RecipeError(f"{recipe}: cache is off, so there is nothing to keep; set cache=auto")
     folder = out or Path("runs", Path(recipe).stem)
     with engine.connect(towers=True) as cluster:
-        from mclip_kit.train import extractor
+        with importing():
+            from mclip_kit.train import extractor
 
         root, refused = (
             extractor.extract(checked, folder, cluster) if cluster else extractor.Extractor(checked, folder)(0)

@@ -36,8 +36,14 @@ def hash_pictures(names: Iterable[str], source: str | None) -> np.ndarray:
         names: as a corpus spells them.
         source: where the pictures are from (`Corpus.pictures`).
     """
-    names = (picture_id(name, source) for name in names)
-    return _as_array([_digest(name.encode()) if ":" in name else NO_HASH for name in names])
+    return _as_array([_hash_name(name, source) for name in names])
+
+
+def _hash_name(name: str, source: str | None) -> bytes:
+    if source is None and ":" not in name and "coco_" not in name.lower():  # neither an address nor a COCO picture
+        return NO_HASH
+    name = picture_id(name, source)
+    return _digest(name.encode()) if ":" in name else NO_HASH
 
 
 def hash_contents(contents: Iterable[bytes]) -> np.ndarray:

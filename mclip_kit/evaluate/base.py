@@ -237,10 +237,11 @@ class Evaluation:
         validation: Validation | None = getattr(self._module, "VALIDATION", None)
         return validation
 
-    def run(self, request: Request) -> Findings:
-        """Score every model of a request."""
-        findings: Findings = self._module.run(request)
-        return findings
+    @property
+    def run(self) -> Callable[[Request], Findings]:
+        """Scores every model of a request."""
+        run: Callable[[Request], Findings] = self._module.run
+        return run
 
 
 EVALUATIONS = {

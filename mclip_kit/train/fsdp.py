@@ -4,6 +4,7 @@ Each process keeps a part of every weight of the encoder, of its gradient and of
 only while it is used (ZeRO-3, arXiv 1910.02054; torch's fully_shard). The other weights are replicated.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -35,17 +36,22 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def prepare(accelerator: Accelerator, module: nn.Module) -> Any:
-    """The module in mixed precision, its gradients averaged over processes by DDP; see `average_gradients`."""
+    """The module in mixed precision, its gradients averaged over processes by DDP; see `replicated`."""
     alone = is_sharded(module) or not any(parameter.requires_grad for parameter in module.parameters())
     return accelerator.prepare_model(module, evaluation_mode=alone)
 
 
-def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
-    """Average the gradients of replicated weights where others are sharded: DDP would not know which to leave out."""
-    if is_sharded(module):
-        for parameter in module.parameters():
-            if parameter.grad is not None and not isinstance(parameter, DTensor):
-                parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
+def replicated(module: nn.Module) -> list[nn.Parameter]:
+    """The trained weights that are whole, in a module where others are sharded; without sharded ones, none."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [parameter for parameter in trained if not isinstance(parameter, DTensor)] if is_sharded(module) else []
+
+
+def average_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Average the gradients of `replicated` weights over all processes: DDP would not know which to leave out."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
 
 
 def number(value: Tensor) -> float:

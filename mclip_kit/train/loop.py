@@ -79,6 +79,9 @@ def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int]
         disable=not accelerator.is_local_main_process,
     )
     pin = accelerator.device.type == "cuda"
+    # once, for a walk through all towers takes as long as a small stage's step; frozen weights have no gradient
+    trained = [parameter for parameter in loop.module.parameters() if parameter.requires_grad]
+    replicated = fsdp.replicated(loop.module)
     with bar, closing(read_ahead(partial(_read, loop, rank, world), _rows(loop, start), loop.readers, pin)) as steps:
         began = time.perf_counter()
         for (step, rows), (read, unreadable) in steps:
@@ -91,8 +94,8 @@ def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int]
                 group["lr"] = loop.rate(step) * group.get("scale", 1.0)
             loop.optimizer.zero_grad()
             terms = loop.gradients(accelerator, loop.module, batch, seed)
-            fsdp.average_gradients(accelerator, loop.module)
-            norm = fsdp.number(accelerator.clip_grad_norm_(loop.module.parameters(), loop.clip_norm or math.inf))
+            fsdp.average_gradients(accelerator, replicated)
+            norm = fsdp.number(accelerator.clip_grad_norm_(trained, loop.clip_norm or math.inf))
             values = _over_processes(
                 accelerator, terms | {"stop": torch.tensor(float(len(asked)), device=accelerator.device)}
             )

@@ -9,8 +9,8 @@ from mclip_kit.data.images import SUFFIXES
 
 MORE_SUFFIXES = SUFFIXES | {".avif", ".jfif", ".jpe", ".heic", ".heif", ".ppm", ".pgm", ".jp2", ".jxl"}
 """Endings of pictures, one of which may stand for another."""
-Spelling = Callable[[str], list[str]]
-"""From a path to its parts, in one spelling."""
+Spelling = Callable[[list[str]], list[str]]
+"""From the parts of a path, as `split_path` gives them, to its parts in one spelling."""
 
 
 def split_path(name: str) -> list[str]:
@@ -24,18 +24,23 @@ def split_path(name: str) -> list[str]:
     return [part for part in unicodedata.normalize("NFC", name.strip()).split("/") if part not in ("", ".")]
 
 
-def _any_case(name: str) -> list[str]:
-    return [part.casefold() for part in split_path(name)]
+def exactly(parts: list[str]) -> list[str]:
+    """The parts as they are."""
+    return parts
 
 
-def any_ending(name: str) -> list[str]:
+def _any_case(parts: list[str]) -> list[str]:
+    return [part.casefold() for part in parts]
+
+
+def any_ending(parts: list[str]) -> list[str]:
     """The parts of a path without the ending of a picture, in any case."""
-    parts = _any_case(name)
+    parts = _any_case(parts)
     stem, ending = os.path.splitext(parts[-1]) if parts else ("", "")
     return [*parts[:-1], stem] if ending in MORE_SUFFIXES else parts
 
 
-SPELLINGS: tuple[Spelling, ...] = (split_path, _any_case, any_ending)
+SPELLINGS: tuple[Spelling, ...] = (exactly, _any_case, any_ending)
 """The exact one first; with the others, a file is taken only if it belongs to no other name."""
 
 
@@ -51,10 +56,15 @@ class Ends:
         self.files, self.spell = files, spell
         self._by_end: dict[tuple[str, ...], dict[str, list[int]]] = {}
         self._by_name: dict[str, list[int]] = {}
-        self.top = {parts[0] for parts in map(spell, {file.partition("/")[0] + "/x" for file in files if "/" in file})}
+        tops = {file.partition("/")[0] + "/x" for file in files if "/" in file}
+        self.top = {self.parts(top)[0] for top in tops}
         for number, file in enumerate(files):
             if spell is not any_ending or os.path.splitext(file)[1].lower() in MORE_SUFFIXES:
-                self._by_name.setdefault(spell(file)[-1], []).append(number)
+                self._by_name.setdefault(self.parts(file)[-1], []).append(number)
+
+    def parts(self, file: str) -> list[str]:
+        """The parts of a path in this spelling."""
+        return self.spell(split_path(file))
 
     def longest(self, parts: list[str]) -> tuple[list[int], int]:
         """The files that have the most parts at the end in common with a path, and how many these are."""
@@ -72,7 +82,7 @@ class Ends:
         if groups is None:
             groups = {}
             for number in found:
-                parts = self.spell(self.files[number])
+                parts = self.parts(self.files[number])
                 if len(parts) > len(end):
                     groups.setdefault(parts[-len(end) - 1], []).append(number)
             if len(found) > 1:

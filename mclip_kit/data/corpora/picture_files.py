@@ -8,11 +8,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mclip_kit.data.corpora.matches import Matches
-from mclip_kit.data.corpora.path_ends import SPELLINGS, Ends, Spelling, any_ending, split_path
+from mclip_kit.data.corpora.path_ends import SPELLINGS, Ends, Spelling, any_ending, exactly, split_path
 from mclip_kit.data.images import picture_id, walk_files
 from mclip_kit.errors import DataError
 from mclip_kit.urls import is_copy
@@ -22,7 +23,10 @@ PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # a file's own name, before
 FEW = 100  # files between which a whole path is looked for
 MANY = 200_000  # files above which no near name is looked for
 Result = tuple[str | list[int] | None, str]
-FindAll = Callable[[Callable[[Iterable[str]], Matches], Iterable[str]], Iterable[Matches]]
+Shared = tuple[int, int]
+"""The number of folders with which all names begin, and the number of names."""
+Folders = tuple[list[str] | None, int]
+"""The folders with which some names begin (None: there is no name), and the number of names."""
 
 
 class PictureFiles:
@@ -35,7 +39,8 @@ class PictureFiles:
     """
 
     def __init__(self, folder: Path | None, beside: Path | None = None, unique: bool = False) -> None:
-        self._bases = [base for base in (folder, beside) if base is not None and (is_copy(base) or base.is_dir())]
+        given = dict.fromkeys(base for base in (folder, beside) if base is not None)  # each name is looked for in each
+        self._bases = [base for base in given if is_copy(base) or base.is_dir()]
         self.folder = folder if folder in self._bases else None
         self._unique = unique
         self._ends: dict[Spelling, Ends] = {}
@@ -52,22 +57,34 @@ class PictureFiles:
         """The paths of the copies in the folders, whether they are brought or not."""
         return {str(base / name) for base in {*self._bases} if is_copy(base) for name in walk_files(base)}
 
-    def match(self, names: Callable[[], Iterable[str]], find: FindAll | None = None) -> Matches:
+    def match(self, names: Callable[[], Iterable[str]]) -> Matches:
         """Find the files of all names of a corpus.
 
         Args:
             names: gives all names, each time in the same order; read twice.
-            find: calls a function with some names at a time, and gives its results in their order; None: with all.
         Raises:
             DataError: a name such as ../../a.jpg leads to a file outside the folders.
         """
-        matches, some = Matches(), partial(self._match_some, _shared_folder(names()))
-        for more in find(some, names()) if find else [some(names())]:
+        return self.match_parts(lambda shared: [self.look(names(), shared)])
+
+    def match_parts(self, look: Callable[[Shared | None], Iterable[Any]]) -> Matches:
+        """As `match`, by what `look` found in parts of the names, perhaps in other processes.
+
+        Args:
+            look: gives what the method `look` returns for each part, in the order of the names; called with None, and
+                then with what all parts share.
+        """
+        shared, matches = _in_common(look(None)), Matches()
+        for more in look(shared):
             matches.merge(more)
         self._withdraw(matches)
         return matches
 
-    def _match_some(self, shared: tuple[int, int], names: Iterable[str]) -> Matches:
+    def look(self, names: Iterable[str], shared: Shared | None) -> Folders | Matches:
+        """The files of some names; without `shared`, the folders with which they begin."""
+        return _folders(names) if shared is None else self._match_some(shared, names)
+
+    def _match_some(self, shared: Shared, names: Iterable[str]) -> Matches:
         matches = Matches()
         for name in names:
             found, kind = self._find(name, shared)
@@ -100,7 +117,7 @@ class PictureFiles:
                 del matches.found[name]
                 matches.add_ambiguous(name, [f"{file}, which belongs to another name"])
 
-    def _find(self, name: str, shared: tuple[int, int]) -> Result:
+    def _find(self, name: str, shared: Shared) -> Result:
         """The file of a name, or the files between which it is ambiguous; and if it is not certain, in what way."""
         direct = self.direct(name)
         outside = direct is not None and not self._is_inside(name, direct)
@@ -108,10 +125,11 @@ class PictureFiles:
             return direct, ""
         if self._unique:
             return self._by_name(name), ""
-        for spell in SPELLINGS:
-            found, kind = self._by_end(name, spell, shared)
+        parts = split_path(name)
+        for spell in SPELLINGS if parts else ():
+            found, kind = self._by_end(name, spell(parts), spell, shared)
             if found:
-                kind = kind or ("" if spell is split_path else "loose")
+                kind = kind or ("" if spell is exactly else "loose")
                 return self._path(found[0]) if len(found) == 1 else found, kind
         if outside:
             where = " and ".join(dict.fromkeys(map(str, self._bases)))
@@ -132,23 +150,20 @@ class PictureFiles:
         for base in self._bases or ([Path("/")] if os.path.isabs(name) else []):
             for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
                 path = os.path.normpath(os.path.join(base, spelled))
-                if path in self._objects if is_copy(Path(path)) else os.path.isfile(path):
+                if path in self._objects if is_copy(path) else os.path.isfile(path):
                     return os.path.abspath(path)
         return None
 
-    def _by_end(self, name: str, spell: Spelling, shared: tuple[int, int]) -> tuple[list[int], str]:
+    def _by_end(self, name: str, parts: list[str], spell: Spelling, shared: Shared) -> tuple[list[int], str]:
         """The files whose paths end as a name does, as far as names differ from each other.
 
         Names of several folders may end in whole paths of files; that is doubtful, as their folders may differ too.
         """
-        parts = spell(name)
-        if not parts:
-            return [], ""
         ends = self._spelled(spell)
         found, common = ends.longest(parts)
         if not found:
             return [], ""
-        sizes = [len(spell(self.files[number])) for number in found] if len(found) < FEW else []
+        sizes = [len(ends.parts(self.files[number])) for number in found] if len(found) < FEW else []
         if common < self._needed(name, parts, ends, shared):
             whole_file = sizes == [common] and common > 1 and shared[1] > 1
             return (found, "doubtful") if whole_file else ([], "")
@@ -157,7 +172,7 @@ class PictureFiles:
         whole = [number for number, size in zip(found, sizes, strict=False) if size == len(parts) == common]
         return (whole if len(whole) == 1 else found), ""
 
-    def _needed(self, name: str, parts: list[str], ends: Ends, shared: tuple[int, int]) -> int:
+    def _needed(self, name: str, parts: list[str], ends: Ends, shared: Shared) -> int:
         """How many parts at the end must be equal: those that tell names apart, and those in a folder that is here."""
         folders, names = shared
         if names < 2 and "://" in name:
@@ -177,8 +192,8 @@ class PictureFiles:
         base = split_path(name)[-1:] or [""]
         kind, _, number = picture_id(base[0], None).partition(":")
         newer = [f"{int(number):012}"] if kind == "coco" and number else []
-        for spell in (split_path, any_ending):
-            for parts in (spell(name), newer):
+        for spell in (exactly, any_ending):
+            for parts in (spell(split_path(name)), newer):
                 found = self._spelled(spell).longest(parts)[0] if parts else []
                 if found:
                     return self._path(found[0])
@@ -193,8 +208,21 @@ class PictureFiles:
         return os.path.abspath(os.path.join(str(self.folder), self.files[number]))
 
 
-def _shared_folder(names: Iterable[str]) -> tuple[int, int]:
-    """The number of folders with which all names begin, and the number of names."""
+def _in_common(parts: Iterable[Folders]) -> Shared:
+    """What the names of all parts share."""
+    shared: list[str] | None = None
+    count = 0
+    for folders, names in parts:
+        count += names
+        if shared is None:
+            shared = folders
+        elif folders is not None:
+            shared = [part for part, _ in _common_start(shared, folders)]
+    return len(shared or []), count
+
+
+def _folders(names: Iterable[str]) -> Folders:
+    """The folders with which all of some names begin, and their number."""
     shared: list[str] | None = None
     count, before = 0, None
     for count, name in enumerate(names, 1):  # noqa: B007
@@ -204,7 +232,7 @@ def _shared_folder(names: Iterable[str]) -> tuple[int, int]:
             folders = split_path(name)[:-1]
             shared = folders if shared is None else [part for part, _ in _common_start(shared, folders)]
         before = head
-    return len(shared or []), count
+    return shared, count
 
 
 def _common_start(first: list[str], second: list[str]) -> Iterator[tuple[str, str]]:

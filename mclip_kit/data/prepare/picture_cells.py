@@ -2,17 +2,19 @@
 
 import difflib
 import io
+import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from mclip_kit.data import images
 from mclip_kit.data.corpora.matches import Matches
 from mclip_kit.data.corpora.path_ends import split_path
-from mclip_kit.data.corpora.picture_files import PictureFiles
+from mclip_kit.data.corpora.picture_files import Folders, PictureFiles, Shared
 from mclip_kit.engine.base import Engine
 from mclip_kit.errors import DataError
 from mclip_kit.files import write_whole
@@ -21,7 +23,9 @@ from mclip_kit.urls import named
 
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not \u202f: macOS puts it in names of screenshots
 
-BLOCK = 4096  # names that a process looks for at once
+PART = 2**17  # bytes of the table whose names a process looks for at once, at least
+Part = tuple[int, int]
+"""Where whole lines of a file begin and end, in bytes."""
 LARGE = 2**14  # from this many pictures on, processes are faster
 MANY = 200_000  # files above which one process finds them
 
@@ -61,30 +65,54 @@ def fill_in_files(folder: Path, finder: PictureFiles, count: int, engine: Engine
         DataError: a path cannot be written into a table, or a worker process was killed.
     """
     table = folder / IMAGES_TABLE
-
-    def names() -> Iterator[str]:
-        with open(table, encoding="utf-8", newline="\n") as handle:
-            next(handle)
-            yield from (line.partition("\t")[0] for line in handle if line.endswith("\t\n"))
-
-    many = count >= LARGE and not engine.alone
-    if many and not all(map(finder.direct, islice(names(), BLOCK))):
+    part_finder, many = PartFinder(finder, table), count >= LARGE and not engine.alone
+    first = chain.from_iterable(map(part_finder.names, islice(_parts(table), 1)))
+    if many and not all(map(finder.direct, first)):
         many = len(finder.files) < MANY  # each process makes its own index of files
-    matches = finder.match(names, partial(_find_all, engine) if many else None)
+    with engine.map(PartFinder, finder, table) if many else nullcontext(partial(map, part_finder)) as find:
+        matches = finder.match_parts(lambda shared: find((part, shared) for part in _parts(table)))
     if matches.found:
         with write_whole(table) as temporary:
             _copy_with_files(table, temporary, matches.found)
     return matches
 
 
-def _blocks(names: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(names)
-    return iter(lambda: list(islice(rest, BLOCK)), [])
+class PartFinder:
+    """What a worker process does with a part of a table: it reads the names without a file, and looks for these files.
+
+    Args:
+        finder: looks for them.
+        table: images.tsv.
+    """
+
+    def __init__(self, finder: PictureFiles, table: Path) -> None:
+        self._finder, self._table = finder, table
+
+    def __call__(self, item: tuple[Part, Shared | None]) -> Folders | Matches:
+        """What `PictureFiles.look` finds in a part, given what all names share."""
+        part, shared = item
+        return self._finder.look(self.names(part), shared)
+
+    def names(self, part: Part) -> list[str]:
+        """The names without a file in a part of the table."""
+        start, stop = part
+        with open(self._table, "rb") as handle:
+            handle.seek(start)
+            lines = handle.read(stop - start).decode().split("\n")
+        return [line.partition("\t")[0] for line in lines if line.endswith("\t")]
 
 
-def _find_all(engine: Engine, find: Callable[[list[str]], Matches], names: Iterable[str]) -> Iterator[Matches]:
-    with engine.map(partial, find) as find_block:
-        yield from find_block(_blocks(names))
+def _parts(table: Path) -> Iterator[Part]:
+    """Where the rows of a table are, some at a time."""
+    with open(table, "rb") as handle:
+        handle.readline()
+        start, size = handle.tell(), os.fstat(handle.fileno()).st_size
+        while start < size:
+            handle.seek(start + PART)
+            handle.readline()
+            stop = min(handle.tell(), size)
+            yield start, stop
+            start = stop
 
 
 def near_file(name: str, files: Iterable[str]) -> str:

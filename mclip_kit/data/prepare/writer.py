@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, compress, repeat
 from pathlib import Path
@@ -122,8 +122,8 @@ class TableWriter:
         drawn = iter(self._draw([rows for rows in self._waiting if "" in rows.splits]))
         for rows in self._waiting:
             splits = [split or next(drawn) for split in rows.splits]
-            new = zip(splits, rows.splits, strict=True)
-            self.counts.update(("drawn", split) for split, given in new if not given)
+            own = compress(splits, [not given for given in rows.splits])
+            self.counts.update(zip(repeat("drawn"), own))  # tuples that zip makes are counted without Python's loop
             self._write_rows(rows, splits)
         self._waiting = []
 
@@ -189,20 +189,23 @@ class TableWriter:
                     f"{where}: {what} name {name!r}{of} has a character that a table cannot hold; rename the {what}"
                 )
 
-    def _add_pictures(self, rows: Block, splits: list[str]) -> list[int]:
+    def _add_pictures(self, rows: Block, splits: list[str]) -> Sequence[int]:
         """Write the pictures that are new; the number of each row's picture."""
         numbers, new, joined = self.pictures.add(rows.images, splits)
-        self.counts.update(("splits", splits[row]) for row in joined)
-        self.counts.update(("strata", splits[row], rows.strata[row]) for row in joined)
-        self._images.writelines([self._image_line(rows, row, numbers[row]) for row in new])
+        of, strata = ([column[row] for row in joined] for column in (splits, rows.strata))
+        self.counts.update(zip(repeat("splits"), of))
+        self.counts.update(zip(repeat("strata"), of, strata))
+        self._images.writelines(self._image_lines(rows, new, numbers))
         return numbers
 
-    def _image_line(self, rows: Block, row: int, group: int) -> str:
-        given = rows.groups[row]
-        file = "" if self.has_pixels else f"\t{self._file(rows.contents[row], rows.files[row])}"
-        return f"{rows.images[row]}\t{group if given is None else given}\t{rows.strata[row]}{file}\n"
+    def _image_lines(self, rows: Block, new: Sequence[int], numbers: Sequence[int]) -> Iterator[str]:
+        known = any(rows.files) or rows.contents.count(None) < rows.rows
+        for row in new:
+            group = rows.groups[row]
+            file = "" if self.has_pixels else f"\t{self._file(rows.contents[row], rows.files[row]) if known else ''}"
+            yield f"{rows.images[row]}\t{numbers[row] if group is None else group}\t{rows.strata[row]}{file}\n"
 
-    def _add_captions(self, rows: Block, splits: list[str], pictures: list[int]) -> None:
+    def _add_captions(self, rows: Block, splits: list[str], pictures: Sequence[int]) -> None:
         images, numbers, of = (self._for_texts(rows, column) for column in (rows.images, pictures, splits))
         columns: list[Sequence[Any]] = [numbers, rows.languages, of, rows.texts]
         kept = [True] * len(numbers)
@@ -216,9 +219,11 @@ class TableWriter:
 
     def _for_texts(self, rows: Block, column: Sequence[Any]) -> Sequence[Any]:
         """What the row of each text has in a column."""
+        if rows.counts.count(1) == rows.rows:
+            return column
         return list(chain.from_iterable(map(repeat, column, rows.counts)))
 
-    def _list_uncaptioned(self, rows: Block, splits: list[str], pictures: list[int], kept: list[bool]) -> None:
+    def _list_uncaptioned(self, rows: Block, splits: list[str], pictures: Sequence[int], kept: list[bool]) -> None:
         rest = iter(kept)
         for picture, count in zip(zip(pictures, splits, strict=True), rows.counts, strict=True):
             if any([next(rest) for _ in range(count)]):

@@ -1,5 +1,6 @@
 """A name finds its own picture or none: by the longest common end of the paths, whatever way the name is written."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -148,6 +149,15 @@ def test_without_a_folder_only_whole_paths_are_found(tmp_path, monkeypatch):
     assert finder.match(lambda: ["a.jpg", str(tmp_path / "a.jpg"), "x/a.jpg"]).missing == 2
 
 
+def test_a_folder_that_is_also_the_source_is_looked_into_once(tmp_path, monkeypatch):
+    made(tmp_path, "a.jpg")
+    asked, isfile = [], os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: (asked.append(path), isfile(path))[1])
+    finder = PictureFiles(tmp_path, tmp_path)
+    assert finder.match(lambda: ["a.jpg", "b.jpg"]).found == {"a.jpg": str(tmp_path / "a.jpg")}
+    assert asked == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+
+
 def test_odd_names_are_missing(tmp_path):
     names = ["", "/", "..", "a\0b", "x" * 5000, "https://", "file://"]
     assert matches(made(tmp_path, "a.jpg"), *names).missing == len(names)
@@ -157,12 +167,23 @@ def test_each_end_is_sorted_once():
     """A lookup of the base name alone would compare each of the names with each of the files."""
     spelled = []
 
-    def spell(path: str) -> list[str]:
-        spelled.append(path)
-        return split_path(path)
+    def spell(parts: list[str]) -> list[str]:
+        spelled.append(parts)
+        return parts
 
     files = [f"imgs/sku{number}/main.jpg" for number in range(1000)]
     ends = Ends(files, spell)
     for number, file in enumerate(files):
         assert ends.longest(split_path(f"/old/{file}")) == ([number], 3)
     assert len(spelled) < 10 * len(files)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_names_in_parts_are_found_as_all_at_once(tmp_path, size):
+    folder = made(tmp_path, "x/a/1.jpg", "x/a/2.JPG", "x/b/1.jpg", "5.jpg")
+    names = ["old/a/1.jpg", "old/a/2.jpg", "old/b/1.jpg", "old/b/3.jpg", "5.jpg", "old/c/1.jpg"]
+    for given in (names, names[:4], ["d/7.jpg"], []):
+        parts = [given[start : start + size] for start in range(0, len(given), size)] + [[]]
+        finder = PictureFiles(folder)
+        found = finder.match_parts(lambda shared, of=finder, parts=parts: [of.look(part, shared) for part in parts])
+        assert found == PictureFiles(folder).match(lambda given=given: given)

@@ -63,6 +63,15 @@ def test_hashes_stay_what_they_are():
     assert hash_pictures(["COCO_val2014_000000391895.jpg"], None).tolist() == [16048247746808928924]
 
 
+def test_a_picture_of_an_unknown_source_has_a_hash_if_its_name_is_unique_anywhere():
+    shared = ["a/coco_TRAIN2014_000000000009.png#1", "Coco_val2017_7", "https://a.b/c.jpg", "a:b.jpg"]
+    own = ["7.jpg", "coco_val.jpg", "a/b.jpg#2", ""]
+    hashes_N = hash_pictures([*shared, *own], None)
+    assert hashes_N[: len(shared)].all()
+    assert not hashes_N[len(shared) :].any()
+    assert hashes_N[0] == hash_pictures(["9"], "coco")[0]
+
+
 def slow(text: str) -> str:
     """As `hashes._normalize`, a character at a time."""
     folded = unicodedata.normalize("NFKC", text).casefold()

@@ -37,7 +37,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         reading: {"BLOCK": 8},
         binarize: {"LARGE": 0, "BLOCK": 32},
         fingerprints: {"LARGE": 0, "PICTURES": 8},
-        picture_cells: {"LARGE": 0, "BLOCK": 8},
+        picture_cells: {"LARGE": 0, "PART": 100},
         writer: {"EXACT": 40, "BLOCK": 24},
         splits: {"EXACT": 40},
     }.items():
