@@ -12,7 +12,7 @@ from tables import head, row
 from mclip_kit.files import write_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-PART = re.compile(r"(<!-- bench: ([\w ]+) -->\n).*?(<!-- end of bench -->)", re.DOTALL)
+PART = re.compile(r"(<!-- bench: ([\w -]+) -->\n).*?(<!-- end of bench -->)", re.DOTALL)
 MACHINES = "machines"  # the part with the computers
 Results = dict[str, dict[str, Any]]
 

@@ -38,6 +38,15 @@ class Bench:
 
 BENCHES = (
     Bench(
+        "startup",
+        "start-up",
+        {
+            "startup_help": "0.3 s / the seconds of `--help`",
+            "startup_train": "6 s / the seconds until ten steps on cached features",
+            "startup": "the smaller of both",
+        },
+    ),
+    Bench(
         "cached_vs_live",
         "cached features",
         {

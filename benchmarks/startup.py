@@ -12,7 +12,7 @@ Beside each is its floor, which is Python with nothing but the packages that it 
 so on. All are fresh processes, in turns. CPU is that of the process and of those that it waited for, until it was
 stopped; other work on the machine lengthens it less than the wall clock.
 
-FOLDER is where `make demo` has run; the place where this is started, without the option. Nothing is written there but
+FOLDER is where `make demo` has run; the repository, without the option. Nothing is written there but
 rows in its cache, and the index in a temporary folder. `--smoke` makes models of its own that are tiny, and
 measures `help` and `train` alone. The last line has the smallest of goal divided by seconds.
 """
@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import yaml
@@ -191,7 +190,7 @@ def indexed(model: Path, data: Path, folder: Path) -> Path:
 def main() -> None:
     """Measure in turns, and print each with its floor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--place", type=Path, default=Path())
+    parser.add_argument("--place", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(FLOORS), default=list(FLOORS))
     parser.add_argument("--smoke", action="store_true")
@@ -213,11 +212,10 @@ def main() -> None:
         goal = f", goal {GOALS[name]:g} s" if name in GOALS else ""
         used = cpu[name][-len(values) :]
         print(f"{name}: {spread(values)} s{goal}; CPU {spread(used)} s", flush=True)
-    last_line(
-        "startup",
-        min((goal / median(figures[name]) for name, goal in GOALS.items() if name in figures), default=0),
-        GOAL,
-    )
+    shares = {name: [goal / value for value in figures[name]] for name, goal in GOALS.items() if name in figures}
+    for name, values in shares.items():
+        last_line(f"startup_{name}", values, GOAL)
+    last_line("startup", [min(values) for values in zip(*shares.values(), strict=True)] or 0.0, GOAL)
 
 
 if __name__ == "__main__":
