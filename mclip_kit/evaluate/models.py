@@ -2,7 +2,8 @@
 
 The same model is then scored again, by another protocol, against another baseline or at other widths, without a tower
 being run. The key of a vector has the hash of the weights, the precision and the kind of device, so vectors of one are
-never read for another. They are kept in float32: scores from them are those of vectors that were computed now.
+never read for another. They are kept in float32: they are those that would be computed now, but for the last bits,
+which depend on what shares a batch.
 """
 
 import os
