@@ -80,6 +80,8 @@ def on_device(name: str) -> Iterator[None]:
     with importing():
         from mclip_kit.models import device
 
+    if name.partition(":")[0] == "meta":
+        raise RecipeError("device: 'meta' has no numbers, so nothing can be computed on it; use auto or cpu")
     with device.on_device(name):
         yield
 

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from mclip_kit.cli.common import DEVICE, FILE, FOLDER, command_line, importing, languages_of, on_device
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
 from mclip_kit.errors import DataError, RecipeError
-from mclip_kit.evaluate.base import EVALUATIONS, Request, check_options, users_of
+from mclip_kit.evaluate.base import EVALUATIONS, OFF, Request, check_options, users_of
 from mclip_kit.files import check_writable, relative, write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
 from mclip_kit.locks import OTHER
@@ -33,6 +33,16 @@ def _dims(text: str | None) -> tuple[int | str, ...]:
         if word in words[:count]:
             raise RecipeError(f"--dims {text}: {word} is given twice")
     return tuple(word if word == "full" else int(word) for word in words)
+
+
+def _cache(text: str | None) -> str | None:
+    """The folder of --cache, which can be written, or `off`; without it None."""
+    if text is None or text.lower() == OFF:
+        return text and OFF
+    if not text or place(text).is_file():
+        raise RecipeError(f"--cache {text!r}: is {'a file' if text else 'empty'}; give a folder, its URL, or off")
+    check_writable(place(text))
+    return text
 
 
 @click.command("eval")
@@ -107,6 +117,7 @@ def evaluate(
     dims: str | None,
     out: Path | None,
     device: str,
+    cache: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -130,14 +141,13 @@ def evaluate(
         data=data or _trained_on(models[0]),
         languages=languages_of(langs),
         dims=_dims(dims),
+        cache=_cache(cache),
         out=out or Path(),
         show=lambda table: (note if as_json else click.echo)(f"\n{coloured(table)}"),
         **options,
     )
     request = replace(request, opened=open_data(request), out=out or default_folder(request))
     check_writable(request.out)
-    if request.cache not in (None, "off"):
-        check_writable(place(str(request.cache)))
     with (
         on_device(device),
         hold(request.out, RESULTS, "writes results there", OTHER),

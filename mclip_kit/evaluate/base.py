@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ResultRows = list[dict[str, Any]]
 """Rows of results.json: each has a task, a model, a language, a tower and metrics."""
+OFF = "off"
+"""A request's cache: vectors are not kept."""
 SEED = 1
 """Of the draws of intervals and of the queries that are shown."""
 Scorer = Callable[..., dict[str, Any]]

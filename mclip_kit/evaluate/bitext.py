@@ -90,9 +90,10 @@ def embedder(request: Request, folder: Path) -> tuple[Embed, str]:
     if (fetch(folder) / CLIP).is_dir():
         model, cache = open_model(request, folder)
         return Embedder(model, cache).whole_student, model.made_from
+    cache = open_cache(request, folder)
     encoder = encoder_within(folder).to(auto_device())
     alone: Any = Translator(encoder)
-    towers = FrozenTowers(alone, open_cache(request, folder))
+    towers = FrozenTowers(alone, cache)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         tokens = encoder.tokenizer.encode(texts, encoder.positions)

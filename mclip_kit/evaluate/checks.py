@@ -82,13 +82,15 @@ def check_closed_form(captions: Captions, split: str) -> None:
     """Refuse data on which the baseline `closed-form` cannot be fitted.
 
     Raises:
-        RecipeError: `split` is one that it is fitted on, or the data lacks one of these, or English captions.
+        RecipeError: `split` is one that it is fitted on, or the data lacks one of these, English captions, or the
+            pictures for lambda.
     """
     if split in (FITTED, CHOSEN):
         raise RecipeError(f"--baseline {CLOSED_FORM}: it is fitted on {FITTED} and {CHOSEN}; give another --split")
     try:
         captions.check(CHOSEN)
         captions.check(FITTED, [TEACHER_LANGUAGE])
+        check_files(captions, CHOSEN)
     except DataError as error:
         raise RecipeError(f"--baseline {CLOSED_FORM}: {error}; leave it out, or prepare data with them") from None
 

@@ -1,7 +1,7 @@
 """The baseline `closed-form`: what the best linear map of the encoder's pooled states finds, without training.
 
-Its targets are the teacher's embeddings of English captions (ridge regression, see `models.closed_form`). A student
-that is not better has learnt nothing that one matrix does not know.
+Its targets are the teacher's embeddings of English captions (ridge regression, see `models.closed_form`). A trained
+student should be better than this one matrix.
 """
 
 import copy
@@ -24,7 +24,7 @@ from mclip_kit.models.closed_form import LAMBDAS, Moments, set_linear
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.projectors import build_projector
 
-CAPTIONS, BLOCK = 100_000, 4096  # the map of more captions is hardly another one; rows that are read at once
+CAPTIONS, BLOCK = 100_000, 4096  # at most; rows that are read at once
 
 
 def ranks(
@@ -56,7 +56,7 @@ def closed_form(model: MultilingualClip, cache: FeatureCache, captions: Captions
     """
     splits = {name: captions.languages.present(captions.select(name)) for name in (FITTED, CHOSEN)}
     known = {name: [own for own in model.trained_languages if own in found] or found for name, found in splits.items()}
-    moments = _moments(model, cache, captions, known[FITTED])
+    moments, count = _moments(model, cache, captions, known[FITTED])
     projector = build_projector("linear", model.projector.pooling, model.encoder.config, model.width)
     student = copy.copy(model)
     student._modules = {**model._modules, "projector": projector.to(model.device).eval()}
@@ -67,19 +67,28 @@ def closed_form(model: MultilingualClip, cache: FeatureCache, captions: Captions
         scores.append(float(np.mean([own.scores()["t2i_r1"] for own in found.values()])))
     best = int(np.argmax(scores))
     set_linear(projector, moments, LAMBDAS[best])
+    rows = f"{moments.rows:,}" if moments.rows == count else f"{moments.rows:,} of {count:,}"
     by_lambda = ", ".join(f"{strength:g} {score:.1f}" for strength, score in zip(LAMBDAS, scores, strict=True))
     cache.log(
-        f"{CLOSED_FORM}: ridge regression on {moments.rows:,} {FITTED} captions in {', '.join(known[FITTED])}; lambda "
+        f"{CLOSED_FORM}: ridge regression on {rows} {FITTED} captions in {', '.join(known[FITTED])}; lambda "
         f"{LAMBDAS[best]:g} ({CHOSEN} T2I R@1 by lambda: {by_lambda})"
     )
     return student
 
 
-def _moments(model: MultilingualClip, cache: FeatureCache, captions: Captions, languages: list[str]) -> Moments:
-    """Of pooled states of captions, and the teacher's embeddings of English captions of the same pictures."""
+def _moments(
+    model: MultilingualClip, cache: FeatureCache, captions: Captions, languages: list[str]
+) -> tuple[Moments, int]:
+    """Of pooled states of captions, and the teacher's embeddings of English captions of the same pictures.
+
+    Returns:
+        The moments, and the number of captions in the languages, of which they have at most `CAPTIONS`, evenly spaced,
+        whose picture has an English one.
+    """
     english_R = captions.select(FITTED, [TEACHER_LANGUAGE])
     images_I, first_I = np.unique(captions.images[english_R], return_index=True)
     rows_N = captions.select(FITTED, languages)
+    count = len(rows_N)
     rows_N = rows_N[np.isin(captions.images[rows_N], images_I)]
     if not len(rows_N):
         raise DataError(
@@ -95,4 +104,4 @@ def _moments(model: MultilingualClip, cache: FeatureCache, captions: Captions, l
         own_B = np.arange(part.start, part.stop)
         return features.take(own_B).float(), torch.from_numpy(target_PD[place_N[own_B]])
 
-    return Moments.of(block(part) for part in blocks_of(len(rows_N), BLOCK))
+    return Moments.of(block(part) for part in blocks_of(len(rows_N), BLOCK)), count

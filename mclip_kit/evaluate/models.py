@@ -2,10 +2,12 @@
 
 The same model is then scored again, by another protocol, against another baseline or at other widths, without a tower
 being run. The key of a vector has the hash of the weights, the precision and the kind of device, so vectors of one are
-never read for another. They are kept in float32: scores from them are those of vectors that were computed now.
+never read for another. They are kept in float32: they are those that would be computed now, but for the last bits,
+which depend on what shares a batch.
 """
 
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,16 +15,15 @@ import torch
 
 from mclip_kit.config.recipe import Cache
 from mclip_kit.config.recipe import load as load_recipe
+from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.errors import RecipeError
-from mclip_kit.evaluate.base import Request
+from mclip_kit.evaluate.base import OFF, Request
 from mclip_kit.features.cache import FeatureCache, root_beside
-from mclip_kit.layout import RECIPE
+from mclip_kit.layout import MODEL_CONFIG, RECIPE, TRANSLATOR_CONFIG
 from mclip_kit.models.device import PRECISIONS, as_precision, auto_device, device_name
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.progress import note
 from mclip_kit.storage import fetch, place
-
-OFF = "off"
 
 
 def open_model(request: Request, folder: str | Path) -> tuple[MultilingualClip, FeatureCache]:
@@ -58,6 +59,8 @@ def _root(named: str | None, folder: Path) -> Path | None:
     if named is not None:
         return None if named == OFF else place(named)
     folder = folder.resolve()
+    if any(fetch(folder.parent / name).is_file() for name in (MODEL_CONFIG, TRANSLATOR_CONFIG)):
+        folder = folder.parent  # an encoder that is part of a model folder
     recipe = fetch(folder.parent / RECIPE)
     section = _section(recipe) if recipe.is_file() else None
     if section and section.features == OFF:
@@ -74,6 +77,8 @@ def _root(named: str | None, folder: Path) -> Path | None:
 def _section(recipe: Path) -> Cache:
     """Where the run of a recipe keeps features; as by default, if this version cannot read the recipe."""
     try:
-        return load_recipe(recipe).cache
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RenamedKey)  # a run keeps the recipe that it was made from
+            return load_recipe(recipe).cache
     except RecipeError:
         return Cache.model_validate({})

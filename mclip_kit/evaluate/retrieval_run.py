@@ -34,6 +34,7 @@ def run(request: Request) -> Findings:
     Raises:
         DataError, RecipeError: the data, a split, a language or a baseline is wrong.
     """
+    device = computed_on(request)  # first: a precision may not work there
     captions, chosen = request.opened or open_data(request), (request.split, request.languages)
     credit = _credit(request.data)
     opened = partial(open_model, request)
@@ -94,7 +95,7 @@ def run(request: Request) -> Findings:
         [about_model | asdict(pair) for pair in pairs],
         [about_model | {"languages": codes, "shares": shares_LL.round(4).tolist()}],
         cut,
-        computed_on(request),
+        device,
         same,
     )
 

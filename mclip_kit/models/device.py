@@ -44,7 +44,7 @@ def usable_device(name: str | torch.device) -> torch.device:
     """A device that can be used here; ValueError if it cannot."""
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"device: {str(name)!r} cannot be used here; use auto or cpu ({first_line(error)})") from None
 
 

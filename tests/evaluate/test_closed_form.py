@@ -14,6 +14,7 @@ from mclip_kit.data.columns import Labels
 from mclip_kit.errors import DataError, RecipeError
 from mclip_kit.evaluate import closed_form
 from mclip_kit.evaluate.baselines import baseline
+from mclip_kit.evaluate.checks import check_closed_form
 from mclip_kit.evaluate.retrieval import evaluate
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.closed_form import LAMBDAS
@@ -91,7 +92,7 @@ def test_many_captions_are_thinned_out(model, captions, monkeypatch):
     cache, lines = FeatureCache(), list[str]()
     cache.log = lines.append
     closed_form.closed_form(model, cache, captions)
-    assert "ridge regression on 10 train captions" in lines[0]
+    assert "ridge regression on 10 of 144 train captions" in lines[0]
 
 
 def without(captions: Captions, split: str, language: str = "") -> Captions:
@@ -112,6 +113,15 @@ def test_data_without_what_it_needs_is_refused_before_anything_is_computed(model
             baseline("closed-form", without(captions, data), "test", "all")
     with pytest.raises(RecipeError, match="no train captions in en; there are de, fr"):
         baseline("closed-form", without(captions, "train", "en"), "test", "all")
+
+
+def test_pictures_for_lambda_that_are_not_there_are_told_before_anything_is_computed(captions, tmp_path):
+    files = [tmp_path / f"{image}.png" for image in range(len(captions.names))]
+    for image in captions.gallery("test"):
+        files[int(image)].touch()
+    there = replace(captions, pixels=None, files=files)
+    with pytest.raises(RecipeError, match=r"--baseline closed-form: .*none of its valid pictures is there"):
+        check_closed_form(there, "test")
 
 
 def test_captions_of_no_picture_with_an_english_one_are_named(model, captions):

@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
+from mclip_kit.config.yaml import RenamedKey
 from mclip_kit.errors import RecipeError
 from mclip_kit.evaluate import bitext, models
 from mclip_kit.evaluate.base import Request
@@ -197,7 +198,12 @@ def test_the_device_reaches_every_tower(folder, squares, tmp_path):
     [
         (["--device", "cuda"], "device: 'cuda' cannot be used here; use auto or cpu"),
         (["--precision", "fp16"], "precision: fp16 needs a GPU; use bf16 or fp32"),
+        (["--precision", "fp16", "--same-images", "ViT-B-32 none"], "precision: fp16 needs a GPU; use bf16 or fp32"),
+        (["--device", "meta"], "device: 'meta' has no numbers, so nothing can be computed on it; use auto or cpu"),
+        (["--device", "hpu"], "device: 'hpu' cannot be used here; use auto or cpu"),
         (["--cache", "no/folder"], "no/folder: cannot be written: "),
+        (["--cache", "no"], "--cache 'no': is a file; give a folder, its URL, or off"),
+        (["--cache", ""], "--cache '': is empty; give a folder, its URL, or off"),
         (["--task", "translation", "--cache", "off"], "--cache is for --task retrieval, zeroshot and bitext"),
     ],
 )
@@ -207,6 +213,13 @@ def test_what_cannot_be_is_one_line(folder, squares, tmp_path, monkeypatch, word
     assert_one_line(
         CliRunner().invoke(cli, ["eval", str(folder), "--data", str(squares), "--out", "out", *words]), message
     )
+
+
+def test_off_is_read_in_any_case(folder, squares, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["eval", str(folder), "--data", str(squares), "--out", "out", "--cache", "OFF"])
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_a_full_disk_is_told_with_what_to_do(folder, squares, tmp_path, monkeypatch):
@@ -238,6 +251,21 @@ def test_vectors_are_where_the_run_keeps_features(squares, tmp_path, monkeypatch
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "below"))
     assert open_cache(request, model).root is None
     assert "cannot be written, so vectors are not kept" in capsys.readouterr().out
+
+
+def test_vectors_of_a_part_of_a_model_folder_are_not_in_the_model_folder(folder, squares, tmp_path, monkeypatch):
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    request = Request("bitext", (folder / "encoder",), squares, "test", "all", tmp_path)
+    assert open_cache(request, folder / "encoder").root == folder.parent / "features"
+
+
+def test_the_recipe_of_an_earlier_run_is_read_without_a_word(squares, tmp_path, recwarn):
+    tree = tiny.recipe(squares)
+    (tmp_path / "one").mkdir()
+    tiny.write_recipe({**tree, "cache": {"workers": 0, "folder": "named"}}, tmp_path / "one" / "recipe.yaml")
+    request = Request("retrieval", (), squares, "test", "all", tmp_path)
+    assert open_cache(request, tmp_path / "one" / "model").root == Path("named")
+    assert not [warning for warning in recwarn.list if warning.category is RenamedKey]
 
 
 def test_half_precision_is_refused_before_a_model_is_loaded(squares, tmp_path):
