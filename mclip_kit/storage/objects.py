@@ -72,7 +72,10 @@ def _system(scheme: str, process: int) -> Any:
     """The file system of a scheme, for all threads of a process; a forked one needs its own."""
     import fsspec  # here: the command line starts faster
 
-    return fsspec.filesystem(scheme)
+    try:
+        return fsspec.filesystem(scheme)
+    except TypeError:  # of ftp, sftp, ...: they want a host and a password
+        raise ValueError(f"{scheme} needs more than a URL; use s3://, gs:// or hf://") from None
 
 
 def objects(path: Path) -> dict[Path, Facts]:

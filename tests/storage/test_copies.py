@@ -267,6 +267,8 @@ def test_a_download_that_breaks_leaves_the_old_copy(bucket: Any, monkeypatch: py
 
 
 def test_errors_name_the_url_and_what_to_do(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match=r"^ftp://b/x: cannot be read \(ftp needs more than a URL; use s3://, .*\)"):
+        fetch(place("ftp://b/x"))
     with pytest.raises(StorageError, match=r"^nowhere://b/x: cannot be read \(Protocol not known: nowhere\)"):
         fetch(place("nowhere://b/x"))
     monkeypatch.setattr(bucket, "find", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Forbidden")))
