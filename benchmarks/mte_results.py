@@ -4,7 +4,7 @@ Multi30K: a small new encoder and decoder learn to translate between English and
 contrast is added in the second stage. Embedded corpus: the same two stages on its names, then triangle distillation in
 English alone on the trained encoder, and on the same encoder before training. results.py calls this module.
 
-    python benchmarks/mte_results.py [--seeds 1] [--encoders runs/results/seed-{seed}/mte_trikd] [--smoke]
+    python benchmarks/mte_results.py [--seeds 1,2,3] [--encoders runs/results/seed-{seed}/mte_trikd] [--smoke]
 
 prints what the neutral encoder costs in English, and why (docs/methods.md): projectors on its states and on those of
 the untrained one, by the noise that they are trained with, on states as they are and whitened. The noise is chosen on
@@ -326,7 +326,7 @@ def page(seeds: list[Scores]) -> Iterator[str]:
 def main() -> None:
     """Train the projectors, print the table and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--encoders", default="runs/results/seed-{seed}/mte_trikd")
     parser.add_argument("--data", default="data/emoji")
     parser.add_argument("--teacher", default="runs/results/seed-{seed}/quickstart/model/clip")
