@@ -123,7 +123,7 @@ def test_an_unknown_name_is_one_line(
     with pytest.raises(SystemExit) as ended:
         run(bench, monkeypatch, "--again", "rank")
     assert ended.value.code == 2
-    assert "no benchmark rank; there are: cached_vs_live" in capsys.readouterr().err
+    assert "no benchmark rank; there are: startup, cached_vs_live" in capsys.readouterr().err
 
 
 def test_a_peer_without_an_environment_is_taken_from_ours(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ class Run:
         """Train one stage, from a state on."""
         at = self._begin(index, state)
         at.call("before_stage")
-        with stop_requests() as asked, closing(train(self.accelerator, at.loop, state.step, asked)) as steps:
+        with closing(at), stop_requests() as asked, closing(train(self.accelerator, at.loop, at.step, asked)) as steps:
             for step in steps:
                 at.step, at.values, at.rows, at.interrupted = step
                 at.done = at.step == at.loop.steps

@@ -13,6 +13,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
     spec = importlib.util.spec_from_file_location("cache_memory", SCRIPT)
     assert spec
     assert spec.loader
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     monkeypatch.chdir(tmp_path)

@@ -73,6 +73,10 @@ class Progress:
         """Print a line about the stage."""
         self.run.cache.log(f"stage {self.stage.name}, step {self.step}: {line}")
 
+    def close(self) -> None:
+        """Tell the callbacks that no step comes any more."""
+        self.call("close")
+
     def evaluate(self) -> None:
         """Score the weights that the stage would end with, then call `after_evaluation` of the callbacks."""
         with ExitStack() as stack:
@@ -110,6 +114,9 @@ class Callback:
 
     def add_to_checkpoint(self, state: TrainState) -> None:
         """Add to a checkpoint what this callback needs to resume, as `state.callbacks[type(self).__name__]`."""
+
+    def close(self) -> None:
+        """After the last step, and after an error: let go of threads and files."""
 
     def restore_weights(self) -> None:
         """After the last step: give the model the weights that the stage ends with."""

@@ -19,7 +19,7 @@ EVERY = 1.0  # seconds between two looks
 class Health(Callback):
     """Says once that no step has ended for `TIMES` the median of the last steps, and when it has ended after all.
 
-    Evaluations do not count. One thread of the main process looks, until the stage or its error is gone.
+    Evaluations do not count. One thread of the main process looks, until the last step or an error.
     """
 
     def __init__(self, at: Progress, state: TrainState) -> None:
@@ -53,7 +53,7 @@ class Health(Callback):
         finally:
             self._since = time.monotonic()
 
-    def after_stage(self) -> None:
+    def close(self) -> None:
         """Look no more."""
         self._since = None
         self._ended.set()

@@ -54,3 +54,24 @@ def test_a_stage_that_fails_is_not_watched_for_ever(monkeypatch: pytest.MonkeyPa
     del callback
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_an_error_ends_the_watch_at_once(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[health.Health] = []
+
+    class Fails(Callback):
+        """Fails at step 3."""
+
+        at: Progress
+
+        def after_step(self) -> None:
+            watched.extend(callback for callback in self.at.callbacks if isinstance(callback, health.Health))
+            if self.at.step == 3:
+                raise KeyError("step 3")
+
+    monkeypatch.setattr("mclip_kit.train.run.CALLBACKS", [Fails, *callbacks.CALLBACKS])
+    run = Run(recipe_of(squares, tmp_path, "evaluation=null", **only_stage(squares, 2)), tmp_path / "run")
+    with pytest.raises(KeyError):
+        run.go()
+    assert watched
+    assert watched[0]._ended.is_set()
