@@ -11,7 +11,7 @@ from itertools import islice
 
 import numpy as np
 
-from mclip_kit.data.images import picture_id
+from mclip_kit.data.images import is_local, picture_id
 
 BLOCK = 4096  # texts that are hashed at once
 NO_HASH, NO_KEY = bytes(8), bytes(16)
@@ -40,7 +40,7 @@ def hash_pictures(names: Iterable[str], source: str | None) -> np.ndarray:
 
 
 def _hash_name(name: str, source: str | None) -> bytes:
-    if source is None and ":" not in name and "coco_" not in name.lower():  # neither an address nor a COCO picture
+    if source is None and is_local(name):
         return NO_HASH
     name = picture_id(name, source)
     return _digest(name.encode()) if ":" in name else NO_HASH

@@ -135,6 +135,14 @@ def picture_id(name: str, source: str | None) -> str:
     return f"{source}:{int(stem) if is_coco_number else stem.lower()}"
 
 
+def is_local(name: str) -> bool:
+    """Whether a name is neither an address nor a COCO picture's, so that it means nothing in other corpora.
+
+    Quick: names for which it is False may be local, too; `picture_id` knows.
+    """
+    return ":" not in name and "coco_" not in name.lower()
+
+
 def without_number(name: str) -> str:
     """The name without the number of a caption: `NAME#N` and `NAME#TAG#N`."""
     return CAPTION_NUMBER.sub("", name.strip())

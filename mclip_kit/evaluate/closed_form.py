@@ -20,7 +20,7 @@ from mclip_kit.evaluate.embedder import Embedder
 from mclip_kit.evaluate.retrieval import Retrieval, evaluate
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
-from mclip_kit.models.closed_form import LAMBDAS, Moments, set_linear
+from mclip_kit.models.closed_form import Moments, set_best
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.projectors import build_projector
 
@@ -60,18 +60,16 @@ def closed_form(model: MultilingualClip, cache: FeatureCache, captions: Captions
     projector = build_projector("linear", model.projector.pooling, model.encoder.config, model.width)
     student = copy.copy(model)
     student._modules = {**model._modules, "projector": projector.to(model.device).eval()}
-    scores = []
-    for strength in LAMBDAS:
-        set_linear(projector, moments, strength)
+
+    def score() -> float:
         found = evaluate(student, captions, CHOSEN, known[CHOSEN], None, cache)
-        scores.append(float(np.mean([own.scores()["t2i_r1"] for own in found.values()])))
-    best = int(np.argmax(scores))
-    set_linear(projector, moments, LAMBDAS[best])
+        return float(np.mean([own.scores()["t2i_r1"] for own in found.values()]))
+
+    strength, by_lambda = set_best(projector, moments, score)
     rows = f"{moments.rows:,}" if moments.rows == count else f"{moments.rows:,} of {count:,}"
-    by_lambda = ", ".join(f"{strength:g} {score:.1f}" for strength, score in zip(LAMBDAS, scores, strict=True))
     cache.log(
         f"{CLOSED_FORM}: ridge regression on {rows} {FITTED} captions in {', '.join(known[FITTED])}; lambda "
-        f"{LAMBDAS[best]:g} ({CHOSEN} T2I R@1 by lambda: {by_lambda})"
+        f"{strength:g} ({CHOSEN} T2I R@1 by lambda: {by_lambda})"
     )
     return student
 

@@ -93,6 +93,11 @@ class FeatureCache:
         return self.root is not None and tower not in self.trained
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What decides features beside tower and input, as JSON values."""
+        return {"precision": str(self.precision).removeprefix("torch."), **self.apart}
+
+    @property
     def shares(self) -> bool:
         """Whether other processes find what this one keeps, and it may keep more."""
         return self.root is not None and self.writes

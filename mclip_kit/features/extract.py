@@ -243,9 +243,8 @@ class FrozenTowers:
         self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]], variant: str = ""
     ) -> Table:
         def all_facts() -> dict[str, Any]:
-            precision = str(self.cache.precision).removeprefix("torch.")
-            known = {"weights": self.weights(tower), "config": self.model.tower_config(tower), "precision": precision}
-            return {"named": self.model.sources.get(tower, ""), **known, **facts(), **self.cache.apart}
+            known = {"weights": self.weights(tower), "config": self.model.tower_config(tower)}
+            return {"named": self.model.sources.get(tower, ""), **known, **facts(), **self.cache.facts}
 
         return self.cache.table(tower, kind, width, all_facts, variant=variant)
 

@@ -32,9 +32,8 @@ def student_embeddings(towers: FrozenTowers, tokens: Sequence[np.ndarray]) -> Te
 
     def facts() -> dict[str, object]:
         config = {"encoder": model.tower_config("encoder"), "projector": model.settings["projector"]}
-        precision = str(cache.precision).removeprefix("torch.")
         weights = {"weights": towers.weights("encoder"), "projector": towers.weights("projector")}
-        return {"named": model.made_from, **weights, "config": config, "precision": precision, **cache.apart}
+        return {"named": model.made_from, **weights, "config": config, **cache.facts}
 
     def run(part: Sequence[np.ndarray]) -> Tensor:
         with evaluating(model), autocast(model.device, cache.precision):

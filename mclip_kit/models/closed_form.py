@@ -3,9 +3,10 @@
 Shapes: N rows, B rows of a block, H width of the states, D width of the targets.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -149,6 +150,23 @@ def set_linear(projector: Projector, moments: Moments, strength: float) -> None:
         same = torch.eye(H).to(weights_HD)
         _fill(first, torch.cat([same, -same]), keep=True)
         _fill(last, torch.cat([weights_HD.T, -weights_HD.T], 1), bias_D)
+
+
+def set_best(projector: Projector, moments: Moments, score: Callable[[], float]) -> tuple[float, str]:
+    """Set a projector, see `set_linear`, to the lambda of `LAMBDAS` with the best score; the smallest of equal ones.
+
+    Args:
+        score: of the projector as it is then; higher is better.
+    Returns:
+        The lambda, and the score of each in words.
+    """
+    scores = []
+    for strength in LAMBDAS:
+        set_linear(projector, moments, strength)
+        scores.append(score())
+    best = LAMBDAS[int(np.argmax(scores))]
+    set_linear(projector, moments, best)
+    return best, ", ".join(f"{strength:g} {found:.1f}" for strength, found in zip(LAMBDAS, scores, strict=True))
 
 
 def _fill(layer: nn.Linear, weight: Tensor, bias: Tensor | None = None, keep: bool = False) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mclip_kit.data.sequences import blocks_of
 from mclip_kit.errors import DataError
-from mclip_kit.models.closed_form import LAMBDAS, Moments, set_linear, states_before
+from mclip_kit.models.closed_form import Moments, set_best, states_before
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.train.callbacks.base import Callback, Progress
 
@@ -27,14 +27,10 @@ class ClosedForm(Callback):
         if projector is None or projector.init != "ridge" or self.at.step or firsts[:1] != [index]:
             return
         moments = _moments(self.at)
-        scores = [self._score(moments, strength) for strength in LAMBDAS]
-        best = int(np.argmax(scores))
-        set_linear(run.model.projector, moments, LAMBDAS[best])
-        found = ", ".join(f"{strength:g} {score:.1f}" for strength, score in zip(LAMBDAS, scores, strict=True))
-        self.at.log(f"closed form of {moments.rows:,} rows, lambda {LAMBDAS[best]:g}; scores by lambda: {found}")
+        strength, found = set_best(run.model.projector, moments, self._score)
+        self.at.log(f"closed form of {moments.rows:,} rows, lambda {strength:g}; scores by lambda: {found}")
 
-    def _score(self, moments: Moments, strength: float) -> float:
-        set_linear(self.at.run.model.projector, moments, strength)
+    def _score(self) -> float:
         scores = self.at.run.score(self.at.task)
         return -np.inf if scores is None else scores.score
 
