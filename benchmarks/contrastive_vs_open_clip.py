@@ -31,11 +31,9 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from embed_images import pictures
 from open_clip_train.data import CsvDataset, DataInfo
 from open_clip_train.train import train_one_epoch
-from prefetch import prepare
-from prepare import made_up
+from prefetch import prepared
 from side_by_side import alternate, compare, last_line, ratio
 from torch.utils.data import DataLoader
 from trimmed_text import made
@@ -52,17 +50,6 @@ SMALL = {
     "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
     "text_cfg": {"width": 32, "heads": 2, "layers": 1},
 }
-
-
-def prepared(folder: Path, count: int) -> dict[str, str]:
-    """Picture files with captions, and parallel texts, from which the encoder, which no stage needs, has its pieces."""
-    spm, source = made_up(folder, 200), folder / "pictures"
-    for path, caption in zip(pictures(source, count), made(count), strict=True):
-        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-    ours = ("--spm", spm, "--set", "splits.valid=0", "--set", "splits.test=0", "--out")
-    prepare("--folder", source, *ours, folder / "data")
-    prepare("--bitext", f"en={folder}/train.en", f"de={folder}/train.de", *ours, folder / "texts")
-    return {"captions": str(folder / "data"), "bitext": str(folder / "texts" / "bitext")}
 
 
 def recipe(data: dict[str, str], model: str | dict[str, Any], batch: int) -> Recipe:
@@ -181,7 +168,7 @@ def main() -> None:
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        data = prepared(folder, batch * (steps + 1))
+        data = prepared(folder, made(batch * (steps + 1)))
         run = Run(recipe(data, SMALL if asked.smoke else asked.model, batch), folder / "run")
         task: Any = next(run.tasks())
         module = task.module()

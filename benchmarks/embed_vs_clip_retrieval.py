@@ -11,9 +11,7 @@ few pictures.
 """
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,17 +20,9 @@ import numpy as np
 import peers
 import torch
 from embed_images import model_of, pictures
-from side_by_side import alternate, last_line, ratio, seconds, spread
+from side_by_side import alternate, last_line, ratio, run, seconds, spread
 
 GOAL, CLOSE, BATCH = 1.2, 2e-3, 64
-
-
-def run(command: list[str], threads: int) -> None:
-    """Run a command; its error output is shown if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
 
 
 def vectors(folder: Path) -> np.ndarray:
@@ -69,7 +59,7 @@ def main() -> None:
 
         def timed(command: list[str], out: Path) -> float:
             shutil.rmtree(out, ignore_errors=True)
-            return seconds(lambda: run(command, asked.threads))
+            return seconds(lambda: run(command, OMP_NUM_THREADS=str(asked.threads)))
 
         commands = {"ours": (ours, folder / "ours"), "clip-retrieval": (theirs, folder / "theirs")}
         variants = {name: lambda own=own: timed(*own) for name, own in commands.items()}

@@ -8,8 +8,6 @@ the part of the files that are the same, byte for byte.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -17,7 +15,7 @@ from pathlib import Path
 
 from prepare import made_up
 from prepare_workers import content
-from side_by_side import alternate, last_line, ratio, seconds, spread
+from side_by_side import alternate, last_line, ratio, run, seconds, spread
 
 GOAL, TIME_GOAL = 1, 1.5
 ENGINES = {"local": ["--engine", "local"], "ray": ["--engine", "ray", "--address", "local"]}
@@ -28,10 +26,7 @@ def prepare(folder: Path, model: Path, engine: str, workers: int) -> None:
     sides = [f"{language}={folder / f'train.{language}'}" for language in ("en", "de")]
     options = ["--bitext", *sides, "--spm", str(model), "--workers", str(workers), *ENGINES[engine]]
     command = [sys.executable, "-m", "mclip_kit.cli", "prepare", *options, "--again", "--out", str(folder / engine)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # of a process
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}:\n{done.stderr}")
+    run(command, OMP_NUM_THREADS="1")  # of a process
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ those with them (goal 1.3, on two cores).
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -42,11 +43,10 @@ def prepare(*words: object) -> None:
     assert done.exit_code == 0, done.output
 
 
-def prepared(folder: Path, count: int) -> dict[str, str]:
-    """Picture files with captions, and parallel texts, from which the encoder has its vocabulary."""
+def prepared(folder: Path, captions: Sequence[str]) -> dict[str, str]:
+    """Picture files with a caption each, and parallel texts, from which the encoder has its vocabulary."""
     spm, source = made_up(folder, 200), folder / "pictures"
-    for number, path in enumerate(pictures(source, count)):
-        caption = " ".join(WORDS[number // 12**place % 12] for place in range(4))
+    for path, caption in zip(pictures(source, len(captions)), captions, strict=True):
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     ours = ("--spm", spm, "--set", "splits.valid=0", "--set", "splits.test=0", "--out")
     prepare("--folder", source, *ours, folder / "data")
@@ -103,7 +103,9 @@ def main() -> None:
     batch, steps, rounds = (8, 2, 1) if asked.smoke else (asked.batch, asked.steps, asked.rounds)
     torch.set_num_threads(1 if asked.smoke else asked.threads)
     with tempfile.TemporaryDirectory() as temporary:
-        data = prepared(Path(temporary), 3 * batch)
+        numbers = range(3 * batch)
+        captions = [" ".join(WORDS[number // 12**place % 12] for place in range(4)) for number in numbers]
+        data = prepared(Path(temporary), captions)
         run = Run(recipe(data, batch, 56 if asked.smoke else 224), Path(temporary) / "run")
         task = next(run.tasks())
         loop = run.loop(0, task, task.module())

@@ -12,13 +12,12 @@ sentences per second divided by the peers'.
 import argparse
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from side_by_side import alternate, last_line, ratio, seconds, spread
+from side_by_side import alternate, last_line, ratio, run, seconds, spread
 
 from mclip_kit.data.corpora.source import File
 from mclip_kit.data.fairseq_io import write_dictionary
@@ -86,13 +85,6 @@ def peers(folder: Path, model: Path, out: Path) -> None:
     command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", "en", "--target-lang", "de"]
     command += ["--trainpref", str(folder / "train.en.spm"), "--destdir", str(out), "--workers", "2"]
     run([*command, "--srcdict", str(folder / "dict.txt"), "--tgtdict", str(folder / "dict.txt")])
-
-
-def run(command: list[str]) -> None:
-    """Run a command; its error output is shown if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}:\n{done.stderr}")
 
 
 def main() -> None:

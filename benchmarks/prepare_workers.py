@@ -10,9 +10,7 @@ the ratios of `--pairs` and `--webdataset`: seconds of one process divided by th
 
 import argparse
 import io
-import os
 import random
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -23,7 +21,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 from prepare import made_up
-from side_by_side import alternate, last_line, ratio, seconds, spread
+from side_by_side import alternate, last_line, ratio, run, seconds, spread
 
 GOAL = 1.8
 SHARDS = 16
@@ -62,12 +60,7 @@ def write_shards(folder: Path, pictures: int) -> None:
 def prepare(options: list[str], out: Path, workers: int) -> None:
     """Run the command; its error output is shown if it fails."""
     command = [sys.executable, "-m", "mclip_kit.cli", "prepare", *options, "--again", "--out", str(out)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # of a process
-    done = subprocess.run(
-        [*command, "--workers", str(workers)], capture_output=True, text=True, check=False, env=one_thread
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}:\n{done.stderr}")
+    run([*command, "--workers", str(workers)], OMP_NUM_THREADS="1")  # of a process
 
 
 def content(folder: Path) -> dict[str, bytes]:

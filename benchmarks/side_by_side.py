@@ -1,5 +1,7 @@
 """Measure variants of the same work in turns, so that other load on the computer slows all of them."""
 
+import os
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -28,6 +30,17 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def run(command: list[str], **environment: str) -> None:
+    """Run a command; what it printed is shown if it fails.
+
+    Args:
+        environment: variables that it gets besides those of this process.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}:\n{done.stdout[-1000:]}{done.stderr}")
 
 
 def memory(figure: str, process: int | str | None = "self") -> int:
