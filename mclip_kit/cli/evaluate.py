@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from mclip_kit.cli.common import DEVICE, FILE, FOLDER, command_line, importing, languages_of, on_device
 from mclip_kit.cli.output import JSON, coloured, json_alone, note, warn
-from mclip_kit.errors import DataError, RecipeError
+from mclip_kit.errors import DiskError, RecipeError
 from mclip_kit.evaluate.base import EVALUATIONS, OFF, Request, check_options, users_of
 from mclip_kit.files import check_writable, relative, write_json
 from mclip_kit.layout import LEAKAGE, MODEL_CONFIG, RECIPE, REPORT, RESULTS
@@ -43,6 +43,17 @@ def _cache(text: str | None) -> str | None:
         raise RecipeError(f"--cache {text!r}: is {'a file' if text else 'empty'}; give a folder, its URL, or off")
     check_writable(place(text))
     return text
+
+
+def _precision(wanted: str, device: str) -> str:
+    """The precision of --precision; what `auto` is on the device."""
+    if wanted != "auto":
+        return wanted  # torch need not be imported to know it
+    with on_device(device):
+        from mclip_kit.models.device import PRECISIONS, as_precision, auto_device
+
+        found = as_precision(wanted, auto_device())
+    return next(name for name, dtype in PRECISIONS.items() if dtype == found)
 
 
 @click.command("eval")
@@ -88,7 +99,8 @@ def _cache(text: str | None) -> str | None:
 @click.option(
     "--out",
     type=FOLDER,
-    help="The folder for results.json, report.html, ...  [default: eval/DATA.SPLIT[.TASK]/ next to the model]",
+    help="The folder for results.json, report.html, ...  [default: eval/DATA.SPLIT[.TASK][.PRECISION]/ next "
+    "to the model]",
 )
 @DEVICE
 @click.option(
@@ -146,7 +158,8 @@ def evaluate(
         show=lambda table: (note if as_json else click.echo)(f"\n{coloured(table)}"),
         **options,
     )
-    request = replace(request, opened=open_data(request), out=out or default_folder(request))
+    request = replace(request, opened=open_data(request), precision=_precision(request.precision, device))
+    request = replace(request, out=out or default_folder(request))
     check_writable(request.out)
     with (
         on_device(device),
@@ -182,8 +195,10 @@ def _score(request: Request, command: str) -> dict[str, Any]:
         run = EVALUATIONS[request.task].run
     try:
         found = run(request)
-    except NoRoom as error:
-        raise DataError(f"{error}; --cache names another folder, or off") from None
+    except (NoRoom, DiskError) as error:
+        if "cache" not in EVALUATIONS[request.task].options or str(error).startswith(str(request.out)):
+            raise
+        raise type(error)(f"{error}; --cache names another folder, or off") from None
     about = settings(request) | {"device": found.device} | made_by(request, command)
     about["overlaps"] = known_overlaps(request.data)
     about["leakage_checked"] = [str(name) for name in request.models if exists(name.resolve().parent / LEAKAGE)]

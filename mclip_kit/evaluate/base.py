@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ResultRows = list[dict[str, Any]]
 """Rows of results.json: each has a task, a model, a language, a tower and metrics."""
+FP32 = "fp32"
+"""The precision of results that do not name one."""
 OFF = "off"
 """A request's cache: vectors are not kept."""
 SEED = 1
@@ -108,7 +110,7 @@ class Request:
     classes: Path | None = None
     sentences: int | None = None
     beams: int = 5
-    precision: str = "fp32"
+    precision: str = FP32
     workers: int | None = None
     cache: str | None = None
     show: Callable[[str], None] = print
@@ -121,6 +123,7 @@ class Request:
             "model": str(model),
             "pretrained": made_from,
             "split": self.split,
+            "precision": self.precision,
             "task": EVALUATIONS[self.task].rows,
         }
 

@@ -14,8 +14,8 @@ from mclip_kit.features.cache import FeatureCache
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
 from mclip_kit.storage import fetch, place
 
-Baseline = Callable[[MultilingualClip, FeatureCache], dict[str, Retrieval]]
-"""(the model that is compared, its feature cache) -> the baseline's ranks by language."""
+Baseline = Callable[[MultilingualClip, FeatureCache, str], dict[str, Retrieval]]
+"""(the model that is compared, its feature cache, its name for messages) -> the baseline's ranks by language."""
 
 
 def baseline(
@@ -41,13 +41,13 @@ def baseline(
         read = captions
         if name != TEACHER:
             read = translated(captions, place(name.removeprefix(TRANSLATED)), split, languages)
-        return lambda model, cache: evaluate(
+        return lambda model, cache, _: evaluate(
             model, read, split, languages, None, cache, tower="teacher", protocol=protocol
         )
     if name == CLOSED_FORM:
         check_closed_form(captions, split)
-        return lambda model, cache: closed_form.ranks(model, cache, captions, split, languages, protocol)
+        return lambda model, cache, own: closed_form.ranks(model, cache, captions, split, languages, protocol, own)
     if not fetch(place(name)).is_dir():
         raise RecipeError(f"--baseline {name}: give teacher, {CLOSED_FORM}, translated:FILE or a model folder")
     other, own = opened(name)
-    return lambda model, cache: evaluate(other, captions, split, languages, None, own, protocol=protocol)
+    return lambda model, cache, _: evaluate(other, captions, split, languages, None, own, protocol=protocol)

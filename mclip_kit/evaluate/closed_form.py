@@ -34,13 +34,14 @@ def ranks(
     split: str,
     languages: Sequence[str] | str,
     protocol: str = "any",
+    name: str = "",
 ) -> dict[str, Retrieval]:
-    """Ranks by language of the model with the closed form in place of its projector."""
-    student = closed_form(model, cache, captions)
+    """Ranks by language of the model with the closed form in place of its projector; `name`: see `closed_form`."""
+    student = closed_form(model, cache, captions, name)
     return evaluate(student, captions, split, languages, None, cache, protocol=protocol)
 
 
-def closed_form(model: MultilingualClip, cache: FeatureCache, captions: Captions) -> MultilingualClip:
+def closed_form(model: MultilingualClip, cache: FeatureCache, captions: Captions, name: str = "") -> MultilingualClip:
     """The model with another projector: the ridge map from its encoder's pooled states to the teacher's space.
 
     It is fitted on training captions in the languages that the model was trained on (all, if none is known), each with
@@ -51,6 +52,7 @@ def closed_form(model: MultilingualClip, cache: FeatureCache, captions: Captions
         model: it stays as it is, and shares its other towers with the result.
         cache: features of frozen towers.
         captions: have English captions for training, and a validation split.
+        name: of the model, for the line that is logged.
     Raises:
         DataError: no caption in those languages has an English one of the same picture.
     """
@@ -67,8 +69,9 @@ def closed_form(model: MultilingualClip, cache: FeatureCache, captions: Captions
 
     strength, by_lambda = set_best(projector, moments, score)
     rows = f"{moments.rows:,}" if moments.rows == count else f"{moments.rows:,} of {count:,}"
+    whose = f"{CLOSED_FORM} of {name}" if name else CLOSED_FORM
     cache.log(
-        f"{CLOSED_FORM}: ridge regression on {rows} {FITTED} captions in {', '.join(known[FITTED])}; lambda "
+        f"{whose}: ridge regression on {rows} {FITTED} captions in {', '.join(known[FITTED])}; lambda "
         f"{strength:g} ({CHOSEN} T2I R@1 by lambda: {by_lambda})"
     )
     return student

@@ -6,9 +6,7 @@ never read for another. They are kept in float32: they are those that would be c
 which depend on what shares a batch.
 """
 
-import os
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,9 +14,10 @@ import torch
 from mclip_kit.config.recipe import Cache
 from mclip_kit.config.recipe import load as load_recipe
 from mclip_kit.config.yaml import RenamedKey
-from mclip_kit.errors import RecipeError
+from mclip_kit.errors import DiskError, RecipeError, StorageError
 from mclip_kit.evaluate.base import OFF, Request
-from mclip_kit.features.cache import FeatureCache, root_beside
+from mclip_kit.features.cache import FILES, FeatureCache, root_beside
+from mclip_kit.files import check_writable
 from mclip_kit.layout import MODEL_CONFIG, RECIPE, TRANSLATOR_CONFIG
 from mclip_kit.models.device import PRECISIONS, as_precision, auto_device, device_name
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
@@ -36,8 +35,8 @@ def open_cache(request: Request, folder: Path) -> FeatureCache:
     """The cache of the vectors of one model; `folder`: the model's."""
     device = auto_device()
     precision = as_precision(request.precision, device)
-    cache = FeatureCache(_root(request.cache, folder), "fp32", precision, workers=request.workers)
-    cache.apart, cache.keeps_students = {"device": device.type}, True
+    cache = FeatureCache(_root(request.cache, folder), "fp32", precision, workers=request.workers, device=device)
+    cache.keeps_students = True
     return cache
 
 
@@ -66,12 +65,12 @@ def _root(named: str | None, folder: Path) -> Path | None:
     if section and section.features == OFF:
         return None
     root = root_beside(folder.parent, section.folder) if section else root_beside(folder)
-    with suppress(OSError):
-        root.mkdir(parents=True, exist_ok=True)
-    if os.access(root, os.W_OK):
-        return root
-    note(f"{root}: cannot be written, so vectors are not kept; --cache FOLDER keeps them")
-    return None
+    try:
+        check_writable(root / FILES)  # the root is a folder
+    except (DiskError, StorageError) as error:
+        note(f"{error}: vectors are not kept; --cache FOLDER keeps them")
+        return None
+    return root
 
 
 def _section(recipe: Path) -> Cache:

@@ -65,7 +65,7 @@ def run(request: Request) -> Findings:
             pictures_of = (captions, request.split, request.data, request.workers)
             same[name] = same_images(model, request.same_images, older, *pictures_of)
         for against, score in baselines.items():
-            theirs = score(model, cache)
+            theirs = score(model, cache, str(name))
             found = compare(results, theirs)
             rows += tables.retrieval_rows(theirs, about, against, None)
             comparisons += [{"model": str(name), "baseline": against} | asdict(item) for item in found]

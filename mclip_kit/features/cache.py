@@ -55,13 +55,13 @@ class FeatureCache:
         tokens: whether token states are kept too.
         workers: reader processes that decode picture files; None: as many as cores, see `job.load_batches`.
         log: takes a line about what is computed, and about what is damaged.
+        device: where towers run, if features of CPUs and GPUs are kept apart; None: they are not.
 
     Attributes:
         trained: towers that are trained; their features are not kept, because they change with every step.
         refused: why features are not kept for which the disk has no room.
         weights: tower -> hash of its weights, for those that were asked for.
         writes: whether rows are written into the root, see `once`.
-        apart: facts that keep features apart from those of other caches in the same folder, as JSON values.
         keeps_students: whether embeddings of whole students are kept too, because nothing is trained.
     """
 
@@ -75,15 +75,15 @@ class FeatureCache:
         tokens: bool = True,
         workers: int | None = None,
         log: Callable[[str], None] = tqdm.write,
+        device: torch.device | None = None,
     ) -> None:
-        self.root, self.dtype, self.precision = root, dtype, precision
+        self.root, self.dtype, self.precision, self.device = root, dtype, precision, device
         self.rank, self.world_size, self.tokens = rank, world_size, tokens
         self.workers, self.log = workers, log
         self.trained: frozenset[str] = frozenset()
         self.refused: list[str] = []
         self.weights: dict[str, str] = {}
         self.writes = True
-        self.apart: dict[str, Any] = {}
         self.keeps_students = False
         self._temporary = temporary_directory()
         self._tables: dict[str, Table] = {}
@@ -95,7 +95,8 @@ class FeatureCache:
     @property
     def facts(self) -> dict[str, Any]:
         """What decides features beside tower and input, as JSON values."""
-        return {"precision": str(self.precision).removeprefix("torch."), **self.apart}
+        known = {"precision": str(self.precision).removeprefix("torch.")}
+        return known | ({"device": self.device.type} if self.device else {})
 
     @property
     def shares(self) -> bool:

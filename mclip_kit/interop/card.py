@@ -267,8 +267,8 @@ def _scores(facts: Facts) -> Iterator[str]:
     """A table for each data set."""
     for evaluation in facts.get("evaluations", []):
         yield f"## Retrieval on {evaluation['dataset']}, {evaluation['split']}, {evaluation['n_images']} pictures"
-        yield ""
-        yield f"Percent; ranks by protocol `{evaluation['protocol']}` of `mclip-kit eval`."
+        how = f"protocol `{evaluation['protocol']}` of `mclip-kit eval`"
+        yield from ("", f"Percent, {evaluation.get('precision', 'fp32')}; ranks by {how}.")
         yield ""
         yield "| language | " + " | ".join(RECALLS) + " |"
         yield "| --- |" + " --- |" * len(RECALLS)

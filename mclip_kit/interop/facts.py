@@ -6,7 +6,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -39,6 +39,7 @@ class _Evaluation(TypedDict):
     dataset: str
     split: str
     protocol: str
+    precision: NotRequired[str]
     n_images: int
     rows: list[_Evaluated]
 
@@ -92,7 +93,8 @@ def facts_of(folder: Path) -> Facts:
 
 
 def evaluated(facts: Facts, results: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
-    """The `evaluations` of a card with those of a results.json: rows of a data set, split and protocol, by language.
+    """The `evaluations` of a card with those of a results.json: rows of a data set, split, protocol and precision, by
+    language.
 
     Args:
         facts: of the card.
@@ -103,7 +105,7 @@ def evaluated(facts: Facts, results: Mapping[str, Any], model: str) -> list[dict
     rows = [row for row in results["results"] if row["model"] == model and row["tower"] in ("teacher", "student")]
     if rows:
         first = rows[0]
-        new = {key: first[key] for key in ("dataset", "split", "protocol", "n_images")}
+        new = {key: first[key] for key in ("dataset", "split", "protocol", "precision", "n_images")}
         kept = {(row["tower"], row["language"]): row for row in found.get(_place(new), {}).get("rows", [])}
         for row in rows:
             metrics = {name: row["metrics"][name] for name in RECALLS.values()}
@@ -114,7 +116,8 @@ def evaluated(facts: Facts, results: Mapping[str, Any], model: str) -> list[dict
 
 
 def _place(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(evaluation[key] for key in ("dataset", "split", "protocol"))
+    known = {"precision": "fp32", **evaluation}  # earlier versions do not name it
+    return tuple(known[key] for key in ("dataset", "split", "protocol", "precision"))
 
 
 def hub_id(name: str) -> str | None:

@@ -32,6 +32,7 @@ from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
 from mclip_kit.models.model_folder import check_part
 from mclip_kit.models.openai import openai_config
 from mclip_kit.models.safe_load import UNFIT, plain_values, read_pickle, refusal
+from mclip_kit.models.text_encoder import config_for_hash
 from mclip_kit.storage import fetch, place
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -117,6 +118,11 @@ class Clip(nn.Module):
             "length": getattr(self.tokenizer, "context_length", None),
             "rules": {**rules, "truncation": None, "padding": None},  # set by the first call
         }
+
+    def text_facts(self) -> dict[str, Any]:
+        """The own config of a Hugging Face text tower, as JSON values: `config` names its folder alone."""
+        text: Any = self.model.text
+        return {"text": config_for_hash(text.config)} if isinstance(text, HFTextEncoder) else {}
 
     @property
     def width(self) -> int:

@@ -106,7 +106,8 @@ def over_templates(tower: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     """Embeddings (B, E) of texts, each in one form, ids (B, T), or in K templates, ids (B, K, T).
 
     Of K forms it is the mean of the L2-normalised embeddings (prompt ensembling: CLIP, arXiv 2103.00020, section
-    3.1.4), with the mean length of the K, so that a plain mse has the scale that it has without templates.
+    3.1.4), in float32 at least, with the mean length of the K, so that a plain mse has the scale that it has without
+    templates.
 
     >>> import torch
     >>> over_templates(lambda ids: ids.float(), torch.tensor([[[3, 4], [4, 3]]]))
@@ -115,6 +116,8 @@ def over_templates(tower: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     if ids.dim() == 2:
         return tower(ids)
     each_BKE = tower(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+    if each_BKE.dtype.itemsize < torch.float32.itemsize:
+        each_BKE = each_BKE.float()
     length_B1 = each_BKE.norm(dim=-1).mean(1, keepdim=True)
     return F.normalize(F.normalize(each_BKE, dim=-1).mean(1), dim=-1) * length_B1
 

@@ -109,9 +109,9 @@ class MultilingualClip(nn.Module):
         """The config of `image`, `teacher_text` or `encoder`, as JSON values: part of the key of cached features."""
         if tower == "encoder":
             return self.encoder.config_for_hash()
-        part = {"image": "vision_cfg", "teacher_text": "text_cfg"}[tower]
-        config = self.clip[0].config
-        return {key: config.get(key) for key in ("embed_dim", "quick_gelu", part)}
+        part, clip = {"image": "vision_cfg", "teacher_text": "text_cfg"}[tower], self.clip[0]
+        own = clip.text_facts() if tower == "teacher_text" else {}
+        return {key: clip.config.get(key) for key in ("embed_dim", "quick_gelu", part)} | own
 
     def student_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
         """Ids of each text, cleaned, for the encoder, int32 (T,); texts beyond its positions lose their last tokens."""

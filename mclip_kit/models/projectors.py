@@ -22,13 +22,16 @@ def pool(states_BTH: Tensor, mask_BT: Tensor, kind: Pool) -> Tensor:
     Args:
         states_BTH: token states.
         mask_BT: 1 for tokens, 0 for padding on the right.
-        kind: `eos` (the last token, `</s>`), `cls` (the first token, `<s>`) or `mean` (over the tokens).
+        kind: `eos` (the last token, `</s>`), `cls` (the first token, `<s>`) or `mean` (over the tokens, in float32 at
+            least).
     """
     if kind == "cls":
         return states_BTH[:, 0]
     if kind == "eos":
         last_B = mask_BT.sum(1) - 1
         return states_BTH[torch.arange(states_BTH.shape[0], device=states_BTH.device), last_B]
+    if states_BTH.dtype.itemsize < torch.float32.itemsize:
+        states_BTH = states_BTH.float()
     weights_BT1 = mask_BT.unsqueeze(-1).to(states_BTH.dtype)
     return (states_BTH * weights_BT1).sum(1) / weights_BT1.sum(1)
 
@@ -50,7 +53,9 @@ class Projector(nn.Module):
 
     def forward(self, states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         """Student embeddings (B, D), not normalised."""
-        embedding: Tensor = self.head(self.pool(states_BTH, mask_BT))
+        pooled_BH = self.pool(states_BTH, mask_BT)
+        numbers = next((weight.dtype for weight in self.head.parameters()), pooled_BH.dtype)
+        embedding: Tensor = self.head(pooled_BH.to(numbers))  # weights of a converted model may be of half precision
         return embedding
 
     @torch.no_grad()

@@ -63,9 +63,8 @@ class Encoder(nn.Module):
         return self.model.config
 
     def config_for_hash(self) -> dict[str, Any]:
-        """The config as JSON values without keys that leave the outputs as they are: for the key of cached features."""
-        passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
-        return {key: value for key, value in self.config.to_dict().items() if key not in passing}
+        """The config as JSON values, see `config_for_hash`."""
+        return config_for_hash(self.config)
 
     @property
     def positions(self) -> int:
@@ -95,6 +94,15 @@ class Encoder(nn.Module):
             self.model.save_pretrained(folder)  # type: ignore[operator]
             follow_umask(folder)
             self.tokenizer.save(folder)
+
+
+def config_for_hash(config: Any) -> dict[str, Any]:
+    """A transformers config as JSON values: for the key of cached features.
+
+    Keys that leave the outputs as they are, are left out.
+    """
+    passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
+    return {key: value for key, value in config.to_dict().items() if key not in passing}
 
 
 def xlmr_config(

@@ -125,7 +125,9 @@ def embed_pictures(
             f"{source}: several processes cannot prepare a table; run mclip-kit prepare --pairs {source} first"
         )
     found = Embedded(IMAGES)
-    cache = FeatureCache(_features(out), dtype, rank=rank, world_size=world_size, workers=workers, log=log)
+    cache = FeatureCache(
+        _features(out), dtype, rank=rank, world_size=world_size, workers=workers, log=log, device=model.device
+    )
     towers = FrozenTowers(model, cache)
     source_blocks = blocks(source, out / TABLES, found.account)
     if rank:
@@ -164,7 +166,7 @@ def embed_texts(
     """
     out, found = place(out), Embedded(TEXTS)
     _check_place(out, TEXTS)
-    cache = FeatureCache(_features(out), dtype, log=log)
+    cache = FeatureCache(_features(out), dtype, log=log, device=model.device)
     weights = [hashing.hash_weights(module) for module in (model.encoder, model.projector)]
     facts = {"model": made_with, "source": str(file), "space": hashing.hash_facts({"weights": weights}), "dtype": dtype}
     lines = File(place(file)).lines()

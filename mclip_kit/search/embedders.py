@@ -86,7 +86,8 @@ def load_embedder(
         workers: processes that decode pictures.
     """
     set_quiet(True)  # the bar of all blocks is enough
-    return kind(load(model), FeatureCache(features, dtype, workers=workers))
+    loaded = load(model)
+    return kind(loaded, FeatureCache(features, dtype, workers=workers, device=loaded.device))
 
 
 def _why(block: Block, bad_N: np.ndarray) -> dict[str, str]:

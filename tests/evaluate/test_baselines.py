@@ -47,7 +47,7 @@ def ranks(result) -> list[list[int]]:
 
 
 def test_the_teacher_reads_every_language_as_it_is(model, captions):
-    found = baseline("teacher", captions, "test", ["en", "de"])(model, FeatureCache())
+    found = baseline("teacher", captions, "test", ["en", "de"])(model, FeatureCache(), "m")
     usual = evaluate(model, captions, "test", ["en", "de"])
     assert list(found) == ["en", "de"]
     assert ranks(found["en"]) == ranks(usual["teacher"])
@@ -56,13 +56,13 @@ def test_the_teacher_reads_every_language_as_it_is(model, captions):
 
 def test_perfect_translations_score_as_the_teachers_english(model, captions, tmp_path):
     file = table(english(captions), tmp_path / "de.tsv")
-    found = baseline(f"translated:{file}", captions, "test", ["de", "en"])(model, FeatureCache())
+    found = baseline(f"translated:{file}", captions, "test", ["de", "en"])(model, FeatureCache(), "m")
     assert ranks(found["de"]) == ranks(found["en"]) == ranks(evaluate(model, captions, "test", ["en"])["teacher"])
 
 
 def test_another_model_is_scored_by_its_own_towers(model, captions, tmp_path):
     model.save(tmp_path / "model")
-    found = baseline(str(tmp_path / "model"), captions, "test", ["de"])(None, FeatureCache())  # type: ignore[arg-type]
+    found = baseline(str(tmp_path / "model"), captions, "test", ["de"])(None, FeatureCache(), "m")  # type: ignore[arg-type]
     ours = evaluate(model, captions, "test", ["de"])
     assert list(found) == ["de"]
     np.testing.assert_allclose(found["de"].t2i_Q, ours["de"].t2i_Q, atol=1)  # float rounding may swap neighbours

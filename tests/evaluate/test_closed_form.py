@@ -80,8 +80,12 @@ def test_it_is_the_ridge_map_with_the_lambda_that_is_best_on_validation(model, c
 
 
 def test_as_a_baseline_it_ranks_the_languages_that_are_asked_for(model, captions):
-    found = baseline("closed-form", captions, "test", ["fr", "de"])(model, FeatureCache())
+    found = baseline("closed-form", captions, "test", ["fr", "de"])(model, FeatureCache(), "m")
     own = evaluate(closed_form.closed_form(model, FeatureCache(), captions), captions, "test", ["fr", "de"], None)
+    cache, lines = FeatureCache(), list[str]()
+    cache.log = lines.append
+    baseline("closed-form", captions, "test", ["de"])(model, cache, "runs/mine/model")
+    assert lines[0].startswith("closed-form of runs/mine/model: ridge regression on ")
     assert {name: result.t2i_Q.tolist() for name, result in found.items()} == {
         name: result.t2i_Q.tolist() for name, result in own.items()
     }

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from mclip_kit.cli import cli
 from mclip_kit.config.yaml import RenamedKey
-from mclip_kit.errors import RecipeError
+from mclip_kit.errors import DiskError, RecipeError
 from mclip_kit.evaluate import bitext, models
 from mclip_kit.evaluate.base import Request
 from mclip_kit.evaluate.baselines import baseline
@@ -131,6 +131,57 @@ def test_vectors_of_autocast_are_kept_apart(run, squares):
         assert json.load(file)["device"] == "cpu"
 
 
+def test_results_of_a_lower_precision_stay_beside_the_others(folder, squares, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = shutil.copytree(folder, tmp_path / "run" / "model")
+    words = ["eval", str(model), "--data", str(squares), "--cache", "off", "--langs", "de"]
+    for more in (["--precision", "bf16"], [], ["--precision", "auto"]):
+        done = CliRunner().invoke(cli, [*words, *more, "--device", "cpu"])
+        assert done.exit_code == 0, done.output
+    assert "written over earlier results" in done.output  # auto is float32 on the CPU
+    found = {path.name: path / "results.json" for path in (model.parent / "eval").iterdir()}
+    name = f"{squares.name}.test"
+    assert set(found) == {name, f"{name}.bf16"}
+    kinds = {folder: json.loads(file.read_text(encoding="utf-8"))["precision"] for folder, file in found.items()}
+    assert kinds == {name: "fp32", f"{name}.bf16": "bf16"}
+    page = CliRunner().invoke(cli, ["report", str(model.parent), "--out", "page.html"])
+    assert page.exit_code == 0, page.output
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"test of {squares.name}, protocol any, bf16" in text
+    assert f"test of {squares.name}, protocol any<" in text
+    card = (model / "README.md").read_text(encoding="utf-8")
+    assert card.count("Percent, bf16; ranks by protocol `any`") == 1
+    assert card.count("Percent, fp32; ranks by protocol `any`") == 1
+
+
+def test_results_that_do_not_name_their_precision_are_float32(folder, squares, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = shutil.copytree(folder, tmp_path / "run" / "model")
+    words = ["eval", str(model), "--data", str(squares), "--cache", "off", "--langs", "de"]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    (file,) = model.parent.glob("eval/*/results.json")
+    known = json.loads(file.read_text(encoding="utf-8"))
+    for row in (known, *known["results"]):
+        del row["precision"]
+    file.write_text(json.dumps(known), encoding="utf-8")
+    assert CliRunner().invoke(cli, ["report", str(model.parent), "--out", "page.html"]).exit_code == 0
+    assert "written over earlier results" in CliRunner().invoke(cli, words).output
+
+
+def test_vectors_are_pooled_in_float32_under_bf16(folder, squares, tmp_path):
+    request = Request("bitext", (folder,), squares, "test", "all", tmp_path, cache="off", precision="bf16")
+    encoder = load(folder, "cpu").encoder
+    texts = ["rot", "ein rotes Quadrat links, ein blaues rechts", "grün"]
+    found_NH = bitext.embedder(request, folder / "encoder")[0](texts)
+    tokens = encoder.tokenizer.encode(texts, encoder.positions)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ids_BT, mask_BT = encoder.pad(tokens)
+        states_BTH = encoder(ids_BT, mask_BT)
+    means = [own[: len(ids)].double().mean(0) for own, ids in zip(states_BTH, tokens, strict=True)]
+    wanted_NH = torch.nn.functional.normalize(torch.stack(means), dim=-1).numpy()
+    np.testing.assert_allclose(found_NH, wanted_NH, atol=1e-6)
+
+
 def test_other_evaluations_read_the_same_vectors(run, squares, colours, tmp_path):
     names = {code: dict(zip(tiny.COLOURS, names, strict=True)) for code, names in _names().items()}
     tree = {code: {"classnames": own, "templates": ["{c}", "a {c} square"]} for code, own in names.items()}
@@ -186,7 +237,7 @@ def test_the_device_reaches_every_tower(folder, squares, tmp_path):
         cache = opened(str(folder))[1]
         baseline(str(folder), None, "test", "all", "any", opened)  # type: ignore[arg-type]
         older, other = open_older(str(folder)), open_older(f"local-dir:{folder / 'clip'}")
-    assert cache.apart == {"device": "meta"}
+    assert cache.facts["device"] == "meta"
     weights = [*other.model.state_dict().values(), *(w for m in (*loaded, older) for w in m.state_dict().values())]
     assert {weight.device.type for weight in weights} == {"meta"}
     assert len(loaded) == 2
@@ -229,6 +280,20 @@ def test_a_full_disk_is_told_with_what_to_do(folder, squares, tmp_path, monkeypa
     assert_one_line(done, "image features would take ", " GB free; --cache names another folder, or off")
 
 
+def test_a_cache_that_stops_being_writable_is_told_with_what_to_do(folder, squares, tmp_path, monkeypatch):
+    def full(place: Path, *_: Any, **__: Any) -> None:
+        raise DiskError(f"{place}: cannot be written: Permission denied; choose another place")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mclip_kit.features.table.check_room", full)
+    done = CliRunner().invoke(cli, ["eval", str(folder), "--data", str(squares), "--out", "out", "--cache", "kept"])
+    assert_one_line(done, "choose another place; --cache names another folder, or off")
+    monkeypatch.setattr("mclip_kit.evaluate.retrieval_run.open_model", lambda request, _: full(request.out / "x.png"))
+    done = CliRunner().invoke(cli, ["eval", str(folder), "--data", str(squares), "--out", "out", "--cache", "kept"])
+    assert_one_line(done, "x.png: cannot be written: Permission denied; choose another place")
+    assert "--cache" not in done.output
+
+
 def test_vectors_are_where_the_run_keeps_features(squares, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
@@ -250,7 +315,10 @@ def test_vectors_are_where_the_run_keeps_features(squares, tmp_path, monkeypatch
     (tmp_path / "file").touch()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "below"))
     assert open_cache(request, model).root is None
-    assert "cannot be written, so vectors are not kept" in capsys.readouterr().out
+    assert "vectors are not kept; --cache FOLDER keeps them" in capsys.readouterr().out
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))  # a user may write it, but it is no folder
+    assert open_cache(request, model).root is None
+    assert "vectors are not kept; --cache FOLDER keeps them" in capsys.readouterr().out
 
 
 def test_vectors_of_a_part_of_a_model_folder_are_not_in_the_model_folder(folder, squares, tmp_path, monkeypatch):

@@ -14,9 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from mclip_kit.features.cache import FeatureCache
+from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.models.clip import build_clip
 from mclip_kit.models.text_encoder import pretrained_encoder
 from mclip_kit.train.optim import cannot_checkpoint, set_activation_checkpointing
+from tests.interop.models import build
 from tests.models.kinds import assert_exports, refusals, said, save_kind, students
 from tests.models.teachers import TEACHERS, said_of, save_teacher
 from tests.tiny import SIZE, TEACHER
@@ -75,6 +78,29 @@ def test_a_hugging_face_text_tower_needs_no_other_folder(tmp_path: Path) -> None
     again.save(tmp_path / "second")
     shutil.rmtree(tmp_path / "clip")
     assert embeddings(build_clip(f"local-dir:{tmp_path / 'second'}"))[1].shape == (2, 16)
+
+
+def test_the_own_config_of_a_hugging_face_text_tower_is_part_of_its_key(tmp_path: Path, squares: Path) -> None:
+    text = {"hf_model_name": str(tmp_path / "bert"), "hf_tokenizer_name": str(tmp_path / "bert"), "context_length": 12}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(WORDS), **sizes)
+    torch.manual_seed(1)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(tmp_path / "bert")
+    know(
+        "Bert-tiny", {**TEACHER, "text_cfg": {**text, "hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}}, tmp_path
+    )
+    build_clip("Bert-tiny", "random").save(tmp_path / "clip")
+    found = []
+    for activation in ("gelu", "relu", "gelu"):
+        own = json.loads((tmp_path / "clip" / "text" / "config.json").read_text())
+        (tmp_path / "clip" / "text" / "config.json").write_text(json.dumps({**own, "hidden_act": activation}))
+        model = build(squares, {"kind": "linear", "pool": "cls"}, "none", 24, f"local-dir:{tmp_path / 'clip'}")
+        features = FrozenTowers(model, FeatureCache(tmp_path / "kept", log=lambda line: None)).teacher_texts(TEXTS)
+        found.append(features.take())
+    assert len(list((tmp_path / "kept").glob("teacher-*"))) == 2
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize(("mean", "found"), [((0.5, 0.5, 0.5), [0.5] * 3), (None, open_clip.OPENAI_DATASET_MEAN)])

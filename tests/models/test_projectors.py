@@ -56,6 +56,12 @@ def test_pooling_with_padding_is_pooling_row_by_row(states, how):
     torch.testing.assert_close(pool(states_BTH, mask_BT, how), torch.stack(expected))
 
 
+def test_a_mean_of_states_of_half_precision_is_that_of_float32():
+    states_BTH = torch.randn(3, 40, 8, generator=torch.Generator().manual_seed(1)).bfloat16() + 1
+    mask_BT = (torch.arange(40) < torch.tensor([[40], [33], [7]])).long()
+    assert torch.equal(pool(states_BTH, mask_BT, "mean"), pool(states_BTH.float(), mask_BT, "mean"))
+
+
 @pytest.mark.parametrize("how", ["eos", "cls", "mean"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_an_embedding_a_row(states, kind, how):

@@ -55,6 +55,14 @@ def shards(colours: Path, folder: Path) -> str:
     return str(folder / "{0..1}.tar")
 
 
+def test_vectors_of_cpus_and_gpus_are_kept_apart_as_those_of_evaluations_are(model, colours, tmp_path):
+    embed_pictures(model, colours, tmp_path / "out", workers=0)
+    (tmp_path / "lines.txt").write_text("rot\n", encoding="utf-8")
+    embed_texts(model, tmp_path / "lines.txt", tmp_path / "texts")
+    tables = [*tmp_path.glob("out/features/image-*/table.json"), *tmp_path.glob("texts/features/*/table.json")]
+    assert [json.loads(table.read_text(encoding="utf-8"))["device"] for table in tables] == ["cpu", "cpu"]
+
+
 def test_a_folder_gives_the_models_own_vectors(model, colours, tmp_path):
     broken = tmp_path / "pictures"
     shutil.copytree(colours, broken)

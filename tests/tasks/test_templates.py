@@ -61,6 +61,13 @@ def embedder(model: MultilingualClip) -> Callable[[str], np.ndarray]:
     return embed
 
 
+def test_the_mean_over_templates_is_that_of_float32() -> None:
+    ids = torch.arange(24).reshape(2, 3, 4)
+    table = torch.randn(24, 4, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found, wanted = (over_templates(lambda rows, own=own: own[rows[:, 0]], ids) for own in (table, table.float()))
+    assert torch.equal(found, wanted)
+
+
 def test_the_target_is_the_mean_over_templates(model: MultilingualClip) -> None:
     cache = FeatureCache()
     towers = FrozenTowers(model, cache)

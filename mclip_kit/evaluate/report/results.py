@@ -8,7 +8,7 @@ from typing import Any
 
 from mclip_kit.data.leakage import Leak
 from mclip_kit.errors import MALFORMED, DataError, first_line
-from mclip_kit.evaluate.base import Metric
+from mclip_kit.evaluate.base import FP32, Metric
 from mclip_kit.evaluate.folders import result_files
 from mclip_kit.layout import EVALUATION, METRICS, RECIPE, RESULTS
 from mclip_kit.storage import fetch
@@ -17,9 +17,9 @@ LISTS = ("results", "comparisons", "intervals", "leakage", "confusions", "langua
 """Lists of results.json; those after the first are missing in what earlier versions wrote."""
 OF_A_MODEL = tuple(name for name in LISTS if name != "leakage")
 """Lists whose entries have the key `model`, the model of an evaluation that they are about."""
-OF_DATA = ("model", "folder", "split", "protocol")
+OF_DATA = ("model", "folder", "split", "protocol", "precision")
 SAME = {
-    "results": ("model", "tower", "language", "task", "dataset", "split", "protocol"),
+    "results": ("model", "tower", "language", "task", "dataset", "split", "protocol", "precision"),
     "comparisons": (*OF_DATA, "baseline", "language", "metric"),
     "intervals": (*OF_DATA, "tower", "languages", "metric"),
     "widths": (*OF_DATA, "tower", "language", "dims"),
@@ -86,13 +86,13 @@ def check_folder(folder: Path, with_log: bool = True) -> None:
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several results.json as one: their lists, and `evaluations`, what each says about itself.
 
-    Every entry of a list about a model gets the data, the split and the protocol of its evaluation.
+    Every entry of a list about a model gets the data, the split, the protocol and the precision of its evaluation.
     """
     joined: dict[str, Any] = {"evaluations": [], **{key: [] for key in LISTS}}
     for part in parts:
         about = {key: value for key, value in part.items() if key not in LISTS}
         data = {"dataset": Path(about["data"]).name, "folder": str(about.get("folder", about["data"]))}
-        data |= {"split": about["split"], "protocol": about["protocol"]}
+        data |= {"split": about["split"], "protocol": about["protocol"], "precision": about.get("precision", FP32)}
         joined["evaluations"].append(about)
         for key in OF_A_MODEL:
             own = [data | row for row in part.get(key, [])]

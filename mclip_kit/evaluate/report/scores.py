@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mclip_kit.data.languages import TEACHER_LANGUAGE, named_language
-from mclip_kit.evaluate.base import EVALUATIONS, Metric, ResultRows, metrics_of, users_of
+from mclip_kit.evaluate.base import EVALUATIONS, FP32, Metric, ResultRows, metrics_of, users_of
 from mclip_kit.evaluate.report import charts
 from mclip_kit.evaluate.report.results import Report
 from mclip_kit.evaluate.retrieval import STUDENT, TEACHER
 
 SIZES = {"n_images": "pictures", "n_captions": "texts", "n_classes": "classes"}
 """Counts of a row of results.json -> the heads of their columns."""
+PLACE = ("dataset", "split", "protocol", "precision")
+"""Keys of rows that tell evaluations of a task apart."""
 NEVER = "never trained"
 Cells = dict[str, dict[str, tuple[str, Mapping[str, Any]]]]
 """Language -> series of a chart -> name of the model, and the row of results.json."""
@@ -36,17 +38,19 @@ def rows_of(reports: Sequence[Report]) -> list[tuple[Report, dict[str, Any]]]:
 
 
 def place_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the rows of a table share: task, data, split, and the protocol of those tasks that have one."""
+    """What the rows of a table share: task, data, split, precision, and the protocol of those tasks that have one."""
     with_protocol = row["task"] in {EVALUATIONS[name].rows for name in users_of("protocol")}
-    return row["task"], row.get("dataset", ""), row.get("split", ""), row.get("protocol", "") if with_protocol else ""
+    place = row["task"], row.get("dataset", ""), row.get("split", ""), row.get("precision", FP32)
+    return (*place, row.get("protocol", "") if with_protocol else "")
 
 
 def title_of(place: tuple[str, ...]) -> str:
     """The title of a table: `Image-text retrieval, test of emoji`."""
-    task, data, split, protocol = place
+    task, data, split, precision, protocol = place
     words = next((own.words for own in EVALUATIONS.values() if own.rows == task), "") or task.replace("_", " ")
     where = f", {split} of {data}" if data else ""
-    return f"{words[:1].upper()}{words[1:]}{where}{f', protocol {protocol}' if protocol else ''}"
+    how = f", protocol {protocol}" * bool(protocol) + f", {precision}" * (precision != FP32)
+    return f"{words[:1].upper()}{words[1:]}{where}{how}"
 
 
 def is_trained(row: Mapping[str, Any]) -> bool:
@@ -69,7 +73,7 @@ def interval_of(reports: Sequence[Report], name: str, rows: Sequence[Mapping[str
         name: of the model, see `name_of`.
         rows: of one tower and one evaluation.
     """
-    about = {key: rows[0].get(key) for key in ("tower", "dataset", "split", "protocol")} | {"metric": metric.name}
+    about = {key: rows[0].get(key) for key in ("tower", *PLACE)} | {"metric": metric.name}
     languages = {row["language"] for row in rows}
     for report in reports:
         for item in report.results["intervals"]:

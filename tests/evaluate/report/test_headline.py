@@ -10,6 +10,7 @@ import pytest
 from mclip_kit.evaluate.gallery import Gallery
 from mclip_kit.evaluate.report import html
 from mclip_kit.evaluate.report.headline import headline
+from mclip_kit.evaluate.report.scores import PLACE
 
 R1 = "image_retrieval_recall@1"
 
@@ -59,7 +60,7 @@ def test_few_pictures_and_equal_languages_are_said() -> None:
 def test_an_interval_without_length_is_not_given_and_one_picture_is_always_found() -> None:
     def page(low: float) -> str:
         shown = report("m", row("m", "de", 1.0, n_images=1))
-        about = {key: shown.results["results"][0][key] for key in ("model", "tower", "dataset", "split", "protocol")}
+        about = {key: shown.results["results"][0][key] for key in ("model", "tower", *PLACE)}
         shown.results["intervals"] = [about | {"languages": ["de"], "metric": R1, "low": low, "high": 1.0}]
         return html.render([shown], Gallery())
 
