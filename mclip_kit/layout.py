@@ -51,6 +51,7 @@ REPORT = "report.html"
 
 MODEL_CONFIG = "config.json"
 CLIP = "clip"
+CLIP_WEIGHTS, CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 ENCODER = "encoder"
 DECODER = "decoder"
 PROJECTOR = "projector.safetensors"

@@ -59,10 +59,14 @@ def test_commands_import_what_they_read_alone(squares: Path, tmp_path: Path) -> 
     build(tmp_path / "vectors", index)
     tried = ["train", recipe, "--dry-run", "--out", str(tmp_path / "run")]
     searched = ["search", str(index), "a red square", "--model", str(tmp_path / "model")]
-    of_help, of_search, of_train = imported(["--help"], searched, tried)
+    (tmp_path / "lines.txt").write_text("ein rotes Quadrat\n", encoding="utf-8")
+    lines, words = str(tmp_path / "lines.txt"), ["embed", str(tmp_path / "model"), "--texts"]
+    embedded = [*words, lines, "--out", str(tmp_path / "texts")]
+    of_help, of_search, of_texts, of_train = imported(["--help"], searched, embedded, tried)
     assert set() == of_help & (UNREAD | {"torch", "numpy", "pyarrow", "PIL", "transformers", "open_clip", "asyncio"})
     assert "faiss" in of_search
     assert set() == of_search & (UNREAD | {"mclip_kit.train", "mclip_kit.tasks", "mclip_kit.evaluate.retrieval"})
+    assert set() == (of_search | of_texts) & {"open_clip", "mclip_kit.models.clip"}  # a student's texts need no CLIP
     assert set() == of_train & (UNREAD - {"tensorboard"} | {"mclip_kit.evaluate.report.html"})
 
 

@@ -62,26 +62,30 @@ def embed(
     if world_size > 1 and device in ("auto", "cuda") and _has_gpus():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     with importing():
-        from mclip_kit.models.multilingual_clip import load
+        from mclip_kit.models.student import load_student
         from mclip_kit.progress import tqdm
         from mclip_kit.search.embed import embed_pictures, embed_texts
 
+        if texts is None:
+            from mclip_kit.models.multilingual_clip import load
+
     made_with = os.path.abspath(model)
     with engine.connect(towers=True) as cluster, on_device("cpu" if cluster else device):
-        loaded = load(model)
         if texts is not None:
-            found = embed_texts(loaded, texts, out, dtype, made_with, tqdm.write, cluster)
+            student = load_student(model)
+            found, width = embed_texts(student, texts, out, dtype, made_with, tqdm.write, cluster), student.width
         else:
+            loaded = load(model)
             decode = int(cluster.cpus) if cluster and workers is None else workers
             shares = (rank, world_size, made_with, tqdm.write, cluster)
-            found = embed_pictures(loaded, str(images), out, dtype, decode, *shares)
+            found, width = embed_pictures(loaded, str(images), out, dtype, decode, *shares), loaded.width
     if rank:
         return
     for line in found.lines():
         click.echo(line)
     what = "pictures" if texts is None else "texts"
     then = f"; then: mclip-kit index {out} --out INDEX" if texts is None else ""
-    click.echo(f"{out}: vectors of {found.count:,} {what}, {loaded.width} numbers each{then}")
+    click.echo(f"{out}: vectors of {found.count:,} {what}, {width} numbers each{then}")
 
 
 def _has_gpus() -> bool:
@@ -219,7 +223,7 @@ def _show(query: str, hits: Sequence["Hit"], show: ShowJson | None) -> None:
 def _tell_script(searcher: "Search", text: str) -> None:
     from mclip_kit.search.search import untrained_script
 
-    languages = searcher.model.trained_languages
+    languages = searcher.student.trained_languages
     script = untrained_script(text, languages)
     if script:
         click.echo(

@@ -1,8 +1,10 @@
 """Embeddings of a model as arrays."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,7 +18,9 @@ from mclip_kit.features.item_format import NonfiniteOutput
 from mclip_kit.features.students import student_embeddings
 from mclip_kit.models.device import autocast
 from mclip_kit.models.freezing import evaluating
-from mclip_kit.models.multilingual_clip import MultilingualClip
+
+if TYPE_CHECKING:
+    from mclip_kit.models.multilingual_clip import MultilingualClip
 
 BATCH = 256
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,9 +28,11 @@ from mclip_kit.models.device import autocast
 from mclip_kit.models.encoding import over_templates
 from mclip_kit.models.finite import first_nonfinite
 from mclip_kit.models.freezing import evaluating
-from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.projectors import Pool, pool
 from mclip_kit.urls import is_copy
+
+if TYPE_CHECKING:
+    from mclip_kit.models.multilingual_clip import MultilingualClip
 
 TEXTS = 256  # of a batch of teacher texts: texts + characters / 16
 TOKENS = 4096  # of a batch of the encoder
@@ -77,7 +79,7 @@ class Features:
 class FrozenTowers:
     """Features of a model's frozen towers, through a feature cache."""
 
-    def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
+    def __init__(self, model: "MultilingualClip", cache: FeatureCache) -> None:
         self.model, self.cache = model, cache
 
     def images(

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def hash_facts(facts: dict[str, Any]) -> str:
@@ -15,8 +16,13 @@ def hash_facts(facts: dict[str, Any]) -> str:
 
 def hash_weights(module: nn.Module) -> str:
     """A hash of a module's parameters and buffers: 32 hexadecimal digits."""
+    return hash_state(module.state_dict())
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """The hash of the weights of a module with this state."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -26,6 +26,7 @@ from mclip_kit.config.yaml import suggest
 from mclip_kit.data.pictures import to_rgb
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
+from mclip_kit.layout import CLIP_CONFIG, CLIP_WEIGHTS
 from mclip_kit.models.clip_tokenizer import build_tokenizer
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
@@ -35,7 +36,7 @@ from mclip_kit.models.safe_load import UNFIT, plain_values, read_pickle, refusal
 from mclip_kit.models.text_encoder import config_for_hash
 from mclip_kit.storage import fetch, place
 
-WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+WEIGHTS, CONFIG = CLIP_WEIGHTS, CLIP_CONFIG
 TEXT = "text"  # in a folder that we write: the config of a Hugging Face text tower
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # entries of OpenAI's files that are no weights
 SAFE_FORMATS = (".safetensors", ".npz", ".npy")  # of open_clip and big_vision: no pickle inside

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import get_clean_fn
 from PIL import Image
 from torch import Tensor
 
@@ -21,12 +21,18 @@ Picture = Image.Image | str | Path
 Texts = str | Sequence[str]
 Pictures = Picture | Sequence[Picture]
 
-_FTFY = get_clean_fn("whitespace")
+
+@cache
+def _clean() -> Callable[[str], str]:
+    from open_clip.tokenizer import get_clean_fn  # few texts need it
+
+    clean: Callable[[str], str] = get_clean_fn("whitespace")
+    return clean
 
 
 def _ftfy(text: str) -> str:
     """A text cleaned by ftfy, unless there is nothing to clean."""
-    return text if UNTOUCHED.fullmatch(text) else str(_FTFY(text))
+    return text if UNTOUCHED.fullmatch(text) else str(_clean()(text))
 
 
 CLEANERS: dict[TextCleaning, Callable[[str], str] | None] = {"none": None, "ftfy": _ftfy}

@@ -54,8 +54,13 @@ class Settings(BaseModel):
     dims: list[Annotated[int, Field(ge=1)]] = []
 
 
-def read_config(folder: Path, path: Path, verify: bool = True) -> Settings:
-    """config.json, if it is one of a model folder in this version's format; `verify`: its hashes are checked."""
+def read_config(folder: Path, path: Path, verify: bool = True, part: str | tuple[str, ...] = "") -> Settings:
+    """config.json, if it is one of a model folder in this version's format.
+
+    Args:
+        verify: hashes are checked, see `check_hashes`,
+        part: of these parts of the folder.
+    """
     if not folder.exists():
         raise CheckpointError(f"{folder}: there is no such folder; give a model folder, such as RUN/{layout.MODEL}")
     try:
@@ -64,7 +69,7 @@ def read_config(folder: Path, path: Path, verify: bool = True) -> Settings:
             raise CheckpointError(f"{folder}: model format {settings['format']}; this version reads {FORMAT}")
         found = Settings.model_validate(settings)
         if verify:
-            check_hashes(path, settings)
+            check_hashes(path, settings, part)
         return found
     except (FileNotFoundError, NotADirectoryError):
         inner = folder / layout.MODEL
@@ -96,13 +101,13 @@ def _hash_settings(settings: dict[str, Any]) -> str:
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def check_hashes(path: Path, settings: dict[str, Any], part: str = "") -> None:
+def check_hashes(path: Path, settings: dict[str, Any], part: str | tuple[str, ...] = "") -> None:
     """Compare the files of a model folder or translator folder with the hashes in its config; none: nothing is done.
 
     Args:
         path: config.json or translator.json, and
         settings: its content.
-        part: only this part of the folder.
+        part: only this part of the folder, or these: how the names of their files begin.
     Raises:
         CheckpointError: a file, or the config itself, is missing or is not as it was saved.
     """

@@ -1,20 +1,16 @@
 """The whole model: encoding, and its folder (`layout.py` lists the files)."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mclip_kit import __version__, layout
 from mclip_kit.config.model import TextCleaning
-from mclip_kit.errors import CheckpointError
 from mclip_kit.models.clip import Clip, clip_from_folder
 from mclip_kit.models.encoding import (
-    CLEANERS,
     Picture,
     Pictures,
     Texts,
@@ -22,27 +18,16 @@ from mclip_kit.models.encoding import (
     as_texts,
     embed_by_length,
     similarity,
-    texts_of_a_batch,
     to_pixels,
 )
 from mclip_kit.models.freezing import evaluating
-from mclip_kit.models.model_folder import (
-    FORMAT,
-    Dtype,
-    as_device,
-    as_dtype,
-    load_projectors,
-    read_config,
-    save_projectors,
-    write_config,
-)
-from mclip_kit.models.projectors import build_projector
-from mclip_kit.models.text_encoder import Encoder, pretrained_encoder
+from mclip_kit.models.model_folder import FORMAT, Dtype, read_config, save_projectors, write_config
+from mclip_kit.models.student import Student, building, encoder_of, opened
+from mclip_kit.models.text_encoder import Encoder
 from mclip_kit.models.translator import Decoder
-from mclip_kit.storage import fetch, place
 
 
-class MultilingualClip(nn.Module):
+class MultilingualClip(Student):
     """A CLIP whose space also has a multilingual student: pictures, teacher texts and student texts share it.
 
     Shapes: N texts or pictures, D width of the shared space, H encoder width, E the CLIP's width, B batch, T tokens.
@@ -87,18 +72,8 @@ class MultilingualClip(nn.Module):
         self.teacher_text: nn.Module = clip.model.text  # type: ignore[assignment]
         self.teacher_scale: Tensor
         self.register_buffer("teacher_scale", clip.model.get_parameter("logit_scale").detach().clone())
-        self.encoder = encoder
         self.decoder: Decoder | None = None
-        self.settings = {"projector": projector, "clip_projector": clip_projector}
-        self.text_cleaning: TextCleaning = text_cleaning
-        self.trained_languages: list[str] = []
-        self.dims: list[int] = []
-        self.made_from = ""
-        self.sources: dict[str, str] = {}
-        linear = clip_projector == "linear"
-        self.width = encoder.width if linear else clip.width
-        self.projector = build_projector(config=encoder.config, width=self.width, **projector)
-        self.clip_projector = nn.Linear(clip.width, self.width, bias=False) if linear else nn.Identity()
+        self.add_student(encoder, projector, clip_projector, text_cleaning, clip.width)
 
     def teacher_tokens(self, texts: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
         """Ids (B, T) for the teacher's text tower; (B, K, T) in K templates, patterns with {}."""
@@ -108,46 +83,10 @@ class MultilingualClip(nn.Module):
     def tower_config(self, tower: str) -> dict[str, Any]:
         """The config of `image`, `teacher_text` or `encoder`, as JSON values: part of the key of cached features."""
         if tower == "encoder":
-            return self.encoder.config_for_hash()
+            return super().tower_config(tower)
         part, clip = {"image": "vision_cfg", "teacher_text": "text_cfg"}[tower], self.clip[0]
         own = clip.text_facts() if tower == "teacher_text" else {}
         return {key: clip.config.get(key) for key in ("embed_dim", "quick_gelu", part)} | own
-
-    def student_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[np.ndarray]:
-        """Ids of each text, cleaned, for the encoder, int32 (T,); texts beyond its positions lose their last tokens."""
-        room = min(max_tokens or self.encoder.positions, self.encoder.positions)
-        clean = CLEANERS[self.text_cleaning]
-        return self.encoder.tokenizer.encode([clean(text) for text in texts] if clean else texts, room)
-
-    def encode_text(self, texts: Texts, batch_size: int | None = None, dims: int | None = None) -> Tensor:
-        """Student embeddings of texts in any language.
-
-        >>> text_ND = model.encode_text(["red apple", "pomme rouge", "红苹果"])
-        >>> len(text_ND)
-        3
-
-        Args:
-            texts: one text or a sequence of N texts; a text beyond the encoder's positions loses its last tokens.
-            batch_size: texts per batch; texts of similar length share a batch. None: 32 on the CPU, where larger
-                batches are slower (benchmarks/embed.py), else 256.
-            dims: cut embeddings to so many numbers, such as one of `model.dims`, which were trained; None: D.
-        Returns:
-            (N, D), L2-normalised, float32 on the CPU, in the order of `texts`.
-        Raises:
-            TypeError: an item is not a string.
-            ValueError: dims is not between 1 and D.
-        """
-        tokens = self.student_tokens(as_texts(texts))
-        lengths = [len(ids) for ids in tokens]
-        size = texts_of_a_batch(self.device) if batch_size is None else batch_size
-        with evaluating(self):
-            return embed_by_length(tokens, lengths, self.embed_tokens, self.width, size, dims)
-
-    def embed_tokens(self, tokens: Sequence[np.ndarray]) -> Tensor:
-        """Student embeddings (B, D) of a batch of texts by their `student_tokens`; not normalised, on the device."""
-        ids_BT, mask_BT = self.encoder.pad(tokens)
-        embedding_BD: Tensor = self.projector(self.encoder(ids_BT, mask_BT), mask_BT)
-        return embedding_BD
 
     def encode_teacher_text(self, texts: Texts, batch_size: int = 256, dims: int | None = None) -> Tensor:
         """Embeddings of texts by the CLIP's own text tower, which reads the CLIP's language only (mostly English).
@@ -227,11 +166,6 @@ class MultilingualClip(nn.Module):
         image_MD = image if isinstance(image, Tensor) else self.encode_image(image)
         return similarity(text_ND, image_MD)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
     def save(self, folder: str | Path) -> None:
         """Write the model folder (`layout.py` lists its files).
 
@@ -277,24 +211,16 @@ def load(
         ValueError: the dtype is not one of floating-point numbers, or the device cannot be used here.
         TypeError: the path is none.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path: give the path of a model folder, not {type(path).__name__}")
-    numbers, where = as_dtype(dtype), as_device(device)
-    return _read_folder(fetch(place(path)), verify).to(where, numbers).eval()
+    folder, where, numbers = opened(path, device, dtype)
+    return _read_folder(folder, verify).to(where, numbers).eval()
 
 
 def _read_folder(folder: Path, verify: bool) -> MultilingualClip:
-    config_path, encoder_path = folder / layout.MODEL_CONFIG, folder / layout.ENCODER
-    settings = read_config(folder, config_path, verify)
+    settings = read_config(folder, folder / layout.MODEL_CONFIG, verify)
     clip = clip_from_folder(folder / layout.CLIP)
     clip.pictures = settings.pictures
-    if not encoder_path.is_dir():  # transformers would ask the hub for it
-        raise CheckpointError(f"{encoder_path}: missing; {folder} is not a complete model folder")
-    encoder = pretrained_encoder(str(encoder_path))
-    try:
+    encoder = encoder_of(folder)
+    with building(folder):
         model = MultilingualClip(clip, encoder, settings.projector, settings.clip_projector, settings.text_cleaning)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{config_path}: its projector cannot be built ({error})") from None
-    model.trained_languages, model.made_from, model.dims = settings.trained_languages, settings.made_from, settings.dims
-    load_projectors(model, folder / layout.PROJECTOR)
+    model.add_weights(folder, settings)
     return model

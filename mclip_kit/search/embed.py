@@ -12,6 +12,8 @@ EMBEDDINGS/
 Shapes: N pictures or texts, D embedding.
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mclip_kit import __version__
 from mclip_kit.data.corpora.account import Account
@@ -33,14 +35,18 @@ from mclip_kit.files import hash_files, new_folder, printable, write_json, write
 from mclip_kit.interop.vector_files import IMAGES, METADATA, TEXTS, VectorFiles
 from mclip_kit.layout import FEATURES, MODEL_CONFIG
 from mclip_kit.locks import OTHER
-from mclip_kit.models.multilingual_clip import MultilingualClip
+from mclip_kit.models.student import Student
 from mclip_kit.progress import tqdm
 from mclip_kit.search.embedders import COLUMNS, EmbeddedBlock, PictureEmbedder, TextEmbedder, load_embedder
 from mclip_kit.search.pictures import BLOCK, blocks
 from mclip_kit.search.pictures import TABLES as TABLE_ENDINGS
+from mclip_kit.search.space import image_space
 from mclip_kit.search.vectors import FACTS
 from mclip_kit.storage import exists, fetch, forget, hold, place, send
 from mclip_kit.urls import is_copy
+
+if TYPE_CHECKING:
+    from mclip_kit.models.multilingual_clip import MultilingualClip
 
 UNREADABLE = "unreadable.tsv"
 TABLES = "tables"
@@ -70,17 +76,6 @@ class Embedded:
     def lines(self) -> list[str]:
         """What was left out, a line each."""
         return Account.lines(self.account.as_json())
-
-
-def image_space(model: MultilingualClip, image_weights: str = "") -> str:
-    """A hash of everything that decides a picture's vector: image tower, CLIP projector, preprocessing.
-
-    Args:
-        image_weights: `hashing.hash_weights` of the image tower, if it is known.
-    """
-    clip = model.clip[0]
-    weights = [image_weights or hashing.hash_weights(model.image), hashing.hash_weights(model.clip_projector)]
-    return hashing.hash_facts({"weights": weights, "config": model.tower_config("image"), **clip.image_facts()})
 
 
 def embed_pictures(
@@ -146,7 +141,7 @@ def embed_pictures(
 
 
 def embed_texts(
-    model: MultilingualClip,
+    model: Student,
     file: str | Path,
     out: str | Path,
     dtype: Dtype = "fp32",
@@ -177,7 +172,7 @@ def embed_texts(
 @contextmanager
 def _started(
     kind: type[PictureEmbedder] | type[TextEmbedder],
-    model: MultilingualClip,
+    model: Any,
     cache: FeatureCache,
     dtype: Dtype,
     engine: Engine | None,
@@ -202,7 +197,7 @@ def _shown(embed: Map, items: Iterable[Any]) -> Iterator[EmbeddedBlock]:
 
 
 def _write(
-    model: MultilingualClip,
+    model: Student,
     out: Path,
     found: Embedded,
     vectors: Iterable[EmbeddedBlock],

@@ -5,6 +5,7 @@ Shapes: N pictures or texts, D embedding.
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,13 @@ from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.features.item_format import Dtype
 from mclip_kit.files import printable
 from mclip_kit.interop.vector_files import IMAGES, TEXTS
-from mclip_kit.models.multilingual_clip import MultilingualClip, load
+from mclip_kit.models.student import Student, load_student
 from mclip_kit.progress import set_quiet
 from mclip_kit.search.pictures import Block
 from mclip_kit.urls import named
+
+if TYPE_CHECKING:
+    from mclip_kit.models.multilingual_clip import MultilingualClip
 
 COLUMNS = {
     IMAGES: pa.schema(
@@ -50,7 +54,7 @@ class PictureEmbedder:
         cache: features of its image tower.
     """
 
-    def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
+    def __init__(self, model: "MultilingualClip", cache: FeatureCache) -> None:
         self._towers, self._embedder = FrozenTowers(model, cache), Embedder(model, cache)
 
     def __call__(self, block: Block) -> EmbeddedBlock:
@@ -63,8 +67,9 @@ class PictureEmbedder:
 class TextEmbedder:
     """Embeds blocks of texts by the student; arguments as of `PictureEmbedder`."""
 
-    def __init__(self, model: MultilingualClip, cache: FeatureCache) -> None:
-        self._embedder = Embedder(model, cache)
+    def __init__(self, model: Student, cache: FeatureCache) -> None:
+        without_clip: Any = model  # which texts of a student need not
+        self._embedder = Embedder(without_clip, cache)
 
     def __call__(self, texts: list[str]) -> EmbeddedBlock:
         """The vectors of some texts."""
@@ -86,8 +91,13 @@ def load_embedder(
         workers: processes that decode pictures.
     """
     set_quiet(True)  # the bar of all blocks is enough
+    if kind is TextEmbedder:
+        student = load_student(model)
+        return TextEmbedder(student, FeatureCache(features, dtype, workers=workers, device=student.device))
+    from mclip_kit.models.multilingual_clip import load
+
     loaded = load(model)
-    return kind(loaded, FeatureCache(features, dtype, workers=workers, device=loaded.device))
+    return PictureEmbedder(loaded, FeatureCache(features, dtype, workers=workers, device=loaded.device))
 
 
 def _why(block: Block, bad_N: np.ndarray) -> dict[str, str]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,10 +15,13 @@ from torch import Tensor
 from mclip_kit.errors import CheckpointError
 from mclip_kit.layout import MODEL_CONFIG
 from mclip_kit.models.encoding import Pictures, Texts, as_texts
-from mclip_kit.models.multilingual_clip import MultilingualClip, load
-from mclip_kit.search.embed import image_space
+from mclip_kit.models.student import Student, load_student
 from mclip_kit.search.index import gone_of, nearest, open_index
+from mclip_kit.search.space import image_space, image_space_of
 from mclip_kit.storage import fetch, place
+
+if TYPE_CHECKING:
+    from mclip_kit.models.multilingual_clip import MultilingualClip
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Search:
     [True, True]
 
     Attributes:
-        model: reads queries; its image tower made the vectors of the index.
+        student: reads queries that are texts.
         count: pictures that can be found.
 
     Args:
@@ -60,7 +64,7 @@ class Search:
     def __init__(
         self,
         index: str | Path,
-        model: MultilingualClip | str | Path | None = None,
+        model: "MultilingualClip | str | Path | None" = None,
         device: str | torch.device = "auto",
     ) -> None:
         self.facts, self._index, self.rows = open_index(place(index))
@@ -72,13 +76,15 @@ class Search:
                 raise CheckpointError(
                     f"{index}: the model of its vectors is not in {named} any more; name it: --model MODEL"
                 )
-        self.model = model if isinstance(model, MultilingualClip) else load(model, device)
-        if self.model.width != self.facts["width"]:
+        self._lock = threading.RLock()  # of the tokenizer and of the towers, which are busy with one batch anyway
+        self._given, self._device = model, device
+        self.student = model if isinstance(model, Student) else load_student(model, device)
+        if self.student.width != self.facts["width"]:
             raise CheckpointError(
-                f"{index}: its vectors have {self.facts['width']} numbers, the model's {self.model.width}; name the "
+                f"{index}: its vectors have {self.facts['width']} numbers, the model's {self.student.width}; name the "
                 "model that made them: --model MODEL"
             )
-        if self.facts["space"] and self.facts["space"] != image_space(self.model):
+        if not self._is_of_the_image_tower(self.facts["space"]):
             raise CheckpointError(
                 f"{index}: its vectors were made by another image tower, that of {self.facts['model']}; name a model "
                 "with this one, or embed the pictures again"
@@ -86,7 +92,26 @@ class Search:
         self._gone = gone_of(self.rows)
         self._files, self._captions = self.rows["image_path"], self.rows["caption"]
         self.count = len(self.rows) - len(self._gone)
-        self._lock = threading.Lock()  # of the tokenizer and of the towers, which are busy with one batch anyway
+
+    def _is_of_the_image_tower(self, space: str) -> bool:
+        """Whether vectors of this `image_space` are those of the model's image tower; an empty one is not known."""
+        if not space:
+            return True
+        folder = None if isinstance(self._given, Student) else fetch(place(self._given))
+        return (folder is not None and space == image_space_of(folder, self.student)) or space == image_space(
+            self.model
+        )
+
+    @property
+    def model(self) -> "MultilingualClip":
+        """The whole model; texts need only its student, so its CLIP is loaded when it is first used."""
+        from mclip_kit.models.multilingual_clip import MultilingualClip, load
+
+        with self._lock:
+            if not isinstance(self.student, MultilingualClip):
+                assert not isinstance(self._given, Student)
+                self.student = load(self._given, self._device)
+            return self.student
 
     def texts(self, queries: Texts, top: int = 10, tower: str = "student") -> list[list[Hit]]:
         """The pictures that are nearest to each text, best first.
@@ -110,8 +135,10 @@ class Search:
 
     def encode(self, queries: Texts, tower: str = "student") -> Tensor:
         """Vectors (Q, D) of texts, by one thread at a time; arguments as for `texts`."""
-        encode = {"student": self.model.encode_text, "teacher": self.model.encode_teacher_text}[tower]
+        if tower not in ("student", "teacher"):
+            raise ValueError(f"tower: must be student or teacher, not {tower!r}")
         with self._lock:
+            encode = self.student.encode_text if tower == "student" else self.model.encode_teacher_text
             return encode(as_texts(queries))
 
     def encode_pictures(self, queries: Pictures) -> Tensor:

@@ -137,7 +137,7 @@ def build_page(search: Search, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
             raise Refused(422, "The text towers are student and teacher.")
         _check_start(start)
         hits = search.texts(query, start + PAGE, tower)[0]
-        script = untrained_script(query, search.model.trained_languages) if tower == "student" else None
+        script = untrained_script(query, search.student.trained_languages) if tower == "student" else None
         note = f"This model was not trained on {script} script." if script else ""
         return {**_answer(search, hits, start), "note": note}
 
@@ -254,7 +254,7 @@ class _Captions:
 
 def _html(search: Search) -> str:
     """The page, with what it knows of its model."""
-    languages = search.model.trained_languages
+    languages = search.student.trained_languages
     codes = [code for code in EXAMPLES if code in languages] or list(EXAMPLES)
     shown = {
         "count": f"{search.count:,}",

@@ -230,6 +230,20 @@ def test_many_threads_get_what_one_gets(model, embedded, colours, tmp_path):
         assert all(found == alone for found in threads.map(work, range(8)))
 
 
+def test_texts_are_read_without_the_clip_which_is_loaded_when_it_is_needed(model, squares, embedded, tmp_path):
+    build(embedded, tmp_path / "index")
+    model.save(tmp_path / "model")
+    whole, search = Search(tmp_path / "index", model), Search(tmp_path / "index", tmp_path / "model")
+    assert search.texts("ein rotes Quadrat") == whole.texts("ein rotes Quadrat")
+    assert not isinstance(search.student, MultilingualClip)
+    picture = Image.fromarray(tiny.content().pixels[5])
+    assert search.pictures(picture) == whole.pictures(picture)
+    assert search.student is search.model
+    assert search.texts("a red square", tower="teacher") == whole.texts("a red square", tower="teacher")
+    with pytest.raises(ValueError, match="tower: must be student or teacher, not 'image'"):
+        search.texts("rot", tower="image")
+
+
 def test_what_does_not_fit_is_told_in_one_line(model, squares, embedded, tmp_path):
     with pytest.raises(CheckpointError, match="no index"):
         Search(tmp_path, model)
@@ -249,6 +263,9 @@ def test_what_does_not_fit_is_told_in_one_line(model, squares, embedded, tmp_pat
     next(other.image.parameters()).data.add_(1)
     with pytest.raises(CheckpointError, match="another image tower"):
         Search(tmp_path / "index", other)
+    other.save(tmp_path / "other model")
+    with pytest.raises(CheckpointError, match="another image tower"):
+        Search(tmp_path / "index", tmp_path / "other model")
     embed_pictures(other, squares, tmp_path / "other")
     with pytest.raises(CheckpointError, match="of another image tower"):
         build(tmp_path / "other", tmp_path / "index")
