@@ -17,7 +17,7 @@ from mclip_kit.evaluate.base import Findings, Metric, Request, ResultRows
 from mclip_kit.evaluate.checks import held_out as held_out
 from mclip_kit.evaluate.checks import open_data
 from mclip_kit.evaluate.embedder import Embedder
-from mclip_kit.evaluate.models import computed_on, open_cache, open_model
+from mclip_kit.evaluate.models import computed_on, open_cache
 from mclip_kit.evaluate.ranks import ranks
 from mclip_kit.evaluate.retrieval import STUDENT
 from mclip_kit.features.extract import FrozenTowers
@@ -25,10 +25,11 @@ from mclip_kit.layout import CLIP
 from mclip_kit.models.device import auto_device
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.projectors import pool
+from mclip_kit.models.student import load_student
 from mclip_kit.models.text_encoder import Encoder, encoder_within
 from mclip_kit.models.translator import Translator
 from mclip_kit.progress import SOON, tqdm
-from mclip_kit.storage import fetch
+from mclip_kit.storage import fetch, place
 
 METRICS = (
     Metric("retrieval_error", "error", "sentence retrieval error rate"),
@@ -87,10 +88,10 @@ def embedder(request: Request, folder: Path) -> tuple[Embed, str]:
     Raises:
         CheckpointError: the folder holds none of them.
     """
+    cache = open_cache(request, place(folder))
     if (fetch(folder) / CLIP).is_dir():
-        model, cache = open_model(request, folder)
-        return Embedder(model, cache).whole_student, model.made_from
-    cache = open_cache(request, folder)
+        student: Any = load_student(folder)
+        return Embedder(student, cache).whole_student, student.made_from
     encoder = encoder_within(folder).to(auto_device())
     alone: Any = Translator(encoder)
     towers = FrozenTowers(alone, cache)

@@ -25,6 +25,7 @@ from mclip_kit.evaluate.same_images import open_older
 from mclip_kit.features.cache import CACHE_VARIABLE, FeatureCache
 from mclip_kit.models.device import on_device
 from mclip_kit.models.multilingual_clip import MultilingualClip, load
+from mclip_kit.models.student import load_student
 from tests import tiny
 from tests.interop.models import build
 from tests.test_cli import assert_one_line
@@ -54,14 +55,15 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     seen: Counter[str] = Counter()
 
-    def watched(name: Any) -> MultilingualClip:
-        model = load(name)
-        for tower in TOWERS:
+    def watched(name: Any, read: Callable[[Any], Any] = load) -> Any:
+        model = read(name)
+        for tower in (tower for tower in TOWERS if hasattr(model, tower)):
             hook = lambda module, inputs, output, tower=tower: seen.update({tower: len(inputs[0])})  # noqa: E731
             getattr(model, tower).register_forward_hook(hook)
         return model
 
     monkeypatch.setattr(models, "load", watched)
+    monkeypatch.setattr(bitext, "load_student", lambda name: watched(name, load_student))
 
     def again(*words: str | Path, model: Path = folder, out: str = "out") -> Any:
         seen.clear()
@@ -182,7 +184,7 @@ def test_vectors_are_pooled_in_float32_under_bf16(folder, squares, tmp_path):
     np.testing.assert_allclose(found_NH, wanted_NH, atol=1e-6)
 
 
-def test_other_evaluations_read_the_same_vectors(run, squares, colours, tmp_path):
+def test_other_evaluations_read_the_same_vectors(run, squares, colours, folder, tmp_path):
     names = {code: dict(zip(tiny.COLOURS, names, strict=True)) for code, names in _names().items()}
     tree = {code: {"classnames": own, "templates": ["{c}", "a {c} square"]} for code, own in names.items()}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
@@ -191,7 +193,9 @@ def test_other_evaluations_read_the_same_vectors(run, squares, colours, tmp_path
     assert (seen["image"], seen["teacher_text"], seen["encoder"]) == (96, 12, 12)
     assert run(*zeroshot)[1]["encoder"] == 12
     assert not run(*zeroshot)[1]
-    _, _, first = run("--task", "bitext", "--data", squares)
+    (copy := shutil.copytree(folder, tmp_path / "copy") / "clip" / "open_clip_model.safetensors").unlink()
+    _, seen, first = run("--task", "bitext", "--data", squares, model=copy.parents[1])  # its CLIP is not read
+    assert set(seen) == {"encoder", "projector"}
     _, seen, second = run("--task", "bitext", "--data", squares)
     assert not seen
     assert numbers(first, "results") == numbers(second, "results")
