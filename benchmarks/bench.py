@@ -6,7 +6,8 @@
 machine makes the spread wider, and its load is kept with the figures. What was measured is in
 benchmarks/results/NAME.json: the ratio of every round, median, least, most, goal, machine, versions, command. Without
 names, what has no such file yet is measured, or whose options have changed; after an interruption the same command
-continues. `--again NAME` measures once more, and says whether the new median is within the spread of the old figures.
+continues. `--again NAME` measures once more, keeps the medians of before, and says whether the new one is within their
+spread.
 `--page` only writes the page. `--smoke` runs the small form of each script; its figures go to build/bench-smoke and not
 to the page.
 
@@ -158,19 +159,25 @@ def measured(bench: Bench, smoke: bool) -> dict[str, Any]:
 def said(name: str, figure: dict[str, Any]) -> str:
     """A figure, as a line."""
     side = "at least" if figure["better"] == "higher" else "at most"
-    spread = f"{figure['median']:.2f} ({figure['min']:.2f} to {figure['max']:.2f})"
-    return f"  {name} {spread}, goal {side} {figure['goal']:g}: {'met' if figure['met'] else 'NOT MET'}"
+    met = "met" if figure["met"] else "NOT MET"
+    return f"  {name} {bench_page.spread(figure)}, goal {side} {figure['goal']:g}: {met}"
 
 
-def compared(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """A line for each figure that was measured before: whether its median is within the spread of then."""
-    for name in new["figures"].keys() & old.get("figures", {}).keys():
-        before, now = old["figures"][name], new["figures"][name]
-        within = now["min"] <= before["median"] <= now["max"] or before["min"] <= now["median"] <= before["max"]
-        yield (
-            f"  {name} on {old['date']}: {before['median']:.2f} ({before['min']:.2f} to {before['max']:.2f}), "
-            f"{'within' if within else 'OUTSIDE'} the spread"
-        )
+def history(old: dict[str, Any], command: str) -> list[dict[str, Any]]:
+    """What the same command gave before, the latest last; nothing if there is no such result."""
+    if old.get("command") != command:
+        return []
+    latest = {name: {key: figure[key] for key in ("median", "min", "max")} for name, figure in old["figures"].items()}
+    return [*old["earlier"], {"date": old["date"], "load": old["load"], "figures": latest}]
+
+
+def compared(result: dict[str, Any]) -> Iterator[str]:
+    """A line for each figure that was measured before: whether the medians are within the spread of one another."""
+    for old in result["earlier"][-1:]:
+        for name, now in result["figures"].items():
+            before = old["figures"][name]
+            side = "within" if bench_page.alike(before, now) else "OUTSIDE"
+            yield f"  {name} on {old['date']}: {bench_page.spread(before)}, {side} the spread"
 
 
 def chosen(names: list[str], again: list[str], folder: Path, smoke: bool) -> list[Bench]:
@@ -213,10 +220,10 @@ def run(benches: list[Bench], folder: Path, smoke: bool) -> list[str]:
             failed.append(bench.script)
             print(f"  FAILED: {error}", flush=True)
             continue
-        before = kept(folder, bench)
+        result["earlier"] = history(kept(folder, bench), result["command"])
         write_json(folder / f"{bench.script}.json", result)
         print("\n".join(said(name, figure) for name, figure in result["figures"].items()))
-        print(*compared(before, result), f"  {result['seconds']:.0f} s", sep="\n", flush=True)
+        print(*compared(result), f"  {result['seconds']:.0f} s", sep="\n", flush=True)
         if not smoke:
             bench_page.write(folder)
     return failed

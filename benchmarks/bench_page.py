@@ -14,6 +14,7 @@ from mclip_kit.files import write_text
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PART = re.compile(r"(<!-- bench: ([\w -]+) -->\n).*?(<!-- end of bench -->)", re.DOTALL)
 MACHINES = "machines"  # the part with the computers
+UNKNOWN = ["not measured yet", "", "", "", ""]
 Results = dict[str, dict[str, Any]]
 
 
@@ -55,11 +56,11 @@ def about_machines(results: Results) -> list[str]:
 def table(section: str, results: Results) -> list[str]:
     """The figures of a section."""
     letters = machines(results)
-    lines = head("what", "ratio", "goal", "met", "machine, day", "command")
+    lines = head("what", "ratio, rounds", "before", "goal", "met", "machine, day", "command")
     for bench in (bench for bench in BENCHES if bench.section == section):
         result = results.get(bench.script)
         for name, what in bench.figures.items():
-            cells = _cells(result, name, letters) if result else ["not measured yet", "", "", ""]
+            cells = _cells(result, name, letters) if result else UNKNOWN
             lines.append(row(what, *cells, f"`{(result or {}).get('command', bench.command)}`"))
     return lines
 
@@ -67,11 +68,32 @@ def table(section: str, results: Results) -> list[str]:
 def _cells(result: dict[str, Any], name: str, letters: dict[str, str]) -> list[str]:
     figure = result["figures"].get(name)
     if figure is None:
-        return ["not measured yet", "", "", ""]
+        return UNKNOWN
     side = "at least" if figure["better"] == "higher" else "at most"
-    spread = f"{figure['median']:.2f} ({figure['min']:.2f} to {figure['max']:.2f} in {len(figure['rounds'])} rounds)"
     day = f"{letters[_computer(result)]}, {result['date']}"
-    return [spread, f"{side} {figure['goal']:g}", "yes" if figure["met"] else "**no**", day]
+    before = "; ".join(_before(old, name, figure) for old in result["earlier"][-1:])
+    return [
+        f"{spread(figure)}, {len(figure['rounds'])}",
+        before,
+        f"{side} {figure['goal']:g}",
+        "yes" if figure["met"] else "**no**",
+        day,
+    ]
+
+
+def _before(old: dict[str, Any], name: str, now: dict[str, Any]) -> str:
+    before = old["figures"][name]
+    return f"{spread(before)}, {old['date']}" + ("" if alike(before, now) else ", **outside**")
+
+
+def spread(figure: dict[str, Any]) -> str:
+    """The median of a figure, the least and the largest."""
+    return f"{figure['median']:.2f} ({figure['min']:.2f} to {figure['max']:.2f})"
+
+
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a median of two measurements is within the spread of the other."""
+    return one["min"] <= other["median"] <= one["max"] or other["min"] <= one["median"] <= other["max"]
 
 
 def filled(page: str, results: Results) -> str:

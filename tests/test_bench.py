@@ -68,7 +68,7 @@ def test_a_script_is_measured_once_and_again_if_asked(
     run(bench, monkeypatch, "--smoke", QUICK)
     assert "[1/" not in capsys.readouterr().out
     table = "\n".join(bench.bench_page.table("ranks", {QUICK: first}))
-    assert f"{figure['median']:.2f} ({figure['min']:.2f} to {figure['max']:.2f} in 1 rounds)" in table
+    assert f"{figure['median']:.2f} ({figure['min']:.2f} to {figure['max']:.2f}), 1" in table
     assert "not measured yet" in table  # recall
     assert first["machine"]["cpu"] in "\n".join(bench.bench_page.about_machines({QUICK: first}))
     assert not list(Path("build", "bench").iterdir())
@@ -108,13 +108,19 @@ def test_what_a_script_prints(bench: ModuleType) -> None:
 
 
 def test_a_median_outside_the_spread_is_named(bench: ModuleType) -> None:
-    def result(*rounds: float) -> dict[str, object]:
+    def result(old: dict[str, object], *rounds: float) -> dict[str, object]:
         figure = bench.judged({"rounds": list(rounds), "better": "higher", "goal": 1})
-        return {"figures": {"a": figure}, "date": "2026-01-01"}
+        found = {"command": "python a.py", "figures": {"a": figure}, "date": "2026-01-01", "load": 0.1}
+        return found | {"earlier": bench.history(old, "python a.py")}
 
-    assert "within the spread" in next(bench.compared(result(1, 2, 3), result(2.5, 2.9, 4)))
-    assert "OUTSIDE" in next(bench.compared(result(1, 2, 3), result(3.5, 3.9, 4)))
-    assert not list(bench.compared({}, result(1)))
+    first = result({}, 1, 2, 3)
+    assert not list(bench.compared(first))
+    assert "within the spread" in next(bench.compared(result(first, 2.5, 2.9, 4)))
+    outside = result(first, 3.5, 3.9, 4)
+    assert "OUTSIDE" in next(bench.compared(outside))
+    assert bench.bench_page._before(outside["earlier"][0], "a", outside["figures"]["a"]).endswith("**outside**")
+    assert [old["figures"]["a"]["median"] for old in bench.history(outside, "python a.py")] == [2, 3.9]
+    assert not bench.history(outside, "python a.py --rounds 9"), "other options, another figure"
 
 
 def test_an_unknown_name_is_one_line(
