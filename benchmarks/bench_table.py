@@ -78,7 +78,10 @@ BENCHES = (
     Bench(
         "prefetch",
         "reader processes",
-        {"prefetch": "seconds of a step without readers / with two"},
+        {
+            "prefetch_wait": "share of a step with two readers that waits for its batch, at most",
+            "prefetch": "seconds of a step without readers / with two",
+        },
         "--batch 64 --steps 5 --rounds 5",
     ),
     Bench(

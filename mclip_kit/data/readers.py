@@ -5,7 +5,6 @@ A reader is forked, so it has all that this process has, such as mapped columns,
 
 import multiprocessing
 import os
-import pickle
 import select
 import signal
 import threading
@@ -13,23 +12,21 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
-from multiprocessing.reduction import ForkingPickler
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
+from mclip_kit.data.parcels import Lost, Parcel
 from mclip_kit.engine.local import STOPS, held_signals
 from mclip_kit.errors import DataError, MclipError, first_line
-from mclip_kit.progress import note
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 MOST = 16  # readers that a process starts unless it is told how many
-AHEAD = 1  # results of a reader that wait, or that it works on
+AHEAD = 4  # results that wait, or that readers work on; one a reader where there are more readers
 
 
 def reader_count(asked: int | None, useful: bool) -> int:
@@ -56,7 +53,7 @@ def reader_count(asked: int | None, useful: bool) -> int:
 def read_ahead(
     read: Callable[[Item], Result], items: Iterable[Item], readers: int, pin: bool = False
 ) -> Generator[tuple[Item, Result]]:
-    """Each item with what `read` gives for it, in their order; at most one result a reader is made in advance.
+    """Each item with what `read` gives for it, in their order; four results, or one a reader, are made in advance.
 
     >>> list(read_ahead(len, ["a", "bc"], readers=0))
     [('a', 1), ('bc', 2)]
@@ -65,7 +62,7 @@ def read_ahead(
         read: runs in a reader; what it changes stays there, and an error that it raises is raised here.
         items: asked for one by one, by this process.
         readers: processes; 0: this one reads.
-        pin: copy tensors, and objects that have `pin_memory`, into memory from which a GPU can fetch them.
+        pin: put tensors into memory from which a GPU can fetch them.
     Raises:
         DataError: a reader was killed.
     """
@@ -74,15 +71,15 @@ def read_ahead(
             yield item, read(item)
         return
     sent: deque[Item] = deque()
-    parcels: Iterator[_Parcel] | None = None
+    parcels: Iterator[Parcel] | None = None
     lost = ""
     try:
         with _end_of_readers() as start:
             parcels = _parcels(_Inputs(read), _noted(items, sent), readers, start, pin)
             for parcel in parcels:
                 yield sent.popleft(), parcel.open()
-    except (RuntimeError, _Lost) as error:
-        if not isinstance(error, _Lost) and not str(error).startswith("DataLoader worker (pid"):
+    except (RuntimeError, Lost) as error:
+        if not isinstance(error, Lost) and not str(error).startswith("DataLoader worker (pid"):
             raise
         lost = first_line(error)
     finally:
@@ -102,14 +99,14 @@ def _noted(items: Iterable[Item], sent: deque[Item]) -> Iterator[Item]:
 
 def _parcels(
     inputs: "_Inputs", items: Iterator[Any], readers: int, start: Callable[[int], None], pin: bool
-) -> "Iterator[_Parcel]":
+) -> Iterator[Parcel]:
     """Start the readers; what they send, in the order of the items."""
     loader = DataLoader(
         inputs,
         batch_size=None,
         sampler=items,
         num_workers=readers,
-        prefetch_factor=AHEAD,
+        prefetch_factor=-(-AHEAD // readers),
         worker_init_fn=start,
         multiprocessing_context="fork",
         pin_memory=pin,
@@ -125,64 +122,13 @@ class _Inputs(Dataset[Any]):
     def __init__(self, read: Callable[[Any], Any]) -> None:
         self._read = read
 
-    def __getitem__(self, item: Any) -> "_Parcel":
+    def __getitem__(self, item: Any) -> Parcel:
         try:
-            return _Parcel(self._read(item))
+            return Parcel(self._read(item))
         except Exception as error:
             if not isinstance(error, MclipError):
                 error.add_note(f"in a reader process:\n{traceback.format_exc()}")
-            return _Parcel(error)
-
-
-class _Parcel:
-    """A result or an error on its way; its tensors are in shared memory, or in the pipe if that has no room.
-
-    It is pickled here, where an error is raised, and not by the queue's thread, which would lose the result.
-    """
-
-    def __init__(self, content: Any) -> None:
-        self._has_room = True
-        try:
-            self._bytes = bytes(ForkingPickler.dumps(content))
-        except RuntimeError as error:
-            if "shared memory" not in str(error):  # torch's words
-                raise
-            self._has_room = False
-            self._bytes = pickle.dumps(content)
-        self._opened: list[Any] = []
-
-    def pin_memory(self) -> "_Parcel":
-        """The same with pinned tensors; the loader's thread calls it."""
-        self._opened = [tree_map(lambda leaf: leaf.pin_memory() if hasattr(leaf, "pin_memory") else leaf, self._load())]
-        return self
-
-    def open(self) -> Any:
-        """The result; an error is raised."""
-        if not self._has_room:
-            _note_no_room()
-        content = self._opened.pop() if self._opened else self._load()
-        if isinstance(content, Exception):
-            raise content
-        return content
-
-    def _load(self) -> Any:
-        try:
-            return pickle.loads(self._bytes)
-        except (OSError, EOFError) as error:  # the reader hands its shared memory over, and is no more
-            raise _Lost(f"its result is lost: {first_line(error)}") from None
-
-
-@cache
-def _note_no_room() -> None:
-    """Say it once."""
-    note(
-        "the shared memory has no room for what readers send; it takes a slower way: enlarge /dev/shm, as by docker "
-        "run --shm-size"
-    )
-
-
-class _Lost(Exception):
-    """A result whose reader has ended."""
+            return Parcel(error)
 
 
 @contextmanager

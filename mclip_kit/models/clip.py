@@ -27,6 +27,7 @@ from mclip_kit.data.pictures import to_rgb
 from mclip_kit.errors import CheckpointError, RecipeError, first_line
 from mclip_kit.files import write_json, write_whole
 from mclip_kit.layout import CLIP_CONFIG, CLIP_WEIGHTS
+from mclip_kit.models.attention import speed_up
 from mclip_kit.models.clip_tokenizer import build_tokenizer
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.hub import MissingWeights, offline_unless_hub_answers
@@ -69,6 +70,7 @@ class Clip(nn.Module):
 
     def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Callable[[list[str]], Tensor]) -> None:
         super().__init__()
+        speed_up(model)
         self.model = model
         self.config = config
         self.preprocess = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]

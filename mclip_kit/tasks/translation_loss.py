@@ -45,10 +45,6 @@ class TranslationBatch:
         """The batch on a device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "TranslationBatch":
-        """The batch in pinned memory, from which a GPU fetches it while it computes."""
-        return self._each(Tensor.pin_memory)
-
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TranslationBatch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}

@@ -54,10 +54,6 @@ class TriangleBatch:
         """The batch on a device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "TriangleBatch":
-        """The batch in pinned memory, from which a GPU fetches it while it computes."""
-        return self._each(Tensor.pin_memory)
-
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TriangleBatch":
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return TriangleBatch(**{name: change(tensor) for name, tensor in given.items()})

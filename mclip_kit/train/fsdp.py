@@ -4,6 +4,7 @@ Each process keeps a part of every weight of the encoder, of its gradient and of
 only while it is used (ZeRO-3, arXiv 1910.02054; torch's fully_shard). The other weights are replicated.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+BELOW = 0.999  # of the largest norm; a gradient whose norm is nearer may be rounded to one that is scaled
 
 
 def shard_encoder(encoder: nn.Module) -> None:
@@ -52,6 +56,23 @@ def average_gradients(accelerator: Accelerator, parameters: Sequence[nn.Paramete
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
+
+
+def clip_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter], most: float | None) -> float:
+    """Scale gradients so that their norm is at most `most`, and return the norm that they had.
+
+    Those of a smaller norm are not touched: multiplying each of them by one would take as long as the norm.
+    """
+    most = math.inf if most is None else most
+    given = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if any(isinstance(gradient, DTensor) for gradient in given):
+        return number(accelerator.clip_grad_norm_(parameters, most))
+    accelerator.unscale_gradients()
+    norm = get_total_norm(given)
+    value = float(norm)
+    if not value < BELOW * most:
+        clip_grads_with_norm_(parameters, most, norm)
+    return value
 
 
 def number(value: Tensor) -> float:

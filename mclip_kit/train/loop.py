@@ -95,7 +95,7 @@ def train(accelerator: Accelerator, loop: Loop, start: int, asked: Sequence[int]
             loop.optimizer.zero_grad()
             terms = loop.gradients(accelerator, loop.module, batch, seed)
             fsdp.average_gradients(accelerator, replicated)
-            norm = fsdp.number(accelerator.clip_grad_norm_(trained, loop.clip_norm or math.inf))
+            norm = fsdp.clip_gradients(accelerator, trained, loop.clip_norm)
             values = _over_processes(
                 accelerator, terms | {"stop": torch.tensor(float(len(asked)), device=accelerator.device)}
             )

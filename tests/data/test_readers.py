@@ -62,7 +62,9 @@ def test_results_come_in_order_and_are_the_same(readers: int) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_items_are_asked_for_when_a_reader_has_room() -> None:
+@pytest.mark.parametrize(("readers", "ahead"), [(1, 4), (2, 4), (3, 6), (4, 4), (6, 6)])
+def test_so_many_items_are_ahead_of_the_one_in_use(readers: int, ahead: int) -> None:
+    """So the next results are being made before the use of this one begins."""
     asked: list[int] = []
 
     def items() -> Iterator[int]:
@@ -70,10 +72,10 @@ def test_items_are_asked_for_when_a_reader_has_room() -> None:
             asked.append(item)
             yield item
 
-    results = read_ahead(draw, items(), readers=2)
-    for taken in range(1, 6):
+    results = read_ahead(draw, items(), readers)
+    for taken in range(1, 8):
         next(results)
-        assert len(asked) <= taken + 2
+        assert len(asked) == taken + ahead
     results.close()
 
 
