@@ -67,8 +67,8 @@ BENCHES = (
         "cache_scale",
         "cached features",
         {"cache_scale": "seconds of a search in the order of the rows / of ours"},
-        "--rows 1000000",
-        times=3,
+        "--rows 10000000",
+        times=2,
     ),
     Bench(
         "stream_features",
@@ -162,7 +162,7 @@ BENCHES = (
         "start of a run",
         {"train_scale": "60 bytes / the bytes a row of all processes, at most"},
         "--rows 1000000 --ranks 1 2",
-        times=3,
+        times=2,
         minutes=40,
     ),
     Bench(
