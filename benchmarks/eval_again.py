@@ -57,6 +57,14 @@ def tokens(model: MultilingualClip, texts: list[str], by_length: bool) -> int:
     return sum(int(part.max()) * len(part) for part in parts)
 
 
+def built(folder: Path, count: int, small: bool) -> tuple[MultilingualClip, list[str], Path]:
+    """A model with random weights, its captions, and a prepared folder of so many pictures with them, split `test`."""
+    given, captions = student(folder, count * len(LANGUAGES), small)
+    clip = build_clip(SMALL if small else "ViT-B-32", "random")
+    model = MultilingualClip(clip, given.encoder, {"kind": "transformer", "pool": "mean", "layers": 2}).eval()
+    return model, captions, corpus(folder, captions, count)
+
+
 def main() -> None:
     """Prepare, measure in turns, print, and end with the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,13 +76,10 @@ def main() -> None:
     count = 24 if asked.smoke else asked.pictures
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        small, captions = student(folder, count * len(LANGUAGES), asked.smoke)
-        clip = build_clip(SMALL if asked.smoke else "ViT-B-32", "random")
-        model = MultilingualClip(clip, small.encoder, {"kind": "transformer", "pool": "mean", "layers": 2}).eval()
-        data = corpus(folder, captions, count)
+        model, captions, data = built(folder, count, asked.smoke)
         sorted_tokens, given_tokens = (tokens(model, captions, by_length) for by_length in (True, False))
         model.save(folder / "model")
-        del small, model, clip
+        del model
 
         def command(*more: str) -> None:
             words = ["eval", folder / "model", "--data", data, "--cache", folder / "kept", "--device", "cpu"]

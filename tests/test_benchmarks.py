@@ -17,6 +17,8 @@ ELSEWHERE = (
     "unpaired_results.py",
     "calibrate_results.py",
     "m2m_results.py",
+    "templates.py",
+    "mteb_retrieval.py",  # needs mteb; its figures: tests/interop/test_mteb.py
     "cache_memory.py",
     "bench.py",  # tests/test_bench.py
     "embed_vs_clip_retrieval.py",  # needs the environment of `make bench-peers`

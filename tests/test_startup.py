@@ -70,6 +70,14 @@ def test_commands_import_what_they_read_alone(squares: Path, tmp_path: Path) -> 
     assert set() == of_train & (UNREAD - {"tensorboard"} | {"mclip_kit.evaluate.report.html"})
 
 
+def test_text_is_prepared_without_pandas(tmp_path: Path) -> None:
+    for language in ("en", "de"):
+        (tmp_path / f"t.{language}").write_text("".join(f"text {n}\n" for n in range(20)), encoding="utf-8")
+    sides = [f"{language}={tmp_path / f't.{language}'}" for language in ("en", "de")]
+    words = ["prepare", "--bitext", *sides, "--out", str(tmp_path / "out"), "--set", "vocabulary.pieces=30"]
+    assert "pandas" not in imported(words)[0]
+
+
 def looked_through(held: object) -> bool:
     """Whether garbage collection looks through an object."""
     return any(other is held for other in gc.get_objects())

@@ -54,13 +54,20 @@ class CaptionRows:
 
     def _flush(self) -> None:
         images, languages, splits, texts = self._held
-        encoded = [text.encode() for text in texts]
-        labels = [[self._labels.setdefault(name, len(self._labels)) for name in names] for names in (languages, splits)]
-        text, hashes_N = np.frombuffer(b"".join(encoded), np.uint8), np.concatenate([NONE, *self._hashes])
+        labels = [self._numbers(names) for names in (languages, splits)]
+        encoded: list[Any] = texts if "".join(texts).isascii() else [text.encode() for text in texts]
+        content = "".join(texts).encode() if encoded is texts else b"".join(encoded)
+        text, hashes_N = np.frombuffer(content, np.uint8), np.concatenate([NONE, *self._hashes])
         columns = (images, *labels, [*map(len, encoded)], text, hashes_N)
         for (name, kind), column in zip(TYPES.items(), columns, strict=True):
             self._writer.add(name, np.asarray(column, kind))
         self._held, self._hashes = [[], [], [], []], []
+
+    def _numbers(self, names: list[str]) -> list[int]:
+        """The numbers of languages or splits; new ones get the next."""
+        for name in dict.fromkeys(names):
+            self._labels.setdefault(name, len(self._labels))
+        return [*map(self._labels.__getitem__, names)]
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:

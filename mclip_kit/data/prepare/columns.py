@@ -26,7 +26,7 @@ def to_columns(
         uncaptioned: number of a picture, and a split without a caption of it.
     """
     pictures = _blocks(_batches(folder / IMAGES_TABLE, {**OF_IMAGES, "file": pa.string()}))
-    first = next(pictures, None) or {name: pa.array([], kind) for name, kind in OF_IMAGES.items()}
+    first = next(pictures, None) or {name: pa.nulls(0, kind) for name, kind in OF_IMAGES.items()}
     columns = {**OF_IMAGES, **(FILES if "file" in first else {"key": FILES["key"]})}
     blocks = _with_keys(chain([first], pictures), keys_N2)
     write_columns(folder / IMAGES, pa.schema(columns), blocks)

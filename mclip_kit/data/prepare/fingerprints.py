@@ -92,21 +92,22 @@ def fingerprint_tables(
 
 
 def hash_picture_table(
-    folder: Path, count: int, source: str | None, workers: int | Engine | None = 1
+    folder: Path, count: int, source: str | None, workers: int | Engine | None = 1, missing: int = 0
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Hashes of all pictures of a folder, in the order of images.tsv: kind -> uint64 (N,); and keys, uint64 (N, 2).
 
     Args:
         folder: it has images.tsv, and images.npy if the pictures are not files.
-        count: N, for the progress bar, and to choose between threads and processes.
+        count: N, for the progress bar.
         source: where the pictures are from; None: their names are unique in this folder only.
         workers: as of `prepare`.
+        missing: how many have no file; the others decide between threads and processes.
     Raises:
         DataError: a worker process was killed.
     """
     bar = tqdm(total=count, desc="pictures: hash", unit="picture", leave=False, disable=count < 1000)
     found: list[Hashed] = [(np.empty(0, "<u8"), np.empty(0, "<u8"), np.empty((0, 2), "<u8"))]
-    with _hasher(folder, count, source, engine_of(workers)) as hasher, bar:
+    with _hasher(folder, count - missing, source, engine_of(workers)) as hasher, bar:
         for hashed in hasher(_numbered_blocks(folder / IMAGES_TABLE)):
             found.append(hashed)
             bar.update(len(hashed[0]))
@@ -118,8 +119,10 @@ def hash_picture_table(
 def _hasher(
     folder: Path, count: int, source: str | None, engine: Engine
 ) -> Iterator[Callable[[Iterable[tuple[int, bytes]]], Iterator[Hashed]]]:
-    """Hash blocks in threads, or for many pictures in processes."""
-    if count < LARGE or engine.alone:
+    """Hash blocks in threads, or for many pictures in processes; without files, here."""
+    if not count:
+        yield partial(map, PictureHasher(folder, source))
+    elif count < LARGE or engine.alone:
         with ThreadPoolExecutor(READERS) as threads:
             hasher = PictureHasher(folder, source)
             yield partial(map_ahead, lambda block: threads.submit(hasher, block), 2 * READERS)
@@ -148,16 +151,20 @@ class PictureHasher:
             block: the number of its first row, and its lines.
         """
         start, lines = block
-        rows = [line.split("\t") for line in lines.decode().split("\n")[:-1]]
-        contents_N, keys_N2 = hash_and_key(self._content(number, row) for number, row in enumerate(rows, start))
-        return hash_pictures([row[0] for row in rows], self._source), contents_N, keys_N2
+        rows = lines.decode().split("\n")[:-1]
+        names_N = hash_pictures([row.partition("\t")[0] for row in rows], self._source)
+        if self._pixels is None and lines.count(b"\t\n") == len(rows):  # none has a file
+            return names_N, np.zeros(len(rows), "<u8"), np.zeros((len(rows), 2), "<u8")
+        return names_N, *hash_and_key(self._content(number, row) for number, row in enumerate(rows, start))
 
-    def _content(self, number: int, row: list[str]) -> bytes:
+    def _content(self, number: int, row: str) -> bytes:
         """A picture's bytes; empty if it is missing or unreadable, which is reported when the picture is used."""
         if self._pixels is not None:
             return bytes(self._pixels[number].tobytes())
+        if row.endswith("\t"):
+            return b""
         try:
-            return read_bytes(self._folder / place(row[3])) if row[3] else b""
+            return read_bytes(self._folder / place(row.rpartition("\t")[2]))
         except OSError:
             return b""
 

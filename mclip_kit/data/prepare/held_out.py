@@ -60,7 +60,8 @@ def _drop_captions(tables: TableWriter, start: str, texts: np.ndarray, pictures_
     captions, of_split = tables.captions, f"captions {reason}"
     total = sum(n for key, n in tables.counts.items() if key[0] == "captions" and key[1].startswith(start))
     own_N = captions.in_splits(start)
-    leaks_N = own_N & (is_in(captions.hashes_N, texts) | pictures_N[captions.images_N])
+    leaks_N = own_N & pictures_N[captions.images_N]
+    leaks_N[own_N] |= is_in(captions.hashes_N[own_N], texts)
     if not leaks_N.any() and not pictures_N.any():
         return
     shared = ((number, split) for number in np.flatnonzero(pictures_N).tolist() for split in tables.pictures.of(number))

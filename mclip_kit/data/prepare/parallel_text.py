@@ -35,8 +35,8 @@ class ParallelText:
     def add(self, rows: Block, splits: list[str]) -> list[int]:
         """Pair the n-th text in the first language with that in each other; how many pairs of each row are kept."""
         found: dict[Pair, list[tuple[int, int]]] = {}
-        kept = []
-        for split, parallel, own in zip(splits, rows.parallel, rows.texts_of_rows(), strict=True):
+        kept = self._pair_alike(rows, splits, found)
+        for split, parallel, own in zip(splits, rows.parallel, rows.texts_of_rows(), strict=True) if not kept else ():
             kept.append(self._pair_row(rows, split, own, found) if parallel else 0)
         for pair, numbers in found.items():
             files = self._sides.get(pair) or self._new_pair(pair)
@@ -44,6 +44,22 @@ class ParallelText:
                 file.write([rows.texts[number] + "\n" for number in side], rows.hashes_N[list(side)])
             self.pairs[pair] += len(numbers)
         return kept
+
+    def _pair_alike(self, rows: Block, splits: list[str], found: dict[Pair, list[tuple[int, int]]]) -> list[int]:
+        """As `_pair_row`, of all rows at once; empty if they differ in their languages, or not all pairs are kept."""
+        first, *others = self._languages
+        size, rules = rows.counts[0] if rows.rows else 0, self._cleaner.rules
+        own = [*rows.languages[:size]]
+        if sorted(own) != sorted(self._languages) or [*rows.languages] != own * rows.rows or not all(rows.parallel):
+            return []
+        if rules.ratio or rules.duplicates or any(rows.reasons) or rows.counts.count(size) < rows.rows:
+            return []
+        for split in dict.fromkeys(splits):
+            starts = [size * row for row, of in enumerate(splits) if of == split]
+            for other in others:
+                left, right = own.index(first), own.index(other)
+                found[split, first, other] = [(start + left, start + right) for start in starts]
+        return [len(others)] * rows.rows
 
     def _pair_row(self, rows: Block, split: str, own: range, found: dict[Pair, list[tuple[int, int]]]) -> int:
         """Find the pairs of a row's texts that are kept, by the numbers of their texts, and count them."""

@@ -38,10 +38,11 @@ class PictureSplits:
         """
         known, of = self.numbers, self._of
         first = len(known)
-        if len({*names}) == len(names) and known.keys().isdisjoint(names):  # as in many corpora: without a loop
-            known.update(zip(names, range(first, first + len(names)), strict=True))
+        numbered = dict(zip(names, range(first, first + len(names)), strict=True))
+        if len(numbered) == len(names) and known.keys().isdisjoint(numbered):  # as in many corpora: without a loop
+            known.update(numbered)
             combinations = {split: self._combination((split,)) for split in dict.fromkeys(splits)}
-            of.extend([combinations[split] for split in splits])
+            of.extend(map(combinations.__getitem__, splits))
             rows = range(len(names))
             return range(first, first + len(names)), rows, rows
         numbers, new, joined = [], [], []

@@ -157,7 +157,9 @@ def _read(
             raise DataError(f"{corpus.reader}: {len(content.pixels)} pictures have {len(tables.pictures)} names")
         with write_whole(folder / IMAGES_ARRAY) as temporary:
             np.save(temporary, content.pixels)
-    hashed, keys_N2 = hash_picture_table(folder, len(tables.pictures), corpus.pictures, engine)
+    hashed, keys_N2 = hash_picture_table(
+        folder, len(tables.pictures), corpus.pictures, engine, tables.counts["missing_pictures",]
+    )
     if corpus.cleaning.leaks == "drop":
         drop_leaks(tables, hashed["contents"])
     counts = tables.counted()

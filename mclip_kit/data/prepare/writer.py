@@ -2,9 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from itertools import chain, compress, repeat
+from itertools import chain, compress, islice, repeat
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,11 +23,7 @@ from mclip_kit.data.prepare.splits import EXACT, SplitByHash, draw_exactly
 from mclip_kit.engine.base import Engine
 from mclip_kit.engine.local import Processes
 from mclip_kit.errors import DataError
-from mclip_kit.layout import (
-    BITEXT,
-    IMAGE_COLUMNS,
-    IMAGES_TABLE,
-)
+from mclip_kit.layout import BITEXT, IMAGE_COLUMNS, IMAGES_TABLE
 
 ALONE = Processes(1)
 AMBIGUOUS = "pictures whose name fits several files"
@@ -121,11 +117,19 @@ class TableWriter:
         """Draw the splits of the rows that have none, all at once, and write the rows."""
         drawn = iter(self._draw([rows for rows in self._waiting if "" in rows.splits]))
         for rows in self._waiting:
-            splits = [split or next(drawn) for split in rows.splits]
-            own = compress(splits, [not given for given in rows.splits])
-            self.counts.update(zip(repeat("drawn"), own))  # tuples that zip makes are counted without Python's loop
+            given = any(rows.splits)
+            splits = [split or next(drawn) for split in rows.splits] if given else [*islice(drawn, rows.rows)]
+            self._count_each("drawn", [*compress(splits, [not split for split in rows.splits])])
             self._write_rows(rows, splits)
         self._waiting = []
+
+    def _count_each(self, what: str, splits: Sequence[str], *more: Sequence[str]) -> None:
+        """Count each combination of a split and what else rows have; without a tuple a row if all have the same."""
+        if all(len({*column}) == 1 for column in more):
+            rest = [column[0] for column in more]
+            self.counts.update({(what, split, *rest): splits.count(split) for split in dict.fromkeys(splits)})
+        else:
+            self.counts.update(zip(repeat(what), splits, *more))
 
     def _draw(self, waiting: list[Block]) -> list[str]:
         """The splits of the rows that have none."""
@@ -192,18 +196,23 @@ class TableWriter:
     def _add_pictures(self, rows: Block, splits: list[str]) -> Sequence[int]:
         """Write the pictures that are new; the number of each row's picture."""
         numbers, new, joined = self.pictures.add(rows.images, splits)
-        of, strata = ([column[row] for row in joined] for column in (splits, rows.strata))
-        self.counts.update(zip(repeat("splits"), of))
-        self.counts.update(zip(repeat("strata"), of, strata))
-        self._images.writelines(self._image_lines(rows, new, numbers))
+        of, strata = (_chosen(column, joined) for column in (splits, rows.strata))
+        self._count_each("splits", of)
+        self._count_each("strata", of, strata)
+        self._images.write("".join(self._image_lines(rows, new, numbers)))
         return numbers
 
-    def _image_lines(self, rows: Block, new: Sequence[int], numbers: Sequence[int]) -> Iterator[str]:
-        known = any(rows.files) or rows.contents.count(None) < rows.rows
-        for row in new:
-            group = rows.groups[row]
-            file = "" if self.has_pixels else f"\t{self._file(rows.contents[row], rows.files[row]) if known else ''}"
-            yield f"{rows.images[row]}\t{numbers[row] if group is None else group}\t{rows.strata[row]}{file}\n"
+    def _image_lines(self, rows: Block, new: Sequence[int], numbers: Sequence[int]) -> list[str]:
+        names, numbers, groups, strata = (
+            _chosen(column, new) for column in (rows.images, numbers, rows.groups, rows.strata)
+        )
+        if groups.count(None) < len(groups):
+            numbers = [number if group is None else group for number, group in zip(numbers, groups, strict=True)]
+        files: Iterable[str] = repeat("" if self.has_pixels else "\t")
+        if not self.has_pixels and (any(rows.files) or rows.contents.count(None) < rows.rows):
+            files = (f"\t{self._file(rows.contents[row], rows.files[row])}" for row in new)
+        cells = zip(names, numbers, strata, files, strict=False)
+        return [f"{name}\t{number}\t{stratum}{file}\n" for name, number, stratum, file in cells]
 
     def _add_captions(self, rows: Block, splits: list[str], pictures: Sequence[int]) -> None:
         images, numbers, of = (self._for_texts(rows, column) for column in (rows.images, pictures, splits))
@@ -213,7 +222,7 @@ class TableWriter:
             kept = list(map(self.cleaner.keeps_caption, images, rows.languages, rows.texts, rows.reasons))
             columns = [[*compress(column, kept)] for column in columns]
         self.captions.write(columns, rows.hashes_N[kept])
-        self.counts.update(zip(repeat("captions"), columns[2], columns[1]))
+        self._count_each("captions", columns[2], columns[1])
         if self.uncaptioned or 0 in rows.counts or not all(kept):
             self._list_uncaptioned(rows, splits, pictures, kept)
 
@@ -273,6 +282,11 @@ class TableWriter:
 
     def _write(self, table: IO[str], cells: Iterable[object]) -> None:
         table.write("\t".join(map(str, cells)) + "\n")
+
+
+def _chosen(column: Sequence[Any], rows: Sequence[int]) -> Sequence[Any]:
+    """What some rows have in a column."""
+    return column if len(rows) == len(column) else [column[row] for row in rows]
 
 
 def _example(row: Block) -> str:

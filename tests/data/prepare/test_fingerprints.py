@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from mclip_kit.data import hashes as hashing
 from mclip_kit.data.hashes import hash_contents, hash_pictures, hash_texts
+from mclip_kit.data.prepare import fingerprints
 from mclip_kit.data.prepare.fingerprints import FingerprintWriter
+from mclip_kit.engine.local import Processes
 
 SAME = {
     "case": ["A man, riding a Horse.", "a man riding a horse", "A MAN RIDING A HORSE!"],
@@ -122,3 +124,24 @@ def test_half_a_hash_of_a_killed_process_goes_when_writing_goes_on(tmp_path):
     with FingerprintWriter(tmp_path) as writer:
         writer.add("train", "texts", numbers(2))
     assert np.fromfile(tmp_path / "fingerprints/train.texts.u64", "<u8").tolist() == [1, 2]
+
+
+def test_pictures_without_a_file_need_no_process(tmp_path, monkeypatch):
+    rows = [f"{number}.jpg\t{number}\tall\t\n" for number in range(600)] + ["http://a/1.jpg\t600\tall\t\n"]
+    (tmp_path / "images.tsv").write_text("".join(["image\tgroup\tstratum\tfile\n", *rows]), encoding="utf-8")
+    monkeypatch.setattr(fingerprints, "LARGE", 0)
+    monkeypatch.setattr(Processes, "map", lambda *_: pytest.fail("processes were started"))
+    hashed, keys_N2 = fingerprints.hash_picture_table(tmp_path, 601, None, Processes(2), missing=601)
+    assert np.flatnonzero(hashed["pictures"]).tolist() == [600]
+    assert not hashed["contents"].any()
+    assert not keys_N2.any()
+    assert (hashed["contents"].shape, keys_N2.shape) == ((601,), (601, 2))
+
+
+def test_a_file_among_pictures_without_one_is_hashed(tmp_path):
+    (tmp_path / "b.jpg").write_bytes(b"one")
+    rows = ["a.jpg\t0\tall\t\n", "b.jpg\t1\tall\tb.jpg\n", "c.jpg\t2\tall\tlost.jpg\n"]
+    (tmp_path / "images.tsv").write_text("".join(["image\tgroup\tstratum\tfile\n", *rows]), encoding="utf-8")
+    hashed, keys_N2 = fingerprints.hash_picture_table(tmp_path, 3, None, 1, missing=1)
+    assert hashed["contents"].tolist() == hash_contents([b"", b"one", b""]).tolist()
+    assert keys_N2.any(1).tolist() == [False, True, False]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mclip_kit.data.bitext import raw_text
-from mclip_kit.data.corpora import Content, Row
+from mclip_kit.data.corpora import Content, Corpus, Row
 from mclip_kit.data.corpora.source import Source
 from mclip_kit.data.hashes import hash_texts
 from mclip_kit.data.prepare.parallel_text import side_prefixes
@@ -123,6 +123,28 @@ def test_a_pair_loses_both_sides_and_lines_stay_together(tmp_path):
         "texts with control characters, now without": 1,
     }
     assert tables.counted()["sentence_pairs"] == {"train": {"en-de": 2}}
+
+
+@pytest.mark.parametrize("last", [("en", "e"), ("fr", "")], ids=["alike", "not alike"])
+def test_rows_that_are_alike_are_paired_as_one_by_one(tmp_path, last):
+    splits = ["train", "test", "train", "valid"]
+    rows = [
+        Row(split, [("de", f"d{n}"), ("en", f"e{n}"), ("fr", f"f{n}")], parallel=True) for n, split in enumerate(splits)
+    ]
+    rows.append(Row("test", [("de", "d"), ("fr", "f"), last], parallel=True))
+    found = []
+    for name, several in {"together": [rows], "one by one": [[row] for row in rows]}.items():
+        with TableWriter(tmp_path / name / "data", declared(), Source(None), False) as tables:
+            for some in several:
+                add(tables, some)
+        found.append((bitext(tmp_path / name), [*tables.pairs.items()], tables.counted()))
+    assert found[0] == found[1]
+    assert found[0][0]["train.en-de.de.txt"] == ["d0", "d2"]
+    assert list(tables.pairs)[:3] == [("train", "en", "de"), ("train", "en", "fr"), ("test", "en", "de")]
+
+
+def declared() -> Corpus:
+    return tiny.declaration().model_copy(update={"languages": ["en", "de", "fr"]})
 
 
 def test_a_picture_of_several_splits_is_one_picture(tmp_path):
