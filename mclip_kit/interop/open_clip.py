@@ -28,7 +28,8 @@ from mclip_kit.files import follow_umask, write_json
 from mclip_kit.interop.export import Format
 from mclip_kit.interop.open_clip_text import student_text
 from mclip_kit.interop.push import is_repo
-from mclip_kit.models.clip import CONFIG, TEXT, WEIGHTS
+from mclip_kit.layout import CLIP_CONFIG, CLIP_WEIGHTS
+from mclip_kit.models.clip import TEXT
 from mclip_kit.models.freezing import evaluating
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import StateDict
@@ -80,7 +81,7 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
     """
     tower = options["tower"]
     state, config, encoder_config = {"student": _student, "teacher": _teacher}[tower](model, options["context"])
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / CLIP_WEIGHTS, {"format": "pt"})
     follow_umask(folder)
     tokenizer = model.clip[0].tokenizer
     if tower == "student":
@@ -97,7 +98,7 @@ def write(model: MultilingualClip, folder: Path, options: Mapping[str, Any]) -> 
             encoder_config.save_pretrained(folder)
     facts = {"text_cleaning": model.text_cleaning, "pictures": model.clip[0].pictures.model_dump()}
     content = {"model_cfg": config, "preprocess_cfg": model.clip[0].preprocess}
-    write_json(folder / CONFIG, {**content, "mclip_kit": facts})  # open_clip reads the first two
+    write_json(folder / CLIP_CONFIG, {**content, "mclip_kit": facts})  # open_clip reads the first two
 
 
 def notes(model: MultilingualClip, options: Mapping[str, Any]) -> list[str]:

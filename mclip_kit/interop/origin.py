@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mclip_kit import layout
 from mclip_kit.interop.facts import Facts, is_new
-from mclip_kit.models.clip import WEIGHTS, Clip, Origin
+from mclip_kit.models.clip import Clip, Origin
 
 TOWER = "visual."
 """Of the names of an image tower's weights, in open_clip's files."""
@@ -39,7 +39,7 @@ def images(clip: Clip, folder: Path) -> Facts:
     """
     if clip.origin is None:
         return {}
-    with safe_open(folder / layout.CLIP / WEIGHTS, "pt") as file:
+    with safe_open(folder / layout.CLIP / layout.CLIP_WEIGHTS, "pt") as file:
         names = [name for name in file.keys() if name.startswith(TOWER)]  # noqa: SIM118  it is no dict
         saved = _digest((name.removeprefix(TOWER), file.get_tensor(name)) for name in names)
     name, before, pictures = clip.origin

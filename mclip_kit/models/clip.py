@@ -37,7 +37,6 @@ from mclip_kit.models.safe_load import UNFIT, plain_values, read_pickle, refusal
 from mclip_kit.models.text_encoder import config_for_hash
 from mclip_kit.storage import fetch, place
 
-WEIGHTS, CONFIG = CLIP_WEIGHTS, CLIP_CONFIG
 TEXT = "text"  # in a folder that we write: the config of a Hugging Face text tower
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # entries of OpenAI's files that are no weights
 SAFE_FORMATS = (".safetensors", ".npz", ".npy")  # of open_clip and big_vision: no pickle inside
@@ -135,14 +134,14 @@ class Clip(nn.Module):
     def save(self, folder: Path) -> None:
         """Write a folder that open_clip loads as `local-dir:FOLDER`."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        with write_whole(folder / WEIGHTS) as temporary:
+        with write_whole(folder / CLIP_WEIGHTS) as temporary:
             save_file(state, temporary, {"format": "pt"})
         if isinstance(self.tokenizer, HFTokenizer):  # open_clip looks for its files next to the config
             self.tokenizer.save_pretrained(folder)
         if isinstance(self.model.text, HFTextEncoder):
             self.model.text.config.save_pretrained(folder / TEXT)
         config = {**self.config, "custom_text": True}
-        write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": self.preprocess})
+        write_json(folder / CLIP_CONFIG, {"model_cfg": config, "preprocess_cfg": self.preprocess})
 
 
 def build_clip(model: str | dict[str, Any], weights: str | None = None) -> Clip:
@@ -225,11 +224,11 @@ def from_openai(state: dict[str, Tensor], where: str, config: dict[str, Any] | N
 
 def clip_from_folder(folder: Path) -> Clip:
     """A CLIP from a folder in open_clip's format; CheckpointError if a file is missing, damaged, or does not fit."""
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder / CONFIG}: missing; local-dir: takes a folder in open_clip's format")
+    if not (folder / CLIP_CONFIG).is_file():
+        raise CheckpointError(f"{folder / CLIP_CONFIG}: missing; local-dir: takes a folder in open_clip's format")
     name = f"local-dir:{folder}"
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+        config = json.loads((folder / CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         options = {"force_custom_text": True, "require_pretrained": True, **_own_text(config, folder)}
         asks_hub = config["text_cfg"].get("hf_model_name") and not (folder / TEXT).is_dir()
         with offline_unless_hub_answers() if asks_hub else nullcontext(), plain_values():

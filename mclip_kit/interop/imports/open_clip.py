@@ -28,7 +28,8 @@ from mclip_kit.interop.imports.source import (
     without_pooler,
 )
 from mclip_kit.interop.open_clip_text import ENCODERS
-from mclip_kit.models.clip import CONFIG, Clip
+from mclip_kit.layout import CLIP_CONFIG
+from mclip_kit.models.clip import Clip
 from mclip_kit.models.hub import hub_answers, quiet_transformers
 from mclip_kit.models.multilingual_clip import MultilingualClip
 from mclip_kit.models.safe_load import UNFIT
@@ -67,7 +68,7 @@ def import_open_clip(place: str | Path, pretrained: str | None = None) -> Multil
     folder = Path(name.removeprefix("local-dir:"))
     if folder.is_dir():
         model.trained_languages = languages(folder)
-        _own_facts(model, folder / CONFIG)
+        _own_facts(model, folder / CLIP_CONFIG)
     return model
 
 
