@@ -9,7 +9,8 @@
 - search: in an index of the quickstart's pictures, until the first picture is printed
 
 Beside each is its floor, which is Python with nothing but the packages that it needs: `python -c "import torch"`, and
-so on. All are fresh processes, in turns. CPU is that of the process and of those that it waited for, until it was
+so on. All are fresh processes, in turns, and keep compiled modules as Python does unless it is told not to
+(PYTHONDONTWRITEBYTECODE). CPU is that of the process and of those that it waited for, until it was
 stopped; other work on the machine lengthens it less than the wall clock.
 
 FOLDER is where `make demo` has run; the repository, without the option. Nothing is written there but
@@ -64,7 +65,8 @@ def first(command: list[str], ready: Ready, folder: Path, cpu: dict[str, list[fl
     """Seconds until a command is ready; it is killed then. Its seconds of CPU go to a list."""
     with open(folder / f"{name}.log", "wb") as errors:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=folder)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=folder, env=environment)
         found = ready(process)
         took = time.perf_counter() - began
         os.kill(process.pid, signal.SIGKILL)  # Popen would look whether it has ended, and take what wait4 reports
