@@ -58,13 +58,19 @@ def importing() -> Iterator[None]:
 
     torch and transformers make a million objects that stay. Looking through them while they come, and when the command
     ends, takes a third of the time that the imports take. Processes that are forked later share the pages, too.
+    wandb looks as if it were not installed: timm would import it, for half a second, and use it in a script alone.
     """
     gc.disable()
+    hidden = "wandb" not in sys.modules
+    if hidden:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
         yield
         gc.freeze()
     finally:
         gc.enable()
+        if hidden:
+            del sys.modules["wandb"]
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Labels(Sequence[str]):
                 found = chunk.dictionary_encode()
                 numbers = [number_of.setdefault(name, len(number_of)) for name in found.dictionary.to_pylist()]
                 dtype = np.min_scalar_type(-max(1, len(number_of)))
-                codes.append(np.array(numbers, dtype)[found.indices.to_numpy()])
+                codes.append(np.array(numbers, dtype)[np.from_dlpack(found.indices)])
         return cls(np.concatenate(codes), list(number_of))
 
     def __len__(self) -> int:
@@ -151,7 +151,9 @@ class Strings(Sequence[str]):
         for number in np.unique(number_N):
             places = np.flatnonzero(number_N == number)
             start = self._stops[number - 1] if number else 0
-            found = self._chunks[int(number)].take(pa.array(rows[places] - start, pa.int64()))
+            rows_of_chunk = np.ascontiguousarray(rows[places] - start, np.int64)
+            own = pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(rows_of_chunk)])
+            found = self._chunks[int(number)].take(own)
             yield places, found.cast(pa.large_string())
 
 
@@ -196,8 +198,12 @@ def open_columns(path: Path, schema: pa.Schema, validate: bool = True) -> pa.Tab
 
 
 def as_array(column: pa.ChunkedArray) -> np.ndarray:
-    """Numbers of a column; they are not copied if the column is one block."""
-    return np.asarray(column.combine_chunks().to_numpy() if column.num_chunks != 1 else column.chunk(0).to_numpy())
+    """Numbers of a column; they are not copied if the column is one block.
+
+    `to_numpy` would import pandas where it is installed, which takes long; `pyarrow.array` would, too.
+    """
+    chunks = column.chunks if column.num_chunks == 1 else [pa.concat_arrays([pa.nulls(0, column.type), *column.chunks])]
+    return np.from_dlpack(chunks[0])
 
 
 def as_keys(column: pa.ChunkedArray) -> np.ndarray:

@@ -66,7 +66,7 @@ def open_tables(folder: Path) -> Tables:
     hashed = check_files(folder, names)  # first: Arrow trusts what it maps
     images = _open(folder / IMAGES, OF_IMAGES, IMAGES not in hashed)
     captions = _open(folder / CAPTIONS, OF_CAPTIONS, CAPTIONS not in hashed)
-    uncaptioned = pa.schema(OF_UNCAPTIONED).empty_table()
+    uncaptioned = pa.Table.from_batches([], pa.schema(OF_UNCAPTIONED))
     if there:
         uncaptioned = _open(folder / UNCAPTIONED, OF_UNCAPTIONED, UNCAPTIONED not in hashed)
     for name, table in ((CAPTIONS, captions), (UNCAPTIONED, uncaptioned)):
@@ -87,7 +87,7 @@ def _check_rows(path: Path, table: pa.Table, images: int) -> None:
     """DataError if a row is of a picture that is not there."""
     row = 0
     for chunk in table["image"].chunks:
-        numbers_N = chunk.to_numpy()
+        numbers_N = np.from_dlpack(chunk)
         if len(numbers_N) and (numbers_N.min() < 0 or numbers_N.max() >= images):
             row += int(np.argmax((numbers_N < 0) | (numbers_N >= images)))
             raise DataError(f"{path} row {row}: its image is not in images.arrow; prepare it with --again")

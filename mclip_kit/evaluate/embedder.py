@@ -14,6 +14,7 @@ from mclip_kit.data.captions import Captions
 from mclip_kit.features.cache import FeatureCache
 from mclip_kit.features.extract import FrozenTowers
 from mclip_kit.features.filling import NoRoom
+from mclip_kit.features.hashing import hash_towers
 from mclip_kit.features.item_format import NonfiniteOutput
 from mclip_kit.features.students import student_embeddings
 from mclip_kit.models.device import autocast
@@ -38,6 +39,11 @@ class Embedder:
         self._model, self.cache, self._dims = model, cache, dims
         self._frozen = FrozenTowers(model, cache)
         self.log = cache.log
+
+    def hash_towers(self) -> None:
+        """Hash the weights of all towers whose features are kept at once, each in a thread, rather than when needed."""
+        kept = [tower for tower in ("encoder", "image", "teacher_text") if self.cache.is_persistent(tower)]
+        hash_towers(self._model, kept, self.cache.weights)
 
     def log_nonfinite(self, tower: str, embedding_ND: np.ndarray) -> None:
         """Log how many embeddings of a tower are non-finite, if any."""

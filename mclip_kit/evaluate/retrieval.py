@@ -176,6 +176,8 @@ def evaluate(
     rows_Q = captions.select(split, languages)
     cache = cache or FeatureCache()
     embed = GatheredEmbedder(model, cache, parts) if parts else Embedder(model, cache, dims)
+    if not parts:
+        embed.hash_towers()
     scored = _scorer(embed, captions, split, protocol)
     found = scored(tower, rows_Q)
     if languages == "all":

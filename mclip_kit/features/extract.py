@@ -236,10 +236,8 @@ class FrozenTowers:
 
     def weights(self, tower: str) -> str:
         """A hash of a tower's weights, computed once until the cache drops the tower."""
-        known = self.cache.weights
-        if tower not in known:
-            known[tower] = hashing.hash_weights(getattr(self.model, tower))
-        return known[tower]
+        hashing.hash_towers(self.model, [tower], self.cache.weights)
+        return self.cache.weights[tower]
 
     def _table(
         self, tower: str, kind: str, width: int, facts: Callable[[], dict[str, Any]], variant: str = ""

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from torch import Tensor, nn
 def hash_facts(facts: dict[str, Any]) -> str:
     """A hash of facts, such as all that decide a tower's output: 16 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def hash_towers(model: nn.Module, towers: Iterable[str], known: dict[str, str]) -> None:
+    """Add to `known` the hash of the weights of each tower of a model that it lacks; each is hashed in a thread."""
+    missing = [tower for tower in dict.fromkeys(towers) if tower not in known]
+    with ThreadPoolExecutor() as pool:
+        known |= zip(missing, pool.map(lambda tower: hash_weights(getattr(model, tower)), missing), strict=True)
 
 
 def hash_weights(module: nn.Module) -> str:

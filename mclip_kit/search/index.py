@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from mclip_kit import __version__
+from mclip_kit.data.columns import as_array
 from mclip_kit.errors import MALFORMED, CheckpointError, DataError, first_line
 from mclip_kit.files import hash_files, write_json, write_whole
 from mclip_kit.interop.vector_files import TEXTS
@@ -250,7 +251,7 @@ def _recall(
 
 def gone_of(rows: pa.Table) -> np.ndarray:
     """Numbers of the vectors that are not found any more, int64."""
-    return np.flatnonzero(rows["gone"].to_numpy())
+    return np.flatnonzero(as_array(rows["gone"].cast(pa.uint8())))
 
 
 def nearest(index: Any, queries_QD: np.ndarray, top: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from mclip_kit.data.corpora.source import File
 from mclip_kit.data.manifest import identity
 from mclip_kit.errors import CheckpointError
 from mclip_kit.features.cache import FeatureCache
-from mclip_kit.features.extract import FrozenTowers
+from mclip_kit.features.hashing import hash_towers
 from mclip_kit.storage import fetch
 from mclip_kit.train.checkpoint import TrainState, checkpoints, newest, versions
 from mclip_kit.urls import named, with_urls
@@ -76,11 +76,9 @@ def inputs_of(recipe: Recipe, model: Any, cache: FeatureCache) -> dict[str, str]
     folders = [*recipe.data.bitexts, *filter(None, [recipe.data.captions])]
     found = {named(folder): identity(Path(folder)) for folder in dict.fromkeys(folders)}
     found |= {named(path): File(Path(path)).sha256() for path in recipe.data.unpaired.values()}
-    towers = FrozenTowers(model, cache)
-    for tower, source in recipe.sources.items():
-        if source != "new" and hasattr(model, tower):
-            found[with_urls(f"{tower} {source}")] = towers.weights(tower)
-    return found
+    towers = {tower: source for tower, source in recipe.sources.items() if source != "new" and hasattr(model, tower)}
+    hash_towers(model, towers, cache.weights)
+    return found | {with_urls(f"{tower} {source}"): cache.weights[tower] for tower, source in towers.items()}
 
 
 def find_start(
