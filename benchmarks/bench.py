@@ -5,9 +5,9 @@
 `bench_table.py` says which scripts there are. Each runs as a process with a time limit, alone: other work on the
 machine makes the spread wider, and its load is kept with the figures. What was measured is in
 benchmarks/results/NAME.json: the ratio of every round, median, least, most, goal, machine, versions, command. Without
-names, what has no such file yet is measured, or whose options have changed; after an interruption the same command
-continues. `--again NAME` measures once more, keeps the medians of before, and says whether the new one is within their
-spread.
+names, what has no such file yet is measured, or has other options or figures now; after an interruption the same
+command continues. `--again NAME` measures once more, keeps the medians of before, and says whether the new one is
+within their spread.
 `--page` only writes the page. `--smoke` runs the small form of each script; its figures go to build/bench-smoke and not
 to the page.
 
@@ -174,8 +174,8 @@ def history(old: dict[str, Any], command: str) -> list[dict[str, Any]]:
 def compared(result: dict[str, Any]) -> Iterator[str]:
     """A line for each figure that was measured before: whether the medians are within the spread of one another."""
     for old in result["earlier"][-1:]:
-        for name, now in result["figures"].items():
-            before = old["figures"][name]
+        for name in result["figures"].keys() & old["figures"].keys():
+            before, now = old["figures"][name], result["figures"][name]
             side = "within" if bench_page.alike(before, now) else "OUTSIDE"
             yield f"  {name} on {old['date']}: {bench_page.spread(before)}, {side} the spread"
 
@@ -183,9 +183,13 @@ def compared(result: dict[str, Any]) -> Iterator[str]:
 def chosen(names: list[str], again: list[str], folder: Path, smoke: bool) -> list[Bench]:
     """The scripts to measure."""
     wanted = [bench for bench in BENCHES if not (names or again) or bench.script in (*names, *again)]
-    return [
-        bench for bench in wanted if bench.script in again or kept(folder, bench).get("command") != typed(bench, smoke)
-    ]
+    return [bench for bench in wanted if bench.script in again or not is_measured(bench, kept(folder, bench), smoke)]
+
+
+def is_measured(bench: Bench, result: dict[str, Any], smoke: bool) -> bool:
+    """Whether a result is of the script's options and has all its figures."""
+    same = result.get("command") == typed(bench, smoke)
+    return same and result["figures"].keys() == bench.figures.keys()
 
 
 def kept(folder: Path, bench: Bench) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _cells(result: dict[str, Any], name: str, letters: dict[str, str]) -> list[s
         return UNKNOWN
     side = "at least" if figure["better"] == "higher" else "at most"
     day = f"{letters[_computer(result)]}, {result['date']}"
-    before = "; ".join(_before(old, name, figure) for old in result["earlier"][-1:])
+    before = _before(result["earlier"], name, figure)
     return [
         f"{spread(figure)}, {len(figure['rounds'])}",
         before,
@@ -81,9 +81,12 @@ def _cells(result: dict[str, Any], name: str, letters: dict[str, str]) -> list[s
     ]
 
 
-def _before(old: dict[str, Any], name: str, now: dict[str, Any]) -> str:
-    before = old["figures"][name]
-    return f"{spread(before)}, {old['date']}" + ("" if alike(before, now) else ", **outside**")
+def _before(earlier: list[dict[str, Any]], name: str, now: dict[str, Any]) -> str:
+    """The latest of the results of before that has the figure; empty if none has."""
+    for old in reversed(earlier):
+        if before := old["figures"].get(name):
+            return f"{spread(before)}, {old['date']}" + ("" if alike(before, now) else ", **outside**")
+    return ""
 
 
 def spread(figure: dict[str, Any]) -> str:

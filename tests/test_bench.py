@@ -118,9 +118,16 @@ def test_a_median_outside_the_spread_is_named(bench: ModuleType) -> None:
     assert "within the spread" in next(bench.compared(result(first, 2.5, 2.9, 4)))
     outside = result(first, 3.5, 3.9, 4)
     assert "OUTSIDE" in next(bench.compared(outside))
-    assert bench.bench_page._before(outside["earlier"][0], "a", outside["figures"]["a"]).endswith("**outside**")
+    assert bench.bench_page._before(outside["earlier"], "a", outside["figures"]["a"]).endswith("**outside**")
     assert [old["figures"]["a"]["median"] for old in bench.history(outside, "python a.py")] == [2, 3.9]
     assert not bench.history(outside, "python a.py --rounds 9"), "other options, another figure"
+    more = result(outside, 4)
+    more["figures"]["b"] = more["figures"]["a"]  # type: ignore[index]
+    assert [line.split()[0] for line in bench.compared(more)] == ["a"], "b is new"
+    assert bench.bench_page._before(more["earlier"], "b", more["figures"]["b"]) == ""  # type: ignore[index]
+    row = bench.Bench("a", "start-up", {"a": "one", "b": "two"})
+    assert bench.is_measured(row, more | {"command": row.command}, False)
+    assert not bench.is_measured(row, outside | {"command": row.command}, False), "b is missing"
 
 
 def test_an_unknown_name_is_one_line(
