@@ -173,9 +173,10 @@ def history(old: dict[str, Any], command: str) -> list[dict[str, Any]]:
 
 def compared(result: dict[str, Any]) -> Iterator[str]:
     """A line for each figure that was measured before: whether the medians are within the spread of one another."""
-    for old in result["earlier"][-1:]:
-        for name in result["figures"].keys() & old["figures"].keys():
-            before, now = old["figures"][name], result["figures"][name]
+    for name, now in result["figures"].items():
+        old = bench_page.latest(result["earlier"], name)
+        if old is not None:
+            before = old["figures"][name]
             side = "within" if bench_page.alike(before, now) else "OUTSIDE"
             yield f"  {name} on {old['date']}: {bench_page.spread(before)}, {side} the spread"
 

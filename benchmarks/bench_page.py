@@ -81,12 +81,17 @@ def _cells(result: dict[str, Any], name: str, letters: dict[str, str]) -> list[s
     ]
 
 
+def latest(earlier: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """The latest of the results of before that has a figure."""
+    return next((old for old in reversed(earlier) if name in old["figures"]), None)
+
+
 def _before(earlier: list[dict[str, Any]], name: str, now: dict[str, Any]) -> str:
-    """The latest of the results of before that has the figure; empty if none has."""
-    for old in reversed(earlier):
-        if before := old["figures"].get(name):
-            return f"{spread(before)}, {old['date']}" + ("" if alike(before, now) else ", **outside**")
-    return ""
+    old = latest(earlier, name)
+    if old is None:
+        return ""
+    before = old["figures"][name]
+    return f"{spread(before)}, {old['date']}" + ("" if alike(before, now) else ", **outside**")
 
 
 def spread(figure: dict[str, Any]) -> str:
